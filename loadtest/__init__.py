@@ -1,0 +1,1 @@
+"""Load tests: what `locust -f loadtest/` runs."""

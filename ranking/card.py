@@ -1,0 +1,104 @@
+"""The score card: `ranker.json` beside every checkpoint. Whoever loads a checkpoint checks it and refuses a mismatch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ranking.errors import InputError
+
+CARD_NAME = "ranker.json"
+CARD_VERSION = 1
+
+
+@dataclass
+class ScoreCard:
+    """What a checkpoint is and how its scores are to be read.
+
+    Args:
+        role: what the checkpoint does; a pretrained decoder is "pretrained" until it has a score head
+        text_format: name of the text layout in ranking/text.py
+        format_version: version of that layout; a checkpoint is only used with the layout it was trained on
+        max_query_tokens: length limit of the query field, in tokens
+        max_title_tokens: length limit of the title field, in tokens
+        max_summary_tokens: length limit of the summary field, in tokens
+        head: "linear" (hidden state -> one logit), "none" for a pretrained decoder
+        pooling: which position's state is scored: "last_token" (the end-of-sequence token), "mean", or "cls"
+        score_mean: mean raw score on the dev split
+        score_spread: standard deviation of raw scores on the dev split
+        vocabulary: fingerprint of the tokenizer, from `fingerprint(tokenizer.json)`
+        base_model: what training started from
+        trained_on: name -> fingerprint of every dataset file used
+        metrics: dev metrics of the kept checkpoint, by name
+        calibration: optional monotone map from raw score to probability, as training/calibration.py writes it
+    """
+
+    role: Literal["pretrained", "teacher", "student", "baseline"]
+    text_format: str
+    format_version: int
+    max_query_tokens: int
+    max_title_tokens: int
+    max_summary_tokens: int
+    head: Literal["linear", "none"]
+    pooling: Literal["last_token", "mean", "cls"]
+    score_mean: float = 0.0
+    score_spread: float = 1.0
+    vocabulary: str = ""
+    base_model: str = ""
+    trained_on: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    version: int = CARD_VERSION
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ranker.json into a checkpoint folder."""
+        path = Path(folder) / CARD_NAME
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ScoreCard:
+        """Read ranker.json of a checkpoint folder. InputError if absent, unreadable or of another version."""
+        path = Path(folder) / CARD_NAME
+        if not path.is_file():
+            raise InputError(f"{folder}: no {CARD_NAME}; this is not a DisRanker checkpoint")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as problem:
+            raise InputError(f"{path}: cannot be read as JSON: {problem}") from problem
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: not a score card: a JSON object is expected")
+        if content.get("version") != CARD_VERSION:
+            raise InputError(f"{path}: card version {content.get('version')!r}, this release reads {CARD_VERSION}")
+        unknown = sorted(set(content) - {f.name for f in fields(cls)})
+        if unknown:
+            raise InputError(f"{path}: unknown keys {', '.join(unknown)}")
+        try:
+            return cls(**content)
+        except TypeError as problem:
+            raise InputError(f"{path}: {problem}") from problem
+
+    def require(self, folder: str | Path, *roles: str) -> ScoreCard:
+        """Return self if the role is one of roles, else InputError: a teacher must not pass for a student."""
+        if self.role not in roles:
+            raise InputError(f"{folder}: this checkpoint is a {self.role}, a {' or '.join(roles)} is needed")
+        return self
+
+
+def fingerprint(*paths: str | Path) -> str:
+    """First 16 hex digits of the SHA-256 of files' bytes (folders: every file below, with its relative name, sorted)."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        if not files:
+            raise InputError(f"{path}: nothing there to fingerprint")
+        for file in files:
+            if file != path:
+                digest.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:16]

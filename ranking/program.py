@@ -1,0 +1,150 @@
+"""One command line for every program: a dataclass of settings, an optional YAML file, flags that win over the file.
+
+    @dataclass
+    class Config:
+        \"\"\"Train the baseline on judgements.
+
+        Args:
+            data: dataset folder, as prepare_data wrote it
+            steps: optimiser steps; raise it for sets above 100k judgements
+        \"\"\"
+        data: Path
+        steps: int = 1000
+
+    if __name__ == "__main__":
+        run(main, Config, example="python -m training.train_baseline --data data/world --out runs/baseline")
+
+Flags are the field names with dashes. A bool needs no value (`--dry-run`, `--no-dry-run`), a list field may be repeated or
+given as commas (`--url a --url b`, `--url a,b`). Unknown flags and unknown YAML keys are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser
+
+from ranking.errors import InputError
+
+C = TypeVar("C")
+
+EXIT_BAD_INPUT = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse with dashes in flag names and one-line errors."""
+
+    def format_help(self) -> str:
+        return re.sub(r"--[a-z][a-z0-9_.]*", lambda flag: flag[0].replace("_", "-"), super().format_help())
+
+    def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
+        first = next((line for line in str(message).splitlines() if line.strip()), "bad arguments")
+        print(f"{self.prog}: error: {' '.join(str(message).split()) or first} (see --help)", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+
+def _program_name() -> str:
+    """The command as typed: `python -m training.evaluate` or `label_corpus.py`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec is not None else Path(sys.argv[0]).name
+
+
+def _field_types(config_class: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(config_class)
+    return {f.name: hints[f.name] for f in dataclasses.fields(config_class)}
+
+
+def _is_list(kind: Any) -> bool:
+    if typing.get_origin(kind) in (typing.Union, UnionType):
+        return any(_is_list(part) for part in typing.get_args(kind))
+    return kind is list or typing.get_origin(kind) is list
+
+
+def _normalise(argv: Sequence[str], types: dict[str, Any]) -> list[str]:
+    """Rewrite dashes, bare bools and repeated lists to jsonargparse's forms, and put --config first so that flags win."""
+    configs: list[str] = []
+    rest: list[str] = []
+    lists: dict[str, list[str]] = {}
+    pending = list(argv)
+    while pending:
+        word = pending.pop(0)
+        if not word.startswith("--") or word == "--":
+            rest.append(word)
+            continue
+        flag, equals, value = word[2:].partition("=")
+        name, dot, tail = flag.partition(".")
+        name = name.replace("-", "_")
+        if name == "config":
+            configs += ["--config", value if equals else pending.pop(0) if pending else ""]
+            continue
+        if name.startswith("no_") and types.get(name[3:]) is bool and not equals:
+            rest.append(f"--{name[3:]}=false")
+            continue
+        kind = types.get(name)
+        if kind is bool and not equals:
+            given = pending[0].lower() if pending else ""
+            rest.append(f"--{name}={pending.pop(0)}" if given in ("true", "false") else f"--{name}=true")
+        elif kind is not None and _is_list(kind):
+            values = [value] if equals else []
+            while not equals and pending and not pending[0].startswith("--"):
+                values.append(pending.pop(0))
+            if len(values) == 1 and values[0].startswith("["):
+                lists[name] = json.loads(values[0])
+            else:
+                lists.setdefault(name, []).extend(part for v in values for part in v.split(",") if part)
+        else:
+            rest.append(f"--{name}{dot}{tail}{equals}{value}")
+    for name, values in lists.items():
+        rest.append(f"--{name}={json.dumps(values)}")
+    return configs + rest
+
+
+def parse(config_class: type[C], argv: Sequence[str] | None = None, *, example: str = "", prog: str | None = None) -> C:
+    """Parse argv (default: the command line) into a config_class instance. Exits with 2 and one line on a bad flag or key."""
+    argv = sys.argv[1:] if argv is None else argv
+    prog = prog or _program_name()
+    summary = (config_class.__doc__ or "").strip().split("\n\n")[0]
+    parser = _Parser(prog=prog, description=summary, epilog=f"example: {example}" if example else None)
+    parser.add_argument("--config", action="config", help="YAML file of settings; flags win over it")
+    parser.add_class_arguments(config_class, None)
+    namespace = parser.parse_args(_normalise(argv, _field_types(config_class)))
+    values = parser.instantiate_classes(namespace).as_dict()
+    values.pop("config", None)
+    try:
+        return config_class(**{name: values[name] for name in _field_types(config_class)})
+    except ValueError as problem:  # raised by __post_init__ checks: the message names the field and the fix
+        parser.error(str(problem))
+
+
+def run(main: Callable[[C], int | None], config_class: type[C], *, example: str, argv: Sequence[str] | None = None):
+    """Parse, run, and turn InputError into one line on stderr. Exits the process with main's code (None is 0)."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    config = parse(config_class, argv, example=example)
+    try:
+        code = main(config) or 0
+    except InputError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = EXIT_BAD_INPUT
+    sys.exit(code)

@@ -1,0 +1,300 @@
+"""The tables that pass between stages: Arrow schemas and the checks made at every read (docs/data.md).
+
+A read never drops a row silently: a bad row either stops the program with its file, number and reason, or, with
+`on_bad_row="reject"`, goes to a rejects file beside a count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ranking.errors import DataError
+
+MAX_GRADE = 4
+MAX_FIELD_BYTES = 1 << 20  # a longer title or summary is a broken export, not a document
+
+_TEXT, _F32 = pa.string(), pa.float32()
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its Arrow schema, the columns that identify a row, and the columns whose text must not be blank."""
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    not_blank: tuple[str, ...]
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def _table(
+    name: str, key: str, columns: list[tuple[str, pa.DataType]], blank_ok: str = "title summary", **ranges
+) -> Table:
+    schema = pa.schema([pa.field(column, kind, nullable=False) for column, kind in columns])
+    texts = [column for column, kind in columns if kind == _TEXT and column not in blank_ok.split()]
+    return Table(name, schema, tuple(key.split()), tuple(texts), ranges)
+
+
+_DOCUMENT = [("title", _TEXT), ("summary", _TEXT)]
+_PAIR = [("query_id", _TEXT), ("doc_id", _TEXT)]
+_INFINITY = float("inf")
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        _table(
+            "events",
+            "request_id doc_id",
+            [
+                ("request_id", _TEXT), ("doc_id", _TEXT), ("user_id", _TEXT), ("timestamp", pa.timestamp("us", tz="UTC")),
+                ("query", _TEXT), *_DOCUMENT, ("position", pa.int32()), ("clicked", pa.bool_()),
+                ("dwell_seconds", _F32), ("arm", _TEXT),
+            ],
+            blank_ok="title summary arm",
+            position=(1, 1 << 30),
+            dwell_seconds=(0, _INFINITY),
+        ),
+        _table(
+            "clicks",
+            "query doc_id",
+            [("query", _TEXT), ("doc_id", _TEXT), *_DOCUMENT, ("weight", _F32)],
+            weight=(0, _INFINITY),
+        ),
+        _table(
+            "judgments",
+            "query_id doc_id",
+            [*_PAIR, ("query", _TEXT), *_DOCUMENT, ("grade", pa.int8())],
+            grade=(0, MAX_GRADE),
+        ),
+        _table("candidates", "query_id doc_id", [*_PAIR, ("query", _TEXT), *_DOCUMENT]),
+        _table("labels", "query_id doc_id", [*_PAIR, ("teacher_score", _F32), ("teacher_id", _TEXT)]),
+    )
+}  # fmt: skip
+
+
+@dataclass
+class BadRow:
+    """A row that its table refuses: 1-based row number in the file and the reason."""
+
+    row: int
+    reason: str
+
+
+def conform(table: Table, columns: pa.Table, path: str | Path) -> pa.Table:
+    """Select and cast a file's columns to the table's schema. DataError names a missing column or a wrong type.
+
+    Only lossless casts are made (int64 grades to int8, float64 to float32, dictionaries to strings); text is never
+    parsed into numbers here.
+    """
+    missing = [name for name in table.schema.names if name not in columns.column_names]
+    if missing:
+        raise DataError(path, f"no column {', '.join(missing)}; {table.name} has {', '.join(table.schema.names)}")
+    arrays = []
+    for wanted in table.schema:
+        column = columns.column(wanted.name)
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if _is_text(kind) != _is_text(wanted.type) or pa.types.is_boolean(kind) != pa.types.is_boolean(wanted.type):
+            raise DataError(path, f"column {wanted.name} is {column.type}, {wanted.type} is needed")
+        try:
+            # float64 to float32 rounds, which is meant; every other cast must keep the value
+            arrays.append(column.cast(wanted.type, safe=not pa.types.is_floating(wanted.type)))
+        except pa.ArrowInvalid as problem:
+            row = _first_uncastable(column, wanted.type)
+            raise DataError(path, f"column {wanted.name}: {problem}", row) from problem
+        except pa.ArrowNotImplementedError as problem:
+            raise DataError(path, f"column {wanted.name} is {column.type}, {wanted.type} is needed") from problem
+    # nullability is checked row by row in bad_rows, so that a null can be named and rejected
+    return pa.table(arrays, names=table.schema.names)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _first_uncastable(column: pa.ChunkedArray, kind: pa.DataType) -> int | None:
+    low, high = 0, len(column)
+    while high - low > 1:  # the first half that fails to cast holds the first bad row
+        middle = (low + high) // 2
+        try:
+            column.slice(low, middle - low).cast(kind)
+            low = middle
+        except pa.ArrowInvalid:
+            high = middle
+    return low + 1 if high > low else None
+
+
+def bad_rows(table: Table, rows: pa.Table, first_row: int = 1) -> list[BadRow]:
+    """Every row that breaks the table's promises on its own (nulls, blanks, NaN, ranges, huge fields), in row order.
+
+    rows: already conformed; first_row: the 1-based number of its first row. Duplicate keys: see duplicate_keys.
+    """
+    found: dict[int, str] = {}
+
+    def mark(mask: pa.ChunkedArray, reason: str) -> None:
+        if pc.any(mask).as_py():
+            for index in pc.indices_nonzero(mask).to_pylist():
+                found.setdefault(index, reason)
+
+    for name in table.schema.names:
+        column = rows.column(name)
+        if column.null_count:
+            mark(pc.is_null(column), f"{name} is null")
+            column = pc.fill_null(column, pa.scalar(_neutral(column.type), column.type))
+        if _is_text(column.type):
+            mark(
+                pc.greater(pc.binary_length(column), MAX_FIELD_BYTES), f"{name} is longer than {MAX_FIELD_BYTES} bytes"
+            )
+            if name in table.not_blank:
+                mark(pc.invert(pc.match_substring_regex(column, r"\S")), f"{name} is empty")
+        elif pa.types.is_floating(column.type):
+            mark(pc.invert(pc.is_finite(column)), f"{name} is NaN or infinite")
+        if name in table.ranges:
+            low, high = table.ranges[name]
+            outside = pc.or_(pc.less(column, low), pc.greater(column, high))
+            mark(pc.fill_null(outside, False), f"{name} is outside {low:g} to {high:g}")
+    return [BadRow(first_row + index, reason) for index, reason in sorted(found.items())]
+
+
+def _neutral(kind: pa.DataType):
+    return "-" if _is_text(kind) else 0
+
+
+def duplicate_keys(table: Table, rows: pa.Table, first_row: int = 1) -> list[BadRow]:
+    """Rows whose key stood in an earlier row of `rows`. Memory grows with rows; long streams check query by query."""
+    numbered = rows.select(table.key).append_column("_row", pa.array(range(len(rows)), pa.int64()))
+    firsts = numbered.group_by(list(table.key)).aggregate([("_row", "min")])
+    if len(firsts) == len(rows):
+        return []
+    keep = set(firsts.column("_row_min").to_pylist())
+    names = ", ".join(table.key)
+    return [BadRow(first_row + i, f"duplicate key ({names})") for i in range(len(rows)) if i not in keep]
+
+
+@dataclass
+class Rejects:
+    """Where refused rows go with on_bad_row="reject": a count, and a TSV of row number and reason beside the output."""
+
+    path: Path
+    count: int = 0
+
+    def add(self, source: str | Path, rows: list[BadRow]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not self.path.exists()
+        with self.path.open("a", encoding="utf-8") as stream:
+            if fresh:
+                stream.write("file\trow\treason\n")
+            stream.writelines(f"{source}\t{bad.row}\t{bad.reason}\n" for bad in rows)
+        self.count += len(rows)
+
+
+OnBadRow = Literal["stop", "reject"]
+
+
+def checked(
+    table: Table,
+    rows: pa.Table,
+    path: str | Path,
+    first_row: int = 1,
+    rejects: Rejects | None = None,
+    keys: bool = True,
+) -> pa.Table:
+    """rows with every promise of the table checked. Without rejects the first bad row raises DataError."""
+    rows = conform(table, rows, path)
+    bad = bad_rows(table, rows, first_row)
+    if keys:
+        known = {b.row for b in bad}
+        bad += [b for b in duplicate_keys(table, rows, first_row) if b.row not in known]
+        bad.sort(key=lambda b: b.row)
+    if bad and rejects is None:
+        more = f" ({len(bad) - 1} more bad rows)" if len(bad) > 1 else ""
+        raise DataError(path, bad[0].reason + more, bad[0].row)
+    if bad and rejects is not None:
+        rejects.add(path, bad)
+        refused = {b.row - first_row for b in bad}
+        rows = rows.take(pa.array([i for i in range(len(rows)) if i not in refused], pa.int64()))
+    return rows.cast(table.schema)
+
+
+def read_table(path: str | Path, name: str, rejects: Rejects | None = None) -> pa.Table:
+    """Read and check a whole Parquet table. DataError: unreadable or truncated file, wrong column, bad row, duplicate key."""
+    table = TABLES[name]
+    with _reading(path):
+        rows = pq.read_table(path)
+    return checked(table, rows, path, rejects=rejects)
+
+
+def iter_table(
+    path: str | Path, name: str, batch_rows: int = 65536, rejects: Rejects | None = None
+) -> Iterator[pa.Table]:
+    """Stream a Parquet table in checked pieces of at most batch_rows, memory bounded by one piece.
+
+    Keys are checked within each piece only; whoever streams a table whose keys must be unique overall checks by query.
+    """
+    table = TABLES[name]
+    with _reading(path):
+        file = pq.ParquetFile(path)
+        conform(table, file.schema_arrow.empty_table(), path)
+        row = 1
+        batches = file.iter_batches(batch_rows, columns=table.schema.names)
+    while True:
+        with _reading(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield checked(table, pa.Table.from_batches([batch]), path, first_row=row, rejects=rejects)
+        row += len(batch)
+
+
+@contextmanager
+def _reading(path: str | Path):
+    if not Path(path).exists():
+        raise DataError(path, "no such file")
+    try:
+        yield
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError) as problem:
+        raise DataError(path, f"cannot be read as Parquet: {' '.join(str(problem).split())}") from problem
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; on success it is flushed to disk and renamed into place, else removed.
+
+    A reader sees the old file or the whole new one, never a part.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        with aside.open("rb") as stream:
+            os.fsync(stream.fileno())
+        aside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_table(path: str | Path, name: str, pieces: pa.Table | Iterable[pa.Table]) -> int:
+    """Check and write a Parquet table, aside and renamed into place; a generator streams. Returns the row count."""
+    table = TABLES[name]
+    count = 0
+    with replacing(path) as aside, pq.ParquetWriter(aside, table.schema, compression="zstd") as writer:
+        for piece in [pieces] if isinstance(pieces, pa.Table) else pieces:
+            writer.write_table(checked(table, piece, path, first_row=count + 1))
+            count += len(piece)
+    return count

@@ -1,0 +1,232 @@
+"""The one place where (query, title, summary) becomes model input, for training and serving alike.
+
+Teacher, both training stages and the vLLM prompt:
+
+    Query: <query>\\nTitle: <title>\\nSummary: <summary></s>
+
+The query comes first, so that a prefix cache serves all candidates of a query; the end-of-sequence token comes last, and
+its state is the pair's representation. The teacher's input is a string, because the stock vLLM backend takes text.
+
+Student and baseline: `[CLS] query [SEP] title summary [SEP]` with token types 0 and 1, built from token ids.
+
+Every field is normalised (NFKC, control characters and line breaks to single spaces), has special-token text neutralised
+("</s>" in a document becomes "< /s>"), and is cut to its own token limit, so that a long query can never push the
+document or the final token out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from ranking.card import ScoreCard
+from ranking.errors import InputError
+
+TEACHER_FORMAT = "query-title-summary-eos"
+STUDENT_FORMAT = "cls-query-sep-title-summary-sep"
+FORMAT_VERSION = 1
+
+# An over-long field is cut to this many characters per allowed token before it is tokenised: 5 MB of text costs nothing.
+CHARACTERS_PER_TOKEN = 64
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\s]+")
+
+
+@dataclass(frozen=True)
+class FieldLimits:
+    """Token limits per field. The pair's length is bounded by their sum plus the layout's own few tokens."""
+
+    query: int = 32
+    title: int = 32
+    summary: int = 128
+
+    def __post_init__(self):
+        for name in ("query", "title", "summary"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} token limit is {getattr(self, name)}: at least 1 is needed")
+
+    @classmethod
+    def of_card(cls, card: ScoreCard) -> FieldLimits:
+        return cls(card.max_query_tokens, card.max_title_tokens, card.max_summary_tokens)
+
+
+def normalise(text: str) -> str:
+    """NFKC, lone surrogates replaced, control characters and runs of white space to one space, stripped."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode("utf-8"))
+    return _CONTROL.sub(" ", text).strip()
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The fast tokenizer of a checkpoint folder (tokenizer.json), with its stored truncation and padding switched off."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no tokenizer.json; a fast tokenizer is needed")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as problem:  # the Rust side raises plain Exception
+        raise InputError(f"{path}: cannot be read as a tokenizer: {problem}") from problem
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+class FieldCleaner:
+    """normalise() plus neutralised special tokens for one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        contents = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        # one character cannot be split by a space, and blank tokens are no danger: they carry no role
+        marks = sorted((c for c in contents if len(c.strip()) > 1), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, marks)), re.IGNORECASE) if marks else None
+
+    def __call__(self, text: str, token_limit: int) -> str:
+        text = normalise(text[: 4 * token_limit * CHARACTERS_PER_TOKEN])[: token_limit * CHARACTERS_PER_TOKEN]
+        while self._special is not None and self._special.search(text):
+            # repeated: a broken-up mark may leave another one behind ("<</s>/s>")
+            text = self._special.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
+        return text
+
+
+@dataclass(frozen=True)
+class TeacherText:
+    """One teacher input: the text, and the character where the document part (the text to predict in stage 1) starts."""
+
+    text: str
+    document_start: int
+
+
+class TeacherFormat:
+    """Turns fields into teacher text for one tokenizer. Light: needs `tokenizers` only, no torch or transformers.
+
+    tokenizer: the checkpoint's fast tokenizer; eos: its end-of-sequence token as text; limits: tokens per field.
+    InputError if eos is not one special token of the tokenizer, since the pair would then be pooled elsewhere.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos: str, limits: FieldLimits):
+        self.tokenizer, self.eos, self.limits = tokenizer, eos, limits
+        self._clean = FieldCleaner(tokenizer)
+        eos_id = tokenizer.token_to_id(eos)
+        if eos_id is None or tokenizer.encode(eos, add_special_tokens=False).ids != [eos_id]:
+            raise InputError(f"the end-of-sequence token {eos!r} is not one special token of the tokenizer")
+        self.eos_id = eos_id
+        # some tokenizers append it themselves; a second one would not be what training saw
+        self._appended = "" if tokenizer.encode("a").ids[-1] == eos_id else eos
+
+    @classmethod
+    def of_checkpoint(cls, folder: str | Path) -> TeacherFormat:
+        """The format of a teacher checkpoint folder, with the limits of its card. InputError on any mismatch."""
+        card = ScoreCard.load(folder).require(folder, "pretrained", "teacher")
+        _check_format(card, TEACHER_FORMAT, folder)
+        config_path = Path(folder) / "tokenizer_config.json"
+        try:
+            eos = json.loads(config_path.read_text(encoding="utf-8"))["eos_token"]
+        except (OSError, ValueError, KeyError) as problem:
+            raise InputError(f"{config_path}: no eos_token: {problem}") from problem
+        return cls(load_tokenizer(folder), eos["content"] if isinstance(eos, dict) else eos, FieldLimits.of_card(card))
+
+    def max_tokens(self) -> int:
+        """Upper bound of a pair's length in tokens: field limits, the layout's words, begin and end tokens."""
+        layout = self.tokenizer.encode(self._lay_out("", "", "").text).ids
+        # a space that belongs to no word may become a token of its own at each field
+        return sum((self.limits.query, self.limits.title, self.limits.summary)) + len(layout) + 3
+
+    def texts(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[TeacherText]:
+        """One TeacherText per row. The three sequences have one entry per pair."""
+        limits = self.limits
+        fields = [
+            *self._cut(queries, limits.query),
+            *self._cut(titles, limits.title),
+            *self._cut(summaries, limits.summary),
+        ]
+        n = len(queries)
+        return [self._lay_out(fields[i], fields[n + i], fields[2 * n + i]) for i in range(n)]
+
+    def _lay_out(self, query: str, title: str, summary: str) -> TeacherText:
+        prompt = f"Query: {query}\nTitle:"
+        return TeacherText(f"{prompt} {title}\nSummary: {summary}{self._appended}", len(prompt))
+
+    def _cut(self, raw: Sequence[str], limit: int) -> list[str]:
+        distinct = {text: self._clean(text, limit) for text in dict.fromkeys(raw)}
+        long = [text for text, clean in distinct.items() if len(clean) > limit or not clean.isascii()]
+        encoded = self.tokenizer.encode_batch([distinct[text] for text in long], add_special_tokens=False)
+        for text, encoding in zip(long, encoded):
+            distinct[text] = self._cut_one(distinct[text], encoding.offsets, limit)
+        return [distinct[text] for text in raw]
+
+    def _cut_one(self, text: str, offsets: list[tuple[int, int]], limit: int) -> str:
+        """Cut so that the text itself, tokenised again, has at most limit tokens: a cut can change the last merge."""
+        while len(offsets) > limit:
+            end = offsets[limit - 1][1]
+            if end >= len(text):  # several tokens share the last character: give it up
+                end = min(offsets[limit][0], len(text) - 1)
+            text = text[:end].rstrip()
+            offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        return text
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A student input without padding: token ids and token types (0 for [CLS] query [SEP], 1 for the document)."""
+
+    ids: list[int]
+    types: list[int]
+
+
+class StudentFormat:
+    """Turns fields into BERT inputs for one tokenizer: `[CLS] query [SEP] title summary [SEP]`.
+
+    Built from ids, not by the tokenizer's own pair template, so that every field keeps its own limit. The query is
+    tokenised once however many documents it has.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, limits: FieldLimits):
+        self.tokenizer, self.limits = tokenizer, limits
+        self._clean = FieldCleaner(tokenizer)
+        ids = {name: tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[PAD]")}
+        missing = [name for name, number in ids.items() if number is None]
+        if missing:
+            raise InputError(f"the tokenizer has no {', '.join(missing)}: not a BERT tokenizer")
+        self.cls_id, self.sep_id, self.pad_id = ids["[CLS]"], ids["[SEP]"], ids["[PAD]"]
+
+    @classmethod
+    def of_checkpoint(cls, folder: str | Path) -> StudentFormat:
+        """The format of a student or baseline checkpoint folder, with the limits of its card. InputError on a mismatch."""
+        card = ScoreCard.load(folder).require(folder, "student", "baseline")
+        _check_format(card, STUDENT_FORMAT, folder)
+        return cls(load_tokenizer(folder), FieldLimits.of_card(card))
+
+    def max_tokens(self) -> int:
+        return self.limits.query + self.limits.title + self.limits.summary + 3
+
+    def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
+        """One EncodedPair per row; the three sequences have one entry per pair."""
+        query_ids = self._field_ids(queries, self.limits.query)
+        title_ids = self._field_ids(titles, self.limits.title)
+        summary_ids = self._field_ids(summaries, self.limits.summary)
+        pairs = []
+        for query, title, summary in zip(query_ids, title_ids, summary_ids):
+            ids = [self.cls_id, *query, self.sep_id, *title, *summary, self.sep_id]
+            first = len(query) + 2
+            pairs.append(EncodedPair(ids, [0] * first + [1] * (len(ids) - first)))
+        return pairs
+
+    def _field_ids(self, raw: Sequence[str], limit: int) -> list[list[int]]:
+        distinct = list(dict.fromkeys(raw))
+        encoded = self.tokenizer.encode_batch_fast([self._clean(t, limit) for t in distinct], add_special_tokens=False)
+        ids = {text: encoding.ids[:limit] for text, encoding in zip(distinct, encoded)}
+        return [ids[text] for text in raw]
+
+
+def _check_format(card: ScoreCard, name: str, folder: str | Path) -> None:
+    if (card.text_format, card.format_version) != (name, FORMAT_VERSION):
+        raise InputError(
+            f"{folder}: text format {card.text_format!r} version {card.format_version}, "
+            f"this release writes {name!r} version {FORMAT_VERSION}; train again or use the matching release"
+        )

@@ -1,0 +1,1 @@
+"""Clicks and judgements in, checkpoints out: teacher, students, baseline, evaluation."""
