@@ -45,8 +45,8 @@ EXIT_INTERRUPTED = 130
 class _Parser(ArgumentParser):
     """jsonargparse with dashes in flag names and one-line errors."""
 
-    def format_help(self) -> str:
-        return re.sub(r"--[a-z][a-z0-9_.]*", lambda flag: flag[0].replace("_", "-"), super().format_help())
+    def format_help(self, *formatter: Any) -> str:
+        return re.sub(r"--[a-z][a-z0-9_.]*", lambda flag: flag[0].replace("_", "-"), super().format_help(*formatter))
 
     def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
         first = next((line for line in str(message).splitlines() if line.strip()), "bad arguments")

@@ -189,11 +189,12 @@ class StudentFormat:
     def __init__(self, tokenizer: Tokenizer, limits: FieldLimits):
         self.tokenizer, self.limits = tokenizer, limits
         self._clean = FieldCleaner(tokenizer)
-        ids = {name: tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[PAD]")}
-        missing = [name for name, number in ids.items() if number is None]
-        if missing:
+        names = ("[CLS]", "[SEP]", "[PAD]")
+        ids = [number for name in names if (number := tokenizer.token_to_id(name)) is not None]
+        if len(ids) < len(names):
+            missing = [name for name in names if tokenizer.token_to_id(name) is None]
             raise InputError(f"the tokenizer has no {', '.join(missing)}: not a BERT tokenizer")
-        self.cls_id, self.sep_id, self.pad_id = ids["[CLS]"], ids["[SEP]"], ids["[PAD]"]
+        self.cls_id, self.sep_id, self.pad_id = ids
 
     @classmethod
     def of_checkpoint(cls, folder: str | Path) -> StudentFormat:
