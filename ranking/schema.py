@@ -22,7 +22,7 @@ from ranking.errors import DataError
 MAX_GRADE = 4
 MAX_FIELD_BYTES = 1 << 20  # a longer title or summary is a broken export, not a document
 
-_TEXT, _F32 = pa.string(), pa.float32()
+_TEXT, _F32, _TIME = pa.string(), pa.float32(), pa.timestamp("us", tz="UTC")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ TABLES: dict[str, Table] = {
             "events",
             "request_id doc_id",
             [
-                ("request_id", _TEXT), ("doc_id", _TEXT), ("user_id", _TEXT), ("timestamp", pa.timestamp("us", tz="UTC")),
+                ("request_id", _TEXT), ("doc_id", _TEXT), ("user_id", _TEXT), ("timestamp", _TIME),
                 ("query", _TEXT), *_DOCUMENT, ("position", pa.int32()), ("clicked", pa.bool_()),
                 ("dwell_seconds", _F32), ("arm", _TEXT),
             ],
@@ -77,6 +77,33 @@ TABLES: dict[str, Table] = {
         ),
         _table("candidates", "query_id doc_id", [*_PAIR, ("query", _TEXT), *_DOCUMENT]),
         _table("labels", "query_id doc_id", [*_PAIR, ("teacher_score", _F32), ("teacher_id", _TEXT)]),
+        _table(  # one row per page that the A/B router served (docs/ab-log.md)
+            "exposures",
+            "request_id",
+            [
+                ("request_id", _TEXT), ("user_id", _TEXT), ("timestamp", _TIME), ("experiment", _TEXT), ("arm", _TEXT),
+                ("served_by", _TEXT), ("fallback", _TEXT), ("model_version", _TEXT), ("latency_ms", _F32),
+                ("query", _TEXT), ("query_length", pa.int32()), ("platform", _TEXT), ("segments", _TEXT),
+                ("forced", pa.bool_()), ("documents", pa.list_(_TEXT)), ("scores", pa.list_(_F32)),
+                ("teams", pa.list_(_TEXT)), ("clicks", pa.int32()), ("clicked_positions", pa.list_(pa.int32())),
+                ("dwell_seconds", _F32), ("config", _TEXT),
+            ],
+            blank_ok="experiment arm fallback model_version platform config",
+            latency_ms=(0, _INFINITY),
+            query_length=(0, 1 << 30),
+            clicks=(0, 1 << 30),
+            dwell_seconds=(0, _INFINITY),
+        ),
+        _table(  # one row per page that a second model scored in shadow mode
+            "shadows",
+            "request_id model",
+            [
+                ("request_id", _TEXT), ("timestamp", _TIME), ("experiment", _TEXT), ("arm", _TEXT), ("model", _TEXT),
+                ("failure", _TEXT), ("latency_ms", _F32), ("documents", pa.list_(_TEXT)), ("scores", pa.list_(_F32)),
+            ],
+            blank_ok="experiment arm failure",
+            latency_ms=(0, _INFINITY),
+        ),
     )
 }  # fmt: skip
 
@@ -165,7 +192,7 @@ def bad_rows(table: Table, rows: pa.Table, first_row: int = 1) -> list[BadRow]:
 
 
 def _neutral(kind: pa.DataType):
-    return "-" if _is_text(kind) else 0
+    return "-" if _is_text(kind) else [] if pa.types.is_list(kind) else 0
 
 
 def duplicate_keys(table: Table, rows: pa.Table, first_row: int = 1) -> list[BadRow]:
