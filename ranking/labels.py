@@ -1,0 +1,172 @@
+"""The labels folder that clients/label_corpus.py writes: its layout, and checked reading for whoever trains on it.
+
+    manifest.json         what was labelled, by which teacher, counts, score histogram, the list of shards
+    labels-00000.parquet  the `labels` table of rows 1 .. shard_rows of the candidate file, in its order, less the rejects
+    labels-00000.json     the shard's record: its checksum and its rejects; its presence says that the shard is finished
+    rejects.parquet       every row that got no score: row (1-based), query_id, doc_id, cause, reason
+
+Readers take finished folders only, and check every shard against the manifest's checksum as they read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ranking.errors import DataError, InputError
+from ranking.schema import TABLES, conform
+
+MANIFEST_NAME = "manifest.json"
+REJECTS_NAME = "rejects.parquet"
+MANIFEST_VERSION = 1
+REJECTS_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),  # 1-based row of the candidate file
+        pa.field("query_id", pa.string()),
+        pa.field("doc_id", pa.string()),
+        pa.field("cause", pa.string(), nullable=False),  # "input": the row itself; "teacher": the server's answers
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+def shard_name(index: int) -> str:
+    return f"labels-{index:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished shard: `rows` candidate rows from 0-based first_row on, `labels` of them scored, the file's SHA-256."""
+
+    file: str
+    first_row: int
+    rows: int
+    labels: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """A finished labels folder. candidate_rows = labels + rejects; teacher_id is the one teacher behind every score."""
+
+    folder: Path
+    teacher_id: str
+    candidate_rows: int
+    labels: int
+    rejects: int
+    shards: tuple[Shard, ...]
+    manifest: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LabelSet:
+        """Read manifest.json. InputError if absent, unreadable, of another version, or if labelling has not finished."""
+        folder = Path(folder)
+        path = folder / MANIFEST_NAME
+        manifest = load_manifest(path)
+        if manifest is None:
+            raise InputError(f"{folder}: no {MANIFEST_NAME}; clients/label_corpus.py writes it")
+        if not manifest.get("complete"):
+            raise InputError(
+                f"{folder}: labelling has not finished; run clients/label_corpus.py again with the same --out"
+            )
+        try:
+            shards = tuple(Shard(**{f.name: entry[f.name] for f in fields(Shard)}) for entry in manifest["shards"])
+            counts = manifest["counts"]
+            found = cls(
+                folder, manifest["teacher_id"], counts["rows"], counts["labels"], counts["rejects"], shards, manifest
+            )
+        except (KeyError, TypeError) as problem:
+            raise InputError(f"{path}: not a labels manifest: {problem!r}") from problem
+        if sum(s.labels for s in shards) != found.labels or sum(s.rows for s in shards) != found.candidate_rows:
+            raise InputError(f"{path}: its counts and its list of shards disagree; label again")
+        return found
+
+
+def load_manifest(path: Path) -> dict[str, Any] | None:
+    """manifest.json as a dict, None where there is no such file. InputError if unreadable or of another version."""
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{path}: cannot be read as JSON: {problem}") from problem
+    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
+        raise InputError(f"{path}: not a labels manifest of version {MANIFEST_VERSION}")
+    return manifest
+
+
+def iter_labels(folder: str | Path) -> Iterator[pa.Table]:
+    """The `labels` table shard by shard, in the candidate file's order; memory is bounded by one shard.
+
+    DataError: a shard is missing, differs from its checksum or its row count, or holds another teacher's scores.
+    """
+    found = LabelSet.load(folder)
+    for shard in found.shards:
+        yield _read_shard(found, shard)
+
+
+def read_labels(folder: str | Path) -> pa.Table:
+    """The whole `labels` table of a finished folder, checked as in iter_labels."""
+    tables = list(iter_labels(folder))
+    return pa.concat_tables(tables) if tables else TABLES["labels"].schema.empty_table()
+
+
+def iter_labelled(candidates: str | Path, folder: str | Path) -> Iterator[pa.Table]:
+    """The scored candidates with their text: the candidates' columns plus teacher_score, shard by shard, in file order.
+
+    candidates: the very file that was labelled. DataError if its rows and the labels' keys do not agree.
+    """
+    found = LabelSet.load(folder)
+    rejected = pq.read_table(found.folder / REJECTS_NAME, schema=REJECTS_SCHEMA).column("row")
+    for shard, rows in _rows_by_shard(candidates, found):
+        labels = _read_shard(found, shard)
+        numbers = pa.array(range(shard.first_row + 1, shard.first_row + shard.rows + 1), pa.int64())
+        kept = rows.filter(pc.invert(pc.is_in(numbers, value_set=rejected)))
+        if not all(kept.column(key).equals(labels.column(key)) for key in TABLES["labels"].key):
+            raise DataError(candidates, f"its keys are not those of {found.folder / shard.file}; label this file again")
+        yield kept.append_column(labels.schema.field("teacher_score"), labels.column("teacher_score"))
+
+
+def _rows_by_shard(candidates: str | Path, found: LabelSet) -> Iterator[tuple[Shard, pa.Table]]:
+    try:
+        file = pq.ParquetFile(candidates)
+    except (pa.ArrowException, OSError) as problem:
+        raise DataError(candidates, f"cannot be read as Parquet: {problem}") from problem
+    if file.metadata.num_rows != found.candidate_rows:
+        raise DataError(candidates, f"{file.metadata.num_rows} rows; {found.folder} labelled {found.candidate_rows}")
+    table = TABLES["candidates"]
+    batches = file.iter_batches(8192, columns=table.schema.names)
+    held: list[pa.RecordBatch] = []
+    for shard in found.shards:
+        while sum(map(len, held)) < shard.rows:
+            held.append(next(batches))
+        rows = pa.Table.from_batches(held)
+        yield shard, conform(table, rows.slice(0, shard.rows), candidates)
+        held = rows.slice(shard.rows).to_batches()
+
+
+def _read_shard(found: LabelSet, shard: Shard) -> pa.Table:
+    path = found.folder / shard.file
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise DataError(path, f"cannot be read: {problem.strerror}; label again, finished shards are kept") from problem
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        raise DataError(
+            path, "differs from the manifest's checksum; run clients/label_corpus.py again, it mends the shard"
+        )
+    rows = conform(TABLES["labels"], pq.read_table(pa.BufferReader(content)), path)
+    teachers = pc.unique(rows.column("teacher_id")).to_pylist()
+    if len(rows) != shard.labels or teachers not in ([], [found.teacher_id]):
+        raise DataError(
+            path, f"{len(rows)} labels by {teachers}; the manifest says {shard.labels} by {found.teacher_id}"
+        )
+    return rows
