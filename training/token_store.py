@@ -1,0 +1,98 @@
+"""Token ids of many texts in two flat arrays: no Python list per text, on disk when there are too many for memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class TokenStore:
+    """n texts as one array of ids and n + 1 offsets; text i is ids[offsets[i]:offsets[i + 1]].
+
+    marks: per text, the position where its second part starts: token type 1 of a BERT input, or the first token to
+    predict of a pre-training text; None where texts have one part only.
+    """
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, marks: np.ndarray | None = None):
+        self.ids, self.offsets, self.marks = ids, offsets, marks
+        self.lengths = np.diff(offsets)
+
+    @classmethod
+    def build(cls, texts: Iterable[Sequence[int]], marks: Sequence[int] | None = None) -> TokenStore:
+        """Collect texts in memory. ValueError if a text has no token, or marks are not one for each text."""
+        pieces = [np.asarray(text, np.int32) for text in texts]
+        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        if len(lengths) and not lengths.min():
+            raise ValueError(f"text {int(lengths.argmin())} has no token")
+        if marks is not None and len(marks) != len(pieces):
+            raise ValueError(f"{len(marks)} marks for {len(pieces)} texts")
+        ids = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+        return cls(ids, _offsets(lengths), None if marks is None else np.asarray(marks, np.int32))
+
+    @classmethod
+    def write(cls, folder: Path, pieces: Iterable[tuple[Sequence[Sequence[int]], Sequence[int]]]) -> TokenStore:
+        """Stream pieces of (texts, marks) to files under folder and map them: memory is bounded by one piece.
+
+        The offsets and marks stay in memory: 12 bytes a text.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        lengths: list[np.ndarray] = []
+        marks: list[np.ndarray] = []
+        with (folder / "ids.int32").open("wb") as stream:
+            for texts, starts in pieces:
+                lengths.append(np.fromiter(map(len, texts), np.int64, len(texts)))
+                marks.append(np.asarray(starts, np.int32))
+                for text in texts:
+                    stream.write(np.asarray(text, np.int32).tobytes())
+        offsets = _offsets(np.concatenate(lengths) if lengths else np.empty(0, np.int64))
+        ids = np.memmap(folder / "ids.int32", np.int32, "r") if offsets[-1] else np.empty(0, np.int32)
+        return cls(ids, offsets, np.concatenate(marks) if marks else np.empty(0, np.int32))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    def pad(self, rows: Sequence[int], pad_id: int, token_types: bool = False) -> dict[str, Tensor]:
+        """Model inputs of some rows, padded on the right to the longest: int64 [rows, longest] each.
+
+        Two texts [5, 6, 2] and [7, 2] with pad_id 0 give
+            input_ids      [[5, 6, 2], [7, 2, 0]]
+            attention_mask [[1, 1, 1], [1, 1, 0]]
+        and with token_types and marks 1 and 1 also token_type_ids [[0, 1, 1], [0, 1, 0]].
+        """
+        lengths = self.lengths[rows]
+        positions = np.arange(lengths.max())
+        mask = positions < lengths[:, None]
+        ids = np.full(mask.shape, pad_id, np.int64)
+        ids[mask] = np.concatenate([self[row] for row in rows])
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        if token_types:
+            assert self.marks is not None, "token types need marks"
+            types = mask & (positions >= self.marks[rows][:, None])
+            batch["token_type_ids"] = torch.from_numpy(types.astype(np.int64))
+        return batch
+
+
+def split_by_tokens(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Indices sorted by length, longest first, in chunks whose padded size (rows times longest) stays within budget.
+
+    A text longer than the budget makes a chunk of its own. Longest first, so that memory that does not suffice is
+    found out at the first forward.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    chunks, start = [], 0
+    while start < len(order):
+        rows = max(1, budget // int(lengths[order[start]]))
+        chunks.append(order[start : start + rows])
+        start += rows
+    return chunks
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
