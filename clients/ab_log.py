@@ -1,0 +1,308 @@
+"""The A/B router's log: appended lines, on disk before the answer leaves (docs/ab-log.md has the format).
+
+    log = ExposureLog("runs/ab/log")
+    await log.append("exposure", {...})      # True once it is on disk; log.write(...) for callers without a loop
+    for record in read_folder("runs/ab/log", counts): ...
+
+Group commit: one thread writes whatever waits with one write and one fdatasync, so the price of the disk is shared by
+all requests in flight and the event loop never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import queue
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from ranking.errors import InputError
+
+log = logging.getLogger("ab_log")
+
+SUFFIX = ".ablog"
+DAY_MICROSECONDS = 86_400_000_000
+DROPPED_QUERY = "(dropped)"
+RETRY_SECONDS = 1.0  # after a failed write, the next attempt waits this long; a full disk is not hammered
+
+
+def now_microseconds() -> int:
+    return time.time_ns() // 1000
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """One line: checksum of the JSON, a space, the JSON, a newline. JSON text holds no raw newline."""
+    body = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line without its newline, None if the line is damaged."""
+    if len(line) < 10 or line[8:9] != b" ":
+        return None
+    try:
+        if int(line[:8], 16) != zlib.crc32(line[9:]):
+            return None
+        record = json.loads(line[9:])
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What of a person reaches the disk.
+
+    Args:
+        salt: secret of the hashes; empty keeps user ids as they are
+        queries: keep | hash | drop
+        text: whether titles and summaries are stored
+    """
+
+    salt: bytes = b""
+    queries: Literal["keep", "hash", "drop"] = "keep"
+    text: bool = True
+
+    def __post_init__(self):
+        if self.queries == "hash" and not self.salt:
+            raise InputError("queries can only be hashed with a salt: give --salt-file")
+
+    @classmethod
+    def of_file(cls, salt_file: Path | None, queries: Literal["keep", "hash", "drop"], text: bool) -> Privacy:
+        salt = b""
+        if salt_file is not None:
+            try:
+                salt = salt_file.read_bytes().strip()
+            except OSError as problem:
+                raise InputError(f"{salt_file}: the salt cannot be read: {problem}") from problem
+            if len(salt) < 16:
+                raise InputError(f"{salt_file}: a salt of 16 bytes or more is needed, e.g. openssl rand -hex 32")
+        return cls(salt, queries, text)
+
+    def user(self, user_id: str) -> str:
+        return self._hash(user_id, 32) if self.salt else user_id
+
+    def query(self, query: str) -> str:
+        if self.queries == "drop":
+            return DROPPED_QUERY
+        return self._hash(query, 16) if self.queries == "hash" else query
+
+    def _hash(self, text: str, digits: int) -> str:
+        return hmac.digest(self.salt, text.encode("utf-8", "surrogatepass"), "sha256").hex()[:digits]
+
+
+class ExposureLog:
+    """Appends records to files of one UTC day each; an append is done when it is on disk.
+
+    folder: made if absent; rotate_bytes, rotate_seconds: when a new file is begun. InputError if the folder is not writable.
+    """
+
+    def __init__(self, folder: str | Path, rotate_bytes: int = 64 << 20, rotate_seconds: float = 3600.0):
+        self.folder = Path(folder)
+        self.rotate_bytes, self.rotate_seconds = rotate_bytes, rotate_seconds
+        self.failures = 0  # records that could not be written
+        self.failing = ""  # why the last write failed, empty once one succeeds again
+        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._file: _File | None = None
+        self._count = 0
+        self._retry_at = 0.0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as problem:
+            raise InputError(f"{self.folder}: cannot write the log there: {problem}") from problem
+        self._thread = threading.Thread(target=self._run, name="ab-log", daemon=True)
+        self._thread.start()
+
+    async def append(self, kind: str, record: dict[str, Any]) -> bool:
+        """Log a record; True once it is on disk, False if it could not be written (counted, and the reason logged)."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        self._submit(kind, record, _Pending(b"", 0, future=future, loop=loop))
+        return await future
+
+    def write(self, kind: str, record: dict[str, Any]) -> bool:
+        """append for callers without an event loop."""
+        done: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._submit(kind, record, _Pending(b"", 0, done=done.put))
+        return done.get()
+
+    def close(self) -> None:
+        """Write what waits and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _submit(self, kind: str, record: dict[str, Any], pending: _Pending) -> None:
+        # the time is taken where the order of the queue is made, so that a file holds one day and never goes back
+        logged = now_microseconds()
+        pending.line = encode({"type": kind, "logged": logged, **record})
+        pending.day = logged // DAY_MICROSECONDS
+        self._queue.put(pending)
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            records = [p for p in batch if p is not None]
+            start = 0
+            while start < len(records):  # one write per day, nearly always one
+                end = start + 1
+                while end < len(records) and records[end].day == records[start].day:
+                    end += 1
+                self._commit(records[start:end])
+                start = end
+            if len(records) < len(batch):
+                if self._file:
+                    self._file.close()
+                return
+
+    def _commit(self, records: list[_Pending]) -> None:
+        try:
+            if self.failing and time.monotonic() < self._retry_at:
+                raise OSError(self.failing)
+            file = self._open_for(records[0].day)
+            file.append(b"".join(record.line for record in records))
+            written, self.failing = True, ""
+        except OSError as problem:
+            written = False
+            if not self.failing:
+                log.error("the log cannot be written: %s; answers go on unlogged and are counted", problem)
+            if not self.failing or time.monotonic() >= self._retry_at:
+                self.failing, self._retry_at = str(problem), time.monotonic() + RETRY_SECONDS
+            self.failures += len(records)
+            if self._file:  # what a failed write left behind is cut off; the next write begins a new file
+                self._file.abandon()
+                self._file = None
+        _tell(records, written)
+
+    def _open_for(self, day: int) -> _File:
+        file = self._file
+        if file and (
+            file.day != day or file.size >= self.rotate_bytes or time.monotonic() - file.opened >= self.rotate_seconds
+        ):
+            file.close()
+            self._file = file = None
+        if file is None:
+            self._count += 1
+            stamp = datetime.now(UTC)
+            if now_microseconds() // DAY_MICROSECONDS != day:  # midnight passed while the record waited
+                stamp = datetime.fromtimestamp(((day + 1) * DAY_MICROSECONDS - 1) / 1e6, UTC)
+            name = f"{stamp:%Y-%m-%dT%H%M%S.%f}-{os.getpid()}-{self._count}{SUFFIX}"
+            self._file = file = _File(self.folder / name, day)
+        return file
+
+
+@dataclass
+class _Pending:
+    line: bytes
+    day: int
+    future: asyncio.Future[bool] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    done: Callable[[bool], None] | None = None
+
+
+def _tell(records: list[_Pending], written: bool) -> None:
+    """Wake whoever waits: one call per event loop, not one per record."""
+    futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[bool]]] = {}
+    for record in records:
+        if record.done:
+            record.done(written)
+        elif record.loop and record.future:
+            futures.setdefault(record.loop, []).append(record.future)
+    for loop, waiting in futures.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, waiting, written)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            log.warning("%d records were written after their event loop had ended", len(waiting))
+
+
+def _resolve(futures: list[asyncio.Future[bool]], written: bool) -> None:
+    for future in futures:
+        if not future.done():  # a client that went away has cancelled its own
+            future.set_result(written)
+
+
+class _File:
+    """One open log file."""
+
+    def __init__(self, path: Path, day: int):
+        self.path, self.day, self.size, self.opened = path, day, 0, time.monotonic()
+        self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o640)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # without it a power cut may forget the file itself
+        finally:
+            os.close(folder)
+
+    def append(self, block: bytes) -> None:
+        view = memoryview(block)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        os.fdatasync(self._descriptor)
+        self.size += len(block)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def abandon(self) -> None:
+        """Cut back to the last whole write and close; an empty file is removed."""
+        try:
+            os.ftruncate(self._descriptor, self.size)
+            os.close(self._descriptor)
+            if not self.size:
+                self.path.unlink()
+        except OSError as problem:
+            log.error("%s: a torn tail stays behind: %s", self.path, problem)
+
+
+@dataclass
+class ReadCounts:
+    """What a read met. torn: cut-off last lines; damaged: "file:line" of lines with a wrong checksum elsewhere."""
+
+    files: int = 0
+    records: int = 0
+    torn: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+
+def log_files(folder: str | Path) -> list[Path]:
+    """The raw files of a log folder, oldest first. InputError if there is no such folder."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such log folder")
+    return sorted(Path(folder).glob(f"*{SUFFIX}"))
+
+
+def read_file(path: Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
+    """Every whole record of one file, in order. Torn and damaged lines are counted, never raised."""
+    counts.files += 1
+    bad = 0
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if bad:  # the bad line was not the last one: damage
+                counts.damaged.append(f"{path}:{bad}")
+                bad = 0
+            record = decode(line[:-1]) if line.endswith(b"\n") else None
+            if record is None:
+                bad = number
+                continue
+            counts.records += 1
+            yield record
+    counts.torn += bool(bad)
+
+
+def read_folder(folder: str | Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
+    """Every whole record of a log folder, file by file."""
+    for path in log_files(folder):
+        yield from read_file(path, counts)
