@@ -254,7 +254,7 @@ def checked(
 def read_table(path: str | Path, name: str, rejects: Rejects | None = None) -> pa.Table:
     """Read and check a whole Parquet table. DataError: unreadable or truncated file, wrong column, bad row, duplicate key."""
     table = TABLES[name]
-    with _reading(path):
+    with reading(path):
         rows = pq.read_table(path)
     return checked(table, rows, path, rejects=rejects)
 
@@ -267,13 +267,13 @@ def iter_table(
     Keys are checked within each piece only; whoever streams a table whose keys must be unique overall checks by query.
     """
     table = TABLES[name]
-    with _reading(path):
+    with reading(path):
         file = pq.ParquetFile(path)
         conform(table, file.schema_arrow.empty_table(), path)
         row = 1
         batches = file.iter_batches(batch_rows, columns=table.schema.names)
     while True:
-        with _reading(path):
+        with reading(path):
             batch = next(batches, None)
         if batch is None:
             return
@@ -282,7 +282,7 @@ def iter_table(
 
 
 @contextmanager
-def _reading(path: str | Path):
+def reading(path: str | Path):
     if not Path(path).exists():
         raise DataError(path, "no such file")
     try:
