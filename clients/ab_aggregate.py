@@ -205,7 +205,7 @@ def _load(connection, files, one_row_per_page, path, arms, experiment, start, ma
     if one_row_per_page:
         rows = f"""SELECT user_id, epoch_us(timestamp) AS moment, arm, query, clicks, dwell_seconds AS dwell,
             fallback != '' AS fell_back,
-            latency_ms AS latency, platform, experiment, forced, model_version, request_id FROM {source}"""
+            latency_ms AS latency, platform, experiment, forced, model_version FROM {source}"""
     else:
         rows = f"""SELECT any_value(user_id) AS user_id, min(epoch_us(timestamp)) AS moment, any_value(arm) AS arm,
             any_value(query) AS query, sum(clicked::INT)::INT AS clicks,
