@@ -1,0 +1,32 @@
+"""Prometheus metrics of the A/B router (docs/ab-router.md says which of them to alert on)."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LATENCY = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
+_WRITE = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0)
+
+
+class Metrics:
+    """One registry a router, so that several routers can live in one test process."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        arm = ("experiment", "arm")
+        self.pages = self._make(Counter, "ab_pages", "pages ranked", *arm, "served_by", "fallback")
+        self.page_seconds = self._make(Histogram, "ab_page_seconds", "arrival to ranking", *arm, buckets=_LATENCY)
+        self.model_calls = self._make(Counter, "ab_model_calls", "calls to Triton by outcome", "model", "outcome")
+        self.model_seconds = self._make(Histogram, "ab_model_seconds", "time of a call", "model", buckets=_LATENCY)
+        self.breaker_open = self._make(Gauge, "ab_breaker_open", "1 while a model is left alone", "model")
+        self.coverage = self._make(Gauge, "ab_coverage", "share of users inside, ramp-downs included", "experiment")
+        self.ramp_downs = self._make(Counter, "ab_ramp_downs", "coverage cuts by a guardrail", *arm)
+        self.events = self._make(Counter, "ab_events", "clicks and dwell times taken", "type")
+        self.refused = self._make(Counter, "ab_refused", "requests answered with 4xx", "status")
+        self.shadows = self._make(Counter, "ab_shadows", "shadow calls by outcome", "model", "outcome")
+        self.log_seconds = self._make(Histogram, "ab_log_seconds", "wait for the log to be on disk", buckets=_WRITE)
+        self.log_failures = self._make(Counter, "ab_log_failures", "records that could not be written")
+        self.file_errors = self._make(Gauge, "ab_experiment_file_error", "1 while the experiment file is refused")
+
+    def _make(self, kind, name: str, text: str, *labels: str, **options):
+        return kind(name, text, labels, registry=self.registry, **options)
