@@ -41,7 +41,9 @@ class RankingGroups:
             )
 
     @classmethod
-    def of_rows(cls, query_ids: Sequence[str], targets: np.ndarray, texts: Iterable[Sequence[int]], marks=None):
+    def of_rows(
+        cls, query_ids: Sequence[str], targets: np.ndarray, texts: Iterable[Sequence[int] | np.ndarray], marks=None
+    ) -> RankingGroups:
         """Group rows in any order by query id; queries and documents keep the order of their first row.
 
         query_ids, targets, texts (and marks): one per row; texts are token ids.
@@ -123,6 +125,7 @@ class GroupBatches(Dataset):
         self.groups, self.batch_groups, self.forward_tokens = groups, batch_groups, forward_tokens
         self.pad_id, self.seed, self.token_types = pad_id, seed, token_types
         self.sample_group, self.rank, self.world = sample_group, rank, world
+        self.examples = len(groups)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:

@@ -84,7 +84,7 @@ class RankingTrainer(BatchTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """NDCG (linear gain) of the dev groups, from one score per document; every process gets the same figures."""
-        groups = eval_dataset if eval_dataset is not None else self.eval_dataset
+        groups: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         scores = self.score(groups)
         metrics = dev_metrics(scores, groups)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
@@ -95,7 +95,7 @@ class RankingTrainer(BatchTrainer):
     @torch.no_grad()
     def score(self, groups: RankingGroups) -> np.ndarray:
         """float32 [documents]: the current model's scores, computed by all processes together, the same on each."""
-        model = self.model_wrapped if self.is_fsdp_enabled else self.model
+        model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
         training = model.training
         model.eval()
         chunks = split_by_tokens(groups.store.lengths, 4 * self.settings.forward_tokens)

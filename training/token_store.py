@@ -22,7 +22,9 @@ class TokenStore:
         self.lengths = np.diff(offsets)
 
     @classmethod
-    def build(cls, texts: Iterable[Sequence[int]], marks: Sequence[int] | None = None) -> TokenStore:
+    def build(
+        cls, texts: Iterable[Sequence[int] | np.ndarray], marks: Sequence[int] | np.ndarray | None = None
+    ) -> TokenStore:
         """Collect texts in memory. ValueError if a text has no token, or marks are not one for each text."""
         pieces = [np.asarray(text, np.int32) for text in texts]
         lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))

@@ -16,9 +16,11 @@ from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -121,6 +123,7 @@ def training_arguments(settings: TrainingSettings, out: Path, best_metric: str |
         gradient_accumulation_steps=settings.accumulation,
         optim="adamw_torch_fused",
         bf16=settings.bf16(),
+        use_cpu=not torch.accelerator.is_available(),  # without it, accelerate runs CPU processes unconnected
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         logging_steps=settings.log_steps,
@@ -143,27 +146,34 @@ def training_arguments(settings: TrainingSettings, out: Path, best_metric: str |
 class BatchTrainer(Trainer):
     """Trainer over global batches. A subclass gives compute_loss (normalised by `num_items_in_batch`) and evaluate.
 
-    train: Dataset as described above, with set_epoch and `rank`, `world` attributes that are set here; dev: what
+    train: Dataset as described above, with set_epoch, `examples` (how many it deals out) and
+    `rank`, `world`, which are set here; dev: what
     evaluate reads, None for no evaluation and no selection; best_metric: see training_arguments.
     """
 
     def __init__(self, model: PreTrainedModel, settings: TrainingSettings, train, dev, out: Path, best_metric: str):
-        self.settings, self.out = settings, out
+        self.settings, self.out, self.batches = settings, out, train
         callbacks: list[TrainerCallback] = [_SetEpoch(train)]
         if settings.patience and dev is not None:
             callbacks.append(EarlyStoppingCallback(settings.patience))
         arguments = training_arguments(settings, out, best_metric if dev is not None else None)
         super().__init__(model, arguments, train_dataset=train, eval_dataset=dev, callbacks=callbacks)
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_Progress())
         train.rank, train.world = self.args.process_index, self.args.world_size
         self.loss_is_scaled_for_ga = True
 
     def get_train_dataloader(self) -> DataLoader:
         return DataLoader(
-            self.train_dataset,
+            self.batches,
             collate_fn=_only,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        return self.batches.examples  # queries or texts, not batches: the Trainer reports them per second
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> int:
         """Documents (tokens) of all processes and accumulated batches of this optimiser step."""
@@ -178,7 +188,17 @@ class BatchTrainer(Trainer):
 
     def start(self) -> None:
         """Train, or continue the run in the output folder. InputError if that is not the same run, or there is one."""
-        self.train(resume_from_checkpoint=_resume_point(self.settings, self.args, len(self.train_dataset)))
+        self.train(resume_from_checkpoint=_resume_point(self.settings, self.args, len(self.batches)))
+
+
+class _Progress(ProgressCallback):
+    """The Trainer's progress bar, with the figures logged to stderr instead of printed to stdout."""
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if state.is_world_process_zero and logs:
+            figures = " ".join(f"{name} {value:.4g}" for name, value in logs.items() if name != "total_flos")
+            with logging_redirect_tqdm():
+                log.info("step %d: %s", state.global_step, figures)
 
 
 class _SetEpoch(TrainerCallback):
@@ -196,7 +216,7 @@ def _only(items: list) -> Any:
 
 
 def _resume_point(settings: TrainingSettings, args: TrainingArguments, batches: int) -> str | None:
-    run = Path(args.output_dir)
+    run = Path(str(args.output_dir))
     given = {k: v for k, v in asdict(settings).items() if k not in _MAY_CHANGE}
     wanted = json.loads(json.dumps(given | {"batches_per_epoch": batches}, default=str))
     known = run / _SETTINGS
