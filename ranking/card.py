@@ -25,7 +25,8 @@ class ScoreCard:
         max_query_tokens: length limit of the query field, in tokens
         max_title_tokens: length limit of the title field, in tokens
         max_summary_tokens: length limit of the summary field, in tokens
-        head: "linear" (hidden state -> one logit), "none" for a pretrained decoder
+        head: "linear" (hidden state -> one logit), "folded" (that head as one row of an LM head: for serving only),
+            "none" for a pretrained decoder
         pooling: which position's state is scored: "last_token" (the end-of-sequence token), "mean", or "cls"
         score_mean: mean raw score on the dev split
         score_spread: standard deviation of raw scores on the dev split
@@ -42,7 +43,7 @@ class ScoreCard:
     max_query_tokens: int
     max_title_tokens: int
     max_summary_tokens: int
-    head: Literal["linear", "none"]
+    head: Literal["linear", "folded", "none"]
     pooling: Literal["last_token", "mean", "cls"]
     score_mean: float = 0.0
     score_spread: float = 1.0

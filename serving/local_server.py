@@ -58,8 +58,10 @@ class TritonServer:
         except psutil.NoSuchProcess:
             return []
 
-    def log_tail(self, lines: int = 60) -> str:
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    def log_tail(self, lines: int = 80) -> str:
+        """The end of the log without the server's tables, which would push the reason out of sight."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return "\n".join([line for line in text.splitlines() if not line.startswith(("+-", "| "))][-lines:])
 
     def stop(self, patience: float = 45.0) -> int:
         """SIGTERM, wait, and end what is left after `patience` seconds. Returns the server's exit code.

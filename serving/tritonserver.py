@@ -95,11 +95,13 @@ def _joined(first: Iterable[Path], rest: str | None) -> str:
 def backend_folder(wheel: Path, environment: Mapping[str, str]) -> Path:
     """A folder with the wheel's Python backend, the stub for this Python and every folder of serving/backends/.
 
-    It holds links only and is named for what they point to, so a venv moved or upgraded gets another one. It is made
-    aside and renamed into place, so that servers started at the same moment never see half of it.
+    The wheel's files are copied, because Triton refuses a library that a link leads out of the folder; our backends are
+    links, so that an edit counts at the next start. The folder is named for what is in it: a venv moved or upgraded gets
+    another one. It is made aside and renamed into place, so that servers started at once never see half of it.
     """
-    links = _backend_links(wheel)
-    key = hashlib.sha256("\n".join(f"{name}={target}" for name, target in links.items()).encode()).hexdigest()[:16]
+    copies, links = _python_backend_files(wheel), _own_backends()
+    states = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in copies]
+    key = hashlib.sha256("\n".join([*states, *map(str, links)]).encode()).hexdigest()[:16]
     cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disranker"
     folder = cache / f"backends-{key}"
     if folder.is_dir():
@@ -111,9 +113,11 @@ def backend_folder(wheel: Path, environment: Mapping[str, str]) -> Path:
         raise InputError(
             f"{cache}: cannot be written ({problem}); set XDG_CACHE_HOME to a folder that can"
         ) from problem
-    for name, target in links.items():
-        (aside / name).parent.mkdir(exist_ok=True)
-        (aside / name).symlink_to(target)
+    (aside / "python").mkdir()
+    for file in copies:
+        shutil.copy2(file, aside / "python" / file.name)
+    for link in links:
+        (aside / link.name).symlink_to(link)
     aside.chmod(0o755)
     try:
         aside.rename(folder)
@@ -124,21 +128,18 @@ def backend_folder(wheel: Path, environment: Mapping[str, str]) -> Path:
     return folder
 
 
-def _backend_links(wheel: Path) -> dict[str, Path]:
-    """Name inside the backend folder -> the file or folder it stands for."""
+def _python_backend_files(wheel: Path) -> list[Path]:
+    """The Python backend's library and utilities, and its stub for this Python. InputError if there is no such stub."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
         offered = ", ".join(sorted(p.name for p in stub.parents[1].glob("*")))
         raise InputError(f"nvidia-pytriton has no Python backend for Python {version} (it has {offered})")
-    links = {
-        f"python/{file.name}": file for file in sorted((wheel / "backends" / "python").iterdir()) if file.is_file()
-    }
-    links[f"python/{stub.name}"] = stub
-    for folder in sorted(OWN_BACKENDS.resolve().iterdir()):
-        if (folder / "model.py").is_file():
-            links[folder.name] = folder
-    return links
+    return [stub, *sorted(file for file in (wheel / "backends" / "python").iterdir() if file.is_file())]
+
+
+def _own_backends() -> list[Path]:
+    return sorted(folder for folder in OWN_BACKENDS.resolve().iterdir() if (folder / "model.py").is_file())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""Publish a teacher checkpoint as the Triton model `teacher` of a model repository, for the stock vLLM backend.
+
+    python build/build_teacher.py --checkpoint runs/teacher --repository model_repository
+
+Writes `teacher/config.pbtxt`, `teacher/<version>/model.json` (vLLM's engine arguments) and `teacher/<version>/checkpoint/`
+(the folded model, its tokenizer and card) beside the repository and renames the whole folder into it, so that a server
+never sees half of it. Nothing in the folder is particular to this project's own server (docs/serving-teacher.md).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from build.fold_teacher import Dtype, FoldedTeacher, fold
+from ranking.card import ScoreCard, fingerprint
+from ranking.errors import InputError
+from ranking.program import run
+
+LOGGER = logging.getLogger(__name__)
+
+# What the score depends on: with another value the server would answer, but not with the score.
+FIXED_ARGUMENTS = {"model", "tokenizer", "logprobs_mode", "runner", "convert", "task", "enable_lora", "dtype"}
+
+
+@dataclass
+class Config:
+    """Publish a teacher checkpoint for Triton's vLLM backend.
+
+    Args:
+        checkpoint: teacher checkpoint of training.finetune_teacher; a LoRA adapter is merged into its base model
+        repository: Triton model repository to publish into; made if absent
+        name: name of the Triton model; change it to serve two teachers side by side
+        dtype: number format of weights and computation; "auto" keeps the checkpoint's. A GPU wants bfloat16 or float16
+        engine_args: further vLLM engine arguments as JSON, e.g. tensor_parallel_size, gpu_memory_utilization,
+            max_num_seqs, max_model_len (never below the longest pair), block_size
+        served_from: path of the repository as the server sees it, when it is another one than `repository`
+    """
+
+    checkpoint: Path
+    repository: Path = Path("model_repository")
+    name: str = "teacher"
+    dtype: Dtype = "auto"
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    served_from: Path | None = None
+
+    def __post_init__(self) -> None:
+        fixed = sorted(FIXED_ARGUMENTS & set(self.engine_args))
+        if fixed:
+            raise ValueError(f"engine_args sets {', '.join(fixed)}: decided by the checkpoint and --dtype")
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"name {self.name!r}: letters, digits, - and _ only")
+
+
+def main(config: Config) -> None:
+    repository = config.repository
+    repository.mkdir(parents=True, exist_ok=True)
+    target = repository / config.name
+    version = str(_last_version(target) + 1)
+    # beside the repository, because a server takes every folder inside it for a model
+    aside = Path(tempfile.mkdtemp(prefix=f".{config.name}-", dir=repository.absolute().parent))
+    try:
+        checkpoint = aside / version / "checkpoint"
+        teacher = fold(config.checkpoint, checkpoint, config.dtype)
+        served = (config.served_from or repository) / config.name / version / "checkpoint"
+        arguments = engine_arguments(teacher, str(served), config.engine_args)
+        write_json(aside / version / "model.json", arguments)
+        model_config = triton_config(teacher.card, teacher.score_token_id, fingerprint(checkpoint))
+        (aside / "config.pbtxt").write_text(text_format.MessageToString(model_config), encoding="utf-8")
+        aside.chmod(0o755)
+        _publish(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    LOGGER.info("published %s version %s (%s, score token %d)", target, version, teacher.dtype, teacher.score_token_id)
+
+
+def engine_arguments(teacher: FoldedTeacher, model: str, given: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's engine arguments. InputError if max_model_len would cut a pair off."""
+    needed = teacher.max_prompt_tokens + 1  # the one token asked for
+    arguments: dict[str, Any] = {
+        "model": model,
+        "tokenizer": model,
+        "dtype": teacher.dtype,
+        "max_model_len": needed,
+        "logprobs_mode": "raw_logits",
+        "enable_prefix_caching": True,
+        # small blocks, because the shared prefix is a query of a few dozen tokens; a CPU needs a multiple of 32
+        "block_size": 32,
+    }
+    if teacher.dtype != "float32":  # the logit would leave the product rounded to 16 bits
+        arguments["hf_overrides"] = {"head_dtype": "float32", **given.get("hf_overrides", {})}
+    arguments |= {name: value for name, value in given.items() if name != "hf_overrides" or teacher.dtype == "float32"}
+    if arguments["max_model_len"] < needed:
+        raise InputError(
+            f"engine_args: max_model_len {arguments['max_model_len']} is below {needed}, the longest pair that the "
+            f"score card allows; leave it out, or fine-tune with smaller field limits"
+        )
+    return arguments
+
+
+def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> model_config_pb2.ModelConfig:
+    """config.pbtxt as a message: the backend, and as parameters what a client must know to ask for scores."""
+    parameters = {
+        "ranker_card": json.dumps(asdict(card), ensure_ascii=False),
+        "score_token_id": str(score_token_id),
+        "teacher_id": teacher_id,
+    }
+    kind = model_config_pb2.ModelInstanceGroup.KIND_MODEL  # vLLM itself picks its devices
+    return model_config_pb2.ModelConfig(
+        backend="vllm",
+        instance_group=[model_config_pb2.ModelInstanceGroup(count=1, kind=kind)],
+        parameters={k: model_config_pb2.ModelParameter(string_value=v) for k, v in parameters.items()},
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _last_version(target: Path) -> int:
+    """The highest version number below a model folder, 0 if there is none: a published version is never written again."""
+    versions = [int(folder.name) for folder in target.glob("*") if folder.name.isdecimal() and folder.is_dir()]
+    return max(versions, default=0)
+
+
+def _publish(aside: Path, target: Path) -> None:
+    """Rename the new folder to its place; what was there goes away after that. InputError across file systems."""
+    old = aside.with_name(aside.name + ".old")
+    try:
+        if target.exists():
+            target.replace(old)
+        aside.replace(target)
+    except OSError as problem:
+        if old.exists() and not target.exists():
+            old.replace(target)
+        raise InputError(f"{target}: cannot be renamed into place: {problem}") from problem
+    shutil.rmtree(old, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python build/build_teacher.py --checkpoint runs/teacher --repository model_repository")

@@ -1,0 +1,130 @@
+"""vLLM's asynchronous engine on an event loop of its own thread: start, generate, notice its death, start again, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import multiprocessing.spawn
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+CPU_CACHE_GIB = "1"  # vLLM would otherwise ask for most of the machine's memory
+SHUTDOWN_SECONDS = 20.0
+
+
+def engine_arguments(version_folder: Path) -> dict[str, Any]:
+    """model.json of a version folder: vLLM's engine arguments, `model` found beside it where it lies there.
+
+    ValueError if the file is absent or not an object. A path in `model` is taken relative to the server's working
+    directory, as NVIDIA's backend does; but a checkpoint of that name inside the version folder goes first, so that a
+    repository that was moved still loads its own.
+    """
+    path = version_folder / "model.json"
+    try:
+        arguments = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"{path}: vLLM's engine arguments cannot be read: {problem}") from problem
+    if not isinstance(arguments, dict) or not isinstance(arguments.get("model"), str):
+        raise ValueError(f"{path}: a JSON object with a string 'model' is expected")
+    inside = version_folder / Path(arguments["model"]).name
+    if inside.is_dir():
+        stated = arguments["model"]
+        arguments = {name: str(inside) if value == stated else value for name, value in arguments.items()}
+    if str(arguments.get("enable_lora", "false")).lower() == "true":
+        raise ValueError(f"{path}: enable_lora is not offered here; build a merged model")
+    return arguments
+
+
+class Engine:
+    """A running engine. Its coroutines run on the loop of its own thread; `submit` hands one over from any thread.
+
+    arguments: vLLM engine arguments. Raises what vLLM raised if the engine cannot start.
+    """
+
+    def __init__(self, arguments: dict[str, Any]):
+        self.arguments = arguments
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-engine")
+        self._thread.start()
+        try:
+            self.submit(self.start()).result()
+        except BaseException:
+            self._end_thread()
+            raise
+
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def start(self) -> None:
+        """(Re)start vLLM. Done off the loop, so that requests are still refused in time while it loads."""
+        self._llm: Any = await asyncio.to_thread(_new_llm, self.arguments)
+
+    @property
+    def is_dead(self) -> bool:
+        return self._llm.errored
+
+    async def generate(self, prompt: str, sampling: dict[str, Any], stream: bool, key: str) -> AsyncIterator[Any]:
+        """vLLM's outputs for a prompt: only the final one, or the increments. ValueError for bad sampling parameters."""
+        parameters = _sampling_parameters(sampling, stream)
+        async for output in self._llm.generate({"prompt": prompt}, parameters, key):
+            yield output
+
+    async def discard(self) -> None:
+        """End what is left of a dead engine: its worker processes outlive it otherwise."""
+        await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_SECONDS)
+
+    def close(self) -> None:
+        """Stop vLLM and its processes, then the thread."""
+        self.submit(self._close()).result()
+        self._end_thread()
+        gc.collect()  # the engine's reference cycles hold sockets that would keep this process from ending
+
+    async def _close(self) -> None:
+        await self.discard()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
+
+    def _end_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _new_llm(arguments: dict[str, Any]) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if current_platform.is_cpu() and arguments.get("kv_cache_memory_bytes") is None:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+    multiprocessing.spawn.set_executable(sys.executable)
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+
+def _sampling_parameters(values: dict[str, Any], stream: bool) -> Any:
+    """SamplingParams with every type checked: a wrong one would otherwise only fail inside the engine, and end it.
+
+    Numbers written as strings are accepted, as NVIDIA's backend does.
+    """
+    import msgspec
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    names = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")} - {"output_kind"}
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise ValueError(f"sampling_parameters: unknown: {', '.join(unknown)}")
+    try:
+        parameters = msgspec.convert(values, SamplingParams, strict=False)
+    except msgspec.ValidationError as problem:
+        raise ValueError(f"sampling_parameters: {problem}") from problem
+    parameters.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
+    return parameters

@@ -1,0 +1,50 @@
+"""Counters of the vLLM backend on Triton's /metrics, under vLLM's own names. Nothing here if metrics are off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+_COUNTERS = {
+    "vllm:prompt_tokens_total": "Prompt tokens of answered requests.",
+    "vllm:prefix_cache_hits_total": "Prompt tokens of answered requests that the prefix cache had.",
+    "vllm:generation_tokens_total": "Tokens generated for answered requests.",
+    "vllm:request_success_total": "Requests answered with an output.",
+}
+
+
+class Meters:
+    """model, version: the labels."""
+
+    def __init__(self, model: str, version: str):
+        labels = {"model": model, "version": version}
+        self._families = []  # a metric ends with its family, so the families are kept
+        self._metrics: dict[str, Any] = {}
+        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
+        kinds = {**dict.fromkeys(_COUNTERS, counter), "vllm:num_requests_open": gauge}
+        try:
+            for name, kind in kinds.items():
+                description = _COUNTERS.get(name, "Requests waiting or running.")
+                self._families.append(pb_utils.MetricFamily(name=name, description=description, kind=kind))
+                self._metrics[name] = self._families[-1].Metric(labels=labels)
+        except pb_utils.TritonModelException as problem:
+            if "metrics not supported" not in str(problem):
+                raise
+            self._metrics = {}  # the server runs with --allow-metrics=false
+
+    def count(self, output: Any) -> None:
+        """Count one finished vLLM RequestOutput."""
+        if self._metrics:
+            values = (
+                len(output.prompt_token_ids),
+                output.num_cached_tokens or 0,
+                sum(len(part.token_ids) for part in output.outputs),
+                1,
+            )
+            for name, value in zip(_COUNTERS, values):
+                self._metrics[name].increment(value)
+
+    def waiting(self, requests: int) -> None:
+        if self._metrics:
+            self._metrics["vllm:num_requests_open"].set(requests)

@@ -1,0 +1,120 @@
+"""`backend: "vllm"` for installs without NVIDIA's vLLM container: the stock backend's tensors on the real vLLM engine.
+
+Requests are handed to vLLM as they come and answered as they finish, so a long one holds up no other. Every request
+gets an answer: a score, or an error with its reason. If the engine process dies, waiting callers are told so at once;
+under `--model-control-mode=explicit` the model is unloaded (it is then not ready), else the engine is started again and
+requests are refused until it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import locale
+import os
+import traceback
+import uuid
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+# The embedded interpreter starts in the C locale, where open() reads ASCII and `import vllm` fails on its own sources.
+locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+
+from serving.backends.vllm import tensors  # noqa: E402
+from serving.backends.vllm.engine import Engine, engine_arguments  # noqa: E402
+from serving.backends.vllm.meters import Meters  # noqa: E402
+from serving.backends.vllm.replies import Reply, ReplyThread  # noqa: E402
+
+HEALTH_POLL_SECONDS = 1.0
+RESTART_PAUSES_SECONDS = (0.0, 5.0, 30.0)
+
+
+class TritonPythonModel:
+    """One teacher. Triton calls initialize, execute (with every request that has come) and finalize on one thread."""
+
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        return tensors.declare(config)
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self.name = args["model_name"]
+        self.down: str | None = None  # why requests are refused, while they are
+        self.meters = Meters(args["model_name"], args["model_version"])
+        self.engine = Engine(engine_arguments(Path(pb_utils.get_model_dir())))
+        self.replies = ReplyThread()
+        self.engine.submit(self._watch_health())
+        pb_utils.Logger.log_info(f"[vllm] {self.name}: engine is running")
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            reply = Reply(request.get_response_sender())
+            try:
+                call = tensors.Call.of_request(request)
+            except tensors.RefusedRequest as problem:
+                self.replies.refuse(reply, str(problem), pb_utils.TritonError.INVALID_ARG)
+                continue
+            self.replies.watch(reply)  # before it can be answered, so that it is never watched after its last response
+            reply.cancel = self.engine.submit(self._answer(call, reply)).cancel
+
+    def finalize(self) -> None:
+        self.down = "the server is shutting down"
+        self.engine.close()
+        self.replies.close()
+        pb_utils.Logger.log_info(f"[vllm] {self.name}: engine has ended")
+
+    async def _answer(self, call: tensors.Call, reply: Reply) -> None:
+        from vllm.exceptions import VLLMClientError
+
+        error = pb_utils.TritonError
+        if self.down:
+            return self.replies.refuse(reply, self.down, error.UNAVAILABLE)
+        try:
+            async for output in self.engine.generate(call.prompt, call.sampling, call.stream, uuid.uuid4().hex):
+                self.replies.send(reply, call.response(output), final=output.finished)
+                if output.finished:
+                    self.meters.count(output)
+        except asyncio.CancelledError:
+            self.replies.refuse(reply, "cancelled", error.CANCELLED)
+            raise
+        except (VLLMClientError, ValueError, TypeError, OverflowError) as problem:
+            self.replies.refuse(reply, f"{problem}", error.INVALID_ARG)
+        except Exception as problem:
+            if self.engine.is_dead:
+                self.replies.refuse(reply, "vLLM's engine process has died", error.UNAVAILABLE)
+            else:
+                pb_utils.Logger.log_error(f"[vllm] {self.name}: {traceback.format_exc()}")
+                cause = problem.__cause__ or problem
+                self.replies.refuse(reply, f"{type(cause).__name__}: {cause}", error.INTERNAL)
+
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_POLL_SECONDS)
+            self.meters.waiting(self.replies.open_count)
+            if self.engine.is_dead and not self.down:
+                await self._bury_and_revive()
+
+    async def _bury_and_revive(self) -> None:
+        """Make the model not ready where the server allows it (explicit model control), else start a new engine."""
+        self.down = "vLLM's engine process has died"
+        pb_utils.Logger.log_error(f"[vllm] {self.name}: {self.down}")
+        await self.engine.discard()
+        try:
+            await asyncio.to_thread(pb_utils.unload_model, self.name)
+            return
+        except pb_utils.TritonModelException as problem:
+            pb_utils.Logger.log_warn(f"[vllm] {self.name}: cannot be unloaded ({problem}); starting the engine again")
+        self.down += " and is being started again"
+        for pause in RESTART_PAUSES_SECONDS:
+            await asyncio.sleep(pause)
+            try:
+                await self.engine.start()
+            except Exception:  # whatever vLLM raises: the next attempt may find the memory that this one lacked
+                pb_utils.Logger.log_error(f"[vllm] {self.name}: no new engine: {traceback.format_exc()}")
+                continue
+            self.down = None
+            pb_utils.Logger.log_info(f"[vllm] {self.name}: a new engine is running")
+            return
+        # A server that says ready and answers nothing is worse than none: whoever runs it sees the exit and its reason.
+        pb_utils.Logger.log_error(f"[vllm] {self.name}: the engine cannot be started again; ending the server")
+        os.kill(os.getppid(), 15)

@@ -1,0 +1,162 @@
+"""The stock vLLM backend's tensors: their declaration, how a request is read and how an output becomes a response.
+
+Names, types and shapes are those of triton-inference-server/vllm_backend (src/model.py, src/utils/request.py), so that a
+client or a model repository cannot tell the two apart. What is not offered here (images, LoRA names, embeddings) is
+refused with a reason.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+_OPTIONAL_FLAGS = (
+    "stream",
+    "exclude_input_in_output",
+    "return_finish_reason",
+    "return_cumulative_logprob",
+    "return_logprobs",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+)
+INPUTS: list[dict[str, Any]] = [
+    {"name": "text_input", "data_type": "TYPE_STRING", "dims": [1]},
+    {"name": "image", "data_type": "TYPE_STRING", "dims": [-1], "optional": True},
+    {"name": "sampling_parameters", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
+    *({"name": name, "data_type": "TYPE_BOOL", "dims": [1], "optional": True} for name in _OPTIONAL_FLAGS),
+    {"name": "embedding_request", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
+]
+OUTPUTS: list[dict[str, Any]] = [
+    {"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]},
+    {"name": "finish_reason", "data_type": "TYPE_STRING", "dims": [-1]},
+    {"name": "cumulative_logprob", "data_type": "TYPE_FP32", "dims": [-1]},
+    {"name": "logprobs", "data_type": "TYPE_STRING", "dims": [-1]},
+    {"name": "num_input_tokens", "data_type": "TYPE_UINT32", "dims": [1]},
+    {"name": "num_output_tokens", "data_type": "TYPE_UINT32", "dims": [-1]},
+]
+
+
+class RefusedRequest(ValueError):
+    """A request that cannot be served as it was asked; the message goes to the caller."""
+
+
+def declare(config: Any) -> Any:
+    """Complete a model configuration: every tensor that it does not name, decoupled responses, no batching in Triton."""
+    present = config.as_dict()
+    for declared, known, add in (
+        (INPUTS, present["input"], config.add_input),
+        (OUTPUTS, present["output"], config.add_output),
+    ):
+        names = {tensor["name"] for tensor in known}
+        for tensor in declared:
+            if tensor["name"] not in names:
+                add(tensor)
+    config.set_model_transaction_policy({"decoupled": True})
+    config.set_max_batch_size(0)
+    return config
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request: the prompt, vLLM's sampling parameters by name, and what the caller wants back."""
+
+    prompt: str
+    sampling: dict[str, Any]
+    stream: bool
+    prepend_input: bool
+    wanted: frozenset[str]
+
+    @classmethod
+    def of_request(cls, request: Any) -> Call:
+        """Read a Triton request. RefusedRequest names the tensor and what is wrong with it."""
+        if pb_utils.get_input_tensor_by_name(request, "embedding_request") is not None:
+            raise RefusedRequest("embedding_request: this model generates, it does not embed")
+        images = pb_utils.get_input_tensor_by_name(request, "image")
+        if images is not None and images.as_numpy().size:
+            raise RefusedRequest("image: this server takes text only")
+        flags = {name: _flag(request, name) for name in _OPTIONAL_FLAGS}
+        stream = bool(flags["stream"])
+        exclude = flags["exclude_input_in_output"]
+        prepend = not stream if exclude is None else not exclude
+        if stream and prepend:
+            raise RefusedRequest("exclude_input_in_output: must be true when stream is true")
+        return cls(
+            prompt=_text(request, "text_input"),
+            sampling=_sampling_parameters(request),
+            stream=stream,
+            prepend_input=prepend,
+            wanted=frozenset(name for name, value in flags.items() if name.startswith("return_") and value),
+        )
+
+    def response(self, output: Any) -> Any:
+        """The response for one vLLM RequestOutput: final (not streaming) or the part since the last one (streaming)."""
+        parts = output.outputs
+        before = output.prompt if self.prepend_input else ""
+        tensors = [_strings("text_output", [before + part.text for part in parts])]
+        if "return_finish_reason" in self.wanted:
+            tensors.append(_strings("finish_reason", [str(part.finish_reason) for part in parts]))
+        if "return_cumulative_logprob" in self.wanted:
+            scores = np.array([part.cumulative_logprob for part in parts], dtype=np.float32)
+            tensors.append(pb_utils.Tensor("cumulative_logprob", scores))
+        if "return_logprobs" in self.wanted:
+            tensors.append(_strings("logprobs", [_logprobs_json(part.logprobs) for part in parts]))
+        if "return_num_input_tokens" in self.wanted:
+            counts = np.array([len(output.prompt_token_ids)], dtype=np.uint32)
+            tensors.append(pb_utils.Tensor("num_input_tokens", counts))
+        if "return_num_output_tokens" in self.wanted:
+            counts = np.array([len(part.token_ids) for part in parts], dtype=np.uint32)
+            tensors.append(pb_utils.Tensor("num_output_tokens", counts))
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _flag(request: Any, name: str) -> bool | None:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else bool(tensor.as_numpy().reshape(-1)[0])
+
+
+def _text(request: Any, name: str) -> str:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        raise RefusedRequest(f"{name}: missing")
+    value = tensor.as_numpy().reshape(-1)[0]
+    try:
+        return value if isinstance(value, str) else value.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise RefusedRequest(f"{name}: not UTF-8: {problem}") from problem
+
+
+def _sampling_parameters(request: Any) -> dict[str, Any]:
+    """The tensor's JSON object, else the request's own parameters (which cannot carry lists). Nulls mean the default."""
+    given = pb_utils.get_input_tensor_by_name(request, "sampling_parameters") is not None
+    source = _text(request, "sampling_parameters") if given else request.parameters()
+    try:
+        values = json.loads(source)
+    except (ValueError, RecursionError) as problem:
+        raise RefusedRequest(f"sampling_parameters: not JSON: {problem}") from problem
+    if not isinstance(values, dict):
+        raise RefusedRequest(f"sampling_parameters: a JSON object is expected, not {type(values).__name__}")
+    if values.get("lora_name") is not None:
+        raise RefusedRequest("sampling_parameters: lora_name: this server has no LoRA adapters; build a merged model")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _logprobs_json(positions: Any) -> str:
+    if positions is None:
+        return "null"
+    return json.dumps(
+        [
+            {
+                token: {"logprob": entry.logprob, "rank": entry.rank, "decoded_token": entry.decoded_token}
+                for token, entry in position.items()
+            }
+            for position in positions
+        ]
+    )
+
+
+def _strings(name: str, values: list[str]) -> Any:
+    return pb_utils.Tensor(name, np.array([value.encode("utf-8") for value in values], dtype=np.object_))

@@ -1,0 +1,137 @@
+"""The Triton model behind `student`, `baseline` and any further arm: text in, scores out.
+
+    query BYTES [1], title BYTES [n], summary BYTES [n]  ->  score FP32 [n]
+
+It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into length buckets and sends each
+bucket to `<name>_encoder`, version for version, which runs on TensorRT, OpenVINO or whatever the build chose. A version
+folder holds this file, buckets.py, the tokenizer, the score card and the `ranking` modules that make the text, so a version
+goes on reading text as it was built to. In a container it needs `pip install tokenizers`, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+# one tokenisation thread per instance: the encoder has the cores, and more instances tokenise in parallel
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAYON_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from buckets import Bucket, cut  # noqa: E402
+from ranking.text import EncodedPair, StudentFormat  # noqa: E402
+
+MAX_FIELD_BYTES = 1 << 20
+
+
+class BadRequest(Exception):
+    """What is wrong with one caller's request, in a line for that caller."""
+
+
+class TritonPythonModel:
+    """One instance: one request at a time; several instances overlap tokenisation with the encoder's work."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
+        self.encoder = parameters["encoder"]
+        self.version = int(args["model_version"])
+        self.max_documents = int(parameters["max_documents"])
+        self.max_batch = int(parameters["max_batch"])
+        self.batch_tokens = int(parameters["batch_tokens"])
+        self.call_tokens = int(parameters["call_tokens"])
+        self.edges = [int(edge) for edge in parameters["lengths"].split(",")]
+        self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
+        if self.edges[-1] < self.text.max_tokens():
+            raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
+        self.text.encode(["warm"], ["up"], ["the tokenizer"])
+
+    async def execute(self, requests: list) -> list:
+        return await asyncio.gather(*(self._answer(request) for request in requests))
+
+    async def _answer(self, request):
+        try:
+            if request.is_cancelled():
+                raise BadRequest("cancelled by the caller")
+            pairs = self.text.encode(*read_fields(request, self.max_documents))
+            scores = await self._score(pairs)
+        except BadRequest as problem:
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(str(problem), pb_utils.TritonError.INVALID_ARG)
+            )
+        except pb_utils.TritonModelException as problem:  # the encoder's own message: queue full, timeout, not loaded
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(f"{self.encoder}: {problem}", pb_utils.TritonError.UNAVAILABLE)
+            )
+        return pb_utils.InferenceResponse([pb_utils.Tensor("score", scores)])
+
+    async def _score(self, pairs: list[EncodedPair]) -> np.ndarray:
+        lengths = [len(pair.ids) for pair in pairs]
+        buckets = cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens)
+        answers = await asyncio.gather(*(self._encode(bucket, pairs).async_exec() for bucket in buckets))
+        scores = np.empty(len(pairs), np.float32)
+        for bucket, answer in zip(buckets, answers):
+            if answer.has_error():
+                raise pb_utils.TritonModelException(answer.error().message())
+            scores[bucket.rows] = pb_utils.get_output_tensor_by_name(answer, "logits").as_numpy()[:, 0]
+        return scores
+
+    def _encode(self, bucket: Bucket, pairs: list[EncodedPair]):
+        ids, mask, types = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id)
+        return pb_utils.InferenceRequest(
+            model_name=self.encoder,
+            model_version=self.version,
+            requested_output_names=["logits"],
+            inputs=[
+                pb_utils.Tensor("input_ids", ids),
+                pb_utils.Tensor("attention_mask", mask),
+                pb_utils.Tensor("token_type_ids", types),
+            ],
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+        )
+
+
+def read_fields(request, max_documents: int) -> tuple[list[str], list[str], list[str]]:
+    """The query repeated, titles and summaries, one entry per document. BadRequest names the tensor and the document."""
+    query, title, summary = (
+        pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("query", "title", "summary")
+    )
+    count = len(title)
+    if len(summary) != count:
+        raise BadRequest(f"title has {count} documents, summary has {len(summary)}: one of each per document is needed")
+    if not count:
+        raise BadRequest("no documents: title and summary are empty")
+    if count > max_documents:
+        raise BadRequest(f"{count} documents in one request; at most {max_documents} are served, send several requests")
+    asked = decode("query", query)[0]
+    if not asked.strip():
+        raise BadRequest("query is empty")
+    return [asked] * count, decode("title", title), decode("summary", summary)
+
+
+def decode(name: str, values: np.ndarray) -> list[str]:
+    """BYTES elements as text. BadRequest if one is not UTF-8 or too long to be a field."""
+    texts = []
+    for index, value in enumerate(values):
+        if len(value) > MAX_FIELD_BYTES:
+            raise BadRequest(f"{name}[{index}] has {len(value)} bytes; at most {MAX_FIELD_BYTES} are read")
+        try:
+            texts.append(value.decode("utf-8"))
+        except UnicodeDecodeError as problem:
+            raise BadRequest(f"{name}[{index}] is not valid UTF-8: {problem.reason} at byte {problem.start}") from None
+    return texts
+
+
+def pad(pairs: list[EncodedPair], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """input_ids, attention_mask, token_type_ids, each int32 [len(pairs), length]."""
+    shape = (len(pairs), length)
+    ids, mask, types = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for row, pair in enumerate(pairs):
+        end = len(pair.ids)
+        ids[row, :end], mask[row, :end], types[row, :end] = pair.ids, 1, pair.types
+    return ids, mask, types
