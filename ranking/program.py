@@ -71,16 +71,16 @@ def _is_list(kind: Any) -> bool:
     return kind is list or typing.get_origin(kind) is list
 
 
-def _normalise(argv: Sequence[str], types: dict[str, Any]) -> list[str]:
-    """Rewrite dashes, bare bools and repeated lists to jsonargparse's forms, and put --config first so that flags win."""
+def _normalise(argv: Sequence[str], types: dict[str, Any], positional: Sequence[str] = ()) -> list[str]:
+    """Rewrite dashes, bare bools, repeated lists and bare words to jsonargparse's forms; --config first, so that flags win."""
     configs: list[str] = []
     rest: list[str] = []
     lists: dict[str, list[str]] = {}
-    pending = list(argv)
+    pending, bare = list(argv), list(positional)
     while pending:
         word = pending.pop(0)
         if not word.startswith("--") or word == "--":
-            rest.append(word)
+            rest.append(word if word.startswith("-") or not bare else f"--{bare.pop(0)}={word}")
             continue
         flag, equals, value = word[2:].partition("=")
         name, dot, tail = flag.partition(".")
@@ -103,22 +103,34 @@ def _normalise(argv: Sequence[str], types: dict[str, Any]) -> list[str]:
                 lists[name] = json.loads(values[0])
             else:
                 lists.setdefault(name, []).extend(part for v in values for part in v.split(",") if part)
+        elif kind is not None and not equals and pending:
+            rest.append(f"--{name}{dot}{tail}={pending.pop(0)}")
         else:
-            rest.append(f"--{name}{dot}{tail}{equals}{value}")
+            rest.append(f"--{name}{dot}{tail.replace('-', '_')}{equals}{value}")
     for name, values in lists.items():
         rest.append(f"--{name}={json.dumps(values)}")
     return configs + rest
 
 
-def parse(config_class: type[C], argv: Sequence[str] | None = None, *, example: str = "", prog: str | None = None) -> C:
-    """Parse argv (default: the command line) into a config_class instance. Exits with 2 and one line on a bad flag or key."""
+def parse(
+    config_class: type[C],
+    argv: Sequence[str] | None = None,
+    *,
+    example: str = "",
+    prog: str | None = None,
+    positional: Sequence[str] = (),
+) -> C:
+    """Parse argv (default: the command line) into a config_class instance. Exits with 2 and one line on a bad flag or key.
+
+    positional: fields that may also be given as bare words, in this order.
+    """
     argv = sys.argv[1:] if argv is None else argv
     prog = prog or _program_name()
     summary = (config_class.__doc__ or "").strip().split("\n\n")[0]
     parser = _Parser(prog=prog, description=summary, epilog=f"example: {example}" if example else None)
     parser.add_argument("--config", action="config", help="YAML file of settings; flags win over it")
     parser.add_class_arguments(config_class, None)
-    namespace = parser.parse_args(_normalise(argv, _field_types(config_class)))
+    namespace = parser.parse_args(_normalise(argv, _field_types(config_class), positional))
     values = parser.instantiate_classes(namespace).as_dict()
     values.pop("config", None)
     try:
@@ -127,7 +139,14 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None, *, example: 
         parser.error(str(problem))
 
 
-def run(main: Callable[[C], int | None], config_class: type[C], *, example: str, argv: Sequence[str] | None = None):
+def run(
+    main: Callable[[C], int | None],
+    config_class: type[C],
+    *,
+    example: str,
+    argv: Sequence[str] | None = None,
+    positional: Sequence[str] = (),
+) -> NoReturn:
     """Parse, run, and turn InputError into one line on stderr. Exits the process with main's code (None is 0)."""
     logging.basicConfig(
         stream=sys.stderr,
@@ -135,7 +154,7 @@ def run(main: Callable[[C], int | None], config_class: type[C], *, example: str,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
-    config = parse(config_class, argv, example=example)
+    config = parse(config_class, argv, example=example, positional=positional)
     try:
         code = main(config) or 0
     except InputError as problem:

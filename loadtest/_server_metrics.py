@@ -1,0 +1,66 @@
+"""What the server says of a run: requests, batch sizes and queue times from Triton's Prometheus page."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.error import URLError
+from urllib.request import urlopen
+
+_LINE = re.compile(r"^(nv_inference_\w+)\{([^}]*)\} ([\d.e+-]+)$")
+_MODEL = re.compile(r'model="([^"]+)"')
+_WANTED = {
+    "nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count", "nv_inference_exec_count",
+    "nv_inference_request_duration_us", "nv_inference_queue_duration_us", "nv_inference_compute_infer_duration_us",
+}  # fmt: skip
+
+
+@dataclass
+class ServerMetrics:
+    """Counters per model, as scraped; `reason` says why there are none."""
+
+    counters: dict[str, dict[str, float]]
+    reason: str = ""
+
+
+def scrape(url: str, timeout_s: float = 3.0) -> ServerMetrics:
+    """Read http://url/metrics. An unreachable page is no failure of the load test: it is said in the result."""
+    try:
+        with urlopen(f"http://{url}/metrics", timeout=timeout_s) as answer:
+            page = answer.read().decode("utf-8", "replace")
+    except (URLError, OSError, ValueError) as problem:
+        return ServerMetrics({}, f"{url}/metrics cannot be read: {problem}")
+    counters: dict[str, dict[str, float]] = {}
+    for line in page.splitlines():
+        found = _LINE.match(line)
+        if found and found[1] in _WANTED and (model := _MODEL.search(found[2])):
+            model_counters = counters.setdefault(model[1], {})
+            model_counters[found[1]] = model_counters.get(found[1], 0.0) + float(found[3])
+    return ServerMetrics(counters)
+
+
+def difference(before: ServerMetrics, after: ServerMetrics) -> dict:
+    """Per model what happened between two scrapes: requests, failures, mean batch and mean times in milliseconds."""
+    if before.reason or after.reason:
+        return {"unavailable": before.reason or after.reason}
+    models = {}
+    for model, counters in after.counters.items():
+        old = before.counters.get(model, {})
+        moved = {name: value - old.get(name, 0.0) for name, value in counters.items()}
+        requests = moved.get("nv_inference_request_success", 0.0)
+        if requests <= 0 and moved.get("nv_inference_request_failure", 0.0) <= 0:
+            continue
+        executions = moved.get("nv_inference_exec_count", 0.0)
+
+        def per_request(name: str, moved=moved, requests=requests) -> float | None:
+            return moved[name] / requests / 1000.0 if requests > 0 and name in moved else None
+
+        models[model] = {
+            "requests": int(requests),
+            "failures": int(moved.get("nv_inference_request_failure", 0.0)),
+            "mean_batch": moved.get("nv_inference_count", 0.0) / executions if executions else None,
+            "request_ms": per_request("nv_inference_request_duration_us"),
+            "queue_ms": per_request("nv_inference_queue_duration_us"),
+            "compute_ms": per_request("nv_inference_compute_infer_duration_us"),
+        }
+    return models

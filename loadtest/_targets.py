@@ -1,0 +1,150 @@
+"""Where requests go: Triton over gRPC or HTTP, or the A/B router. Each `send` returns (arm, scores in request order)."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import geventhttpclient
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from loadtest._request_pool import RankRequest
+
+CONNECTIONS = 512  # requests in flight per process over HTTP; gRPC multiplexes
+
+
+class RequestFailed(Exception):
+    """An answer that is none: refused, timed out, malformed. The text groups failures, so it holds no numbers of its own."""
+
+
+class Target(Protocol):
+    """A server that ranks. timeout_s: after it a request has failed."""
+
+    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]: ...
+
+    def close(self) -> None: ...
+
+
+def _bytes(values: tuple[str, ...]) -> np.ndarray:
+    return np.array([v.encode() for v in values], dtype=np.object_)
+
+
+def _tensors(module, request: RankRequest, cache: dict[int, list]) -> list:
+    """The three input tensors of a request, made once: building them costs more than sending them."""
+    if request.number not in cache:
+        fields = (("query", (request.query,)), ("title", request.titles), ("summary", request.summaries))
+        inputs = []
+        for name, values in fields:
+            tensor = module.InferInput(name, [len(values)], "BYTES")
+            tensor.set_data_from_numpy(_bytes(values))
+            inputs.append(tensor)
+        cache[request.number] = inputs
+    return cache[request.number]
+
+
+class GrpcTarget:
+    """Triton over gRPC, one channel for all requests of the process."""
+
+    def __init__(self, url: str, timeout_s: float):
+        self._client = tritonclient.grpc.InferenceServerClient(url)
+        self._timeout_s = timeout_s
+        self._inputs: dict[int, list] = {}
+
+    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+        try:
+            answer = self._client.infer(
+                arm, _tensors(tritonclient.grpc, request, self._inputs), client_timeout=self._timeout_s
+            )
+        except InferenceServerException as problem:
+            raise RequestFailed(_reason(problem)) from problem
+        return arm, _scores(answer)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class HttpTarget:
+    """Triton over HTTP with binary tensors."""
+
+    def __init__(self, url: str, timeout_s: float):
+        self._client = tritonclient.http.InferenceServerClient(
+            url, concurrency=CONNECTIONS, connection_timeout=timeout_s, network_timeout=timeout_s
+        )
+        self._inputs: dict[int, list] = {}
+
+    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+        try:
+            answer = self._client.infer(arm, _tensors(tritonclient.http, request, self._inputs))
+        except InferenceServerException as problem:
+            raise RequestFailed(_reason(problem)) from problem
+        except (OSError, geventhttpclient.response.HTTPParseError) as problem:
+            raise RequestFailed(f"{type(problem).__name__}") from problem
+        return arm, _scores(answer)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class RouterTarget:
+    """POST /rank of the A/B router. The arm is the router's choice by user id, read from its answer."""
+
+    def __init__(self, url: str, timeout_s: float, users: int):
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        self._http = geventhttpclient.HTTPClient(
+            parts.hostname or "127.0.0.1",
+            parts.port or 80,
+            concurrency=CONNECTIONS,
+            connection_timeout=timeout_s,
+            network_timeout=timeout_s,
+        )
+        self._users, self._sent = users, 0
+        self._documents: dict[int, list[dict[str, str]]] = {}
+
+    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+        if request.number not in self._documents:
+            rows = zip(request.doc_ids, request.titles, request.summaries)
+            self._documents[request.number] = [{"id": i, "title": t, "summary": s} for i, t, s in rows]
+        self._sent += 1
+        body = {
+            "user_id": f"load-{self._sent * 2654435761 % self._users}",
+            "query": request.query,
+            "documents": self._documents[request.number],
+        }
+        try:
+            answer = self._http.post("/rank", json.dumps(body).encode(), {"Content-Type": "application/json"})
+            content = answer.read()
+        except (OSError, geventhttpclient.response.HTTPParseError) as problem:
+            raise RequestFailed(type(problem).__name__) from problem
+        if answer.status_code != 200:
+            raise RequestFailed(f"HTTP {answer.status_code}")
+        ranked = json.loads(content)
+        order = [document["id"] for document in ranked["ranking"]]
+        if sorted(order) != sorted(request.doc_ids):
+            raise RequestFailed("the ranking does not hold the documents that were sent")
+        scores = {document["id"]: document.get("score") for document in ranked["ranking"]}
+        if ranked.get("fallback"):
+            raise RequestFailed(f"fallback: {ranked['fallback']}")
+        in_order = [scores[doc] for doc in order]
+        if any(a < b for a, b in pairwise(in_order)):
+            raise RequestFailed("the ranking is not in the order of its scores")
+        return ranked["arm"] or "outside", np.array([scores[doc] for doc in request.doc_ids], dtype=np.float32)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def _scores(answer) -> np.ndarray:
+    scores = answer.as_numpy("score")
+    if scores is None:
+        raise RequestFailed("the answer has no tensor `score`")
+    return scores
+
+
+def _reason(problem: InferenceServerException) -> str:
+    status = problem.status()
+    return f"{status}: {problem.message()}"[:160] if status else (problem.message() or "no reason given")[:160]

@@ -1,0 +1,314 @@
+"""Load tests for the student, the baseline and the A/B router: `locust -f loadtest/` (docs/load-testing.md).
+
+    locust -f loadtest/ --headless -u 20 -t 30s                        20 requests a second over gRPC, both arms
+    locust -f loadtest/ --headless -u 20 -t 30s Router                 the same through the router
+    locust -f loadtest/ --headless --find-capacity --arms student      the highest rate with p99 under --p99-ms
+
+One user is a source of --rate requests a second (1 unless told), so -u is the rate. Requests leave on schedule whether
+or not earlier ones were answered, and latency counts from the scheduled moment: a stalled server cannot slow the clock.
+The ...Closed users wait for each answer as most load tests do, to show what that hides.
+"""
+
+from __future__ import annotations
+
+import grpc.experimental.gevent
+
+grpc.experimental.gevent.init_gevent()  # before any channel exists: without it every call blocks the whole process
+
+import logging  # noqa: E402
+import random  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import ClassVar  # noqa: E402
+
+import gevent  # noqa: E402
+import numpy as np  # noqa: E402
+from locust import User, constant_throughput, events, task  # noqa: E402
+from locust.runners import MasterRunner, WorkerRunner  # noqa: E402
+
+from loadtest import _results  # noqa: E402
+from loadtest._capacity import CapacitySettings, CapacityShape  # noqa: E402
+from loadtest._recorder import Recorder  # noqa: E402
+from loadtest._request_pool import RankRequest, RequestPool, check_scores, exponential_gap, parse_sizes  # noqa: E402
+from loadtest._server_metrics import ServerMetrics, difference, scrape  # noqa: E402
+from loadtest._targets import GrpcTarget, HttpTarget, RequestFailed, RouterTarget, Target  # noqa: E402
+
+log = logging.getLogger("loadtest")
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser) -> None:
+    group = parser.add_argument_group("DisRanker")
+    group.add_argument("--data", default="data/world", help="dataset folder whose queries and documents are sent")
+    group.add_argument("--split", default="test", help="judged split to draw from")
+    group.add_argument("--grpc-url", default="127.0.0.1:8001", help="Triton's gRPC address")
+    group.add_argument("--http-url", default="127.0.0.1:8000", help="Triton's HTTP address")
+    group.add_argument("--router-url", default="127.0.0.1:8080", help="the A/B router's address")
+    group.add_argument(
+        "--metrics-url", default="127.0.0.1:8002", help="Triton's metrics address; empty to leave it out"
+    )
+    group.add_argument(
+        "--arms", default="student,baseline", help="models to load, requests alternate; the router chooses itself"
+    )
+    group.add_argument("--rate", type=float, default=1.0, help="requests a second of one user, so -u times this in all")
+    group.add_argument("--arrivals", default="poisson", choices=["poisson", "constant"], help="how requests are spaced")
+    group.add_argument("--list-sizes", default="24:0.5,48:0.5", help="documents a request, with shares")
+    group.add_argument("--zipf", type=float, default=1.0, help="skew of query frequencies; 0 is uniform")
+    group.add_argument("--seed", type=int, default=1, help="of requests and arrivals")
+    group.add_argument("--timeout-s", type=float, default=10.0, help="a request without an answer by then has failed")
+    group.add_argument(
+        "--max-outstanding", type=int, default=2000, help="requests in flight per process; more are failed unsent"
+    )
+    group.add_argument(
+        "--score-tolerance", type=float, default=0.1, help="how far a score may move between two equal requests"
+    )
+    group.add_argument("--user-pool", type=int, default=100_000, help="distinct user ids sent to the router")
+    group.add_argument(
+        "--find-capacity", action="store_true", help="search the highest rate that holds --p99-ms, per arm"
+    )
+    group.add_argument("--p99-ms", type=float, default=100.0, help="latency target of --find-capacity")
+    group.add_argument("--start-rate", type=float, default=4.0, help="first rate of --find-capacity, requests a second")
+    group.add_argument("--max-rate", type=float, default=2000.0, help="highest rate of --find-capacity")
+    group.add_argument("--step-s", type=float, default=10.0, help="seconds that a step of --find-capacity is measured")
+    group.add_argument("--json-out", default="loadtest.json", help="where the result goes; empty for none")
+
+
+class Run:
+    """What the users of one process share: the request pool, the recorder and the arm under test."""
+
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+        self.pool: RequestPool | None = None
+        self.arms: list[str] = []
+        self.first_scores: dict[tuple[str, int], np.ndarray] = {}
+        self.targets: dict[str, Target] = {}
+        self.metrics_before = ServerMetrics({}, "not scraped")
+        self.capacity: CapacityShape | None = None
+        self.outstanding = 0
+        self.next_arm = 0
+
+    def choose_arm(self) -> str:
+        self.next_arm += 1
+        return self.arms[self.next_arm % len(self.arms)]
+
+
+run = Run()
+
+
+def make_target(protocol: str, options) -> Target:
+    """One connection, or pool of them, per protocol and process: users share it."""
+    if protocol == "grpc":
+        return GrpcTarget(options.grpc_url, options.timeout_s)
+    if protocol == "http":
+        return HttpTarget(options.http_url, options.timeout_s)
+    return RouterTarget(options.router_url, options.timeout_s, options.user_pool)
+
+
+class RankingUser(User):
+    """What all users do: draw a request, send it, check the answer, record it from its intended start."""
+
+    abstract = True
+    protocol: ClassVar[str] = ""
+
+    def on_start(self) -> None:
+        options = self.environment.parsed_options
+        if self.protocol not in run.targets:
+            run.targets[self.protocol] = make_target(self.protocol, options)
+        self.target = run.targets[self.protocol]
+
+    def exchange(self, intended: float) -> None:
+        """Send one request that was meant to leave at `intended` (time.time()) and record what came of it."""
+        assert run.pool is not None
+        request, arm = run.pool.draw(), run.choose_arm()
+        if self.protocol == "router":
+            arm = "router"
+        second = int(intended)
+        run.recorder.sent(second, arm, (time.time() - intended) * 1000)
+        problem: Exception | None = None
+        documents = len(request.doc_ids)
+        try:
+            served_by, scores = self.target.send(arm, request)
+            self.check(served_by, request, scores)
+        except RequestFailed as failure:
+            problem = failure
+        milliseconds = (time.time() - intended) * 1000
+        if problem is None:
+            run.recorder.answered(second, arm, milliseconds, documents)
+        else:
+            run.recorder.failed(second, arm, str(problem))
+        self.environment.events.request.fire(
+            request_type=self.protocol,
+            name=f"{arm} {documents} documents",
+            response_time=milliseconds,
+            response_length=documents * 4,
+            exception=problem,
+            context={},
+            start_time=intended,
+        )
+
+    def check(self, arm: str, request: RankRequest, scores: np.ndarray) -> None:
+        key = (arm, request.number)
+        tolerance = self.environment.parsed_options.score_tolerance
+        if wrong := check_scores(request, scores, run.first_scores.get(key), tolerance):
+            raise RequestFailed(f"wrong answer: {wrong}")
+        run.first_scores.setdefault(key, scores)
+
+
+class OpenLoopUser(RankingUser):
+    """A source of arrivals: each request leaves at its time in a greenlet of its own."""
+
+    abstract = True
+
+    @task
+    def arrivals(self) -> None:
+        options = self.environment.parsed_options
+        # str seeds are hashed by the Random itself, the same in every process, unlike hash()
+        chance = random.Random(f"{options.seed}-{id(self)}-{time.time_ns()}")
+        intended = time.time() + chance.random() / options.rate  # users must not start in step
+        while True:
+            gevent.sleep(max(0.0, intended - time.time()))
+            if run.outstanding >= options.max_outstanding:
+                run.recorder.sent(int(intended), run.arms[0], 0.0)
+                run.recorder.failed(int(intended), run.arms[0], "not sent: --max-outstanding requests are unanswered")
+            else:
+                run.outstanding += 1
+                gevent.spawn(self.exchange, intended).link(_landed)
+            intended += exponential_gap(chance, options.rate) if options.arrivals == "poisson" else 1 / options.rate
+
+
+def _landed(_greenlet) -> None:
+    run.outstanding -= 1
+
+
+class ClosedLoopUser(RankingUser):
+    """The usual load-test user: it waits for an answer, then paces itself to --rate. A stall stops its clock."""
+
+    abstract = True
+
+    def wait_time(self) -> float:
+        return constant_throughput(self.environment.parsed_options.rate)(self)
+
+    @task
+    def one(self) -> None:
+        self.exchange(time.time())
+
+
+class TritonGrpc(OpenLoopUser):
+    protocol = "grpc"
+
+
+class TritonHttp(OpenLoopUser):
+    protocol = "http"
+
+
+class Router(OpenLoopUser):
+    protocol = "router"
+
+
+class TritonGrpcClosed(ClosedLoopUser):
+    protocol = "grpc"
+
+
+class TritonHttpClosed(ClosedLoopUser):
+    protocol = "http"
+
+
+class RouterClosed(ClosedLoopUser):
+    protocol = "router"
+
+
+@events.init.add_listener
+def prepare(environment, **_) -> None:
+    """Choose users and shape, and read the requests before the first one is due."""
+    options = environment.parsed_options
+    run.arms = [arm for arm in options.arms.split(",") if arm]
+    if not isinstance(environment.runner, WorkerRunner) and not options.user_classes:
+        environment.user_classes = [TritonGrpc]
+    if not isinstance(environment.runner, MasterRunner):
+        run.pool = RequestPool(
+            Path(options.data), options.split, parse_sizes(options.list_sizes), options.zipf, options.seed
+        )
+    if options.find_capacity and not isinstance(environment.runner, WorkerRunner):
+        run.capacity = environment.shape_class = CapacityShape(
+            run.recorder, capacity_settings(environment), lambda arm: announce(environment, arm)
+        )
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.register_message("arm", lambda msg, **_: set_arm(msg.data["arm"]))
+
+
+def capacity_settings(environment) -> CapacitySettings:
+    options = environment.parsed_options
+    router = [c.__name__ for c in environment.user_classes] in (["Router"], ["RouterClosed"])
+    settle = 5.0 if isinstance(environment.runner, MasterRunner) else 2.0  # workers report every three seconds
+    return CapacitySettings(
+        ["router"] if router else run.arms,
+        options.start_rate,
+        options.max_rate,
+        options.p99_ms,
+        options.step_s,
+        settle,
+        options.rate,
+    )
+
+
+def announce(environment, arm: str) -> None:
+    set_arm(arm)
+    if isinstance(environment.runner, MasterRunner):
+        environment.runner.send_message("arm", {"arm": arm})
+
+
+def set_arm(arm: str) -> None:
+    if arm != "router":
+        run.arms = [arm]
+
+
+@events.test_start.add_listener
+def begin(environment, **_) -> None:
+    run.recorder.clear()
+    run.first_scores.clear()
+    if environment.parsed_options.metrics_url and not isinstance(environment.runner, WorkerRunner):
+        run.metrics_before = scrape(environment.parsed_options.metrics_url)
+
+
+@events.report_to_master.add_listener
+def report(client_id, data, **_) -> None:
+    data["disranker"] = run.recorder.take_unsent()
+
+
+@events.worker_report.add_listener
+def merge(client_id, data, **_) -> None:
+    if "disranker" in data:
+        run.recorder.merge(data["disranker"])
+
+
+@events.test_stop.add_listener
+def wait_for_late_answers(environment, **_) -> None:
+    deadline = time.time() + environment.parsed_options.timeout_s
+    while run.outstanding and time.time() < deadline:
+        gevent.sleep(0.05)
+
+
+@events.quitting.add_listener
+def finish(environment, **_) -> None:
+    """Write the JSON result and say in words what it holds. A capacity run that was cut short says so."""
+    if isinstance(environment.runner, WorkerRunner) or not run.recorder.tallies:
+        return
+    options = environment.parsed_options
+    server = difference(run.metrics_before, scrape(options.metrics_url)) if options.metrics_url else {}
+    settings = {
+        "users": [c.__name__ for c in environment.user_classes],
+        **{name: getattr(options, name) for name in (
+            "data", "split", "arms", "rate", "arrivals", "list_sizes", "zipf", "seed", "timeout_s", "num_users", "run_time",
+        )},
+    }  # fmt: skip
+    cpu = getattr(environment.runner, "current_cpu_usage", None)
+    capacity = run.capacity.found if run.capacity is not None else None
+    found = _results.result(run.recorder, settings, None if cpu is None else cpu / 100, server, capacity)
+    for line in _results.lines(found):
+        print(line, flush=True)
+    if options.json_out:
+        _results.write(found, Path(options.json_out))
+        print(f"result: {options.json_out}", flush=True)
+    failed = any(row["failed"] or row["unanswered"] for row in found["arms"].values())
+    if failed and not environment.process_exit_code:
+        environment.process_exit_code = 1
