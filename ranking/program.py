@@ -84,7 +84,7 @@ def _normalise(argv: Sequence[str], types: dict[str, Any], positional: Sequence[
             continue
         flag, equals, value = word[2:].partition("=")
         name, dot, tail = flag.partition(".")
-        name = name.replace("-", "_")
+        name, tail = name.replace("-", "_"), tail.replace("-", "_")
         if name == "config":
             configs += ["--config", value if equals else pending.pop(0) if pending else ""]
             continue
@@ -106,7 +106,7 @@ def _normalise(argv: Sequence[str], types: dict[str, Any], positional: Sequence[
         elif kind is not None and not equals and pending:
             rest.append(f"--{name}{dot}{tail}={pending.pop(0)}")
         else:
-            rest.append(f"--{name}{dot}{tail.replace('-', '_')}{equals}{value}")
+            rest.append(f"--{name}{dot}{tail}{equals}{value}")
     for name, values in lists.items():
         rest.append(f"--{name}={json.dumps(values)}")
     return configs + rest

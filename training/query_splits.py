@@ -1,0 +1,123 @@
+"""Splits by query, such that near-identical queries never stand on both sides: a reworded test query is a leak.
+
+Two queries are near-identical when, folded (NFKC, case, accents, punctuation, plural s), they have the same words in any
+order, the same letters whatever the spaces, or, from MIN_TYPO_LENGTH letters on, differ by a typo or two (a letter dropped
+in one of them or in both, so a wrong or swapped letter counts as well).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ranking.text import normalise
+
+SPLITS = ("train", "dev", "test")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "development", "valid", "validation", "val"), "dev"),
+    **dict.fromkeys(("test", "eval"), "test"),
+}
+MIN_TYPO_LENGTH = 8
+
+
+def split_name(name: str) -> str | None:
+    """train, dev or test for the usual names of splits; None for any other name."""
+    return SPLIT_NAMES.get(name.strip().lower())
+
+
+def fold(query: str) -> list[str]:
+    """The words of a query without case, accents, punctuation and plural s; the raw text where that leaves nothing."""
+    text = unicodedata.normalize("NFKD", normalise(query).casefold())
+    text = "".join(letter for letter in text if not unicodedata.combining(letter))
+    words = [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in re.findall(r"\w+", text)]
+    return words or [query.strip()]
+
+
+def _keys(query: str) -> Iterator[str]:
+    words = fold(query)
+    yield "words " + " ".join(sorted(set(words)))
+    letters = "".join(words)
+    yield "letters " + letters
+    if len(letters) >= MIN_TYPO_LENGTH:
+        yield from {"letters " + letters[:i] + letters[i + 1 :] for i in range(len(letters))}
+
+
+def near_identical(queries: Mapping[str, str]) -> dict[str, str]:
+    """query id -> name of its group, the smallest id in it. queries: id -> text. Memory is about 3 kB a query."""
+    parent = {query_id: query_id for query_id in queries}
+
+    def root(node: str) -> str:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    first_with: dict[int, str] = {}
+    for query_id, text in queries.items():
+        for key in _keys(text):
+            a, b = root(first_with.setdefault(hash(key), query_id)), root(query_id)
+            if a != b:
+                parent[max(a, b)] = min(a, b)
+    return {query_id: root(query_id) for query_id in queries}
+
+
+def shuffled(names: Iterable[str], seed: int) -> list[str]:
+    """Names in an order that depends on each name and the seed alone: adding a query moves no other."""
+    return sorted(names, key=lambda name: (hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=8).digest(), name))
+
+
+@dataclass
+class QuerySplits:
+    """split: query id -> train, dev or test; groups: how many near-identical groups; removed: ids that stood on both sides."""
+
+    split: dict[str, str]
+    groups: int
+    largest_group: int
+    removed: list[str]
+
+
+def assign_splits(
+    queries: Mapping[str, str],
+    given: Mapping[str, set[str]],
+    *,
+    dev_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> QuerySplits:
+    """Give every query one split. queries: id -> text; given: id -> the splits it has in the source (empty: none).
+
+    A given test or dev split stays as it is, so that figures remain comparable; whatever near-identical query stands in
+    a lower split (train under dev under test) is removed and listed. A split that nobody has is carved out of train, or
+    out of the queries without a split, in whole groups.
+    """
+    group_of = near_identical(queries)
+    members: dict[str, list[str]] = {}
+    for query_id, group in group_of.items():
+        members.setdefault(group, []).append(query_id)
+    rank = {name: i for i, name in enumerate(SPLITS)}
+    split = {query_id: max(given[query_id], key=lambda s: rank[s], default="train") for query_id in queries}
+    have = {name for names in given.values() for name in names}
+    for name, fraction in (("test", test_fraction), ("dev", dev_fraction)):
+        if name not in have:
+            _carve(split, members, name, fraction, seed)
+    removed = []
+    for ids in members.values():
+        top = max((split[query_id] for query_id in ids), key=lambda s: rank[s])
+        removed += [query_id for query_id in ids if split[query_id] != top]
+    for query_id in removed:
+        del split[query_id]
+    return QuerySplits(split, len(members), max(map(len, members.values()), default=0), sorted(removed))
+
+
+def _carve(split: dict[str, str], members: Mapping[str, list[str]], name: str, fraction: float, seed: int) -> None:
+    """Move whole groups of train queries to split `name`, in shuffled order, until fraction of train is reached."""
+    free = [group for group, ids in members.items() if all(split[query_id] == "train" for query_id in ids)]
+    wanted = round(fraction * sum(len(members[group]) for group in free))
+    for group in shuffled(free, seed):
+        if len(members[group]) <= wanted:  # a larger group is left for a split with room for it
+            wanted -= len(members[group])
+            split.update(dict.fromkeys(members[group], name))

@@ -1,0 +1,180 @@
+"""Rows of text and Parquet files, each with the number that an editor would show, and what happens to a bad one.
+
+A bad row raises DataError with its file, number and reason, or, where rejects are kept, goes to the rejects file and the
+reading goes on. A file that breaks off (truncated gzip or Parquet) always raises: nobody knows what its rest said.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ranking.errors import DataError
+from ranking.schema import MAX_FIELD_BYTES, MAX_GRADE, BadRow, Rejects, reading
+
+Row = tuple[int, dict[str, Any]]
+
+
+class BadRows:
+    """rejects: where refused rows go; None stops at the first."""
+
+    def __init__(self, rejects: Rejects | None = None):
+        self.rejects = rejects
+
+    @property
+    def count(self) -> int:
+        return self.rejects.count if self.rejects is not None else 0
+
+    def refuse(self, path: str | Path, row: int, reason: str) -> None:
+        if self.rejects is None:
+            raise DataError(path, reason, row)
+        self.rejects.add(path, [BadRow(row, reason)])
+
+
+def text_lines(path: Path, bad: BadRows, progress: bool = True) -> Iterator[tuple[int, str]]:
+    """(line number, text without its line end) of a UTF-8 file, gzip or plain; blank lines are passed over."""
+    if not path.is_file():
+        raise DataError(path, "no such file")
+    number = 0
+    with (
+        gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream,
+        tqdm(desc=path.name, unit="row", disable=not progress, leave=False) as bar,
+    ):
+        while True:
+            try:
+                line = stream.readline()
+            except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
+                raise DataError(path, f"truncated or damaged gzip: {problem}", number + 1) from problem
+            if not line:
+                return
+            number += 1
+            bar.update()
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as problem:
+                bad.refuse(path, number, f"not valid UTF-8 at byte {problem.start + 1} of the line")
+                continue
+            if text.strip():
+                yield number, text
+
+
+def json_rows(path: Path, bad: BadRows) -> Iterator[Row]:
+    """One JSON object per line."""
+    for number, line in text_lines(path, bad):
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as problem:
+            bad.refuse(path, number, f"not JSON: {' '.join(str(problem).split())}")
+            continue
+        if not isinstance(content, dict):
+            bad.refuse(path, number, "not a JSON object")
+            continue
+        yield number, content
+
+
+def separated_rows(path: Path, bad: BadRows) -> Iterator[Row]:
+    """Rows under a header line: tabs without quoting where the name says .tsv, else commas with quoting."""
+    csv.field_size_limit(1 << 30)  # an over-long field is refused later, by name, like in every other format
+    tabs = path.name.removesuffix(".gz").endswith(".tsv")
+    number = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal number
+        for number, text in text_lines(path, bad):  # noqa: B007 the csv reader may take several lines for a row
+            yield text if tabs else text + "\n"
+
+    rows: Iterator[list[str]] = (line.split("\t") for line in lines()) if tabs else csv.reader(lines(), strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as problem:
+            bad.refuse(path, number, f"not CSV: {problem}")
+            continue
+        if row is None:
+            break
+        if header is None:
+            header = [name.strip() for name in row]
+            if len(set(header)) < len(header):
+                raise DataError(path, "a column name occurs twice", number)
+        elif len(row) != len(header):
+            bad.refuse(path, number, f"{len(row)} fields, the header has {len(header)}")
+        else:
+            yield number, dict(zip(header, row))
+    if header is None:
+        raise DataError(path, "empty: a header line is needed")
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file, numbered from 1. DataError if it is truncated or no Parquet."""
+    with reading(path):
+        file = pq.ParquetFile(path)
+        batches = file.iter_batches(8192)
+    number = 0
+    with tqdm(total=file.metadata.num_rows, desc=path.name, unit="row", leave=False) as bar:
+        while True:
+            with reading(path):
+                batch = next(batches, None)
+                rows = batch.to_pylist() if batch is not None else []
+            if batch is None:
+                return
+            for row in rows:
+                number += 1
+                yield number, row
+            bar.update(len(rows))
+
+
+def column(row: dict[str, Any], name: str, path: Path) -> Any:
+    """A row's value. DataError if the column is missing: that is the whole file's fault, not the row's."""
+    if name not in row:
+        raise DataError(path, f"no column {name}; there are {', '.join(map(str, row))}")
+    return row[name]
+
+
+def text_field(value: Any, name: str, blank_ok: bool = False) -> str:
+    """A field as text; a whole number is taken as its digits (ids are often numbers). ValueError says what is wrong."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if value is None and blank_ok:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {'null' if value is None else type(value).__name__}, text is needed")
+    try:
+        size = len(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds half a surrogate pair: not valid Unicode") from None
+    if size > MAX_FIELD_BYTES:
+        raise ValueError(f"{name} is {size} bytes long, at most {MAX_FIELD_BYTES} are taken")
+    if not blank_ok and not value.strip():
+        raise ValueError(f"{name} is empty")
+    return value
+
+
+def grade_field(value: Any) -> int:
+    """A grade: a whole number from 0 to MAX_GRADE, as a number or its text. ValueError says what is wrong."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"grade is {'null' if value is None else type(value).__name__}, a number is needed")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"grade {str(value)[:40]!r} is not a number") from None
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError("grade is NaN or infinite")
+    if number != int(number):
+        raise ValueError(f"grade {number:g} is not a whole number")
+    if not 0 <= number <= MAX_GRADE:
+        raise ValueError(f"grade {number:g} is outside 0 to {MAX_GRADE}")
+    return int(number)
