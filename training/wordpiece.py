@@ -1,0 +1,71 @@
+"""A WordPiece vocabulary trained on a dataset folder, for students that start from scratch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordPieceTrainer
+from transformers import PreTrainedTokenizerFast
+
+from ranking.errors import InputError
+from ranking.schema import iter_table
+from ranking.text import normalise
+
+log = logging.getLogger(__name__)
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_TEXTS = 2_000_000  # the vocabulary of a larger set hardly differs, and the trainer counts words in memory
+
+
+def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> Path:
+    """Write the BERT tokenizer (lower-cased WordPiece) of a dataset's queries and documents to `out` and return it.
+
+    Texts come from candidates, clicks and train judgements, whichever are there; the vocabulary needs no labels.
+    InputError if the folder has none of them.
+    """
+    sources = [(Path(data) / f"{name}.parquet", name) for name in ("candidates", "clicks")]
+    sources.append((Path(data) / "judgments" / "train.parquet", "judgments"))
+    present = [(path, table) for path, table in sources if path.is_file()]
+    if not present:
+        raise InputError(f"{data}: no candidates, clicks or train judgements to take a vocabulary from")
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.decoder = WordPieceDecoder()
+    trainer = WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+    tokenizer.train_from_iterator(_distinct_texts(present), trainer)
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS},
+    ).save_pretrained(out)
+    log.info("trained a WordPiece vocabulary of %d tokens on %s", tokenizer.get_vocab_size(), data)
+    return Path(out)
+
+
+def _distinct_texts(sources: list[tuple[Path, str]]) -> Iterator[str]:
+    """Queries, titles and summaries, each text once: a document is a candidate of many queries."""
+    seen: set[int] = set()
+    for path, table in sources:
+        for rows in iter_table(path, table):
+            for column in ("query", "title", "summary"):
+                for text in rows.column(column).to_pylist():
+                    if hash(text) in seen:
+                        continue
+                    if len(seen) == MAX_TEXTS:
+                        log.warning("the vocabulary is taken from the first %d distinct texts", MAX_TEXTS)
+                        return
+                    seen.add(hash(text))
+                    yield normalise(text)
