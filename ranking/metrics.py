@@ -78,7 +78,7 @@ class JudgedRanking:
         self._codes = codes[self.order]
         self._scores = scores[self.order]
         self._grades = grades[self.order].astype(np.int64)
-        self._rank = np.arange(len(scores)) - self._starts[self._codes]  # 0-based place within the query
+        self.places = np.arange(len(scores)) - self._starts[self._codes]  # of row order[i], 0-based, within its query
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -104,9 +104,9 @@ class JudgedRanking:
         """Reciprocal rank per query, float64 [q]: 1 / place of the first document with grade >= relevant_from, else 0."""
         hit = self._grades >= relevant_from
         if k is not None:
-            hit &= self._rank < k
+            hit &= self.places < k
         reciprocal = np.zeros(len(self))
-        np.maximum.at(reciprocal, self._codes[hit], 1.0 / (self._rank[hit] + 1))
+        np.maximum.at(reciprocal, self._codes[hit], 1.0 / (self.places[hit] + 1))
         return reciprocal
 
     def pairs(self) -> PairCounts:
@@ -138,8 +138,8 @@ class JudgedRanking:
 
     def _dcg(self, grades: NDArray[np.int64], k: int | None, gain: Gain) -> NDArray[np.float64]:
         gains = np.exp2(grades) - 1.0 if gain == "exponential" else grades.astype(np.float64)
-        terms = gains / np.log2(self._rank + 2.0)
-        return self._per_query(terms if k is None else np.where(self._rank < k, terms, 0.0))
+        terms = gains / np.log2(self.places + 2.0)
+        return self._per_query(terms if k is None else np.where(self.places < k, terms, 0.0))
 
 
 def ndcg(scores: ArrayLike, grades: ArrayLike, groups: ArrayLike, k: int | None = None, gain: Gain = "linear") -> float:

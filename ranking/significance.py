@@ -64,13 +64,19 @@ def randomisation_test(ours: ArrayLike, theirs: ArrayLike, *, permutations: int 
     ours, theirs: float [q], the same queries in the same order. The observed order counts as one permutation, so p > 0.
     """
     difference = _difference(ours, theirs)
-    difference = difference[difference != 0]  # swapping equal values changes nothing
-    if not len(difference):
-        return 1.0
-    sums = swapped_sums(difference[:, None], permutations, seed)[:, 0]
+    return float(randomisation_tests(difference[:, None], permutations=permutations, seed=seed)[0])
+
+
+def randomisation_tests(differences: ArrayLike, *, permutations: int = 10000, seed: int = 0) -> NDArray[np.float64]:
+    """randomisation_test of several metrics at once, float64 [m]. differences: float [q, m], ours - theirs per query."""
+    values = _columns(differences)
+    observed = np.abs(values.sum(0))
+    values = values[(values != 0).any(1)]  # swapping equal values changes nothing
+    if not len(values):
+        return np.ones(len(observed))
     # a sum that equals the observed one up to rounding counts as as extreme
-    observed = abs(difference.sum()) * (1 - 1e-12)
-    return float((1 + np.count_nonzero(np.abs(sums) >= observed)) / (1 + permutations))
+    extreme = np.abs(swapped_sums(values, permutations, seed)) >= observed * (1 - 1e-12) - 1e-12
+    return (1 + extreme.sum(0)) / (1 + permutations)
 
 
 def pnr_randomisation_test(

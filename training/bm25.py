@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from ranking.text import normalise
 
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG at import
 K1, B = 1.2, 0.75  # the values most engines ship with
 
 # Chinese, Japanese and Korean are written without spaces between words: their letters are indexed in overlapping pairs
