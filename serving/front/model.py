@@ -24,8 +24,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from buckets import Bucket, cut  # noqa: E402
-from ranking.text import EncodedPair, StudentFormat  # noqa: E402
+from buckets import Bucket, cut
+
+from ranking.text import EncodedPair, StudentFormat
 
 MAX_FIELD_BYTES = 1 << 20
 

@@ -45,7 +45,7 @@ class TritonPythonModel:
         jobs = self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self.queue = ov.AsyncInferQueue(self.compiled, jobs)
         self.queue.set_callback(self._keep)
-        self.results: dict[int, list[np.ndarray] | str] = {}
+        self.results: dict[int, list[np.ndarray]] = {}
 
     def execute(self, requests: list) -> list:
         feeds = [

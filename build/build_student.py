@@ -1,0 +1,237 @@
+"""Checkpoint -> ONNX -> engine -> gate -> a numbered version of a Triton model.
+
+    python build/build_student.py --checkpoint runs/world/student --name student --target openvino --data data/world
+
+The engine is TensorRT (`tensorrt`, for a GPU) or OpenVINO (`openvino`, for a CPU). Every precision that comes into question is
+built and scored on real judged queries beside the fp32 checkpoint (build/gate.py); the fastest that passes is published.
+If none passes nothing is published. On a machine without TensorRT the build is staged, and the command that finishes it
+inside NVIDIA's container is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from build import openvino_engine, tensorrt_engine
+from build.export_onnx import export, load_encoder, parity, torch_runner
+from build.finish_engine import Config as FinishConfig
+from build.finish_engine import container_command, finish, stage
+from build.gate import GateLimits, GateReport, compare
+from build.judged_pairs import JudgedPairs, read_candidates, read_judged
+from build.publish import publish_engine, refusal, tools
+from build.runners import score_pairs
+from build.triton_config import ServingLimits, Target, bucket_lengths
+from ranking.card import ScoreCard, fingerprint
+from ranking.errors import InputError
+from ranking.program import run
+from ranking.text import StudentFormat
+
+LOGGER = logging.getLogger(__name__)
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+
+
+@dataclass
+class Config:
+    """Build a student or baseline checkpoint into a versioned Triton model.
+
+    Args:
+        checkpoint: student or baseline checkpoint folder
+        name: name of the Triton model, and the arm in its metrics: student, baseline, or a further arm
+        target: "tensorrt" for NVIDIA GPUs, "openvino" for CPUs
+        data: dataset folder whose judgements the build is gated on
+        split: judgements to gate on
+        repository: Triton model repository to publish into
+        precision: "auto" builds every precision the hardware computes in and publishes the fastest that passes the gate
+        gate: what a build may cost; see docs/build.md before widening
+        gate_queries: judged queries to gate on, drawn at random with a fixed seed
+        calibration_pairs: candidates that INT8 is calibrated on
+        accept_drop: publish although the gate objects; the objections are recorded in the manifest
+        promote: serve the new version at the next start or load; --no-promote only adds it (build/releases.py)
+        serving: limits and sizes of the served model
+        staging: folder for a TensorRT build that a container finishes
+    """
+
+    checkpoint: Path
+    name: str
+    target: Target
+    data: Path
+    split: Literal["train", "dev", "test"] = "dev"
+    repository: Path = Path("model_repository")
+    precision: Precision = "auto"
+    gate: GateLimits = field(default_factory=GateLimits)
+    gate_queries: int = 200
+    calibration_pairs: int = 256
+    accept_drop: bool = False
+    promote: bool = True
+    serving: ServingLimits = field(default_factory=ServingLimits)
+    staging: Path = Path("runs/engine")
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"name {self.name!r}: letters, digits, - and _ only")
+        offered = {"openvino": ("auto", *openvino_engine.PRECISIONS), "tensorrt": ("auto", *tensorrt_engine.PRECISIONS)}
+        if self.precision not in offered[self.target]:
+            raise ValueError(f"precision {self.precision}: {self.target} offers {', '.join(offered[self.target])}")
+        if self.gate_queries < 1:
+            raise ValueError("gate_queries: at least 1 is needed")
+
+
+@dataclass
+class Build:
+    """What every engine of this build shares: the checkpoint as ONNX, and the judged pairs with their fp32 scores."""
+
+    config: Config
+    card: ScoreCard
+    text: StudentFormat
+    onnx: Path
+    parity_error: float
+    judged: JudgedPairs
+    reference: np.ndarray  # float32 [pairs], the fp32 checkpoint's scores
+    lengths: list[int]
+
+    def gate(self, scores: np.ndarray, precision: str) -> GateReport:
+        judged = self.judged
+        report = compare(
+            self.reference, scores, judged.grades, judged.groups, judged.queries, precision, self.config.gate
+        )
+        LOGGER.info("gate: %s", report.line())
+        return report
+
+
+def main(config: Config) -> None:
+    with tempfile.TemporaryDirectory(prefix="build-student-") as folder:
+        build = prepare(config, Path(folder))
+        if config.target == "openvino":
+            build_openvino(build, Path(folder))
+        else:
+            build_tensorrt(build, Path(folder))
+
+
+def prepare(config: Config, folder: Path) -> Build:
+    """Export, check the export, and score the judged pairs with the checkpoint itself."""
+    text = StudentFormat.of_checkpoint(config.checkpoint)
+    card = ScoreCard.load(config.checkpoint)
+    vocabulary = fingerprint(config.checkpoint / "tokenizer.json")
+    if card.vocabulary and card.vocabulary != vocabulary:
+        raise InputError(
+            f"{config.checkpoint}: the card names tokenizer {card.vocabulary}, the folder holds {vocabulary}"
+        )
+    encoder = load_encoder(config.checkpoint)
+    longest, positions = text.max_tokens(), encoder.model.config.max_position_embeddings
+    if longest > positions:
+        raise InputError(f"{config.checkpoint}: pairs of up to {longest} tokens, the model has {positions} positions")
+    if encoder.model.config.vocab_size < text.tokenizer.get_vocab_size():
+        raise InputError(f"{config.checkpoint}: the tokenizer has more tokens than the model has embeddings")
+    judged = read_judged(config.data, config.split, text, config.gate_queries)
+    LOGGER.info("exporting %s to ONNX", config.checkpoint)
+    onnx = export(encoder, folder / "model.onnx")
+    difference = parity(encoder, onnx)
+    LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
+    reference = score_pairs(torch_runner(encoder), judged.pairs, text.pad_id, "fp32 checkpoint")
+    if not np.isfinite(reference).all():
+        raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
+    lengths = bucket_lengths(config.serving, config.target, longest)
+    return Build(config, card, text, onnx, difference, judged, reference, lengths)
+
+
+def build_openvino(build: Build, folder: Path) -> int:
+    """Build and gate the precisions, publish the fastest that passes. Returns the version."""
+    config = build.config
+    wanted = openvino_engine.cpu_precisions() if config.precision == "auto" else [config.precision]
+    tried: dict[str, dict[str, Any]] = {}
+    reports: dict[str, GateReport] = {}
+    files: dict[str, list[Path]] = {}
+    for precision in wanted:
+        LOGGER.info("building OpenVINO %s", precision)
+        calibration = []
+        if precision == "int8":
+            pairs = read_candidates(config.data, build.text, config.calibration_pairs)
+            calibration = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
+        (folder / precision).mkdir()
+        ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, calibration)
+        runner = openvino_engine.runner(ir, precision, config.serving.threads)
+        scores = score_pairs(runner, build.judged.pairs, build.text.pad_id, precision)
+        report = build.gate(scores, precision)
+        sample = build.judged.pairs[:192]
+        speed = openvino_engine.pairs_per_second(runner, sample, build.text.pad_id)
+        LOGGER.info("speed: %s %.0f pairs/s", precision, speed)
+        reports[precision], files[precision] = report, [ir, ir.with_suffix(".bin")]
+        tried[precision] = {"pairs_per_second": round(speed, 1), "gate": report.as_json()}
+    passed = [p for p in wanted if reports[p].passed]
+    eligible = passed or (wanted if config.accept_drop else [])
+    if not eligible:
+        raise InputError(refusal(config.name, [reports[p] for p in wanted]))
+    best = max(eligible, key=lambda p: tried[p]["pairs_per_second"])
+    parameters = openvino_engine.triton_parameters(best, config.serving.threads, config.serving.streams)
+    return publish_engine(
+        config.repository,
+        facts(build, best) | {"tried": tried},
+        config.checkpoint,
+        files[best],
+        reports[best],
+        parameters,
+        config.promote,
+    )
+
+
+def build_tensorrt(build: Build, folder: Path) -> int | None:
+    """Cast, gate the cast graph on the CPU, stage, and finish here if TensorRT is installed. Returns the version."""
+    config = build.config
+    precision = "fp16" if config.precision == "auto" else config.precision
+    pairs = read_candidates(config.data, build.text, config.calibration_pairs)
+    feeds = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
+    graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds)
+    runner = tensorrt_engine.cast_runner(graph)
+    report = build.gate(score_pairs(runner, build.judged.pairs, build.text.pad_id, precision), precision)
+    if not report.passed and not config.accept_drop:
+        raise InputError(refusal(config.name, [report]))
+    known = facts(build, precision) | {
+        "graph": fingerprint(graph),
+        "kept_fp32": kept,
+        "queries": build.judged.queries,
+        "pad_id": build.text.pad_id,
+        "cast_gate": report.as_json(),
+    }
+    arrays = {"reference": build.reference, "grades": build.judged.grades, "groups": build.judged.groups}
+    staged = stage(config.staging / config.name, config.checkpoint, graph, build.judged.pairs, arrays, known)
+    if tensorrt_engine.is_available():
+        return finish(FinishConfig(staged, config.repository, promote=config.promote))
+    LOGGER.warning("the cast graph passed; TensorRT is not installed here. Finish on the GPU machine with:")
+    print(container_command(staged, config.repository))
+    return None
+
+
+def facts(build: Build, precision: str) -> dict[str, Any]:
+    """What the manifest says of this build besides the gate's figures; plain JSON."""
+    config = build.config
+    known = {
+        "name": config.name,
+        "target": config.target,
+        "precision": precision,
+        "checkpoint": {
+            "path": str(config.checkpoint),
+            "fingerprint": fingerprint(config.checkpoint),
+            "card": asdict(build.card),
+        },
+        "onnx": {"fingerprint": fingerprint(build.onnx), "parity_error": build.parity_error},
+        "gate_data": {"data": str(config.data), "split": config.split},
+        "gate_limits": asdict(config.gate),
+        "accept_drop": config.accept_drop,
+        "lengths": build.lengths,
+        "serving": asdict(config.serving),
+        "tools": tools(),
+    }
+    return json.loads(json.dumps(known))
+
+
+if __name__ == "__main__":
+    example = "python build/build_student.py --checkpoint runs/world/student --name student --target openvino --data data/world"
+    run(main, Config, example=example)

@@ -1,0 +1,149 @@
+"""Checkpoint -> ONNX: a BERT ranker with dynamic batch and length, checked against PyTorch before anyone relies on it.
+
+The graph takes input_ids, attention_mask and token_type_ids (int32 [batch, length]) and gives logits (float32 [batch, 1]).
+An exporter may drop an input that it believes unused; a ranker without its token types still runs and ranks otherwise, so
+all three are asserted to be read by some node.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from transformers import BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+from build.runners import INPUTS, OUTPUT, Feed, Runner
+from ranking.card import ScoreCard
+from ranking.errors import InputError
+
+OPSET = 18
+PARITY_TOLERANCE = 1e-4  # of a raw fp32 logit: summation order only
+
+
+class Encoder(torch.nn.Module):
+    """The model as a function of three int tensors [batch, length] to raw logits float32 [batch, 1]."""
+
+    def __init__(self, model: BertForSequenceClassification):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask, token_type_ids):
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True
+        ).logits
+
+
+def load_encoder(checkpoint: str | Path) -> Encoder:
+    """The fp32 encoder of a student or baseline checkpoint, in evaluation mode. InputError if it is something else."""
+    ScoreCard.load(checkpoint).require(checkpoint, "student", "baseline")
+    transformers_logging.disable_progress_bar()
+    try:
+        # eager attention is plain MatMul and Softmax in the graph: every engine recognises and fuses it
+        loaded: Any = BertForSequenceClassification.from_pretrained(
+            checkpoint, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise InputError(f"{checkpoint}: not a loadable BERT ranker: {' '.join(str(problem).split())}") from problem
+    model, report = loaded
+    lacking = sorted(report["missing_keys"])
+    if lacking:  # transformers would fill them with random numbers and only warn
+        raise InputError(
+            f"{checkpoint}: the weights lack {', '.join(map(str, lacking[:3]))}; this is not a trained ranker"
+        )
+    if model.config.num_labels != 1:
+        raise InputError(f"{checkpoint}: {model.config.num_labels} labels; a ranker has one")
+    return Encoder(model.eval()).eval()
+
+
+def torch_runner(encoder: Encoder) -> Runner:
+    """The checkpoint itself, in fp32: what every engine is measured against."""
+
+    def run(feed: Feed) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return encoder(*(torch.from_numpy(feed[name]).long() for name in INPUTS)).numpy()[:, 0]
+
+    return run
+
+
+def example_inputs(batch: int, length: int, vocabulary: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random but valid inputs, int32 [batch, length]: rows of different lengths, both token types."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(max(1, length // 2), length + 1, size=batch)
+    lengths[0] = length
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
+    types = (np.arange(length) >= max(1, length // 3)).astype(np.int32)[None].repeat(batch, 0) * mask
+    ids = rng.integers(0, vocabulary, size=(batch, length)).astype(np.int32) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def export(encoder: Encoder, path: str | Path) -> Path:
+    """Write the encoder as one ONNX file and check its graph. InputError if an input was lost or a dimension fixed."""
+    config = encoder.model.config
+    example = {n: torch.from_numpy(v) for n, v in example_inputs(3, 16, config.vocab_size).items()}
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    length = torch.export.Dim("length", min=2, max=config.max_position_embeddings)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's deprecations of its own internals
+        torch.onnx.export(
+            encoder,
+            tuple(example[name] for name in INPUTS),
+            str(path),
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=tuple({0: batch, 1: length} for _ in INPUTS),
+            external_data=False,
+            verbose=False,
+        )
+    check_graph(path)
+    return Path(path)
+
+
+def check_graph(path: str | Path) -> None:
+    """InputError unless the graph reads all three inputs, with dynamic batch and length, and gives float32 logits."""
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model, full_check=True)
+    graph = model.graph
+    read = {name for node in graph.node for name in node.input}
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    for name in INPUTS:
+        if name not in shapes or name not in read:
+            raise InputError(
+                f"{path}: the exported graph does not use {name}; its ranking would differ from the model's"
+            )
+        if not all(isinstance(dim, str) for dim in shapes[name]):
+            raise InputError(f"{path}: {name} has the fixed shape {shapes[name]}; batch and length must be dynamic")
+    if shapes.get(OUTPUT, [None, None])[1:] != [1] or not isinstance(shapes[OUTPUT][0], str):
+        raise InputError(f"{path}: output {OUTPUT} is {shapes.get(OUTPUT)}, [batch, 1] is needed")
+
+
+def parity(encoder: Encoder, path: str | Path) -> float:
+    """Largest difference between ONNX Runtime and PyTorch in fp32 over shapes the export did not see.
+
+    InputError above PARITY_TOLERANCE: the graph then computes something else.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    config = encoder.model.config
+    worst, scale = 0.0, 1.0
+    for seed, (batch, length) in enumerate(((1, 5), (1, 40), (4, 33), (7, 64))):
+        length = min(length, config.max_position_embeddings)
+        feed = example_inputs(batch, length, config.vocab_size, seed)
+        with torch.no_grad():
+            expected = encoder(*(torch.from_numpy(feed[name]).long() for name in INPUTS)).numpy()
+        worst = max(worst, float(np.abs(session.run([OUTPUT], feed)[0] - expected).max()))
+        scale = max(scale, float(np.abs(expected).max()))
+    if not worst <= PARITY_TOLERANCE * scale:
+        raise InputError(f"{path}: logits differ from PyTorch's by {worst:.3g} in fp32; do not use this export")
+    return worst

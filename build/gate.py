@@ -1,0 +1,136 @@
+"""The gate: an engine is published only if it ranks real judged queries as the fp32 checkpoint does.
+
+Both sides score the same pairs. Errors are counted in units of the reference scores' standard deviation, because a raw
+logit has no scale of its own; order is measured by Kendall's tau-b within each query and by NDCG@5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranking.metrics import JudgedRanking, kendall_tau
+
+SAFER = {"int8": "bf16", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
+K = 5
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """What a build may cost.
+
+    Args:
+        max_error: largest score error of any pair, in standard deviations of the reference scores
+        mean_error: mean score error, in the same unit
+        min_tau: mean Kendall tau-b over queries
+        max_ndcg_change: absolute change of mean NDCG@5 (linear gain)
+    """
+
+    max_error: float = 0.5
+    mean_error: float = 0.05
+    min_tau: float = 0.99
+    max_ndcg_change: float = 0.002
+
+
+@dataclass
+class GateReport:
+    """What the gate measured for one engine, and what it objects to (empty: passed)."""
+
+    precision: str
+    queries: int
+    pairs: int
+    not_finite: int
+    max_error: float
+    mean_error: float
+    score_spread: float
+    tau: float
+    ndcg5_reference: float
+    ndcg5: float
+    worst_query: str
+    worst_query_tau: float
+    objections: list[str]
+
+    @property
+    def passed(self) -> bool:
+        return not self.objections
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def line(self) -> str:
+        """One line for the log."""
+        verdict = "passed" if self.passed else "; ".join(self.objections)
+        return (
+            f"{self.precision}: error max {self.max_error:.4f} mean {self.mean_error:.4f} spreads, tau {self.tau:.4f}, "
+            f"NDCG@{K} {self.ndcg5_reference:.4f} -> {self.ndcg5:.4f} on {self.queries} queries: {verdict}"
+        )
+
+    def advice(self) -> str:
+        """Which query moved most and what to build instead; for a gate that failed."""
+        safer = SAFER.get(self.precision)
+        moved = f"the query that moved most is {self.worst_query!r} (tau {self.worst_query_tau:.3f})"
+        next_step = f"try --precision {safer}" if safer else "the export itself is wrong: check the checkpoint"
+        return f"{moved}; {next_step}, or accept the drop knowingly with --accept-drop"
+
+
+def compare(
+    reference: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    grades: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    queries: list[str],
+    precision: str,
+    limits: GateLimits,
+) -> GateReport:
+    """Gate an engine's scores against the fp32 checkpoint's.
+
+    reference, scores: float [n]; grades: int [n]; groups: int [n], 0..len(queries)-1; queries: their texts.
+    """
+    bad = ~np.isfinite(scores)
+    spread = float(reference.std()) or 1.0
+    error = np.abs(np.where(bad, np.inf, scores.astype(np.float64)) - reference) / spread
+    # a score that is no number ranks last; the gate fails anyway, but the report must name the query
+    safe = np.where(bad, np.float32(np.finfo(np.float32).min), scores)
+    tau = kendall_tau(safe, reference, groups)
+    known = np.where(np.isnan(tau), 1.0, tau)  # a query whose documents all tie in both has no order to lose
+    per_query_error = np.zeros(len(queries))
+    np.maximum.at(per_query_error, groups, error)
+    ndcg_before = JudgedRanking(reference, grades, groups, len(queries)).ndcg(K)
+    ndcg_after = JudgedRanking(safe, grades, groups, len(queries)).ndcg(K)
+    worst = int(np.lexsort((-per_query_error, known))[0])
+    report = GateReport(
+        precision=precision,
+        queries=len(queries),
+        pairs=len(reference),
+        not_finite=int(bad.sum()),
+        max_error=float(error.max()),
+        mean_error=float(error.mean()),
+        score_spread=spread,
+        tau=float(known.mean()),
+        ndcg5_reference=float(ndcg_before.mean()),
+        ndcg5=float(ndcg_after.mean()),
+        worst_query=queries[worst],
+        worst_query_tau=float(known[worst]),
+        objections=[],
+    )
+    report.objections = _objections(report, limits)
+    return report
+
+
+def _objections(report: GateReport, limits: GateLimits) -> list[str]:
+    found = []
+    if report.not_finite:
+        found.append(f"{report.not_finite} scores are not finite")
+    if not report.max_error <= limits.max_error:
+        found.append(f"max error {report.max_error:.3g} > {limits.max_error:g} spreads")
+    if not report.mean_error <= limits.mean_error:
+        found.append(f"mean error {report.mean_error:.3g} > {limits.mean_error:g} spreads")
+    if not report.tau >= limits.min_tau:
+        found.append(f"Kendall tau {report.tau:.4f} < {limits.min_tau:g}")
+    change = abs(report.ndcg5 - report.ndcg5_reference)
+    if not change <= limits.max_ndcg_change:
+        found.append(f"NDCG@{K} moved by {change:.4f} > {limits.max_ndcg_change:g}")
+    return found

@@ -1,0 +1,63 @@
+"""The judged queries that a build is gated on, and the candidate pairs that INT8 is calibrated on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranking.errors import DataError, InputError
+from ranking.schema import iter_table, read_table
+from ranking.text import EncodedPair, StudentFormat
+
+
+@dataclass
+class JudgedPairs:
+    """Rows of judged queries, encoded as the student reads them.
+
+    pairs: [n]; grades: int [n]; groups: int [n], index into queries; queries: their texts.
+    """
+
+    pairs: list[EncodedPair]
+    grades: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    queries: list[str]
+
+
+def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: int) -> JudgedPairs:
+    """The first max_queries queries (by hash order of their id, so a sample is spread) that have at least two documents."""
+    path = Path(data) / "judgments" / f"{split}.parquet"
+    rows = read_table(path, "judgments").to_pydict()
+    ids = np.asarray(rows["query_id"], dtype=object)
+    distinct, codes, sizes = np.unique(ids, return_inverse=True, return_counts=True)
+    eligible = np.flatnonzero(sizes >= 2)
+    if not len(eligible):
+        raise DataError(path, "no query has two judged documents; nothing to gate on")
+    order = np.random.default_rng(0).permutation(eligible)[:max_queries]
+    rank = np.full(len(distinct), -1)
+    rank[order] = np.arange(len(order))
+    keep = np.flatnonzero(rank[codes] >= 0)
+    columns = {name: [rows[name][i] for i in keep] for name in ("query", "title", "summary")}
+    groups = rank[codes[keep]]
+    names = [""] * len(order)
+    for group, query in zip(groups, columns["query"]):
+        names[group] = query
+    pairs = text.encode(columns["query"], columns["title"], columns["summary"])
+    return JudgedPairs(pairs, np.asarray(rows["grade"], np.int64)[keep], groups.astype(np.int64), names)
+
+
+def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[EncodedPair]:
+    """Up to `count` pairs of candidates.parquet, every k-th row, so that they come from many queries."""
+    path = Path(data) / "candidates.parquet"
+    fields: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for piece in iter_table(path, "candidates", batch_rows=16384):
+        for column, name in zip(fields, ("query", "title", "summary")):
+            column.extend(piece.column(name).to_pylist())
+        if len(fields[0]) >= 64 * count:
+            break
+    if not fields[0]:
+        raise InputError(f"{path}: no candidates to calibrate on")
+    step = max(1, len(fields[0]) // count)
+    return text.encode(*(column[::step][:count] for column in fields))

@@ -1,0 +1,110 @@
+"""ONNX -> OpenVINO IR for the CPU: fp32, bf16 (the same IR with a precision hint) or INT8 (NNCF, calibrated)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from build.runners import Feed, Runner, batches, openvino_runner, pad
+from ranking.text import EncodedPair
+
+PRECISIONS = ("int8", "bf16", "fp32")
+MODEL_FILE = "model.xml"
+
+
+def cpu_precisions() -> list[str]:
+    """The precisions worth building on this CPU. bf16 only where the CPU computes in it; elsewhere it is emulated."""
+    import openvino
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["int8", "bf16", "fp32"] if "BF16" in capabilities else ["int8", "fp32"]
+
+
+def has_bf16() -> bool:
+    return "bf16" in cpu_precisions()
+
+
+def settings(precision: str, threads: int = 0) -> dict[str, str | int]:
+    """OpenVINO properties for in-process use, equal in effect to triton_parameters(). threads 0: all cores."""
+    properties: dict[str, str | int] = {
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16" if has_bf16() else "f32",
+        "NUM_STREAMS": 1,
+    }
+    if threads:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    return properties
+
+
+def runner(ir: str | Path, precision: str, threads: int = 0) -> Runner:
+    """The IR compiled for this process, as the served model will run."""
+    return openvino_runner(ir, settings(precision, threads))
+
+
+def triton_parameters(precision: str, threads: int = 0, streams: int = 1) -> dict[str, str]:
+    """config.pbtxt parameters under the official openvino_backend's names.
+
+    That backend can only switch bf16 on (HINT_BF16); to keep a CPU that has AMX from using it for an fp32 model,
+    serving/backends/openvino also reads INFERENCE_PRECISION_HINT, which the official backend ignores.
+    """
+    parameters = {"NUM_STREAMS": str(streams), "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        parameters["INFERENCE_NUM_THREADS"] = str(threads)
+    if settings(precision)["INFERENCE_PRECISION_HINT"] == "bf16":
+        parameters["HINT_BF16"] = "YES"
+    else:
+        parameters["INFERENCE_PRECISION_HINT"] = "f32"
+    return parameters
+
+
+def build_ir(onnx_path: str | Path, folder: str | Path, precision: str, calibration: Sequence[Feed] = ()) -> Path:
+    """Write model.xml and model.bin. int8 needs calibration batches. Weights stay fp32 for fp32 and bf16."""
+    import openvino
+
+    model = openvino.Core().read_model(str(onnx_path))
+    if precision == "int8":
+        model = _quantise(model, calibration)
+    path = Path(folder) / MODEL_FILE
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    return path
+
+
+def _quantise(model, calibration: Sequence[Feed]):
+    import nncf
+
+    nncf_log = logging.getLogger("nncf")
+    level, nncf_log.level = nncf_log.level, logging.ERROR
+    try:
+        # model_type TRANSFORMER keeps the attention's sensitive parts out of INT8 (NNCF's own pattern list)
+        return nncf.quantize(
+            model,
+            nncf.Dataset(list(calibration)),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+        )
+    finally:
+        nncf_log.level = level
+
+
+def calibration_feeds(pairs: Sequence[EncodedPair], pad_id: int, batch: int = 8) -> list[Feed]:
+    """Calibration batches: real candidates, padded as in serving."""
+    tokens = batch * max(len(pair.ids) for pair in pairs)
+    return [pad([pairs[row] for row in rows], pad_id) for rows in batches(pairs, tokens)]
+
+
+def pairs_per_second(runner: Runner, pairs: Sequence[EncodedPair], pad_id: int, seconds: float = 2.0) -> float:
+    """Speed on real pairs, length-sorted, after one warm-up pass over the shapes; the best of the passes that fit."""
+    feeds = [pad([pairs[row] for row in rows], pad_id) for rows in batches(pairs)]
+    for feed in feeds:
+        runner(feed)
+    best, deadline = np.inf, time.perf_counter() + seconds
+    while best == np.inf or time.perf_counter() < deadline:
+        start = time.perf_counter()
+        for feed in feeds:
+            runner(feed)
+        best = min(best, time.perf_counter() - start)
+    return len(pairs) / best

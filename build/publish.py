@@ -1,0 +1,152 @@
+"""Put a built student into a Triton model repository: two numbered folders, written aside and renamed into place.
+
+    <repository>/<name>/config.pbtxt                    which version serves (build/releases.py changes it)
+    <repository>/<name>/3/                              model.py, buckets.py, ranking/, tokenizer.json, ranker.json,
+                                                        manifest.json, config.pbtxt as this version wants it
+    <repository>/<name>_encoder/3/                      model.xml + model.bin | model.plan, manifest.json, config.pbtxt
+
+A numbered folder is never written again. Triton ignores folders whose names are no numbers, so the new version is
+gathered in one beside the others, on the same file system.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from build.gate import GateReport
+from build.releases import MANIFEST_NAME, numbers, promote
+from build.triton_config import CONFIG_NAME, ServingLimits, as_text, encoder_config, encoder_name, front_config
+from ranking.card import CARD_NAME, fingerprint
+from ranking.errors import InputError
+
+LOGGER = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[1]
+FRONT_SOURCES = ("serving/front/model.py", "serving/front/buckets.py")
+TEXT_MODULES = ("ranking/__init__.py", "ranking/errors.py", "ranking/card.py", "ranking/text.py")
+
+
+def publish(
+    repository: str | Path,
+    name: str,
+    checkpoint: str | Path,
+    engine_files: Sequence[Path],
+    front: pb.ModelConfig,
+    encoder: pb.ModelConfig,
+    manifest: Mapping[str, Any],
+) -> int:
+    """Write the next version of both models and return its number. The front comes last: it makes the version exist."""
+    homes = [Path(repository) / encoder_name(name), Path(repository) / name]
+    version = max((number for home in homes for number in numbers(home)), default=0) + 1
+    record = {
+        "name": name,
+        "version": version,
+        "published": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": {path.name: fingerprint(path) for path in engine_files},
+        **manifest,
+    }
+
+    def fill_encoder(folder: Path) -> None:
+        for path in engine_files:
+            shutil.copy2(path, folder / path.name)
+
+    def fill_front(folder: Path) -> None:
+        for source in FRONT_SOURCES:
+            shutil.copy2(ROOT / source, folder / Path(source).name)
+        (folder / "ranking").mkdir()
+        for source in TEXT_MODULES:
+            shutil.copy2(ROOT / source, folder / source)
+        for file in ("tokenizer.json", CARD_NAME):
+            shutil.copy2(Path(checkpoint) / file, folder / file)
+
+    for home, config, fill in zip(homes, (encoder, front), (fill_encoder, fill_front)):
+        _add_version(home, version, config, record, fill)
+    return version
+
+
+def publish_engine(
+    repository: str | Path,
+    facts: Mapping[str, Any],
+    checkpoint: str | Path,
+    engine_files: Sequence[Path],
+    report: GateReport,
+    parameters: Mapping[str, str],
+    promote_it: bool,
+) -> int:
+    """Publish a gated engine with its configs and manifest, and promote it unless told not to. Returns the version.
+
+    facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json and ranker.json; parameters: of
+    the encoder's Triton backend.
+    """
+    name, target, lengths = facts["name"], facts["target"], facts["lengths"]
+    limits = ServingLimits(**facts["serving"])
+    tags = {
+        "arm": name,
+        "role": facts["checkpoint"]["card"]["role"],
+        "precision": facts["precision"],
+        "checkpoint": facts["checkpoint"]["fingerprint"],
+    }
+    manifest = {
+        **{key: value for key, value in facts.items() if key not in ("queries", "pad_id", "name")},
+        "gate": report.as_json(),
+        "accepted_drop": report.objections,
+        "built_with": tools(),
+    }
+    front = front_config(name, limits, lengths, tags)
+    encoder = encoder_config(name, target, limits, lengths, tags, parameters)
+    version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest)
+    LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])
+    if report.objections:
+        LOGGER.warning("--accept-drop: published although %s", "; ".join(report.objections))
+    if promote_it:
+        promote(repository, name, version)
+    return version
+
+
+def refusal(name: str, reports: Sequence[GateReport]) -> str:
+    """Why nothing was published, in one line: each precision's objections, and what to do about the last one."""
+    reasons = "; ".join(f"{report.precision}: {', '.join(report.objections)}" for report in reports)
+    return f"{name} is not published: {reasons}; {reports[-1].advice()}"
+
+
+def tools() -> dict[str, str]:
+    """Versions of what makes an engine, and the machine's kind."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "polygraphy"):
+        with suppress(metadata.PackageNotFoundError):  # a machine that only finishes an engine lacks most of them
+            found[package] = metadata.version(package)
+    return found
+
+
+def _add_version(
+    home: Path, version: int, config: pb.ModelConfig, record: Mapping[str, Any], fill: Callable[[Path], None]
+) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".publish-", dir=home))
+    try:
+        fill(aside)
+        (aside / CONFIG_NAME).write_text(as_text(config), encoding="utf-8")
+        manifest = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        (aside / MANIFEST_NAME).write_text(manifest, encoding="utf-8")
+        aside.chmod(0o755)
+        for file in aside.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        aside.rename(home / str(version))
+    except OSError as problem:
+        raise InputError(f"{home}/{version}: cannot be published: {problem}") from problem
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

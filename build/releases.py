@@ -1,0 +1,188 @@
+"""List, promote and roll back the versions of a student, and tell a running server to load them.
+
+    python build/releases.py --action list --name student
+    python build/releases.py --action promote --name student --version 4 --url localhost:8001
+    python build/releases.py --action rollback --name student --url localhost:8001
+
+Which version serves is written in config.pbtxt (version_policy), so a restarted server serves the same one. With --url a
+running server in explicit control mode (`tritonserver --model-control-mode=explicit --load-model=*`) changes without a gap:
+the encoder loads the new version beside the old, the front changes over, the old encoder goes. A version that does not load
+leaves the old one serving, and the files say so again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from build.triton_config import CONFIG_NAME, as_text, encoder_name, read_config, serve_versions
+from ranking.errors import InputError
+from ranking.program import run
+from ranking.schema import replacing
+
+MANIFEST_NAME = "manifest.json"
+HISTORY_NAME = "promoted.json"
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class Config:
+    """List, promote or roll back the published versions of a student.
+
+    Args:
+        name: Triton model name, as given to build_student.py
+        action: "list" prints the versions; "promote" serves --version; "rollback" serves the one promoted before
+        version: version to promote; 0 for the newest
+        repository: Triton model repository
+        url: gRPC address of a running server in explicit control mode; without it only the files change
+        load_timeout: seconds to wait for a load
+    """
+
+    name: str
+    action: Literal["list", "promote", "rollback"] = "list"
+    version: int = 0
+    repository: Path = Path("model_repository")
+    url: str | None = None
+    load_timeout: float = 300.0
+
+
+def main(config: Config) -> None:
+    known = versions(config.repository, config.name)
+    if not known:
+        raise InputError(f"{config.repository / config.name}: no published version; build one with build_student.py")
+    if config.action == "list":
+        print(table(config.repository, config.name))
+        return
+    if config.action == "rollback":
+        version = rollback(config.repository, config.name, config.url, config.load_timeout)
+    else:
+        version = config.version or known[-1]
+        promote(config.repository, config.name, version, config.url, config.load_timeout)
+    print(f"{config.name} serves version {version}" + ("" if config.url else " from the next start or load on"))
+
+
+def table(repository: str | Path, name: str) -> str:
+    """One line per version: the serving one is marked, with precision, gate figures and time of publication."""
+    serving = serving_versions(repository, name)
+    lines = [
+        f"{'':1} {'version':>7}  {'published':25} {'engine':9} {'precision':9} {'tau':>7} {'NDCG@5':>16}  checkpoint"
+    ]
+    for version in versions(repository, name):
+        facts = manifest(repository, name, version)
+        gate = facts["gate"]
+        ndcg = f"{gate['ndcg5_reference']:.4f}->{gate['ndcg5']:.4f}"
+        lines.append(
+            f"{'*' if version in serving else ' '} {version:>7}  {facts['published']:25} {facts['target']:9} "
+            f"{facts['precision']:9} {gate['tau']:7.4f} {ndcg:>16}  {facts['checkpoint']['fingerprint']}"
+        )
+    return "\n".join(lines)
+
+
+def versions(repository: str | Path, name: str) -> list[int]:
+    """Published version numbers of a student, ascending: those whose front folder is in place."""
+    return sorted(numbers(Path(repository) / name))
+
+
+def numbers(home: Path) -> list[int]:
+    """The numbered folders of a Triton model, in no order."""
+    return [int(folder.name) for folder in home.glob("[0-9]*") if folder.name.isdecimal() and folder.is_dir()]
+
+
+def manifest(repository: str | Path, name: str, version: int) -> dict[str, Any]:
+    path = Path(repository) / name / str(version) / MANIFEST_NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{path}: cannot be read: {problem}") from problem
+
+
+def serving_versions(repository: str | Path, name: str) -> list[int]:
+    """The versions that config.pbtxt asks for; empty before the first promotion."""
+    path = Path(repository) / name / CONFIG_NAME
+    return list(read_config(path).version_policy.specific.versions) if path.is_file() else []
+
+
+def read_history(repository: str | Path, name: str) -> list[int]:
+    """Versions in the order of their promotion; a rollback takes the last one off."""
+    path = Path(repository) / name / HISTORY_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def promote(repository: str | Path, name: str, version: int, url: str | None = None, timeout: float = 300.0) -> None:
+    """Serve this version: in the files and, with url, on the running server. InputError leaves everything as it was."""
+    history = read_history(repository, name)
+    _serve(Path(repository), name, version, url, timeout)
+    if history[-1:] != [version]:
+        _replace(Path(repository) / name / HISTORY_NAME, json.dumps([*history, version]) + "\n")
+
+
+def rollback(repository: str | Path, name: str, url: str | None = None, timeout: float = 300.0) -> int:
+    """Serve the version that was promoted before the present one, and return its number. InputError if there is none."""
+    history = read_history(repository, name)
+    if len(history) < 2:
+        raise InputError(f"{Path(repository) / name}: nothing to roll back to; promote a version by number")
+    _serve(Path(repository), name, history[-2], url, timeout)
+    _replace(Path(repository) / name / HISTORY_NAME, json.dumps(history[:-1]) + "\n")
+    return history[-2]
+
+
+def _serve(repository: Path, name: str, version: int, url: str | None, load_timeout: float) -> None:
+    front, encoder = repository / name, repository / encoder_name(name)
+    for home in (front, encoder):
+        if not (home / str(version) / CONFIG_NAME).is_file():
+            known = ", ".join(map(str, versions(repository, name)))
+            raise InputError(f"{home / str(version)}: no such version; published are {known}")
+    old = serving_versions(repository, name)
+    before = {path: path.read_text(encoding="utf-8") for h in (front, encoder) if (path := h / CONFIG_NAME).is_file()}
+    server = triton.InferenceServerClient(url) if url else None
+    try:
+        for home, wanted in ((encoder, {*old, version}), (front, {version}), (encoder, {version})):
+            if server is None and home is encoder and wanted != {version}:
+                continue  # nobody to keep the old version loaded for
+            _write_policy(home, version, sorted(wanted))
+            if server is not None:
+                server.load_model(home.name, client_timeout=load_timeout)
+    except InferenceServerException as problem:
+        for path, text in before.items():
+            _replace(path, text)
+        reason = " ".join(str(problem.message()).split())
+        raise InputError(
+            f"{name} version {version} does not load on {url}: {reason}; "
+            f"{_restore(server, [encoder.name, front.name], load_timeout)}"
+        ) from problem
+    LOGGER.info("%s: version %d replaces %s", name, version, old or "none")
+
+
+def _restore(server: triton.InferenceServerClient, models: list[str], load_timeout: float) -> str:
+    """Tell the server the old files again. What is loaded is not loaded anew, so this is quick; says how it stands."""
+    for model in models:
+        with suppress(InferenceServerException):  # whether it serves is asked below
+            server.load_model(model, client_timeout=load_timeout)
+    down = [model for model in models if not server.is_model_ready(model)]
+    return f"and {', '.join(down)} do not serve: see the server's log" if down else "the old version goes on serving"
+
+
+def _write_policy(home: Path, version: int, wanted: list[int]) -> None:
+    config = read_config(home / str(version) / CONFIG_NAME)
+    _replace(home / CONFIG_NAME, as_text(serve_versions(config, wanted)))
+
+
+def _replace(path: Path, text: str) -> None:
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        Config,
+        example="python build/releases.py --name student --action promote --version 4 --url localhost:8001",
+    )
