@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from ranking.card import fingerprint
 from ranking.click_models import ClickModel
-from ranking.schema import replacing, write_table
+from ranking.errors import InputError
+from ranking.schema import MAX_GRADE, replacing, write_table
 from training.prepare_clicks import ClickConfig, write_clicks
 from training.world_documents import Documents, make_documents
 from training.world_lexicon import Lexicon, load_lexicon
@@ -65,7 +66,7 @@ class WorldConfig:
     judged_documents: int = 20
     unlabelled_queries: int = 4_000
     candidates: int = 20
-    lexical_share: float = 0.35
+    lexical_share: float = 0.45
     hidden_share: float = 0.5
     click_model: Literal["pbm", "dbn"] = "pbm"
     shown: int = 10
@@ -115,7 +116,7 @@ class World:
 
 
 def make_world(config: WorldConfig) -> World:
-    """Documents and queries of a world. ValueError if its concepts cannot make as many distinct queries as asked."""
+    """Documents and queries of a world. InputError if its concepts cannot make as many distinct queries as asked."""
     lexicon = load_lexicon()
     rng = np.random.default_rng([config.seed, 1])
     luck = random.Random(config.seed)
@@ -123,7 +124,7 @@ def make_world(config: WorldConfig) -> World:
     corpus = Corpus(lexicon, make_documents(lexicon, config.documents, rng))
 
     taken_intents: set = set()
-    taken_texts: set[str] = set()
+    taken_words: set[str] = set()
 
     def draw(count: int, judged: bool, new_intent: bool, purpose: str) -> list[Query]:
         queries: list[Query] = []
@@ -131,18 +132,19 @@ def make_world(config: WorldConfig) -> World:
         while len(queries) < count:
             tries += 1
             if tries > 50 * count + 1000:
-                raise ValueError(f"{purpose} is {count}: {config.documents} documents allow only {len(queries)}")
+                raise InputError(f"{purpose} is {count}: {config.documents} documents allow only {len(queries)}")
             query = draw_query(corpus, config.lexical_share, hidden, luck, judged)
-            if query.text in taken_texts or (new_intent and query.intent() in taken_intents):
+            words = " ".join(sorted(query.text.split()))
+            if words in taken_words or (new_intent and query.intent() in taken_intents):
                 continue
-            taken_texts.add(query.text)
+            taken_words.add(words)
             if new_intent:
                 taken_intents.add(query.intent())
             queries.append(query)
         return queries
 
-    # A judged intent stands in one split only, so that no reworded test query is trained on; its text occurs nowhere
-    # else, the click log included.
+    # A judged intent stands in one split only, so that no reworded test query is trained on; its words occur in
+    # no other query, the click log included.
     sizes = {"train": config.train_queries, "dev": config.dev_queries, "test": config.test_queries}
     judged = {split: draw(n, split == "train", True, f"{split}_queries") for split, n in sizes.items()}
     unlabelled = draw(config.unlabelled_queries, False, False, "unlabelled_queries")
@@ -169,61 +171,66 @@ def pair_rows(world: World, queries: list[Query], prefix: str, count: int, grade
 
 
 def write_world(config: WorldConfig, out: str | Path) -> dict:
-    """Write a dataset folder with every table of docs/data.md and return the content of its dataset.json."""
+    """Write a dataset folder with every table of docs/data.md and return the content of its dataset.json.
+
+    InputError if the sizes do not go together (more distinct queries or clicked pairs than the documents can yield).
+    """
     out = Path(out)
-    bar = tqdm(total=6, desc="world", unit="part", leave=False)
-    world = make_world(config)
-    bar.update()
-    counts: dict[str, int] = {"documents": config.documents}
-    grades: dict[str, dict[str, int]] = {}
-    for split in SPLITS:
-        table = pair_rows(world, world.judged[split], f"{split}-q", config.judged_documents, graded=True)
-        counts[f"judgments_{split}"] = write_table(out / f"judgments/{split}.parquet", "judgments", table)
-        tally = Counter(table.column("grade").to_pylist())
-        grades[split] = {str(value): tally[value] for value in range(5)}
-    bar.update()
-    table = pair_rows(world, world.unlabelled, "unlabelled-q", config.candidates, graded=False)
-    counts["candidates"] = write_table(out / "candidates.parquet", "candidates", table)
-    bar.update()
-
-    rng = np.random.default_rng([config.seed, 2])
-    model = ClickModel(kind=config.click_model)
-    candidates = np.array([world.corpus.candidates(query, config.candidates, world.luck) for query in world.logged])
-    log_grades = np.stack([world.grades(query, row) for query, row in zip(world.logged, candidates)])
-    log = simulate_log(
-        candidates, log_grades, model, rng, config.clicked_pairs, config.shown, robot_share=config.robot_share
-    )
-    bar.update()
-    texts = [query.text for query in world.logged]
-    events = event_tables(log, texts, world.documents, rng, config.messy_share)
-    counts["events"] = write_table(out / "events.parquet", "events", events)
-    bar.update()
-    report = write_clicks(ClickConfig(events=str(out / "events.parquet"), out=out / "clicks.parquet"))
-    counts["clicks"] = report["clicks"]
-    bar.update()
-    bar.close()
-
+    with tqdm(total=4, desc="world", unit="part", leave=False) as bar:
+        world = make_world(config)
+        bar.update()
+        counts, grades = _write_pairs(world, out)
+        bar.update()
+        model, examined = _write_events(world, out / "events.parquet")
+        bar.update()
+        report = write_clicks(ClickConfig(events=str(out / "events.parquet"), out=out / "clicks.parquet"))
+        bar.update()
     concepts = world.lexicon.concepts
-    if config.click_model == "pbm":
-        propensities = model.propensities(config.shown).tolist()
-    else:  # the chance of being examined under the logged ranker, measured in the simulation itself
-        propensities = [round(float(share), 4) for share in log.examined_share]
-    tables = [
-        out / "clicks.parquet",
-        out / "candidates.parquet",
-        *(out / f"judgments/{split}.parquet" for split in SPLITS),
-    ]
+    files = ["clicks.parquet", "candidates.parquet", *(f"judgments/{split}.parquet" for split in SPLITS)]
     content = {
         "source": f"world:{config.seed}",
         "licence": "Apache-2.0 (generated text)",
-        "counts": counts,
+        "counts": {**counts, "events": report["events_read"], "clicks": report["clicks"]},
         "grades": grades,
-        "fingerprint": fingerprint(*tables),
+        "fingerprint": fingerprint(*(out / file for file in files)),
         "world": asdict(config),
-        "click_model": {**asdict(model), "propensities": propensities},
+        "click_model": {**asdict(model), "propensities": examined},
         "hidden_synonyms": sorted({concepts[number].typed[form] for number, form in world.hidden}),
     }
     with replacing(out / "dataset.json") as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    LOGGER.info("world %d in %s: %s", config.seed, out, counts)
+    LOGGER.info("world %d in %s: %s", config.seed, out, content["counts"])
     return content
+
+
+def _write_pairs(world: World, out: Path) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """Write judgments and candidates; returns counts, and per split how many documents have each grade."""
+    config = world.config
+    counts = {"documents": config.documents}
+    grades = {}
+    for split in SPLITS:
+        table = pair_rows(world, world.judged[split], f"{split}-q", config.judged_documents, graded=True)
+        counts[f"judgments_{split}"] = write_table(out / f"judgments/{split}.parquet", "judgments", table)
+        counts[f"queries_{split}"] = len(world.judged[split])
+        tally = Counter(table.column("grade").to_pylist())
+        grades[split] = {str(value): tally[value] for value in range(MAX_GRADE + 1)}
+    table = pair_rows(world, world.unlabelled, "unlabelled-q", config.candidates, graded=False)
+    counts["candidates"] = write_table(out / "candidates.parquet", "candidates", table)
+    counts["queries_candidates"] = len(world.unlabelled)
+    return counts, grades
+
+
+def _write_events(world: World, path: Path) -> tuple[ClickModel, list[float]]:
+    """Write the click log; returns its click model and the true chance that each position was examined."""
+    config = world.config
+    rng = np.random.default_rng([config.seed, 2])
+    model = ClickModel(kind=config.click_model)
+    candidates = np.array([world.corpus.candidates(query, config.candidates, world.luck) for query in world.logged])
+    grades = np.stack([world.grades(query, row) for query, row in zip(world.logged, candidates)])
+    log = simulate_log(candidates, grades, model, rng, config.clicked_pairs, config.shown, config.robot_share)
+    texts = [query.text for query in world.logged]
+    write_table(path, "events", event_tables(log, texts, world.documents, rng, config.messy_share))
+    if config.click_model == "pbm":
+        return model, model.propensities(config.shown).tolist()
+    # of a DBN it depends on what stands above, so it is what the logged ranker's pages came to
+    return model, [round(float(share), 4) for share in log.examined_share]

@@ -14,7 +14,7 @@ ATTRIBUTE_COUNTS = (0.15, 0.60, 0.25)  # one, two, three
 HAS_SETTING = 0.75
 HAS_COMPANION = 0.35
 HAS_INCIDENTAL = 0.35
-SECOND_WORD = 0.4  # a mention uses the concept's second document word rather than the first
+SECOND_WORD = 0.3  # a mention uses the concept's second document word rather than the first
 EVEN = 12  # popularity of a concept is 1 / (rank + EVEN): a long tail that every size of world still covers
 
 
@@ -41,9 +41,9 @@ class Documents:
         return len(self.head)
 
 
-def popularity(count: int, rng: np.random.Generator) -> np.ndarray:
-    """A long-tailed distribution over count things, in random order; float64 [count], sums to one."""
-    weights = 1 / (np.arange(count) + EVEN)
+def popularity(count: int, rng: np.random.Generator, even: float = EVEN) -> np.ndarray:
+    """A long-tailed distribution over count things, in random order; float64 [count], sums to one. even: flattens it."""
+    weights = 1 / (np.arange(count) + even)
     return rng.permutation(weights / weights.sum())
 
 

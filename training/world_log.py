@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ranking.click_models import SATISFIED_SECONDS, ClickModel
+from ranking.errors import InputError
 from ranking.schema import TABLES
 from training.world_documents import Documents, popularity
 
@@ -47,12 +48,14 @@ def simulate_log(
     """Page views until `clicked_pairs` distinct (query, document) pairs have a satisfied click by a person.
 
     candidates: document rows int [queries, n], grades: int8 [queries, n]; shown: positions of a page. Robots add
-    robot_share of the pages: they click most of what they see. ValueError if the candidates cannot yield that many.
+    robot_share of the pages: they click most of what they see. InputError if the candidates cannot yield that many.
     """
-    possible = int((np.asarray(model.attractiveness)[grades] > 0).sum())
-    if clicked_pairs > 0.8 * possible:
-        raise ValueError(f"clicked_pairs is {clicked_pairs}: {len(grades)} log queries can yield {int(0.8 * possible)}")
-    share = popularity(len(grades), rng)
+    chance = np.asarray(model.attractiveness) * np.asarray(model.satisfaction)
+    likely = int((chance[grades] > 0.02).sum())  # the rest would take for ever to be clicked
+    if clicked_pairs > 0.7 * likely:
+        most = int(0.7 * likely)
+        raise InputError(f"clicked_pairs is {clicked_pairs}: {len(grades)} log queries yield {most} in reasonable time")
+    share = popularity(len(grades), rng, even=max(12, len(grades) / 100))
     taste = PAIR_NOISE * rng.standard_normal(grades.shape)
     found = np.zeros(grades.size, dtype=bool)
     chunks = []
