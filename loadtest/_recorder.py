@@ -89,6 +89,11 @@ class Recorder:
         for tally in self._both(second, arm):
             tally.errors[reason] += 1
 
+    def withdrawn(self, second: int, arm: str) -> None:
+        """The end of the test cut a request off before its answer was due: it says nothing about the server."""
+        for tally in self._both(second, arm):
+            tally.sent -= 1
+
     def window(self, arm: str, first: float, last: float) -> Tally:
         """Everything intended in [first, last), wall-clock seconds."""
         total = Tally()

@@ -17,6 +17,7 @@ grpc.experimental.gevent.init_gevent()  # before any channel exists: without it 
 
 import logging  # noqa: E402
 import random  # noqa: E402
+import sys  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import ClassVar  # noqa: E402
@@ -32,6 +33,7 @@ from loadtest._recorder import Recorder  # noqa: E402
 from loadtest._request_pool import RankRequest, RequestPool, check_scores, exponential_gap, parse_sizes  # noqa: E402
 from loadtest._server_metrics import ServerMetrics, difference, scrape  # noqa: E402
 from loadtest._targets import GrpcTarget, HttpTarget, RequestFailed, RouterTarget, Target  # noqa: E402
+from ranking.errors import InputError  # noqa: E402
 
 log = logging.getLogger("loadtest")
 
@@ -131,6 +133,9 @@ class RankingUser(User):
             self.check(served_by, request, scores)
         except RequestFailed as failure:
             problem = failure
+        except gevent.GreenletExit:  # a closed-loop user is stopped in mid-request
+            run.recorder.withdrawn(second, arm)
+            raise
         milliseconds = (time.time() - intended) * 1000
         if problem is None:
             run.recorder.answered(second, arm, milliseconds, documents)
@@ -225,15 +230,23 @@ def prepare(environment, **_) -> None:
     if not isinstance(environment.runner, WorkerRunner) and not options.user_classes:
         environment.user_classes = [TritonGrpc]
     if not isinstance(environment.runner, MasterRunner):
-        run.pool = RequestPool(
-            Path(options.data), options.split, parse_sizes(options.list_sizes), options.zipf, options.seed
-        )
+        run.pool = read_pool(options)
     if options.find_capacity and not isinstance(environment.runner, WorkerRunner):
         run.capacity = environment.shape_class = CapacityShape(
             run.recorder, capacity_settings(environment), lambda arm: announce(environment, arm)
         )
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.register_message("arm", lambda msg, **_: set_arm(msg.data["arm"]))
+
+
+def read_pool(options) -> RequestPool:
+    try:
+        return RequestPool(
+            Path(options.data), options.split, parse_sizes(options.list_sizes), options.zipf, options.seed
+        )
+    except InputError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(1) from problem
 
 
 def capacity_settings(environment) -> CapacitySettings:
@@ -291,7 +304,12 @@ def wait_for_late_answers(environment, **_) -> None:
 @events.quitting.add_listener
 def finish(environment, **_) -> None:
     """Write the JSON result and say in words what it holds. A capacity run that was cut short says so."""
-    if isinstance(environment.runner, WorkerRunner) or not run.recorder.tallies:
+    if isinstance(environment.runner, WorkerRunner) or environment.runner is None:
+        return
+    if not run.recorder.tallies:
+        if run.pool is not None:  # a run that failed to start has said why already
+            print("error: no request was sent", file=sys.stderr)
+            environment.process_exit_code = environment.process_exit_code or 1
         return
     options = environment.parsed_options
     server = difference(run.metrics_before, scrape(options.metrics_url)) if options.metrics_url else {}

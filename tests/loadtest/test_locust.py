@@ -1,0 +1,117 @@
+"""`locust -f loadtest/` against a real tritonserver: every user headless, its JSON, the stall that only an open loop shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.loadtest.conftest import Rig
+
+ROOT = Path(__file__).parents[2]
+
+
+def start_locust(rig: Rig, out: Path, *flags: str) -> subprocess.Popen:
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "locust",
+            "-f",
+            "loadtest/",
+            "--headless",
+            "--data",
+            str(rig.data),
+            "--json-out",
+            str(out),
+        ),
+        *("--grpc-url", rig.server.grpc, "--http-url", rig.server.http, "--metrics-url", rig.server.metrics),
+        *("--list-sizes", "8:0.5,16:0.5", *flags),
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def locust(rig: Rig, out: Path, *flags: str, code: int = 0) -> tuple[dict, str]:
+    process = start_locust(rig, out, *flags)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == code and out.exists(), output
+    return json.loads(out.read_text()), output
+
+
+@pytest.mark.parametrize("user", ["TritonGrpc", "TritonHttp", "TritonGrpcClosed", "TritonHttpClosed"])
+def test_each_user_runs_headless_and_leaves_its_figures(rig, tmp_path, user):
+    found, output = locust(rig, tmp_path / "result.json", user, "-u", "20", "-r", "100", "-t", "3s")
+    assert set(found["arms"]) == {"student", "baseline"}, output
+    for row in found["arms"].values():
+        assert row["failed"] == row["unanswered"] == 0
+        assert 0 < row["answered"] < 60  # 20 requests a second for 3 seconds over two arms, fewer on a busy machine
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+    assert found["settings"]["users"] == [user]
+    assert found["server"]["student"]["requests"] == found["arms"]["student"]["answered"]
+    assert found["machine"]["cpus"] and found["versions"]["locust"]
+
+
+def test_without_a_class_name_the_grpc_user_runs(rig, tmp_path):
+    found, _ = locust(rig, tmp_path / "result.json", "-u", "5", "-r", "100", "-t", "2s", "--arms", "student")
+    assert found["settings"]["users"] == ["TritonGrpc"] and set(found["arms"]) == {"student"}
+
+
+def test_an_open_loop_reports_a_stall_that_a_closed_loop_hides(rig, tmp_path):
+    p99 = {}
+    for user in ("TritonGrpc", "TritonGrpcClosed"):
+        out = tmp_path / f"{user}.json"
+        process = start_locust(
+            rig, out, user, "-u", "1", "--rate", "40", "-t", "7s", "--arms", "student", "--arrivals", "constant"
+        )
+        time.sleep(4)
+        rig.stall("student", 2.0)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+        p99[user] = json.loads(out.read_text())["arms"]["student"]
+    assert p99["TritonGrpc"]["p99_ms"] > 1500  # a quarter of the requests was due during the stall
+    assert p99["TritonGrpcClosed"]["p95_ms"] < 500  # one waited, the others were never sent
+    assert p99["TritonGrpcClosed"]["sent"] < p99["TritonGrpc"]["sent"]
+
+
+def test_workers_of_a_distributed_run_add_up(rig, tmp_path):
+    found, output = locust(rig, tmp_path / "result.json", "-u", "20", "-r", "100", "-t", "6s", "--processes", "2")
+    answered = sum(row["answered"] for row in found["arms"].values())
+    assert answered == sum(found["server"][arm]["requests"] for arm in found["arms"]), output
+    assert answered > 0
+
+
+def test_the_capacity_search_ends_by_itself_with_a_rate_that_held(rig, tmp_path):
+    found, output = locust(
+        rig, tmp_path / "result.json", "--find-capacity", "--arms", "student", "--start-rate", "20", "--max-rate", "40",
+        "--step-s", "3", "--p99-ms", "400",
+    )  # fmt: skip
+    capacity = found["capacity"]["student"]
+    assert capacity["rate"] == 40 and capacity["limited_by"] == "the search's highest rate", output
+    assert [step["passed"] for step in capacity["steps"]] == [True] * len(capacity["steps"])
+
+
+def test_an_unreachable_server_is_counted_as_failures_and_fails_the_run(rig, tmp_path):
+    found, output = locust(
+        rig, tmp_path / "result.json", "-u", "5", "-r", "100", "-t", "2s", "--grpc-url", "127.0.0.1:9", code=1
+    )
+    row = found["arms"]["student"]
+    assert row["answered"] == 0 and row["failed"] == row["sent"] > 0 and row["p99_ms"] is None, output
+
+
+def test_missing_data_is_one_clear_line(rig, tmp_path):
+    process = start_locust(rig, tmp_path / "result.json", "-u", "1", "-t", "1s", "--data", str(tmp_path / "none"))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "make a dataset first" in output and "Traceback" not in output

@@ -1,0 +1,166 @@
+"""The load test's arithmetic: quantiles, capacity search, answer checks, and the comparison of two runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest._capacity_search import PRECISION, Search
+from loadtest._recorder import Recorder
+from loadtest._request_pool import RankRequest, check_scores, parse_sizes
+from loadtest._results import result
+from loadtest._server_metrics import ServerMetrics, difference
+from loadtest.compare import Config as CompareConfig
+from loadtest.compare import changes, main
+from ranking.errors import DataError, InputError
+
+REQUEST = RankRequest(0, "q", ("a", "b", "c"), ("A", "B", "C"), ("", "", ""))
+
+
+def recorded(latencies: list[float], failures: int = 0, lag_ms: float = 0.1, seconds: int = 20) -> Recorder:
+    recorder = Recorder()
+    for i, latency in enumerate(latencies):
+        recorder.sent(1000 + i % seconds, "student", lag_ms)
+        recorder.answered(1000 + i % seconds, "student", latency, 24)
+    for i in range(failures):
+        recorder.sent(1000 + i % seconds, "student", lag_ms)
+        recorder.failed(1000 + i % seconds, "student", "DEADLINE_EXCEEDED")
+    return recorder
+
+
+def found(recorder: Recorder) -> dict:
+    return json.loads(json.dumps(result(recorder, {}, 0.1, {}, None), allow_nan=False))
+
+
+def test_quantiles_are_within_one_percent_of_the_exact_ones():
+    latencies = np.random.default_rng(1).lognormal(3, 1, 20_000)
+    tally = recorded(latencies.tolist()).window("student", 0, 1e10)
+    for level in (0.5, 0.95, 0.99):
+        assert tally.quantile(level) == pytest.approx(np.quantile(latencies, level), rel=0.015)
+
+
+def test_a_failed_request_is_infinitely_slow():
+    tally = recorded([10.0] * 97, failures=3).window("student", 0, 1e10)
+    assert tally.quantile(0.95) == pytest.approx(10.0, rel=0.01)
+    assert math.isinf(tally.quantile(0.99))
+    assert found(recorded([10.0] * 97, failures=3))["arms"]["student"]["p99_ms"] is None
+
+
+def test_an_unanswered_request_counts_as_slow_too():
+    recorder = recorded([10.0] * 50)
+    for _ in range(50):
+        recorder.sent(1001, "student", 0.1)
+    row = found(recorder)["arms"]["student"]
+    assert row["unanswered"] == 50 and row["p99_ms"] is None
+
+
+def test_worker_reports_add_up_to_one_recorder():
+    whole, merged = recorded([5.0, 50.0] * 40, failures=4), Recorder()
+    half = recorded([5.0, 50.0] * 40, failures=4)
+    merged.merge(json.loads(json.dumps(half.take_unsent()), object_hook=_integer_keys))
+    assert half.take_unsent() == {"tallies": [], "send_lag": {}}
+    assert merged.window("student", 0, 1e10) == whole.window("student", 0, 1e10)
+
+
+def _integer_keys(pairs: dict) -> dict:
+    return {int(k) if k.lstrip("-").isdigit() else k: v for k, v in pairs.items()}
+
+
+def test_a_late_generator_says_so_itself():
+    assert not found(recorded([10.0] * 100))["generator"]["saturated"]
+    late = found(recorded([10.0] * 100, lag_ms=80.0))["generator"]
+    assert late["saturated"] and "short of CPU" in late["meaning"]
+
+
+@pytest.mark.parametrize("true_capacity", [3.0, 37.0, 410.0])
+def test_the_search_finds_a_capacity_from_below(true_capacity):
+    search = Search(start=4.0, highest=2000.0)
+    for _ in range(60):
+        if search.judge(search.rate <= true_capacity):
+            break
+    assert search.passed <= true_capacity <= search.failed
+    assert search.failed <= search.passed * PRECISION
+
+
+def test_the_search_gives_up_where_nothing_holds():
+    search = Search(start=4.0, highest=2000.0)
+    steps = 0
+    while not search.judge(False):
+        steps += 1
+        assert steps < 10
+    assert search.passed == 0
+
+
+@pytest.mark.parametrize(
+    "scores, first, reason",
+    [
+        ([1.0, 2.0], None, "2 scores for 3 documents"),
+        ([1.0, np.nan, 2.0], None, "NaN"),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.5], "moved by 0.5"),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.05], ""),
+    ],
+)
+def test_wrong_answers_are_named(scores, first, reason):
+    said = check_scores(REQUEST, np.array(scores), None if first is None else np.array(first), tolerance=0.1)
+    assert said == reason or (reason and reason in said)
+
+
+def test_list_sizes_are_shares_and_nonsense_is_refused():
+    assert parse_sizes("24:1,48:3") == [(24, 0.25), (48, 0.75)]
+    assert parse_sizes("10") == [(10, 1.0)]
+    for nonsense in ("x", "0:1", "24:-1", ""):
+        with pytest.raises(InputError, match="--list-sizes"):
+            parse_sizes(nonsense)
+
+
+def test_server_counters_become_means_per_request():
+    before = ServerMetrics({"student": {"nv_inference_request_success": 100.0, "nv_inference_queue_duration_us": 5e5}})
+    after = ServerMetrics(
+        {
+            "student": {
+                "nv_inference_request_success": 150.0,
+                "nv_inference_queue_duration_us": 6e5,
+                "nv_inference_count": 50.0,
+                "nv_inference_exec_count": 10.0,
+            }
+        }
+    )
+    row = difference(before, after)["student"]
+    assert (row["requests"], row["queue_ms"], row["mean_batch"]) == (50, 2.0, 5.0)
+    assert difference(ServerMetrics({}, "no"), after) == {"unavailable": "no"}
+
+
+def test_a_slower_run_is_worse_and_noise_is_not():
+    rng = np.random.default_rng(2)
+    steady = found(recorded(rng.lognormal(3, 0.2, 4000).tolist()))
+    again = found(recorded(rng.lognormal(3, 0.2, 4000).tolist()))
+    slower = found(recorded(rng.lognormal(3.3, 0.2, 4000).tolist()))
+    assert not any(change.worse for change in changes(steady, again, 0.1))
+    assert {c.measure for c in changes(steady, slower, 0.1) if c.worse} == {"p50_ms", "p95_ms", "p99_ms"}
+    assert not any(change.worse for change in changes(slower, steady, 0.1))
+
+
+def test_new_failures_are_a_regression(tmp_path):
+    paths = []
+    for name, failures in (("a", 0), ("b", 5)):
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(found(recorded([10.0] * 1000, failures=failures))))
+    assert main(CompareConfig(paths[0], paths[1], fail_on_regression=True)) == 3
+    assert main(CompareConfig(paths[0], paths[0], fail_on_regression=True)) == 0
+
+
+def test_compare_takes_bare_paths_and_refuses_another_file(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "loadtest/compare.py", str(tmp_path / "a.json"), str(tmp_path / "b.json")],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 1 and "is no load test result" in done.stderr
+    with pytest.raises(DataError):
+        main(CompareConfig(tmp_path / "a.json", tmp_path / "a.json"))
