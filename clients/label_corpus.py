@@ -1,0 +1,180 @@
+"""Label a corpus: every (query, title, summary) candidate gets the teacher's score, whatever fails (docs/labelling.md).
+
+    python clients/label_corpus.py --candidates data/world/candidates.parquet --out runs/world/labels --url localhost:8001
+
+Exit code: 0 every pair labelled; 3 finished, some pairs are in rejects.parquet; 130 interrupted, run it again to go on;
+1 it cannot go on (the line says why; what is finished stays finished).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from time import monotonic
+from typing import Literal
+
+from clients.labelling.candidates import CandidateFile, RowRange
+from clients.labelling.dispatch import Job, find_teacher, label_ranges
+from clients.labelling.endpoint import Patience
+from clients.labelling.folder import LabelFolder, one_writer
+from clients.labelling.progress import serve_metrics, show
+from clients.labelling.shards import Origin
+from clients.labelling.work import Tally
+from ranking.errors import InputError
+from ranking.program import EXIT_INTERRUPTED, run
+
+log = logging.getLogger("labels")
+
+EXIT_REJECTS = 3
+
+
+@dataclass
+class Config:
+    """Score every candidate with the teacher behind Triton; run it again after any interruption and it goes on.
+
+    Args:
+        candidates: candidates.parquet to label, a query's candidates side by side
+        out: folder of the label shards; one folder per candidate file and teacher
+        url: gRPC addresses of the teacher servers, host:port, separated by commas
+        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits
+        model: name of the served model
+        in_flight: requests in flight per endpoint; left out, the number is found by trying
+        shard_rows: candidate rows per shard; raise it for corpora above 10^8 pairs
+        deadline: seconds a request may take before it is sent again
+        retries: failures of one pair before it goes to the rejects
+        give_up: seconds without an answer from any endpoint before the run ends; it waits for the first one as long
+        max_refused: share of pairs that the teacher may fail on before the run ends
+        retry_rejects: label shards again in which the teacher failed on some pairs
+        engine: local labels from this process; ray spreads shards over a Ray cluster
+        ray_address: address of the Ray cluster; left out, Ray is started on this machine
+        ray_workers: labelling processes of the ray engine
+        dry_run: print pairs, tokens, time and cost, and label nothing
+        rate: pairs a second for the dry run; left out, it is measured on the servers for a few seconds
+        price_per_hour: price of one teacher server's hour, for the dry run
+        sample: label only this many pairs, into OUT/sample, and show the scores' distribution
+        stratify: draw the sample from all over the file, whole queries, instead of its first rows
+        seed: of the stratified sample
+        metrics_port: serve Prometheus metrics on this port
+    """
+
+    candidates: Path
+    out: Path
+    url: list[str] = field(default_factory=lambda: ["localhost:8001"])
+    teacher: Path = Path("model_repository/teacher/1/checkpoint")
+    model: str = "teacher"
+    in_flight: int | None = None
+    shard_rows: int = 10_000
+    deadline: float = 60.0
+    retries: int = 5
+    give_up: float = 900.0
+    max_refused: float = 0.01
+    retry_rejects: bool = False
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    ray_workers: int = 2
+    dry_run: bool = False
+    rate: float | None = None
+    price_per_hour: float | None = None
+    sample: int | None = None
+    stratify: bool = False
+    seed: int = 0
+    metrics_port: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("in_flight", "shard_rows", "deadline", "give_up", "ray_workers", "rate", "sample"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be above 0")
+        if not 0 <= self.max_refused <= 1:
+            raise ValueError(f"--max-refused is {self.max_refused}: a share between 0 and 1 is meant")
+        if len(set(self.url)) < len(self.url) or not self.url:
+            raise ValueError("--url: name each endpoint once")
+
+
+class StopSignals:
+    """SIGINT and SIGTERM: the first asks to finish the shards in hand, the second leaves at once (a rerun goes on)."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nfinishing the shards in hand; once more to leave at once", file=sys.stderr)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+async def _label_here(job: Job, ranges: list[RowRange], tally: Tally, stopping: Callable[[], bool]) -> None:
+    bar = asyncio.create_task(show(tally))
+    try:
+        await label_ranges(job, ranges, tally, lambda record: None, stopping)
+    finally:
+        bar.cancel()
+        await asyncio.gather(bar, return_exceptions=True)
+
+
+def label(config: Config, candidates: CandidateFile, out: Path, shard_rows: int) -> int:
+    """Bring the folder `out` to completion, or as far as the signals allow. Returns the exit code."""
+    stopping = StopSignals()
+    with one_writer(out):
+        teacher = asyncio.run(find_teacher(config.url, config.model, wait=min(config.give_up, 60.0)))
+        teacher.text_format(config.teacher)  # a wrong folder must be known before anything is written
+        origin = Origin.of(candidates, shard_rows, teacher.teacher_id)
+        folder = LabelFolder(out, candidates, origin)
+        pending = folder.pending(config.retry_rejects)
+        patience = Patience(config.deadline, config.retries)
+        job = Job(
+            candidates, out, origin, teacher, config.teacher, tuple(config.url), config.in_flight, patience,
+            config.give_up, config.max_refused,
+        )  # fmt: skip
+        tally = Tally(total=candidates.rows, already=candidates.rows - sum(covered.rows for covered in pending))
+        if config.metrics_port is not None:
+            serve_metrics(tally, config.metrics_port)
+        started, clock = datetime.now().astimezone(), monotonic()
+        try:
+            if pending and config.engine == "ray":
+                from clients.labelling.ray_engine import label_over_ray  # Ray takes seconds to import
+
+                label_over_ray(job, pending, tally, stopping, config.ray_address, config.ray_workers)
+            elif pending:
+                asyncio.run(_label_here(job, pending, tally, stopping))
+        except OSError as problem:
+            raise InputError(
+                f"{out}: {problem.strerror or problem}; finished shards are kept, run again to go on"
+            ) from problem
+        finally:
+            if pending:
+                folder.note_run(started, monotonic() - clock, tally.scored)
+        left = folder.pending()
+        if left:
+            rows = sum(covered.rows for covered in left)
+            log.warning("stopped with %d of %d pairs to label; run again to go on", rows, candidates.rows)
+            return EXIT_INTERRUPTED
+        counts = folder.finish()["counts"]
+    log.info("%s: %d labels, %d rejects", out, counts["labels"], counts["rejects"])
+    return EXIT_REJECTS if counts["rejects"] else 0
+
+
+def main(config: Config) -> int:
+    candidates = CandidateFile.open(config.candidates)
+    return label(config, candidates, config.out, config.shard_rows)
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        Config,
+        example="python clients/label_corpus.py --candidates data/world/candidates.parquet --out runs/world/labels "
+        "--url localhost:8001",
+    )

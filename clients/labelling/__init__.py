@@ -1,0 +1,1 @@
+"""The parts of clients/label_corpus.py: reading candidates, asking the teacher, writing shards."""

@@ -1,0 +1,173 @@
+"""Label row ranges over several endpoints: the code that every engine runs, in this process or in a Ray worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import grpc
+import pyarrow as pa
+from tritonclient.grpc import service_pb2_grpc
+
+from clients.labelling.candidates import CandidateFile, RowRange
+from clients.labelling.endpoint import CHANNEL_OPTIONS, Endpoint, EndpointLost, Patience, identify
+from clients.labelling.shards import Origin, write_shard
+from clients.labelling.teacher import Teacher
+from clients.labelling.window import Window
+from clients.labelling.work import Pair, ShardInHand, Tally, WorkQueue
+from ranking.errors import InputError
+from ranking.text import TeacherFormat
+
+log = logging.getLogger("labels")
+
+BLOCK = 256  # pairs formatted at a time
+SHARDS_IN_HAND = 3  # one being written, one being finished, one being begun: the windows never run dry
+FEW_REFUSALS = 100  # before the share of refusals is held against max_refused
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a labelling process needs to know; travels to Ray workers as it is.
+
+    give_up: seconds without any answer from any endpoint; max_refused: share of pairs that the teacher may fail on.
+    """
+
+    candidates: CandidateFile
+    folder: Path
+    origin: Origin
+    teacher: Teacher
+    teacher_folder: Path
+    urls: tuple[str, ...]
+    in_flight: int | None
+    patience: Patience
+    give_up: float
+    max_refused: float
+
+
+async def find_teacher(urls: Sequence[str], model: str, wait: float) -> Teacher:
+    """The one teacher behind all urls that answer within `wait` seconds. InputError: none answers, or two differ."""
+    until = monotonic() + wait
+    while True:
+        found = await asyncio.gather(*(_ask(url, model) for url in urls))
+        teachers = {url: teacher for url, teacher in zip(urls, found) if isinstance(teacher, Teacher)}
+        if teachers or monotonic() > until:
+            break
+        await asyncio.sleep(1.0)
+    for url, answer in zip(urls, found):
+        if isinstance(answer, EndpointLost):
+            log.warning("%s does not answer: %s", url, answer)
+    if not teachers:
+        raise InputError(
+            f"no endpoint has model {model!r} ready: {'; '.join(f'{u}: {p}' for u, p in zip(urls, found))}"
+        )
+    if len({teacher.teacher_id for teacher in teachers.values()}) > 1:
+        served = ", ".join(f"{url} serves {teacher.teacher_id}" for url, teacher in teachers.items())
+        raise InputError(f"the endpoints serve different teachers: {served}")
+    return next(iter(teachers.values()))
+
+
+async def _ask(url: str, model: str) -> Teacher | EndpointLost:
+    async with grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
+        try:
+            return await identify(service_pb2_grpc.GRPCInferenceServiceStub(channel), model, url)
+        except EndpointLost as problem:
+            return problem
+
+
+async def label_ranges(
+    job: Job,
+    ranges: Sequence[RowRange],
+    tally: Tally,
+    on_shard: Callable[[dict[str, Any]], None],
+    stopping: Callable[[], bool],
+) -> None:
+    """Label the ranges and write their shards; on_shard gets each record. Once stopping() is true no new shard is begun.
+
+    InputError: no endpoint answered for job.give_up seconds, or the teacher fails on too many pairs. OSError: disk full.
+    """
+    work = WorkQueue()
+    text_format = job.teacher.text_format(job.teacher_folder)
+    tally.last_answer = monotonic()
+    endpoints = [Endpoint(url, job.teacher, work, tally, job.patience, Window(job.in_flight)) for url in job.urls]
+
+    async def save(shard: ShardInHand) -> None:
+        await shard.done.wait()
+        record = await asyncio.to_thread(
+            write_shard, job.folder, job.origin, shard.covered, shard.rows, shard.scores, shard.refusals
+        )
+        tally.shards += 1
+        on_shard(record)
+
+    async def feed() -> None:
+        slots = asyncio.Semaphore(SHARDS_IN_HAND)
+        read = job.candidates.read(ranges)
+        async with asyncio.TaskGroup() as saving:
+            while True:
+                await slots.acquire()
+                if stopping() or (loaded := await asyncio.to_thread(next, read, None)) is None:
+                    return
+                shard = ShardInHand(*loaded)
+                tally.refused["input"] += len(shard.refusals)
+                saving.create_task(save(shard)).add_done_callback(lambda _: slots.release())
+                await _send_shard(shard, work, text_format, endpoints)
+
+    async def guard() -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            silent = monotonic() - tally.last_answer
+            if silent > job.give_up:
+                raise InputError(
+                    f"no endpoint has answered for {silent:.0f} s; last: {tally.last_problem or 'nothing'}"
+                )
+            failed, answered = tally.refused["teacher"], tally.scored
+            if failed >= FEW_REFUSALS and failed > job.max_refused * (failed + answered):
+                raise InputError(
+                    f"the teacher fails on {failed} of {failed + answered} pairs; last: {tally.last_problem}"
+                )
+
+    await _first_to_end(feed(), guard(), *(endpoint.run() for endpoint in endpoints))
+
+
+async def _first_to_end(*parts: Awaitable[None]) -> None:
+    """Run all parts until one ends or fails, then cancel the rest. The failure is raised as itself, not in a group."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException) and not isinstance(end, asyncio.CancelledError):
+            raise _innermost(end)
+
+
+def _innermost(problem: BaseException) -> BaseException:
+    while isinstance(problem, BaseExceptionGroup):
+        problem = problem.exceptions[0]
+    return problem
+
+
+async def _send_shard(
+    shard: ShardInHand, work: WorkQueue, text_format: TeacherFormat, endpoints: Sequence[Endpoint]
+) -> None:
+    """Format the shard's pairs a block at a time and queue them, never far ahead of what the endpoints take."""
+    for positions in _blocks(shard.sending_order()):
+        prompts = await asyncio.to_thread(_prompts, shard.rows, positions, text_format)
+        ahead = max(BLOCK, sum(endpoint.window.limit for endpoint in endpoints))
+        await work.put([Pair(shard, position, prompt) for position, prompt in zip(positions, prompts)], room=ahead)
+
+
+def _blocks(positions: list[int]) -> Iterator[list[int]]:
+    return (positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK))
+
+
+def _prompts(rows: pa.Table, positions: list[int], text_format: TeacherFormat) -> list[bytes]:
+    block = rows.take(positions)
+    fields = [block.column(name).to_pylist() for name in ("query", "title", "summary")]
+    return [pair.text.encode() for pair in text_format.texts(*fields)]

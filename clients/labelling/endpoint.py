@@ -1,0 +1,228 @@
+"""One teacher server: a stream with a window of requests in flight, given up and taken up again as the server goes and comes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import re
+import struct
+from dataclasses import dataclass
+from time import monotonic
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from clients.labelling.teacher import Teacher, bytes_tensor, describe_grpc_error
+from clients.labelling.window import Window
+from clients.labelling.work import Pair, Tally, WorkQueue
+from ranking.errors import InputError
+
+log = logging.getLogger("labels")
+
+CHANNEL_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the dead one's back-off
+    ("grpc.max_receive_message_length", -1),
+]
+FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
+CONNECT_SECONDS = 10.0
+MOST_STREAMS_LOST = 30  # a pair under which this many streams broke is taken for the cause
+# what the server says of this one text, however often it is asked
+FINAL = re.compile(r"maximum model length|max_model_len|maximum context length|longer than the maximum", re.IGNORECASE)
+# what it says when the model behind it is gone, not the pair
+GONE = re.compile(
+    r"unknown model|not ready|unavailable|engine ?(core|dead)|engine.*died|stub process|shutting down", re.IGNORECASE
+)
+OVERLOAD = re.compile(r"maximum queue size|resource.?exhausted|too many requests|queue is full", re.IGNORECASE)
+
+
+class EndpointLost(Exception):
+    """The server or the way to it is gone; the text says how."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long and how often. deadline: seconds for one request; retries: a pair's own failures before it is refused."""
+
+    deadline: float = 60.0
+    retries: int = 5
+
+
+async def identify(stub: service_pb2_grpc.GRPCInferenceServiceStub, model: str, where: str) -> Teacher:
+    """The teacher a server has ready. EndpointLost if it has none now; InputError if it will never be one."""
+    try:
+        ready = await stub.ModelReady(pb.ModelReadyRequest(name=model), timeout=CONNECT_SECONDS)
+        if not ready.ready:
+            raise EndpointLost(f"model {model!r} is not ready")
+        config = await stub.ModelConfig(pb.ModelConfigRequest(name=model), timeout=CONNECT_SECONDS)
+    except grpc.RpcError as problem:
+        raise EndpointLost(describe_grpc_error(problem)) from problem
+    return Teacher.of_config(model, config, where)
+
+
+class Endpoint:
+    """Draws pairs from the queue, keeps a window of them in flight, and hands back every one that it cannot score."""
+
+    def __init__(self, url: str, teacher: Teacher, work: WorkQueue, tally: Tally, patience: Patience, window: Window):
+        self.url, self.teacher, self.work, self.tally = url, teacher, work, tally
+        self.patience, self.window = patience, window
+        self._in_flight: dict[str, tuple[Pair, float]] = {}
+        self._room = asyncio.Event()
+        self._number = 0
+        self._opened = self._heard = 0.0  # when this session began, when its last answer came
+        self._template = teacher.request()
+        self._tail = [teacher.sampling_parameters(), b"\x01", b"\x01"]
+
+    async def run(self) -> None:
+        """Serve until cancelled: connect, work, and after a loss wait (longer each time, with jitter) and connect again."""
+        wait = FIRST_WAIT
+        while True:
+            answered = self.tally.by_endpoint[self.url]
+            try:
+                await self._session()
+            except EndpointLost as problem:
+                self.tally.lost[self.url] += 1
+                self.tally.last_problem = f"{self.url}: {problem}"
+                log.warning("%s lost: %s; trying again in %.1f s", self.url, problem, wait)
+            finally:
+                self._hand_back_all()
+            if self.tally.by_endpoint[self.url] > answered:
+                wait = FIRST_WAIT
+            await asyncio.sleep(wait * random.uniform(0.75, 1.25))
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    async def _session(self) -> None:
+        """One connection's life. Always ends in EndpointLost or cancellation."""
+        async with grpc.aio.insecure_channel(self.url, options=CHANNEL_OPTIONS) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            try:
+                found = await identify(stub, self.teacher.model, self.url)
+            except InputError as problem:
+                raise EndpointLost(str(problem)) from problem
+            if found.teacher_id != self.teacher.teacher_id:
+                raise EndpointLost(f"it serves teacher {found.teacher_id}, this run is of {self.teacher.teacher_id}")
+            stream = stub.ModelStreamInfer()
+            self._opened = self._heard = monotonic()
+            parts = [asyncio.ensure_future(part) for part in (self._send(stream), self._receive(stream), self._watch())]
+            try:
+                done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                for part in done:
+                    part.result()
+            except grpc.RpcError as problem:
+                raise EndpointLost(describe_grpc_error(problem)) from problem
+            except asyncio.InvalidStateError as problem:  # grpc.aio, when a write meets a stream that has just ended
+                raise EndpointLost("the stream has ended") from problem
+            finally:
+                for part in parts:
+                    part.cancel()
+                await asyncio.gather(*parts, return_exceptions=True)
+                stream.cancel()
+
+    async def _send(self, stream) -> None:
+        while True:
+            # one request until the server has answered once: a server that kills its streams gets no windowful each time
+            while len(self._in_flight) >= (self.window.limit if self._heard > self._opened else 1):
+                self._room.clear()
+                await self._room.wait()
+            pair = await self.work.get()
+            self._number += 1
+            name = str(self._number)
+            self._in_flight[name] = (pair, monotonic())
+            self.tally.in_flight[self.url] = len(self._in_flight)
+            request = pb.ModelInferRequest()
+            request.CopyFrom(self._template)
+            request.id = name
+            request.raw_input_contents.extend([bytes_tensor(pair.prompt), *self._tail])
+            await stream.write(request)
+
+    async def _receive(self, stream) -> None:
+        while True:
+            answer = await stream.read()
+            if answer is grpc.aio.EOF:
+                code, details = await stream.code(), await stream.details()
+                raise EndpointLost(f"stream ended: {code.name} {details or ''}".strip())
+            name = answer.infer_response.id
+            if not name and answer.error_message:  # about the stream, not about one request
+                raise EndpointLost(answer.error_message[:300])
+            self._heard = monotonic()
+            pair, sent = self._in_flight.pop(name, (None, 0.0))
+            if pair is None:
+                continue  # answered after its deadline: it has been handed back, the other answer counts
+            self.tally.in_flight[self.url] = len(self._in_flight)
+            self._room.set()
+            if answer.error_message:
+                self._failed(pair, answer.error_message)
+                continue
+            value = cumulative_logprob(answer.infer_response)
+            if value is None or not math.isfinite(value):
+                self._failed(pair, f"the teacher's score is {'missing' if value is None else value}")
+                continue
+            pair.shard.score(pair.position, value)
+            self.window.completed(saturated=len(self.work) > 0)
+            self.tally.scored += 1
+            self.tally.by_endpoint[self.url] += 1
+            self.tally.windows[self.url] = self.window.limit
+            self.tally.last_answer = monotonic()
+            self.tally.latency_seconds += self.tally.last_answer - sent
+
+    async def _watch(self) -> None:
+        """Hand back what has passed its deadline. A server that answers nothing for that long is lost."""
+        limit = self.patience.deadline
+        while True:
+            await asyncio.sleep(min(1.0, limit / 4))
+            now = monotonic()
+            late = [name for name, (_, sent) in self._in_flight.items() if now - sent > limit]
+            if not late:
+                continue
+            if now - self._heard > limit:
+                raise EndpointLost(f"no answer for {limit:g} s")
+            self.window.overloaded()
+            self._room.set()
+            for name in late:
+                self._failed(self._in_flight.pop(name)[0], f"no answer within {limit:g} s")
+
+    def _failed(self, pair: Pair, reason: str) -> None:
+        """A failure of one pair: handed back after a while, or refused if it is final or has failed too often."""
+        reason = " ".join(reason.split())[:300]
+        if GONE.search(reason):
+            self._lose(pair)
+            raise EndpointLost(reason)
+        if OVERLOAD.search(reason):
+            self.window.overloaded()
+        pair.failures += 1
+        if FINAL.search(reason) or pair.failures > self.patience.retries:
+            self._refuse(pair, reason)
+            return
+        self.tally.retries += 1
+        self.tally.last_problem = f"{self.url}: {reason}"
+        delay = min(5.0, 0.05 * 2**pair.failures) * random.uniform(0.75, 1.25)
+        asyncio.get_running_loop().call_later(delay, self.work.hand_back, pair)
+
+    def _refuse(self, pair: Pair, reason: str) -> None:
+        pair.shard.refuse(pair.position, reason)
+        self.tally.refused["teacher"] += 1
+        self.tally.last_problem = f"{self.url}: {reason}"
+
+    def _lose(self, pair: Pair) -> None:
+        pair.streams_lost += 1
+        if pair.streams_lost >= MOST_STREAMS_LOST:
+            self._refuse(pair, f"{pair.streams_lost} streams broke while this pair was in flight")
+        else:
+            self.tally.retries += 1
+            self.work.hand_back(pair)
+
+    def _hand_back_all(self) -> None:
+        for pair, _ in reversed(self._in_flight.values()):
+            self._lose(pair)
+        self._in_flight.clear()
+        self.tally.in_flight[self.url] = 0
+
+
+def cumulative_logprob(response: pb.ModelInferResponse) -> float | None:
+    """The FP32 output of that name, None if the response has none."""
+    for output, raw in zip(response.outputs, response.raw_output_contents):
+        if output.name == "cumulative_logprob" and len(raw) == 4:
+            return struct.unpack("<f", raw)[0]
+    return None

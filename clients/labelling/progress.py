@@ -1,0 +1,77 @@
+"""What the user sees of a run: a progress bar on stderr, and the same counts for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from tqdm import tqdm
+
+from clients.labelling.work import Tally
+
+TICK_SECONDS = 0.5
+
+
+def describe(tally: Tally) -> str:
+    """`in flight 256, retries 3, rejects 0, shares 10.0.0.1:8001 52% 10.0.0.2:8001 48%`."""
+    answered = sum(tally.by_endpoint.values())
+    shares = " ".join(f"{url} {count / answered:.0%}" for url, count in sorted(tally.by_endpoint.items()) if count)
+    parts = [f"in flight {sum(tally.in_flight.values())}", f"retries {tally.retries}"]
+    parts.append(f"rejects {sum(tally.refused.values())}")
+    if len(tally.by_endpoint) > 1:
+        parts.append(f"shares {shares}")
+    return ", ".join(parts)
+
+
+async def show(tally: Tally) -> None:
+    """Redraw the bar until cancelled. The bar counts pairs, finished runs' ones included; its rate is this run's."""
+    with tqdm(total=tally.total, initial=tally.already, unit="pair", smoothing=0.05, dynamic_ncols=True) as bar:
+        try:
+            while True:
+                await asyncio.sleep(TICK_SECONDS)
+                bar.set_postfix_str(describe(tally), refresh=False)
+                bar.update(tally.already + tally.done - bar.n)
+        finally:
+            bar.set_postfix_str(describe(tally), refresh=False)
+            bar.update(tally.already + tally.done - bar.n)
+
+
+class LabelMetrics:
+    """A Prometheus collector over a Tally: read when scraped, so that counting costs the run nothing."""
+
+    def __init__(self, tally: Tally):
+        self.tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        tally = self.tally
+        yield GaugeMetricFamily("disranker_label_pairs_total_planned", "pairs of the whole job", value=tally.total)
+        yield GaugeMetricFamily("disranker_label_pairs_finished", "pairs finished by this and earlier runs",
+                                value=tally.already + tally.done)  # fmt: skip
+        yield CounterMetricFamily("disranker_label_retries", "requests sent again", value=tally.retries)
+        yield CounterMetricFamily("disranker_label_shards", "shards written by this run", value=tally.shards)
+        yield CounterMetricFamily(
+            "disranker_label_latency_seconds", "time of answered requests, summed", value=tally.latency_seconds
+        )
+        refused = CounterMetricFamily("disranker_label_rejects", "pairs that get no score", labels=["cause"])
+        for cause, count in tally.refused.items():
+            refused.add_metric([cause], count)
+        yield refused
+        for name, text, counts, family in (
+            ("scored", "pairs scored", tally.by_endpoint, CounterMetricFamily),
+            ("lost", "times the endpoint was lost", tally.lost, CounterMetricFamily),
+            ("in_flight", "requests in flight", tally.in_flight, GaugeMetricFamily),
+            ("window", "limit of requests in flight", tally.windows, GaugeMetricFamily),
+        ):
+            metric = family(f"disranker_label_endpoint_{name}", text, labels=["endpoint"])
+            for url, count in dict(counts).items():
+                metric.add_metric([url], count)
+            yield metric
+
+
+def serve_metrics(tally: Tally, port: int, address: str = "0.0.0.0") -> None:
+    """Answer GET /metrics on the port from a daemon thread. OSError if the port is taken."""
+    registry = CollectorRegistry()
+    registry.register(LabelMetrics(tally))
+    start_http_server(port, addr=address, registry=registry)

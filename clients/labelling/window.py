@@ -1,0 +1,69 @@
+"""How many requests an endpoint is kept busy with: fixed, or found by climbing until throughput stops growing."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+START, LARGEST = 16, 1024
+GAIN = 1.05  # a doubling that brings less than this has passed the top
+EPOCH_SECONDS = 0.5
+SETTLED_SECONDS = 60.0
+
+
+class Window:
+    """The limit of requests in flight to one endpoint.
+
+    fixed: that many, always. Otherwise the limit doubles from START while each epoch's throughput grows by GAIN, goes
+    back to the smallest limit that reached the top, and is probed again every SETTLED_SECONDS, since a server's load
+    changes. An overload (queue full, deadline passed) halves it. clock: seconds, for tests.
+    """
+
+    def __init__(self, fixed: int | None = None, clock=monotonic):
+        self.fixed, self._clock = fixed, clock
+        self.limit = fixed or START
+        self._best_limit, self._best_rate = self.limit, 0.0
+        self._climbing = fixed is None
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._began, self._done, self._warm = self._clock(), 0, False
+
+    def completed(self, saturated: bool) -> None:
+        """Count one answer. saturated: more pairs were waiting, else the rate says nothing about the limit."""
+        if self.fixed is not None:
+            return
+        if not saturated:
+            self._begin_epoch()
+            return
+        self._done += 1
+        elapsed = self._clock() - self._began
+        if not self._warm:  # the first answers after a change still belong to the old limit
+            if self._done >= self.limit:
+                self._begin_epoch()
+                self._warm = True
+            return
+        if self._climbing and elapsed >= EPOCH_SECONDS and self._done >= 2 * self.limit:
+            self._judge(self._done / elapsed)
+        elif not self._climbing and elapsed >= SETTLED_SECONDS:
+            self._best_rate = self._done / elapsed  # what the settled limit brings now
+            self._climb_to(2 * self.limit)
+
+    def _judge(self, rate: float) -> None:
+        if rate >= GAIN * self._best_rate:
+            self._best_rate, self._best_limit = rate, self.limit
+            if self.limit < LARGEST:
+                self._climb_to(min(LARGEST, 2 * self.limit))
+                return
+        self.limit, self._climbing = self._best_limit, False
+        self._begin_epoch()
+
+    def _climb_to(self, limit: int) -> None:
+        self._climbing, self.limit = limit <= LARGEST, min(limit, LARGEST)
+        self._begin_epoch()
+
+    def overloaded(self) -> None:
+        """Halve the limit: the server has refused or let a deadline pass."""
+        if self.fixed is None:
+            self.limit = self._best_limit = max(1, self.limit // 2)
+            self._best_rate, self._climbing = 0.0, False
+            self._begin_epoch()

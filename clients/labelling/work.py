@@ -1,0 +1,117 @@
+"""Pairs on their way to a score: shards in hand, the queue that all endpoints draw from, and what has happened so far."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from time import monotonic
+
+import numpy as np
+import pyarrow as pa
+
+from clients.labelling.candidates import Refusal, RowRange
+
+
+class ShardInHand:
+    """A row range being labelled: its rows, the scores so far (NaN: none yet), the refusals, and how many are open."""
+
+    def __init__(self, covered: RowRange, rows: pa.Table, refused: dict[int, str]):
+        self.covered, self.rows = covered, rows
+        self.scores = np.full(len(rows), np.nan, np.float32)
+        self.refusals = [Refusal(position, "input", reason) for position, reason in refused.items()]
+        self.open = len(rows) - len(refused)
+        self.done = asyncio.Event()
+        if not self.open:
+            self.done.set()
+
+    def sending_order(self) -> list[int]:
+        """Positions to score, a query's candidates side by side (first seen first), so that the prefix cache serves them."""
+        refused = {refusal.position for refusal in self.refusals}
+        by_query: dict[str, list[int]] = {}
+        for position, query in enumerate(self.rows.column("query").to_pylist()):
+            if position not in refused:
+                by_query.setdefault(query, []).append(position)
+        return [position for positions in by_query.values() for position in positions]
+
+    def score(self, position: int, value: float) -> None:
+        self.scores[position] = value
+        self._close_one()
+
+    def refuse(self, position: int, reason: str) -> None:
+        self.refusals.append(Refusal(position, "teacher", reason))
+        self._close_one()
+
+    def _close_one(self) -> None:
+        self.open -= 1
+        if not self.open:
+            self.done.set()
+
+
+@dataclass(slots=True, eq=False)
+class Pair:
+    """One request to be: where its score goes, the prompt, failures of its own, and streams lost under it."""
+
+    shard: ShardInHand
+    position: int
+    prompt: bytes
+    failures: int = 0
+    streams_lost: int = 0
+
+
+class WorkQueue:
+    """The pairs that wait for an endpoint. Handed-back pairs go first: their shard waits for them."""
+
+    def __init__(self) -> None:
+        self._pairs: deque[Pair] = deque()
+        self._ready = asyncio.Semaphore(0)
+        self._low = asyncio.Event()
+        self._room = 0
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    async def put(self, pairs: list[Pair], room: int) -> None:
+        """Append pairs once fewer than `room` are waiting."""
+        self._room = room
+        while len(self._pairs) >= room:
+            self._low.clear()
+            await self._low.wait()
+        for pair in pairs:
+            self._pairs.append(pair)
+            self._ready.release()
+
+    def hand_back(self, pair: Pair) -> None:
+        self._pairs.appendleft(pair)
+        self._ready.release()
+
+    async def get(self) -> Pair:
+        await self._ready.acquire()
+        pair = self._pairs.popleft()
+        if len(self._pairs) < self._room:
+            self._low.set()
+        return pair
+
+
+@dataclass
+class Tally:
+    """Counts of one run, read by the progress bar and the metrics port while they grow."""
+
+    total: int = 0  # pairs of the whole job
+    already: int = 0  # of them, finished by earlier runs
+    scored: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # by cause
+    retries: int = 0
+    shards: int = 0
+    by_endpoint: Counter[str] = field(default_factory=Counter)
+    in_flight: Counter[str] = field(default_factory=Counter)
+    windows: dict[str, int] = field(default_factory=dict)
+    lost: Counter[str] = field(default_factory=Counter)  # times an endpoint was lost
+    latency_seconds: float = 0.0  # summed over answers
+    last_answer: float = field(default_factory=monotonic)
+    last_problem: str = ""
+
+    @property
+    def done(self) -> int:
+        """Pairs of this run that are scored or refused."""
+        return self.scored + sum(self.refused.values())
