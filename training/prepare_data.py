@@ -89,14 +89,10 @@ def main(config: Config) -> None:
         return
     rejects = config.out / "rejects.tsv"
     rejects.unlink(missing_ok=True)
-    bad = BadRows(Rejects(rejects) if config.on_bad_row == "reject" else None)
-    try:
-        source = read_source(config, bad)
-        check_usable(source, config)
-    except DataError as problem:
-        if problem.row is None or bad.rejects is not None:
-            raise
-        raise InputError(f"{problem} (--on-bad-row reject goes on without such rows)") from problem
+    keep = Rejects(rejects) if config.on_bad_row == "reject" else None
+    bad = BadRows(keep, remedy="--on-bad-row reject goes on without such rows")
+    source = read_source(config, bad)
+    check_usable(source, config)
     content = write_dataset(source, config, bad.count)
     if bad.count:
         LOGGER.warning("%d bad rows were left out; see %s", bad.count, rejects)

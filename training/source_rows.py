@@ -25,10 +25,10 @@ Row = tuple[int, dict[str, Any]]
 
 
 class BadRows:
-    """rejects: where refused rows go; None stops at the first."""
+    """rejects: where refused rows go; None stops at the first, with what to do about it in brackets."""
 
-    def __init__(self, rejects: Rejects | None = None):
-        self.rejects = rejects
+    def __init__(self, rejects: Rejects | None = None, remedy: str = ""):
+        self.rejects, self.remedy = rejects, remedy
 
     @property
     def count(self) -> int:
@@ -36,7 +36,7 @@ class BadRows:
 
     def refuse(self, path: str | Path, row: int, reason: str) -> None:
         if self.rejects is None:
-            raise DataError(path, reason, row)
+            raise DataError(path, f"{reason} ({self.remedy})" if self.remedy else reason, row)
         self.rejects.add(path, [BadRow(row, reason)])
 
 
@@ -107,7 +107,7 @@ def separated_rows(path: Path, bad: BadRows) -> Iterator[Row]:
         if header is None:
             header = [name.strip() for name in row]
             if len(set(header)) < len(header):
-                raise DataError(path, "a column name occurs twice", number)
+                raise DataError(path, "a column name occurs twice in the header")
         elif len(row) != len(header):
             bad.refuse(path, number, f"{len(row)} fields, the header has {len(header)}")
         else:
