@@ -1,4 +1,4 @@
-"""Where requests go: Triton over gRPC or HTTP, or the A/B router. Each `send` returns (arm, scores in request order)."""
+"""Where requests go: Triton over gRPC or HTTP, or the A/B router. Each `send` returns (model, scores in request order)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class HttpTarget:
 
 
 class RouterTarget:
-    """POST /rank of the A/B router. The arm is the router's choice by user id, read from its answer."""
+    """POST /rank of the A/B router. The arm is the router's choice by user id; its answer names the model that ranked."""
 
     def __init__(self, url: str, timeout_s: float, users: int):
         parts = urlsplit(url if "//" in url else f"http://{url}")
@@ -108,7 +108,7 @@ class RouterTarget:
     def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
         if request.number not in self._documents:
             rows = zip(request.doc_ids, request.titles, request.summaries)
-            self._documents[request.number] = [{"id": i, "title": t, "summary": s} for i, t, s in rows]
+            self._documents[request.number] = [{"doc_id": i, "title": t, "summary": s} for i, t, s in rows]
         self._sent += 1
         body = {
             "user_id": f"load-{self._sent * 2654435761 % self._users}",
@@ -123,16 +123,15 @@ class RouterTarget:
         if answer.status_code != 200:
             raise RequestFailed(f"HTTP {answer.status_code}")
         ranked = json.loads(content)
-        order = [document["id"] for document in ranked["ranking"]]
-        if sorted(order) != sorted(request.doc_ids):
-            raise RequestFailed("the ranking does not hold the documents that were sent")
-        scores = {document["id"]: document.get("score") for document in ranked["ranking"]}
-        if ranked.get("fallback"):
+        if ranked["fallback"]:
             raise RequestFailed(f"fallback: {ranked['fallback']}")
-        in_order = [scores[doc] for doc in order]
-        if any(a < b for a, b in pairwise(in_order)):
+        order, scores = ranked["ranking"], ranked["scores"]
+        if sorted(order) != sorted(request.doc_ids) or len(scores) != len(order):
+            raise RequestFailed("the ranking does not hold the documents that were sent")
+        if ranked["served_by"] != "interleaved" and any(a < b for a, b in pairwise(scores)):
             raise RequestFailed("the ranking is not in the order of its scores")
-        return ranked["arm"] or "outside", np.array([scores[doc] for doc in request.doc_ids], dtype=np.float32)
+        by_document = dict(zip(order, scores))
+        return ranked["served_by"], np.array([by_document[doc] for doc in request.doc_ids], dtype=np.float32)
 
     def close(self) -> None:
         self._http.close()

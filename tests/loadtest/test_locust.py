@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from clients.local_router import start_router
 from tests.loadtest.conftest import Rig
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,29 @@ def test_each_user_runs_headless_and_leaves_its_figures(rig, tmp_path, user):
     assert found["settings"]["users"] == [user]
     assert found["server"]["student"]["requests"] == found["arms"]["student"]["answered"]
     assert found["machine"]["cpus"] and found["versions"]["locust"]
+
+
+EXPERIMENT = """
+default_model: baseline
+experiments:
+  - name: load
+    seed: load-1
+    arms: [{name: baseline, model: baseline}, {name: student, model: student}]
+    control: baseline
+"""
+
+
+@pytest.mark.parametrize("user", ["Router", "RouterClosed"])
+def test_the_router_is_loaded_as_one_arm_and_both_models_answer(rig, tmp_path, user):
+    (tmp_path / "experiment.yaml").write_text(EXPERIMENT)
+    with start_router(
+        tmp_path / "experiment.yaml", rig.server.grpc, tmp_path / "log", "--deadline-ms", "5000"
+    ) as router:
+        found, output = locust(
+            rig, tmp_path / "result.json", user, "-u", "10", "-r", "100", "-t", "3s", "--router-url", router.url
+        )
+    assert set(found["arms"]) == {"router"} and found["arms"]["router"]["failed"] == 0, output
+    assert {"student", "baseline"} <= set(found["server"])
 
 
 def test_without_a_class_name_the_grpc_user_runs(rig, tmp_path):
