@@ -107,6 +107,8 @@ class Build:
 
 
 def main(config: Config) -> None:
+    for chatty in ("onnx_ir", "onnxscript", "nncf"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="build-student-") as folder:
         build = prepare(config, Path(folder))
         if config.target == "openvino":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from ranking.errors import DataError, InputError
 from ranking.schema import iter_table, read_table
 from ranking.text import EncodedPair, StudentFormat
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,15 +52,18 @@ def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: 
 
 
 def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[EncodedPair]:
-    """Up to `count` pairs of candidates.parquet, every k-th row, so that they come from many queries."""
-    path = Path(data) / "candidates.parquet"
-    fields: tuple[list[str], list[str], list[str]] = ([], [], [])
-    for piece in iter_table(path, "candidates", batch_rows=16384):
-        for column, name in zip(fields, ("query", "title", "summary")):
-            column.extend(piece.column(name).to_pylist())
-        if len(fields[0]) >= 64 * count:
-            break
-    if not fields[0]:
-        raise InputError(f"{path}: no candidates to calibrate on")
-    step = max(1, len(fields[0]) // count)
-    return text.encode(*(column[::step][:count] for column in fields))
+    """Up to `count` real pairs, every k-th row so that they come from many queries: candidates, else train judgements."""
+    for table, path in (("candidates", "candidates.parquet"), ("judgments", "judgments/train.parquet")):
+        if not (Path(data) / path).is_file():
+            continue
+        fields: tuple[list[str], list[str], list[str]] = ([], [], [])
+        for piece in iter_table(Path(data) / path, table, batch_rows=16384):
+            for column, name in zip(fields, ("query", "title", "summary")):
+                column.extend(piece.column(name).to_pylist())
+            if len(fields[0]) >= 64 * count:
+                break
+        if fields[0]:
+            LOGGER.info("calibrating on %d pairs of %s", min(count, len(fields[0])), path)
+            step = max(1, len(fields[0]) // count)
+            return text.encode(*(column[::step][:count] for column in fields))
+    raise InputError(f"{data}: neither candidates nor train judgements to calibrate on")
