@@ -21,6 +21,7 @@ given as commas (`--url a --url b`, `--url a,b`). Unknown flags and unknown YAML
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import re
@@ -46,12 +47,17 @@ class _Parser(ArgumentParser):
     """jsonargparse with dashes in flag names and one-line errors."""
 
     def format_help(self, *formatter: Any) -> str:
-        return re.sub(r"--[a-z][a-z0-9_.]*", lambda flag: flag[0].replace("_", "-"), super().format_help(*formatter))
+        return _as_typed(super().format_help(*formatter))
 
     def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
-        first = next((line for line in str(message).splitlines() if line.strip()), "bad arguments")
-        print(f"{self.prog}: error: {' '.join(str(message).split()) or first} (see --help)", file=sys.stderr)
+        line = _as_typed(" ".join(str(message).split())) or "bad arguments"
+        print(f"{self.prog}: error: {line} (see --help)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
+
+
+def _as_typed(text: str) -> str:
+    """Flags in text with dashes, as people type them."""
+    return re.sub(r"--[a-z][a-z0-9_.]*", lambda flag: flag[0].replace("_", "-"), text)
 
 
 def _program_name() -> str:
@@ -99,8 +105,10 @@ def _normalise(argv: Sequence[str], types: dict[str, Any], positional: Sequence[
             values = [value] if equals else []
             while not equals and pending and not pending[0].startswith("--"):
                 values.append(pending.pop(0))
-            if len(values) == 1 and values[0].startswith("["):
-                lists[name] = json.loads(values[0])
+            if len(values) == 1 and values[0].startswith("[") and (whole := _json_list(values[0])) is not None:
+                lists[name] = whole
+            elif not values:
+                rest.append(f"--{name}")  # the parser says that a value is missing
             else:
                 lists.setdefault(name, []).extend(part for v in values for part in v.split(",") if part)
         elif kind is not None and not equals and pending:
@@ -110,6 +118,14 @@ def _normalise(argv: Sequence[str], types: dict[str, Any], positional: Sequence[
     for name, values in lists.items():
         rest.append(f"--{name}={json.dumps(values)}")
     return configs + rest
+
+
+def _json_list(text: str) -> list[str] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, list) else None
 
 
 def parse(
@@ -131,9 +147,8 @@ def parse(
     parser.add_argument("--config", action="config", help="YAML file of settings; flags win over it")
     parser.add_class_arguments(config_class, None)
     namespace = parser.parse_args(_normalise(argv, _field_types(config_class), positional))
-    values = parser.instantiate_classes(namespace).as_dict()
-    values.pop("config", None)
     try:
+        values = parser.instantiate_classes(namespace).as_dict()
         return config_class(**{name: values[name] for name in _field_types(config_class)})
     except ValueError as problem:  # raised by __post_init__ checks: the message names the field and the fix
         parser.error(str(problem))
@@ -165,5 +180,12 @@ def run(
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
+        code = EXIT_BAD_INPUT
+    except OSError as problem:
+        # a path that cannot be written, a full disk: the user's to mend, and no stack trace helps
+        if problem.filename is None and problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{problem.filename}: " if problem.filename is not None else ""
+        print(f"error: {where}{problem.strerror or problem}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     sys.exit(code)
