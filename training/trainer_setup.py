@@ -26,6 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.schema import replacing
 
@@ -189,6 +190,14 @@ class BatchTrainer(Trainer):
     def start(self) -> None:
         """Train, or continue the run in the output folder. InputError if that is not the same run, or there is one."""
         self.train(resume_from_checkpoint=_resume_point(self.settings, self.args, len(self.batches)))
+
+    def save_checkpoint(self, card: ScoreCard) -> None:
+        """Write model and score card into the output folder. The card comes last: a folder with a card is whole."""
+        self.save_model(str(self.out), _internal_call=True)
+        if self.args.process_index == 0:
+            (self.out / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.json has what it says
+            card.save(self.out)
+        self.accelerator.wait_for_everyone()
 
 
 class _Progress(ProgressCallback):

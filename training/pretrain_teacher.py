@@ -1,0 +1,249 @@
+"""Stage 1: continued pre-training of a decoder on clicks: the query in, the clicked title and summary out (docs/teacher.md).
+
+python -m training.pretrain_teacher --data data/world --from-scratch 3M --out runs/pretrained
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import set_seed
+
+from ranking.card import ScoreCard, fingerprint
+from ranking.errors import InputError
+from ranking.program import run
+from ranking.schema import iter_table
+from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits, TeacherFormat
+from training.decoder import build_decoder, encode_pairs, open_decoder, open_tokenizer, save_tokenizer, train_bpe
+from training.text_batches import TextBatches
+from training.token_store import TokenStore, split_by_tokens
+from training.trainer_setup import RUN_FOLDER, BatchTrainer, TrainingSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Config(TrainingSettings):
+    """Continue a decoder's pre-training on clicks: query in, clicked title and summary out.
+
+    Args:
+        data: dataset folder with clicks.parquet
+        out: checkpoint folder to write
+        model: decoder to start from, a folder or hub id; leave out with from_scratch
+        from_scratch: size of a decoder with random weights: 1M, 3M, 10M, 30M or 100M; for machines without a hub
+        vocabulary: BPE tokens of a decoder from scratch
+        max_query_tokens: query tokens kept; the limits go into the score card and hold for all later stages
+        max_title_tokens: title tokens kept
+        max_summary_tokens: summary tokens kept
+        click_weights: weight each pair's loss by log(1 + click weight), so that often clicked documents count more
+        held_out: share of the queries kept aside to measure perplexity
+        max_pairs: use only the first so many clicked pairs; 0 for all
+    """
+
+    data: Path
+    out: Path
+    model: str = ""
+    from_scratch: str = ""
+    vocabulary: int = 8000
+    max_query_tokens: int = 32
+    max_title_tokens: int = 32
+    max_summary_tokens: int = 128
+    click_weights: bool = False
+    held_out: float = 0.02
+    max_pairs: int = 0
+    epochs: float = 1.0
+    batch_groups: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        if bool(self.model) == bool(self.from_scratch):
+            raise ValueError("give either model or from_scratch")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}: a share between 0 and 1 is needed")
+        self.limits()
+
+    def limits(self) -> FieldLimits:
+        return FieldLimits(self.max_query_tokens, self.max_title_tokens, self.max_summary_tokens)
+
+
+def main(config: Config) -> None:
+    set_seed(config.seed)
+    clicks = config.data / "clicks.parquet"
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    config.out.mkdir(parents=True, exist_ok=True)
+    with state.main_process_first():  # one process trains the vocabulary, the others read it
+        tokenizer = _tokenizer(config, clicks, state.is_main_process)
+    limits = config.limits()
+    model = open_decoder(config.model) if config.model else None
+    positions = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    with state.main_process_first():
+        layout = save_tokenizer(tokenizer, config.out, limits, positions)
+    if model is None:
+        model = build_decoder(config.from_scratch, tokenizer, layout.max_tokens())
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = False
+
+    tokens = config.out / RUN_FOLDER / f"tokens-{state.process_index}"
+    train, weights, dev = _encode(config, clicks, layout, tokens)
+    batches = TextBatches(
+        train,
+        weights,
+        batch_texts=config.batch_groups,
+        forward_tokens=config.forward_tokens,
+        pad_id=tokenizer.pad_token_id,
+        seed=config.seed,
+    )
+    trainer = LanguageTrainer(model, config, batches, dev, config.out)
+    log.info(
+        "%d pairs to train on (%d tokens, %.1f%% of all positions real), %d held out; %d parameters",
+        len(train), len(train.ids), 100 * batches.real_share(), len(dev), sum(p.numel() for p in model.parameters()),
+    )  # fmt: skip
+    trainer.start()
+    metrics = trainer.evaluate()
+    trainer.save_checkpoint(
+        ScoreCard(
+            role="pretrained",
+            text_format=TEACHER_FORMAT,
+            format_version=FORMAT_VERSION,
+            max_query_tokens=limits.query,
+            max_title_tokens=limits.title,
+            max_summary_tokens=limits.summary,
+            head="none",
+            pooling="last_token",
+            vocabulary=fingerprint(config.out / "tokenizer.json"),
+            base_model=config.model or f"from scratch {config.from_scratch}",
+            trained_on={"clicks": fingerprint(clicks)},
+            metrics={
+                "perplexity": metrics["eval_perplexity"],
+                "real_token_share": batches.real_share(),
+                "pairs": float(len(train)),
+            },
+        )
+    )
+    shutil.rmtree(tokens, ignore_errors=True)
+    if state.is_main_process:
+        log.info("held-out perplexity %.2f; checkpoint in %s", metrics["eval_perplexity"], config.out)
+
+
+class LanguageTrainer(BatchTrainer):
+    """Next-token prediction of the output part; the loss is the weighted mean over predicted tokens."""
+
+    def __init__(self, model: Any, config: Config, train: TextBatches, dev: TokenStore, out: Path):
+        super().__init__(model, config, train, dev, out, "eval_loss")
+        self.pad_id = train.pad_id
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+        total = torch.stack([self._loss_sum(model, dict(forward)) for forward in inputs["forwards"]]).sum()
+        return self.global_loss(total, num_items_in_batch or inputs["documents"])
+
+    def _loss_sum(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        weights = inputs.pop("weights")[:, 1:]
+        logits = model(**inputs, use_cache=False).logits[:, :-1]
+        kept = weights > 0
+        if not kept.any():  # a filler: in the graph, since every process must go backward through every forward
+            return logits.sum() * 0.0
+        losses = functional.cross_entropy(logits[kept].float(), inputs["input_ids"][:, 1:][kept], reduction="none")
+        return (losses * weights[kept]).sum()
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Mean negative log likelihood of a held-out output token, unweighted, and its exponential."""
+        model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
+        store: Any = self.eval_dataset
+        texts = TextBatches(
+            store, None, batch_texts=len(store), forward_tokens=self.settings.forward_tokens, pad_id=self.pad_id, seed=0
+        )
+        chunks = split_by_tokens(store.lengths, 2 * self.settings.forward_tokens)
+        rank, world = self.args.process_index, self.args.world_size
+        training = model.training
+        model.eval()
+        sums = torch.zeros(2, device=self.args.device, dtype=torch.float64)
+        rounds = range(0, len(chunks), world)
+        for first in tqdm(rounds, desc="perplexity", leave=False, disable=self.args.disable_tqdm or rank != 0):
+            # as many forwards on every process: past the end the last chunk is computed and thrown away
+            inputs = self._prepare_inputs(texts.inputs(chunks[min(first + rank, len(chunks) - 1)]))
+            predicted = inputs["weights"].sum()
+            with self.accelerator.autocast():
+                loss = self._loss_sum(model, dict(inputs))
+            if first + rank < len(chunks):
+                sums += torch.stack([loss, predicted]).double()
+        model.train(training)
+        loss_sum, predicted = self.accelerator.reduce(sums, "sum").tolist()
+        loss = loss_sum / predicted
+        if not math.isfinite(loss):
+            raise InputError("the held-out loss is not finite: training diverged; lower the learning rate")
+        metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0))}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _tokenizer(config: Config, clicks: Path, first: bool) -> Any:
+    if config.model:
+        return open_tokenizer(config.model)
+    if not first or (config.resume and (config.out / "tokenizer.json").is_file()):
+        return open_tokenizer(config.out)
+    tokenizer = train_bpe((_texts(piece) for piece in _pieces(config, clicks)), config.vocabulary)
+    tokenizer.save_pretrained(config.out)
+    return tokenizer
+
+
+def _pieces(config: Config, clicks: Path) -> Iterator[pa.Table]:
+    left = config.max_pairs or (1 << 62)
+    for piece in iter_table(clicks, "clicks", batch_rows=16384):
+        if left <= 0:
+            return
+        yield piece.slice(0, left)
+        left -= len(piece)
+
+
+def _texts(piece: pa.Table) -> tuple[list[str], list[str], list[str]]:
+    query, title, summary = (piece.column(name).to_pylist() for name in ("query", "title", "summary"))
+    return query, title, summary
+
+
+def _encode(
+    config: Config, clicks: Path, layout: TeacherFormat, folder: Path
+) -> tuple[TokenStore, np.ndarray | None, TokenStore]:
+    """(train texts mapped from disk, their weights, held-out texts). Whole queries are held out, by a hash of the query."""
+    weights: list[np.ndarray] = []
+    held_texts: list[list[int]] = []
+    held_marks: list[int] = []
+
+    def train_pieces() -> Iterator[tuple[list[list[int]], list[int]]]:
+        for piece in tqdm(_pieces(config, clicks), desc="tokenise", unit="piece", leave=False):
+            ids, marks = encode_pairs(layout, *_texts(piece))
+            held = np.array([crc32(q.encode()) % 10_000 < 10_000 * config.held_out for q in _texts(piece)[0]])
+            for i in np.flatnonzero(held):
+                held_texts.append(ids[i])
+                held_marks.append(marks[i])
+            kept = np.flatnonzero(~held)
+            weights.append(np.log1p(piece.column("weight").to_numpy()[kept]).astype(np.float32))
+            yield [ids[i] for i in kept], [marks[i] for i in kept]
+
+    train = TokenStore.write(folder, train_pieces())
+    if not len(train) or not held_texts:
+        raise InputError(f"{clicks}: {len(train)} pairs to train on and {len(held_texts)} held out: both are needed")
+    return train, np.concatenate(weights) if config.click_weights else None, TokenStore.build(held_texts, held_marks)
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        Config,
+        example="python -m training.pretrain_teacher --data data/world --from-scratch 3M --out runs/pretrained",
+    )
