@@ -190,7 +190,7 @@ def checks(ab: AbLog, config: Config) -> tuple[list[dict[str, Any]], float]:
         (srm >= SRM_ALARM, f"Sample ratio: {ab.users[0]:,} : {ab.users[1]:,} users for a planned {planned}, p = {srm:.4g}"),
         (leaked <= LEAK_ALARM, f"Users seen in both arms: {ab.users_in_both_arms:,} ({leaked:.2%})"),
         (
-            ab.heaviest_user_share <= max(HEAVY_ALARM, 20 / sum(ab.users)),
+            ab.heaviest_user_share <= max(HEAVY_ALARM, 10 / sum(ab.users)),
             f"Pages of the busiest user: {ab.heaviest_user_share:.2%} of all"
             + (f"; {ab.dropped_heavy_users:,} users with more than {config.max_pages_per_user} pages left out "
                f"({ab.dropped_heavy_pages:,} pages)" if config.max_pages_per_user else ""),
