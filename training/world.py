@@ -128,10 +128,10 @@ def make_world(config: WorldConfig) -> World:
 
     def draw(count: int, judged: bool, new_intent: bool, purpose: str) -> list[Query]:
         queries: list[Query] = []
-        tries = 0
+        misses = 0
         while len(queries) < count:
-            tries += 1
-            if tries > 50 * count + 1000:
+            misses += 1
+            if misses > 1000:  # in a row
                 raise InputError(f"{purpose} is {count}: {config.documents} documents allow only {len(queries)}")
             query = draw_query(corpus, config.lexical_share, hidden, luck, judged)
             words = " ".join(sorted(query.text.split()))
@@ -141,6 +141,7 @@ def make_world(config: WorldConfig) -> World:
             if new_intent:
                 taken_intents.add(query.intent())
             queries.append(query)
+            misses = 0
         return queries
 
     # A judged intent stands in one split only, so that no reworded test query is trained on; its words occur in
@@ -198,9 +199,10 @@ def write_world(config: WorldConfig, out: str | Path) -> dict:
         "hidden_synonyms": sorted({concepts[number].typed[form] for number, form in world.hidden}),
     }
     with replacing(out / "dataset.json") as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        aside.write_text(text, encoding="utf-8")
     LOGGER.info("world %d in %s: %s", config.seed, out, content["counts"])
-    return content
+    return json.loads(text)
 
 
 def _write_pairs(world: World, out: Path) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
