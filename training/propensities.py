@@ -19,6 +19,8 @@ import numpy as np
 
 from ranking.errors import InputError
 
+PARTS = 25  # groups of queries for the standard errors
+
 
 @dataclass(frozen=True)
 class Propensities:
@@ -61,55 +63,60 @@ def estimate_propensities(
         FROM {impressions} {sampled} GROUP BY ALL
     """)
     positions = [p for (p,) in connection.execute("SELECT DISTINCT position FROM shown ORDER BY 1").fetchall()]
-    rows = connection.execute("""
+    columns = connection.execute(f"""
         WITH paired AS (
-            SELECT a.position AS k, b.position AS other, a.n * b.n / (a.n + b.n) AS w,
-                   a.c / a.n AS rate, b.c / b.n AS other_rate, a.n AS n, b.n AS other_n
+            SELECT hash(query_no) % {PARTS} AS part, a.position AS k, b.position AS other,
+                   a.n * b.n / (a.n + b.n) AS w, a.c / a.n AS rate, b.c / b.n AS other_rate, a.n AS n, b.n AS other_n
             FROM shown a JOIN shown b USING (query_no, doc_id) WHERE a.position < b.position)
-        SELECT k, other, sum(w * rate), sum(w * other_rate), sum(w * w * rate / n), sum(w * w * other_rate / other_n)
-        FROM paired GROUP BY k, other HAVING sum(rate) > 0 AND sum(other_rate) > 0 ORDER BY k, other
+        SELECT part, k, other, sum(w * rate), sum(w * other_rate),
+               sum(w * w * rate / n), sum(w * w * other_rate / other_n)
+        FROM paired GROUP BY ALL ORDER BY ALL
     """).fetchnumpy()
     connection.execute("DROP TABLE shown")
-    k, other, clicks, other_clicks, variance, other_variance = (
-        np.ma.filled(column, 0).astype(np.float64) for column in rows.values()
+    index = {position: number for number, position in enumerate(positions)}
+    part, k, other, *sums = (np.ma.filled(column, 0) for column in columns.values())
+    # per part: [clicks at k, at other, their variances] of every two positions
+    totals = np.zeros((PARTS, 4, len(positions), len(positions)))
+    for which, column in enumerate(sums):
+        totals[part.astype(int), which, [index[int(p)] for p in k], [index[int(p)] for p in other]] = column
+
+    whole = totals.sum(0)
+    _require_linked(positions, whole)
+    logs = log_propensities(whole)
+    # delete-one-part jackknife: a page's clicks enter many position pairs, so the fit's own errors would be too small
+    rest = np.array([log_propensities(whole - one) for one in totals])
+    errors = np.sqrt((PARTS - 1) / PARTS * ((rest - rest.mean(0)) ** 2).sum(0))
+    return Propensities(
+        {position: float(p) for position, p in zip(positions, np.exp(logs))},
+        {position: float(e) for position, e in zip(positions, errors)},
+        "AllPairs intervention harvesting (Agarwal et al. 2019)",
     )
-    _require_linked(positions, list(zip(k.astype(int), other.astype(int))))
-    log_ratio = np.log(clicks) - np.log(other_clicks)
-    precision = 1 / (variance / clicks**2 + other_variance / other_clicks**2)
-    values, errors = least_squares_logs(positions, k, other, log_ratio, precision)
-    return Propensities(values, errors, "AllPairs intervention harvesting (Agarwal et al. 2019)")
 
 
-def least_squares_logs(
-    positions: list[int], k: np.ndarray, other: np.ndarray, log_ratio: np.ndarray, precision: np.ndarray
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Weighted least squares for log p_k - log p_other = log_ratio with log p of the first position fixed at 0.
+def log_propensities(sums: np.ndarray) -> np.ndarray:
+    """Weighted least squares for log p_k - log p_k' = log(clicks at k / clicks at k'), with log p of the first fixed at 0.
 
-    k, other, log_ratio, precision: [position pairs]. Returns p and the standard error of log p by position.
+    sums: [4, positions, positions], for k < k' the weighted click rates at k and at k' and their variances. Position
+    pairs without clicks on both sides say nothing. Returns log p [positions].
     """
-    index = {position: i for i, position in enumerate(positions)}
-    design = np.zeros((len(k), len(positions)))
-    design[np.arange(len(k)), [index[int(p)] for p in k]] = 1
-    design[np.arange(len(k)), [index[int(p)] for p in other]] -= 1
-    design = design[:, 1:]  # the first position is the unit
-    normal = design.T @ (precision[:, None] * design)
-    logs = np.linalg.solve(normal, design.T @ (precision * log_ratio)) if len(positions) > 1 else np.empty(0)
-    errors = np.sqrt(np.diag(np.linalg.inv(normal))) if len(positions) > 1 else np.empty(0)
-    values = np.exp(np.concatenate([[0.0], logs]))
-    return (
-        {position: float(p) for position, p in zip(positions, values)},
-        {position: float(e) for position, e in zip(positions, np.concatenate([[0.0], errors]))},
-    )
+    k, other = np.nonzero((sums[0] > 0) & (sums[1] > 0))
+    clicks, other_clicks, variance, other_variance = (part[k, other] for part in sums)
+    scale = 1 / np.sqrt(variance / clicks**2 + other_variance / other_clicks**2)
+    design = np.zeros((len(k), sums.shape[1]))
+    design[np.arange(len(k)), k] = scale
+    design[np.arange(len(k)), other] = -scale
+    logs = np.linalg.lstsq(design[:, 1:], scale * (np.log(clicks) - np.log(other_clicks)), rcond=None)[0]
+    return np.concatenate([[0.0], logs])
 
 
-def _require_linked(positions: list[int], links: list[tuple[int, int]]) -> None:
-    reached, frontier = {positions[0]}, [positions[0]]
-    while frontier:
-        here = frontier.pop()
-        near = {b for a, b in links if a == here} | {a for a, b in links if b == here}
-        frontier += near - reached
-        reached |= near
-    if lost := sorted(set(positions) - reached):
+def _require_linked(positions: list[int], sums: np.ndarray) -> None:
+    linked = (sums[0] > 0) & (sums[1] > 0)
+    linked |= linked.T
+    reached = np.zeros(len(positions), dtype=bool)
+    reached[0] = True
+    for _ in positions:
+        reached |= linked[reached].any(0)
+    if lost := [position for position, there in zip(positions, reached) if not there]:
         raise InputError(
             f"position bias cannot be estimated: no query-document pair clicked both at position {lost[0]} and nearer the "
             f"top ({len(lost)} such positions); give --propensities, or --no-debias to count clicks as they are"
