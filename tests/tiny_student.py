@@ -70,9 +70,9 @@ def make_student(folder: Path, role: Literal["student", "baseline"] = "student",
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(seed)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128} | sizes
-    model = BertForSequenceClassification(
-        BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=128, num_labels=1, **shape)
-    )
+    config = BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=128, **shape)
+    config.num_labels = 1
+    model = BertForSequenceClassification(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:  # the usual 0.02 leaves every pair with nearly the same score
