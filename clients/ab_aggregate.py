@@ -186,6 +186,23 @@ def open_log(
         raise DataError(path, " ".join(str(problem).split())) from problem
 
 
+def read_interleaved(path: Path, control: str, treatment: str, experiment: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pages won per user by (treatment's, control's) team in an experiment's interleaved pages.
+
+    DataError if the log is unreadable or holds no row per page, InputError if no page of it is interleaved.
+    """
+    files, one_row_per_page = _source(path)
+    if not one_row_per_page:
+        raise DataError(path, "interleaved pages are in the exposures of a compacted log, this is an events table")
+    try:
+        wins = _interleaved(duckdb.connect(), files, (control, treatment), experiment)
+    except duckdb.Error as problem:
+        raise DataError(path, " ".join(str(problem).split())) from problem
+    if wins is None:
+        raise InputError(f"{path}: experiment {experiment!r} has no interleaved page")
+    return wins
+
+
 def _source(path: Path) -> tuple[list[str], bool]:
     """(Parquet files, whether they hold a row per page): a compacted log's exposures, else an events table."""
     if (path / "exposures").is_dir():

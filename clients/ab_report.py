@@ -20,7 +20,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from clients import ab_charts
-from clients.ab_aggregate import RATIO_METRICS, AbLog, open_log
+from clients.ab_aggregate import RATIO_METRICS, AbLog, open_log, read_interleaved
 from clients.ab_statistics import (
     Comparison,
     Estimate,
@@ -65,6 +65,7 @@ class Config:
         start: ISO time of the experiment's start; earlier pages of the same users serve CUPED
         judgements: CSV or Parquet with a column `verdict` of good, same, bad (treatment seen against control)
         max_pages_per_user: leave out users with more pages than this (bots), counted in the report
+        interleaved: report the interleaved pages of --experiment only, for an experiment without arms to compare
         plan: print the users and days that find `effect`, from this log's variance, and write no report
         effect: relative lift of page CTR that --plan is for; the default is the paper's
         power: chance of finding that lift
@@ -83,6 +84,7 @@ class Config:
     start: str | None = None
     judgements: Path | None = None
     max_pages_per_user: int | None = None
+    interleaved: bool = False
     plan: bool = False
     effect: float = 0.0047
     power: float = 0.8
@@ -419,7 +421,26 @@ def plan(ab: AbLog, config: Config) -> str:
     )
 
 
+def interleaving_report(config: Config) -> None:
+    """Print and write what interleaved pages alone say."""
+    wins = read_interleaved(config.events, config.control, config.treatment, config.experiment)
+    try:
+        found = preference(*wins)
+    except ValueError as problem:
+        raise InputError(f"{config.events}: too few interleaved pages with a winner: {problem}") from problem
+    beside = config.out.with_suffix(".json")
+    with replacing(beside) as aside:
+        aside.write_text(json.dumps({"experiment": config.experiment, "interleaving": asdict(found)}, indent=2) + "\n")
+    print(
+        f"{config.treatment} won {found.share:.1%} of {found.pages:,} decided pages of {found.users:,} users, "
+        f"p {ab_charts.p_text(found.p, True)}\n{beside}"
+    )
+
+
 def main(config: Config) -> None:
+    if config.interleaved:
+        interleaving_report(config)
+        return
     ab = open_log(
         config.events,
         control=config.control,

@@ -202,6 +202,17 @@ def test_interleaved_pages_are_credited_to_the_team_that_was_clicked(tmp_path):
     assert figures["interleaving"]["p"] < 1e-6
 
 
+def test_an_experiment_of_interleaved_pages_alone_has_its_own_report(tmp_path):
+    log = exposures(1000)
+    n = len(log)
+    log = replace_column(log, "teams", [["baseline", "student"]] * n)
+    folder = save(tmp_path, replace_column(log, "arm", ["mixed"] * n))
+    found = report(folder, interleaved=True, experiment="shoes")["interleaving"]
+    assert found["share"] == 0.0 and found["pages"] == sum(c > 0 for c in log.column("clicks").to_pylist())
+    with pytest.raises(InputError, match="'hats' has no interleaved page"):
+        report(folder, interleaved=True, experiment="hats")
+
+
 def test_judgements_are_counted_and_a_strange_verdict_names_its_row(tmp_path):
     folder = save(tmp_path, exposures(1000))
     judged = tmp_path / "judged.csv"
