@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ranking.card import ScoreCard
+from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 
 TEACHER_FORMAT = "query-title-summary-eos"
@@ -231,3 +231,6 @@ def _check_format(card: ScoreCard, name: str, folder: str | Path) -> None:
             f"{folder}: text format {card.text_format!r} version {card.format_version}, "
             f"this release writes {name!r} version {FORMAT_VERSION}; train again or use the matching release"
         )
+    tokenizer_file = Path(folder) / "tokenizer.json"
+    if card.vocabulary and tokenizer_file.is_file() and fingerprint(tokenizer_file) != card.vocabulary:
+        raise InputError(f"{tokenizer_file}: not the tokenizer that the score card names; its token ids would differ")

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ranking.card import CARD_NAME, ScoreCard, fingerprint
+from ranking.card import CARD_NAME, ScoreCard
 from ranking.errors import InputError
 from ranking.text import StudentFormat, TeacherFormat, normalise
 from training.token_store import TokenStore, split_by_tokens
@@ -54,9 +54,6 @@ class Scorer:
         card = ScoreCard.load(checkpoint) if (Path(checkpoint) / CARD_NAME).is_file() else None
         if card is not None:
             card.require(checkpoint, "teacher", "student", "baseline")
-            tokenizer_file = Path(checkpoint) / "tokenizer.json"
-            if card.vocabulary and tokenizer_file.is_file() and fingerprint(tokenizer_file) != card.vocabulary:
-                raise InputError(f"{tokenizer_file}: not the tokenizer that the score card names; its ids would differ")
         model = _load_model(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         if card is None:
             return _plain_scorer(checkpoint, model)
