@@ -7,9 +7,10 @@ A read never drops a row silently: a bad row either stops the program with its f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from ranking.errors import DataError
 
 MAX_GRADE = 4
+VISIBLE = r"[^\s\p{Z}\p{C}]"  # RE2: neither white space, separator, control nor format character
 MAX_FIELD_BYTES = 1 << 20  # a longer title or summary is a broken export, not a document
 
 _TEXT, _F32, _TIME = pa.string(), pa.float32(), pa.timestamp("us", tz="UTC")
@@ -129,13 +131,15 @@ def conform(table: Table, columns: pa.Table, path: str | Path) -> pa.Table:
     for wanted in table.schema:
         column = columns.column(wanted.name)
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if _is_text(kind) and (row := _first_failing(column, lambda part: part.validate(full=True))):
+            raise DataError(path, f"column {wanted.name} is not valid UTF-8", row)
         if _is_text(kind) != _is_text(wanted.type) or pa.types.is_boolean(kind) != pa.types.is_boolean(wanted.type):
             raise DataError(path, f"column {wanted.name} is {column.type}, {wanted.type} is needed")
         try:
             # float64 to float32 rounds, which is meant; every other cast must keep the value
             arrays.append(column.cast(wanted.type, safe=not pa.types.is_floating(wanted.type)))
         except pa.ArrowInvalid as problem:
-            row = _first_uncastable(column, wanted.type)
+            row = _first_failing(column, partial(pc.cast, target_type=wanted.type))
             raise DataError(path, f"column {wanted.name}: {problem}", row) from problem
         except pa.ArrowNotImplementedError as problem:
             raise DataError(path, f"column {wanted.name} is {column.type}, {wanted.type} is needed") from problem
@@ -147,16 +151,23 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _first_uncastable(column: pa.ChunkedArray, kind: pa.DataType) -> int | None:
-    low, high = 0, len(column)
-    while high - low > 1:  # the first half that fails to cast holds the first bad row
-        middle = (low + high) // 2
+def _first_failing(column: pa.ChunkedArray, check: Callable[[pa.ChunkedArray], object]) -> int | None:
+    """1-based row of the first value that check refuses by ArrowInvalid, found by halving; None if it takes them all."""
+
+    def fails(low: int, high: int) -> bool:
         try:
-            column.slice(low, middle - low).cast(kind)
-            low = middle
+            check(column.slice(low, high - low))
         except pa.ArrowInvalid:
-            high = middle
-    return low + 1 if high > low else None
+            return True
+        return False
+
+    low, high = 0, len(column)
+    if not fails(low, high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fails(low, middle) else (middle, high)
+    return low + 1
 
 
 def bad_rows(table: Table, rows: pa.Table, first_row: int = 1) -> list[BadRow]:
@@ -181,7 +192,7 @@ def bad_rows(table: Table, rows: pa.Table, first_row: int = 1) -> list[BadRow]:
                 pc.greater(pc.binary_length(column), MAX_FIELD_BYTES), f"{name} is longer than {MAX_FIELD_BYTES} bytes"
             )
             if name in table.not_blank:
-                mark(pc.invert(pc.match_substring_regex(column, r"\S")), f"{name} is empty")
+                mark(pc.invert(pc.match_substring_regex(column, VISIBLE)), f"{name} is empty")
         elif pa.types.is_floating(column.type):
             mark(pc.invert(pc.is_finite(column)), f"{name} is NaN or infinite")
         if name in table.ranges:

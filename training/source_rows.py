@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -116,7 +117,7 @@ def separated_rows(path: Path, bad: BadRows) -> Iterator[Row]:
         raise DataError(path, "empty: a header line is needed")
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
+def parquet_rows(path: Path, bad: BadRows) -> Iterator[Row]:
     """Rows of a Parquet file, numbered from 1. DataError if it is truncated or no Parquet."""
     with reading(path):
         file = pq.ParquetFile(path)
@@ -126,13 +127,27 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         while True:
             with reading(path):
                 batch = next(batches, None)
-                rows = batch.to_pylist() if batch is not None else []
             if batch is None:
                 return
-            for row in rows:
-                number += 1
-                yield number, row
-            bar.update(len(rows))
+            for part in _decodable(batch):
+                number += len(part) if part else 1
+                if part is None:
+                    bad.refuse(path, number, "not valid UTF-8")
+                else:
+                    yield from enumerate(part, number - len(part) + 1)
+            bar.update(len(batch))
+
+
+def _decodable(batch: pa.RecordBatch) -> Iterator[list[dict[str, Any]] | None]:
+    """The batch's rows at once, or, where some text is not UTF-8, one by one with None for a row that holds it."""
+    try:
+        yield batch.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(len(batch)):
+            try:
+                yield batch.slice(i, 1).to_pylist()
+            except UnicodeDecodeError:
+                yield None
 
 
 def column(row: dict[str, Any], name: str, path: Path) -> Any:

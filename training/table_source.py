@@ -65,7 +65,7 @@ def _rows(path: Path, bad: BadRows) -> Iterator[Row]:
     if not path.is_file():
         raise DataError(path, "no such file")
     if name.endswith(".parquet"):
-        return parquet_rows(path)
+        return parquet_rows(path, bad)
     if name.endswith((".jsonl", ".ndjson")):
         return json_rows(path, bad)
     if name.endswith((".csv", ".tsv")):

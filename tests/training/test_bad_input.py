@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ranking.errors import DataError, InputError
 from ranking.schema import MAX_FIELD_BYTES, Rejects, read_table
 from training.prepare_data import Config, main
-from training.source_rows import BadRows, grade_field, json_rows, separated_rows, text_field, text_lines
+from training.source_rows import BadRows, grade_field, json_rows, parquet_rows, separated_rows, text_field, text_lines
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("amber", "birch", "cedar", "daisy", "elder", "fjord", "grove", "hazel", "ivory", "jolly")
@@ -173,6 +173,17 @@ def test_bad_rows_of_the_users_parquet(change, reason, tmp_path):
     pq.write_table(pa.table({**TABLE, **change}), path)
     with pytest.raises(InputError, match=reason):
         main(Config(source=f"table:{path}", out=tmp_path / "out"))
+
+
+def test_parquet_text_that_is_not_utf8_is_a_bad_row(tmp_path):
+    path = tmp_path / "mine.parquet"
+    raw = pa.array([b"x", b"y", b"caf\xe9", b"y"], pa.binary())
+    title = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
+    pq.write_table(pa.table({**TABLE, "title": title}), path)
+    with pytest.raises(DataError, match="row 3: not valid UTF-8"):
+        main(Config(source=f"table:{path}", out=tmp_path / "out"))
+    bad = BadRows(Rejects(tmp_path / "rejects.tsv"))
+    assert [number for number, _ in parquet_rows(path, bad)] == [1, 2, 4] and bad.count == 1
 
 
 def test_wrong_column_maps_and_formats_are_named(tmp_path):
