@@ -29,6 +29,7 @@ from ranking.program import run
 from ranking.schema import iter_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits, TeacherFormat
 from training.decoder import build_decoder, encode_pairs, open_decoder, open_tokenizer, save_tokenizer, train_bpe
+from training.teacher_model import fastest_attention
 from training.text_batches import TextBatches
 from training.token_store import TokenStore, split_by_tokens
 from training.trainer_setup import RUN_FOLDER, BatchTrainer, TrainingSettings
@@ -95,7 +96,7 @@ def main(config: Config) -> None:
     if model is None:
         model = build_decoder(config.from_scratch, tokenizer, layout.max_tokens())
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.config.use_cache = False
+    fastest_attention(model, layout.max_tokens())
 
     tokens = config.out / RUN_FOLDER / f"tokens-{state.process_index}"
     train, weights, dev = _encode(config, clicks, layout, tokens)

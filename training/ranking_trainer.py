@@ -130,12 +130,17 @@ def dev_metrics(scores: np.ndarray, groups: RankingGroups) -> dict[str, float]:
     return metrics | ({"pair_accuracy": float(concordant / total)} if total else {})
 
 
-def keep_head_exact(model: PreTrainedModel) -> None:
+def keep_head_exact(model: nn.Module) -> None:
     """Make the score head compute in float32 whatever autocast says: a bf16 logit has 8 bits, too few to keep order."""
-    heads = [module for name in ("score", "classifier") if isinstance(module := getattr(model, name, None), nn.Linear)]
-    if len(heads) != 1:
+    heads = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and {"score", "classifier"} & set(name.split("."))
+    ]
+    if not heads:
         raise InputError(f"{type(model).__name__} has no linear head named score or classifier")
-    heads[0].forward = MethodType(_float32_linear, heads[0])  # type: ignore[method-assign]
+    for head in heads:  # PEFT keeps the original beside the one that trains
+        head.forward = MethodType(_float32_linear, head)  # type: ignore[method-assign]
 
 
 def _float32_linear(self: nn.Linear, states: Tensor) -> Tensor:

@@ -1,0 +1,204 @@
+"""Stage 2: fine-tune a decoder into the teacher: a score from the end-of-sequence token, pairwise rank loss (docs/teacher.md).
+
+python -m training.finetune_teacher --data data/world --model runs/pretrained --out runs/teacher
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import set_seed
+
+from ranking.card import CARD_NAME, ScoreCard, fingerprint
+from ranking.errors import InputError
+from ranking.program import run
+from ranking.schema import read_table
+from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits, TeacherFormat
+from training.decoder import encode_pairs, open_tokenizer, save_tokenizer
+from training.group_batches import RankingGroups, sample_up_to
+from training.losses import hinge, point_mse, ranknet
+from training.ranking_trainer import RankingTrainer, dev_metrics
+from training.teacher_model import Pooling, add_lora, fastest_attention, install_pooling, open_teacher, text_config
+from training.trainer_setup import TrainingSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Config(TrainingSettings):
+    """Fine-tune a decoder on judgements into the teacher: one score per document, learned from pairs.
+
+    Args:
+        data: dataset folder with judgments/train.parquet and judgments/dev.parquet
+        model: pre-trained checkpoint of stage 1, any other decoder, or a teacher to train further; a folder or hub id
+        out: checkpoint folder to write
+        loss: hinge with margin, ranknet (logistic), or point: squared error to the grade, the point-wise ablation
+        margin: score difference that hinge asks of every pair
+        group_size: documents of a query per step, drawn anew each epoch over all its grades; 0 for all
+        pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token serves
+        reinitialise: draw all weights anew: the ablation without any pre-training
+        lora_rank: train LoRA adapters of this rank and the head; 0 trains everything
+        lora_alpha: LoRA's scale, as a rule twice the rank
+        lora_targets: all-linear, or names of the adapted modules joined by commas
+        frozen_bf16: keep LoRA's frozen weights in bfloat16: half the memory
+        max_query_tokens: query tokens kept; none: as the checkpoint's score card says, else 32
+        max_title_tokens: title tokens kept; none: as the card says, else 32
+        max_summary_tokens: summary tokens kept; none: as the card says, else 128
+        train_queries: use only so many judged train queries; 0 for all
+    """
+
+    data: Path
+    model: str
+    out: Path
+    loss: Literal["hinge", "ranknet", "point"] = "hinge"
+    margin: float = 1.0
+    group_size: int = 8
+    pooling: Pooling = "last_token"
+    reinitialise: bool = False
+    lora_rank: int = 0
+    lora_alpha: int = 32
+    lora_targets: str = "all-linear"
+    frozen_bf16: bool = False
+    max_query_tokens: int | None = None
+    max_title_tokens: int | None = None
+    max_summary_tokens: int | None = None
+    train_queries: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.margin > 0:
+            raise ValueError(f"margin is {self.margin}: a positive number is needed")
+        if self.group_size == 1 or self.group_size < 0:
+            raise ValueError(f"group_size is {self.group_size}: 0 for all documents, or at least 2")
+        if self.frozen_bf16 and not self.lora_rank:
+            raise ValueError("frozen_bf16 is for LoRA: give lora_rank, or use precision bf16")
+        if self.reinitialise and self.lora_rank:
+            raise ValueError(
+                "reinitialise trains from nothing: LoRA on random weights learns little; set lora_rank to 0"
+            )
+
+
+def main(config: Config) -> None:
+    set_seed(config.seed)
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    base_card = _base_card(config.model)
+    tokenizer = open_tokenizer(config.model)
+    model = open_teacher(config.model, reinitialise=config.reinitialise, frozen_bf16=config.frozen_bf16)
+    text_config(model).pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    config.out.mkdir(parents=True, exist_ok=True)
+    positions = getattr(text_config(model), "max_position_embeddings", None)
+    with state.main_process_first():
+        layout = save_tokenizer(tokenizer, config.out, _limits(config, base_card), positions)
+    _check_vocabulary(config, model, layout)
+
+    train_file, dev_file = (config.data / "judgments" / f"{split}.parquet" for split in ("train", "dev"))
+    train = judged_groups(train_file, layout, config.train_queries)
+    dev = judged_groups(dev_file, layout)
+    fastest_attention(model, layout.max_tokens())
+    install_pooling(model, config.pooling)
+    if config.lora_rank:
+        model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
+    log.info(
+        "%d queries and %d documents to train on, %d and %d for dev; %d of %d parameters train",
+        len(train), len(train.store), len(dev), len(dev.store),
+        sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters()),
+    )  # fmt: skip
+    trainer = RankingTrainer(
+        model,
+        config,
+        train,
+        dev,
+        loss=rank_loss(config.loss, config.margin),
+        pad_id=tokenizer.pad_token_id,
+        out=config.out,
+        sample_group=sample_up_to(config.group_size) if config.group_size else None,
+    )
+    trainer.start()
+    scores = trainer.score(dev)
+    card = ScoreCard(
+        role="teacher",
+        text_format=TEACHER_FORMAT,
+        format_version=FORMAT_VERSION,
+        max_query_tokens=layout.limits.query,
+        max_title_tokens=layout.limits.title,
+        max_summary_tokens=layout.limits.summary,
+        head="linear",
+        pooling=config.pooling,
+        score_mean=float(scores.mean()),
+        score_spread=float(scores.std()),
+        vocabulary=fingerprint(config.out / "tokenizer.json"),
+        base_model=f"{config.model}, weights drawn anew" if config.reinitialise else config.model,
+        trained_on={
+            **(base_card.trained_on if base_card is not None and not config.reinitialise else {}),
+            "judgments/train": fingerprint(train_file),
+            "judgments/dev": fingerprint(dev_file),
+        },
+        metrics=dev_metrics(scores, dev),
+    )
+    trainer.save_checkpoint(card)
+    if state.is_main_process:
+        log.info("dev NDCG@5 %.4f; checkpoint in %s", card.metrics["ndcg@5"], config.out)
+
+
+def rank_loss(name: str, margin: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The training loss as a function of (scores, grades, groups)."""
+    if name == "hinge":
+        return partial(hinge, margin=margin)
+    return ranknet if name == "ranknet" else lambda scores, grades, groups: point_mse(scores, grades)
+
+
+def judged_groups(path: Path, layout: TeacherFormat, queries: int = 0) -> RankingGroups:
+    """The groups of a judgements file as teacher texts; targets are the grades. queries: keep the first so many, 0 all."""
+    rows = read_table(path, "judgments")
+    if not len(rows):
+        raise InputError(f"{path}: no judgement")
+    if queries:
+        kept = dict.fromkeys(rows.column("query_id").to_pylist())
+        chosen = set(list(kept)[:queries])
+        rows = rows.take([i for i, q in enumerate(rows.column("query_id").to_pylist()) if q in chosen])
+    ids, _ = encode_pairs(layout, *(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+    grades = rows.column("grade").to_numpy().astype(np.float32)
+    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), grades, ids)
+
+
+def _base_card(model: str) -> ScoreCard | None:
+    if not (Path(model) / CARD_NAME).is_file():
+        return None
+    card = ScoreCard.load(model).require(model, "pretrained", "teacher")
+    if (card.text_format, card.format_version) != (TEACHER_FORMAT, FORMAT_VERSION):
+        raise InputError(f"{model}: text format {card.text_format!r} {card.format_version}: train stage 1 again")
+    return card
+
+
+def _limits(config: Config, card: ScoreCard | None) -> FieldLimits:
+    known = FieldLimits.of_card(card) if card is not None else FieldLimits()
+    return FieldLimits(
+        config.max_query_tokens or known.query,
+        config.max_title_tokens or known.title,
+        config.max_summary_tokens or known.summary,
+    )
+
+
+def _check_vocabulary(config: Config, model, layout: TeacherFormat) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if layout.tokenizer.get_vocab_size() > rows:
+        raise InputError(
+            f"{config.model}: {layout.tokenizer.get_vocab_size()} tokens but {rows} embeddings: another model's tokenizer"
+        )
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        Config,
+        example="python -m training.finetune_teacher --data data/world --model runs/pretrained --out runs/teacher",
+    )
