@@ -22,13 +22,12 @@ import pyarrow as pa
 from ranking.click_models import SATISFIED_SECONDS
 from ranking.errors import DataError, InputError
 from ranking.program import run
-from ranking.schema import replacing, write_table
-from ranking.text import normalise
-from training.event_files import event_files, open_events
+from ranking.schema import TABLES, replacing, write_table
+from training.checked_view import connect, open_view, parquet_files
 from training.propensities import Propensities, estimate_propensities
+from training.query_numbers import BATCH_ROWS, number_queries
 
 LOGGER = logging.getLogger(__name__)
-BATCH_ROWS = 65_536
 
 
 @dataclass
@@ -82,16 +81,21 @@ class ClickConfig:
 
 def write_clicks(config: ClickConfig) -> dict[str, Any]:
     """Write the clicks table and its report; returns the report. DataError or InputError on bad input."""
-    files = event_files(config.events)
+    files = parquet_files(config.events, TABLES["events"])
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".clicks-", dir=config.temp_folder or out.parent) as spill:
-        connection = _connect(config, spill)
+        connection = connect(spill, config.memory_gb, config.threads)
         try:
             rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
-            report: dict[str, Any] = open_events(connection, files, rejects)
+            read, refused = open_view(connection, "events", TABLES["events"], files, rejects)
+            report: dict[str, Any] = {"events_read": read, "events_rejected": refused}
             report |= _drop_bots(connection, config)
-            report["distinct_queries"], report["normalised_queries"] = _normalise_queries(connection)
+            report["distinct_queries"], report["normalised_queries"] = number_queries(connection, "kept")
+            connection.execute("""
+                CREATE VIEW impressions AS
+                SELECT kept.*, query_no FROM kept JOIN spellings ON kept.query = spellings.raw
+            """)
             propensities = _propensities(connection, config, report["events_kept"])
             report["position_bias"] = propensities.report() if propensities else None
             _sum_clicks(connection, config, propensities)
@@ -107,17 +111,6 @@ def write_clicks(config: ClickConfig) -> dict[str, Any]:
     with replacing(out.with_suffix(".report.json")) as aside:
         aside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
-
-
-def _connect(config: ClickConfig, spill: str) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect()
-    connection.execute("SET temp_directory = ?", [spill])
-    connection.execute("SET memory_limit = ?", [f"{int(config.memory_gb * 1024)}MiB"])
-    connection.execute("SET preserve_insertion_order = false")
-    connection.execute("SET TimeZone = 'UTC'")
-    if config.threads:
-        connection.execute("SET threads = ?", [config.threads])
-    return connection
 
 
 def _drop_bots(connection: duckdb.DuckDBPyConnection, config: ClickConfig) -> dict[str, int]:
@@ -148,41 +141,6 @@ def _drop_bots(connection: duckdb.DuckDBPyConnection, config: ClickConfig) -> di
         raise InputError("the log has no events")
     LOGGER.info("bot filter: dropped %d of %d users with %d of %d events", bots, users, dropped, events)
     return {"users": users, "bot_users": bots, "bot_events": int(dropped), "events_kept": int(events - dropped)}
-
-
-def normalise_query(text: str) -> str:
-    """NFKC, control characters and white space to single spaces (ranking.text.normalise), lower case."""
-    return normalise(text).lower()
-
-
-def _normalise_queries(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
-    """Make `query_numbers` (raw -> number) and `queries` (number -> normalised text); returns both row counts.
-
-    Python sees each distinct spelling once, so the cost follows the vocabulary of queries and not the log.
-    """
-    connection.execute("CREATE TABLE spellings (raw VARCHAR, query VARCHAR)")
-    for batch in connection.cursor().sql("SELECT DISTINCT query FROM kept").to_arrow_reader(BATCH_ROWS):
-        raw = batch.column(0)
-        clean = pa.array([normalise_query(text) for text in raw.to_pylist()], pa.string())
-        spelled = pa.table({"raw": raw, "query": clean})  # noqa: F841 (DuckDB reads it by name)
-        connection.execute("INSERT INTO spellings SELECT raw, query FROM spelled")
-    connection.execute("""
-        CREATE TABLE queries AS
-        SELECT query, (row_number() OVER (ORDER BY query))::INTEGER AS query_no
-        FROM (SELECT DISTINCT query FROM spellings WHERE query <> '')
-    """)
-    connection.execute("""
-        CREATE TABLE query_numbers AS SELECT raw, query_no FROM spellings JOIN queries USING (query)
-    """)
-    raw_count, clean_count = connection.execute(
-        "SELECT (SELECT count(*) FROM spellings), (SELECT count(*) FROM queries)"
-    ).fetchone() or (0, 0)
-    connection.execute("DROP TABLE spellings")
-    connection.execute("""
-        CREATE VIEW impressions AS
-        SELECT kept.*, query_no FROM kept JOIN query_numbers ON kept.query = query_numbers.raw
-    """)
-    return raw_count, clean_count
 
 
 def _propensities(connection: duckdb.DuckDBPyConnection, config: ClickConfig, events: int) -> Propensities | None:

@@ -13,8 +13,9 @@ import pytest
 from ranking.click_models import ClickModel
 from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, read_table, write_table
-from training.prepare_clicks import ClickConfig, normalise_query, write_clicks
+from training.prepare_clicks import ClickConfig, write_clicks
 from training.propensities import log_propensities
+from training.query_numbers import normalise_query
 from training.world import WorldConfig, make_world
 from training.world_log import event_tables, simulate_log
 
@@ -205,7 +206,7 @@ GOOD = [event(i, f"d{i}") for i in range(5)]
         ({"summary": None}, "summary is null"),
         ({"position": 0}, "position is outside"),
         ({"dwell_seconds": float("nan")}, "dwell_seconds is NaN or infinite"),
-        ({"dwell_seconds": -1.0}, "dwell_seconds is negative"),
+        ({"dwell_seconds": -1.0}, "dwell_seconds is outside 0 to inf"),
         ({"title": "x" * (1 << 20) + "x"}, "title is longer"),
         ({"request_id": "r1", "doc_id": "d1"}, "duplicate key"),
     ],
