@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from ranking.errors import InputError
 
@@ -54,6 +55,22 @@ class ScoreCard:
     calibration: dict[str, Any] | None = None
     version: int = CARD_VERSION
 
+    def __post_init__(self):
+        """ValueError names a field whose value means nothing."""
+        hints = get_type_hints(type(self))
+        for name in ("role", "head", "pooling"):
+            if getattr(self, name) not in get_args(hints[name]):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, one of {', '.join(get_args(hints[name]))} is known"
+                )
+        for name in ("format_version", "max_query_tokens", "max_title_tokens", "max_summary_tokens"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, a whole number from 1 on is needed")
+        if not math.isfinite(self.score_mean) or not 0 <= self.score_spread < math.inf:
+            raise ValueError(
+                f"score_mean is {self.score_mean}, score_spread is {self.score_spread}: finite scores are needed"
+            )
+
     def save(self, folder: str | Path) -> Path:
         """Write ranker.json into a checkpoint folder."""
         path = Path(folder) / CARD_NAME
@@ -79,7 +96,7 @@ class ScoreCard:
             raise InputError(f"{path}: unknown keys {', '.join(unknown)}")
         try:
             return cls(**content)
-        except TypeError as problem:
+        except (TypeError, ValueError) as problem:
             raise InputError(f"{path}: {problem}") from problem
 
     def require(self, folder: str | Path, *roles: str) -> ScoreCard:

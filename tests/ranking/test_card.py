@@ -1,0 +1,83 @@
+"""A score card says what a checkpoint is, and a damaged or foreign one is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ranking.card import CARD_NAME, ScoreCard, fingerprint
+from ranking.errors import InputError
+
+CARD = ScoreCard(
+    role="student", text_format="f", format_version=1, max_query_tokens=8, max_title_tokens=8, max_summary_tokens=16,
+    head="linear", pooling="cls", score_mean=0.25, metrics={"ndcg@5": 0.7},
+    calibration={"kind": "platt", "slope": 1.0, "intercept": 0.0},
+)  # fmt: skip
+
+
+def test_a_card_reads_back_as_it_was_saved(tmp_path):
+    assert CARD.save(tmp_path) == tmp_path / CARD_NAME
+    assert ScoreCard.load(tmp_path) == CARD
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"version": 99}, "card version 99"),
+        ({"surprise": 1}, "unknown keys surprise"),
+        ({"role": "wizard"}, "role is 'wizard'"),
+        ({"head": "none at all"}, "head is 'none at all'"),
+        ({"pooling": None}, "pooling is None"),
+        ({"max_query_tokens": 0}, "max_query_tokens is 0"),
+        ({"max_title_tokens": "8"}, "max_title_tokens is '8'"),
+        ({"score_spread": -1}, "score_spread is -1"),
+        ({"score_mean": float("nan")}, "score_mean is nan"),
+    ],
+)
+def test_a_card_with_a_wrong_value_is_refused(change, reason, tmp_path):
+    CARD.save(tmp_path)
+    content = json.loads((tmp_path / CARD_NAME).read_text(encoding="utf-8"))
+    (tmp_path / CARD_NAME).write_text(json.dumps({**content, **change}), encoding="utf-8")
+    with pytest.raises(InputError, match=reason):
+        ScoreCard.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, reason", [("{", "cannot be read as JSON"), ("[]", "a JSON object"), ("{}", "version")]
+)
+def test_a_damaged_card_is_refused(content, reason, tmp_path):
+    with pytest.raises(InputError, match=r"no ranker\.json; this is not a DisRanker checkpoint"):
+        ScoreCard.load(tmp_path)
+    (tmp_path / CARD_NAME).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=reason):
+        ScoreCard.load(tmp_path)
+
+
+def test_a_card_without_a_key_is_refused(tmp_path):
+    CARD.save(tmp_path)
+    content = json.loads((tmp_path / CARD_NAME).read_text(encoding="utf-8"))
+    del content["role"]
+    (tmp_path / CARD_NAME).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match="role"):
+        ScoreCard.load(tmp_path)
+
+
+def test_a_teacher_must_not_pass_for_a_student(tmp_path):
+    assert CARD.require(tmp_path, "student", "baseline") is CARD
+    with pytest.raises(InputError, match="this checkpoint is a student, a teacher is needed"):
+        CARD.require(tmp_path, "teacher")
+
+
+def test_a_fingerprint_follows_content_and_names_inside_a_folder_not_its_place(tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place / "sub").mkdir(parents=True)
+        (tmp_path / place / "sub/x").write_bytes(b"1")
+    first = fingerprint(tmp_path / "a")
+    assert first == fingerprint(tmp_path / "b") and len(first) == 16
+    (tmp_path / "b/sub/x").rename(tmp_path / "b/sub/y")
+    assert fingerprint(tmp_path / "b") != first
+    (tmp_path / "a/sub/x").write_bytes(b"2")
+    assert fingerprint(tmp_path / "a") != first
+    with pytest.raises(InputError, match="nothing there to fingerprint"):
+        fingerprint(tmp_path / "none")
