@@ -55,7 +55,7 @@ def family_config(family: str, vocabulary: int, hidden: int = 64, layers: int = 
         "num_hidden_layers": layers,
         "num_attention_heads": hidden // 32,  # vLLM's CPU attention takes heads of 32 and wider
         "num_key_value_heads": 1,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 4096,
         "num_labels": 1,
         "pad_token_id": 0,
         "bos_token_id": 1,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from serving.local_server import TritonServer, start_triton
+
+# Several servers run beside each other in tests: no pinning to cores, one thread each.
+QUIET_VLLM = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+LONGEST_SEQUENCE = 4096
 
 
 @pytest.fixture
@@ -25,3 +31,31 @@ def python_model(tmp_path: Path) -> Callable[[str, str], Path]:
         return repository
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama-like teacher in float32, as training would leave it."""
+    from tests.tiny_teacher import make_teacher
+
+    return make_teacher(tmp_path_factory.mktemp("tiny-teacher") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_repository(tiny_teacher_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with that teacher, published by build/build_teacher.py."""
+    from build.build_teacher import Config, main
+
+    repository = tmp_path_factory.mktemp("teacher-repository") / "model_repository"
+    arguments = {"enforce_eager": True, "max_model_len": LONGEST_SEQUENCE}
+    main(Config(checkpoint=tiny_teacher_checkpoint, repository=repository, engine_args=arguments))
+    return repository
+
+
+@pytest.fixture(scope="session")
+def teacher_server(tiny_teacher_repository: Path) -> Iterator[TritonServer]:
+    """The server of that repository, shared by all tests of a run: leave it as you found it."""
+    with start_triton(tiny_teacher_repository, environment=QUIET_VLLM) as server:
+        yield server
+        assert server.stop() == 0, server.log_tail()
+        assert server.stragglers == []

@@ -7,37 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from clients.local_router import start_router
-from ranking.schema import TABLES, write_table
 from serving.local_server import start_triton
+from tests.e2e.graded_rankers import write_data, write_repository
 
 ROOT = Path(__file__).parents[2]
-# the title tells the grade: the student ranks by it, the baseline the other way round
-MODEL = """
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def initialize(self, args):
-        self.sign = 1 if args["model_name"] == "student" else -1
-
-    def execute(self, requests):
-        responses = []
-        for request in requests:
-            titles = pb_utils.get_input_tensor_by_name(request, "title").as_numpy()
-            scores = [self.sign * float(t.split()[-1]) for t in titles]
-            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("score", np.array(scores, dtype=np.float32))]))
-        return responses
-"""
-CONFIG = """backend: "python"
-input { name: "query" data_type: TYPE_STRING dims: 1 }
-input { name: "title" data_type: TYPE_STRING dims: -1 }
-input { name: "summary" data_type: TYPE_STRING dims: -1 }
-output { name: "score" data_type: TYPE_FP32 dims: -1 }
-"""
 EXPERIMENT = """
 default_model: baseline
 experiments:
@@ -50,21 +26,12 @@ experiments:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rows = [(f"q{q}", f"d{q}-{d}", f"query {q}", f"grade {d % 5}", "", d % 5) for q in range(40) for d in range(20)]
-    columns = {name: list(values) for name, values in zip(TABLES["judgments"].schema.names, zip(*rows))}
-    write_table(folder / "judgments" / "test.parquet", "judgments", pa.table(columns))
-    return folder
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory):
-    repository = tmp_path_factory.mktemp("repository")
-    for name in ("student", "baseline"):
-        (repository / name / "1").mkdir(parents=True)
-        (repository / name / "1" / "model.py").write_text(MODEL)
-        (repository / name / "config.pbtxt").write_text(CONFIG)
-    with start_triton(repository) as server:
+    with start_triton(write_repository(tmp_path_factory.mktemp("repository"))) as server:
         yield server
 
 

@@ -43,9 +43,8 @@ class TritonPythonModel:
         check_names(model, self.inputs, [name for name, _ in self.outputs])
         self.compiled = ov.Core().compile_model(model, "CPU", properties(parameters))
         jobs = self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        self.queue = ov.AsyncInferQueue(self.compiled, jobs)
-        self.queue.set_callback(self._keep)
-        self.results: dict[int, list[np.ndarray]] = {}
+        # not an AsyncInferQueue: after one failed request it reports that failure for later ones too
+        self.jobs = [self.compiled.create_infer_request() for _ in range(jobs)]
 
     def execute(self, requests: list) -> list:
         feeds = [
@@ -53,34 +52,24 @@ class TritonPythonModel:
             for request in requests
         ]
         groups = self._merge(feeds)
-        self.results.clear()
-        failures: dict[int, str] = {}
-        for number, members in enumerate(groups):
-            feed = feeds[members[0]]
-            if len(members) > 1:
-                feed = {name: np.concatenate([feeds[i][name] for i in members]) for name in self.inputs}
-            try:
-                self.queue.start_async(feed, userdata=number)
-            except RuntimeError as problem:  # a shape or type that the model refuses: that caller's error alone
-                failures[number] = str(problem)
-        try:
-            self.queue.wait_all()
-        except RuntimeError as problem:
-            failures |= {n: str(problem) for n in range(len(groups)) if n not in self.results and n not in failures}
         responses: list = [None] * len(requests)
-        for number, members in enumerate(groups):
-            for i, response in zip(members, self._responses(number, members, feeds, failures)):
-                responses[i] = response
+        for at in range(0, len(groups), len(self.jobs)):
+            running = [self._start(job, members, feeds) for job, members in zip(self.jobs, groups[at:])]
+            for members, job in zip(groups[at:], running):
+                for i, response in zip(members, self._responses(job, members, feeds)):
+                    responses[i] = response
         return responses
 
-    def finalize(self) -> None:
-        self.queue.wait_all()
-
-    def _keep(self, request: ov.InferRequest, number: int) -> None:
-        # copied: the tensor belongs to the infer request, which may start another group at once
-        self.results[number] = [
-            np.array(request.get_tensor(name).data, dtype=kind, copy=True) for name, kind in self.outputs
-        ]
+    def _start(self, job: ov.InferRequest, members: list[int], feeds: list[dict]) -> ov.InferRequest | str:
+        """Start one batch; a string is OpenVINO's reason for refusing it."""
+        feed = feeds[members[0]]
+        if len(members) > 1:
+            feed = {name: np.concatenate([feeds[i][name] for i in members]) for name in self.inputs}
+        try:
+            job.start_async(feed, share_inputs=True)
+        except RuntimeError as problem:
+            return str(problem)
+        return job
 
     def _merge(self, feeds: list[dict[str, np.ndarray]]) -> list[list[int]]:
         """Request numbers that run as one batch: all of one shape and type if the model batches, else each alone."""
@@ -91,20 +80,26 @@ class TritonPythonModel:
             groups.setdefault(tuple((v.shape[1:], v.dtype.str) for v in feed.values()), []).append(i)
         return list(groups.values())
 
-    def _responses(self, number: int, members: list[int], feeds: list, failures: dict[int, str]) -> list:
-        if number in failures:
-            error = pb_utils.TritonError(f"OpenVINO: {' '.join(failures[number].split())}")
+    def _responses(self, job: ov.InferRequest | str, members: list[int], feeds: list[dict]) -> list:
+        try:
+            if isinstance(job, str):
+                raise RuntimeError(job)
+            job.wait()
+        except RuntimeError as problem:  # a shape that the network refuses: the error of these callers alone
+            error = pb_utils.TritonError(f"OpenVINO: {' '.join(str(problem).split())}")
             return [pb_utils.InferenceResponse(error=error) for _ in members]
-        responses, start = [], 0
-        for i in members:
-            rows = len(feeds[i][self.inputs[0]])
-            tensors = [
-                pb_utils.Tensor(name, value if len(members) == 1 else value[start : start + rows])
-                for (name, _), value in zip(self.outputs, self.results[number])
-            ]
-            responses.append(pb_utils.InferenceResponse(tensors))
-            start += rows
-        return responses
+        # copied: the memory is the infer request's, which may start another batch at once
+        values = [np.array(job.get_tensor(name).data, dtype=kind, copy=True) for name, kind in self.outputs]
+        if len(members) == 1:
+            return [pb_utils.InferenceResponse([pb_utils.Tensor(n, v) for (n, _), v in zip(self.outputs, values)])]
+        ends = np.cumsum([len(feeds[i][self.inputs[0]]) for i in members])
+        parts = zip(*(np.split(value, ends[:-1]) for value in values))
+        return [
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor(n, np.ascontiguousarray(v)) for (n, _), v in zip(self.outputs, p)]
+            )
+            for p in parts
+        ]
 
 
 def read_model(folder: Path, config: dict, parameters: dict[str, str]) -> ov.Model:

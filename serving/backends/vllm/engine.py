@@ -7,12 +7,15 @@ import gc
 import json
 import multiprocessing.spawn
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 CPU_CACHE_GIB = "1"  # vLLM would otherwise ask for most of the machine's memory
 SHUTDOWN_SECONDS = 20.0
@@ -49,11 +52,13 @@ class Engine:
 
     def __init__(self, arguments: dict[str, Any]):
         self.arguments = arguments
+        self._watchdog = _start_watchdog()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-engine")
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-engine", daemon=True)
         self._thread.start()
         try:
             self.submit(self.start()).result()
+            self.submit(self._warm_up()).result()
         except BaseException:
             self._end_thread()
             raise
@@ -64,6 +69,8 @@ class Engine:
     async def start(self) -> None:
         """(Re)start vLLM. Done off the loop, so that requests are still refused in time while it loads."""
         self._llm: Any = await asyncio.to_thread(_new_llm, self.arguments)
+        engine = {process.pid for process in psutil.Process().children(recursive=True)} - {self._watchdog.pid}
+        self._tell_watchdog(f"engine {' '.join(map(str, engine))}")
 
     @property
     def is_dead(self) -> bool:
@@ -76,8 +83,15 @@ class Engine:
             yield output
 
     async def discard(self) -> None:
-        """End what is left of a dead engine: its worker processes outlive it otherwise."""
+        """End the engine and what is left of its processes: workers outlive an engine that died."""
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # it would report the end that is wanted here as a failure
         await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_SECONDS)
+
+    async def _warm_up(self) -> None:
+        """One request, so that what vLLM compiles or imports at the first one is done before the model is ready."""
+        async for _ in self.generate("warm-up", {"max_tokens": 1, "temperature": 0, "logprobs": 0}, False, "warm-up"):
+            pass
 
     def close(self) -> None:
         """Stop vLLM and its processes, then the thread."""
@@ -93,10 +107,25 @@ class Engine:
         await asyncio.gather(*rest, return_exceptions=True)
         await self._loop.shutdown_default_executor()
 
+    def _tell_watchdog(self, line: str) -> None:
+        assert self._watchdog.stdin is not None
+        self._watchdog.stdin.write(f"{line}\n")
+        self._watchdog.stdin.flush()
+
     def _end_thread(self) -> None:
+        self._tell_watchdog("bye")
+        self._watchdog.wait()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _start_watchdog() -> subprocess.Popen:
+    """The process that ends vLLM's and the server if this one dies without a word. In a session of its own, out of the
+    reach of the terminal's Ctrl-C, which would end it first."""
+    script = str(Path(__file__).with_name("watchdog.py"))
+    command = [sys.executable, "-I", script, str(os.getppid())]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def _new_llm(arguments: dict[str, Any]) -> Any:
@@ -106,6 +135,8 @@ def _new_llm(arguments: dict[str, Any]) -> Any:
 
     if current_platform.is_cpu() and arguments.get("kv_cache_memory_bytes") is None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+    if current_platform.is_cpu() and arguments.get("enforce_eager"):
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # vLLM would still compile parts of its sampler, for 10 s
     multiprocessing.spawn.set_executable(sys.executable)
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
 

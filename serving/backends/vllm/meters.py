@@ -19,7 +19,7 @@ class Meters:
 
     def __init__(self, model: str, version: str):
         labels = {"model": model, "version": version}
-        self._families = []  # a metric ends with its family, so the families are kept
+        self._families: list[Any] = []  # a metric ends with its family, so the families are kept
         self._metrics: dict[str, Any] = {}
         counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
         kinds = {**dict.fromkeys(_COUNTERS, counter), "vllm:num_requests_open": gauge}
@@ -48,3 +48,8 @@ class Meters:
     def waiting(self, requests: int) -> None:
         if self._metrics:
             self._metrics["vllm:num_requests_open"].set(requests)
+
+    def close(self) -> None:
+        """Let go of the metrics while the server still listens: the stub crashes if they outlive it."""
+        self._metrics.clear()
+        self._families.clear()

@@ -27,6 +27,7 @@ from serving.backends.vllm.meters import Meters  # noqa: E402
 from serving.backends.vllm.replies import Reply, ReplyThread  # noqa: E402
 
 HEALTH_POLL_SECONDS = 1.0
+SHUTDOWN_GRACE_SECONDS = 3.0
 RESTART_PAUSES_SECONDS = (0.0, 5.0, 30.0)
 
 
@@ -61,6 +62,7 @@ class TritonPythonModel:
         self.down = "the server is shutting down"
         self.engine.close()
         self.replies.close()
+        self.meters.close()
         pb_utils.Logger.log_info(f"[vllm] {self.name}: engine has ended")
 
     async def _answer(self, call: tensors.Call, reply: Reply) -> None:
@@ -98,6 +100,7 @@ class TritonPythonModel:
         """Make the model not ready where the server allows it (explicit model control), else start a new engine."""
         self.down = "vLLM's engine process has died"
         pb_utils.Logger.log_error(f"[vllm] {self.name}: {self.down}")
+        await asyncio.sleep(SHUTDOWN_GRACE_SECONDS)  # Ctrl-C reaches vLLM too; finalize then ends this task
         await self.engine.discard()
         try:
             await asyncio.to_thread(pb_utils.unload_model, self.name)

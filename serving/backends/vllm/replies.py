@@ -35,7 +35,7 @@ class ReplyThread:
         self._outbox: queue.SimpleQueue = queue.SimpleQueue()
         self._open: set[Reply] = set()
         self._next_poll = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="replies")
+        self._thread = threading.Thread(target=self._run, name="replies", daemon=True)
         self._thread.start()
 
     def watch(self, reply: Reply) -> None:

@@ -1,0 +1,346 @@
+"""Students on a real tritonserver: both arms, limits, version changes under load. One server for the whole file."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from build import releases
+from build.build_student import Config, main
+from build.export_onnx import example_inputs, load_encoder, torch_runner
+from build.runners import score_pairs
+from build.triton_config import ServingLimits, as_text, read_config
+from clients.rerank import AsyncReranker, Reranker, RerankError
+from ranking.errors import InputError
+from ranking.text import StudentFormat
+from serving.local_server import TritonServer, start_triton
+from tests.tiny_student import make_judged, make_student, sentence
+
+TITLES = ["night train", "the red queen", "", "moon", "winter ghost story"]
+SUMMARIES = ["a doctor and a robot", "king and ship " * 12, "blue", "", "dream city star house " * 4]
+LIMITS = ServingLimits(max_documents=60, queue_size=4, threads=1, batch_tokens=512, call_tokens=16)
+
+
+@dataclass
+class Served:
+    server: TritonServer
+    repository: Path
+    checkpoints: dict[str, Path]
+
+    def reranker(self, model: str = "student", **more) -> Reranker:
+        return Reranker([f"grpc://{self.server.grpc}"], model, **{"deadline": 20.0, **more})
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("students")
+    data = make_judged(folder / "data")
+    repository = folder / "repository"
+    checkpoints = {
+        "student": make_student(folder / "student", seed=1),
+        "baseline": make_student(folder / "baseline", "baseline", seed=2),
+        "newer": make_student(folder / "newer", seed=3),
+    }
+    for checkpoint, name in (("student", "student"), ("baseline", "baseline"), ("newer", "student")):
+        first = not (repository / name).exists()
+        main(
+            Config(
+                checkpoints[checkpoint], name, "openvino", data,
+                repository=repository, precision="fp32", serving=LIMITS, promote=first,
+            )
+        )  # fmt: skip
+    _add_merging_encoder(repository)
+    with start_triton(repository, "--model-control-mode=explicit", "--load-model=*") as server:
+        yield Served(server, repository, checkpoints)
+
+
+def _add_merging_encoder(repository: Path) -> None:
+    """A copy of the student's encoder whose requests Triton's batcher merges."""
+    shutil.copytree(repository / "student_encoder" / "1", repository / "merging" / "1")
+    config = read_config(repository / "student_encoder" / "config.pbtxt")
+    config.name, config.max_batch_size = "merging", 16
+    for tensor in (*config.input, *config.output):
+        del tensor.dims[0]
+    del config.model_warmup[:]
+    config.dynamic_batching.max_queue_delay_microseconds = 200_000
+    config.dynamic_batching.preferred_batch_size.append(8)
+    (repository / "merging" / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
+
+
+def checkpoint_scores(checkpoint: Path, query: str, titles: list[str], summaries: list[str]) -> np.ndarray:
+    text = StudentFormat.of_checkpoint(checkpoint)
+    pairs = text.encode([query] * len(titles), titles, summaries)
+    return score_pairs(torch_runner(load_encoder(checkpoint)), pairs, text.pad_id)
+
+
+@pytest.mark.parametrize("arm", ["student", "baseline"])
+def test_both_arms_give_their_checkpoints_scores(served, arm):
+    with served.reranker(arm) as ranker:
+        ranking = ranker.rank("red night", TITLES, SUMMARIES)
+    expected = checkpoint_scores(served.checkpoints[arm], "red night", TITLES, SUMMARIES)
+    np.testing.assert_allclose(ranking.scores, expected, atol=1e-5)
+    assert ranking.scores.std() > 1e-3
+    assert list(ranking.order) == list(np.argsort(-expected, kind="stable"))
+
+
+def test_batch_of_one_equals_batch_of_many_in_any_order(served):
+    with served.reranker() as ranker:
+        together = ranker.rank("moon", TITLES, SUMMARIES).scores
+        alone = [ranker.rank("moon", [t], [s]).scores[0] for t, s in zip(TITLES, SUMMARIES)]
+        backwards = ranker.rank("moon", TITLES[::-1], SUMMARIES[::-1]).scores
+    np.testing.assert_allclose(alone, together, atol=1e-5)
+    np.testing.assert_allclose(backwards[::-1], together, atol=1e-5)
+
+
+def test_http_and_grpc_answer_the_same_bits(served):
+    with served.reranker() as ranker, Reranker([f"http://{served.server.http}"], deadline=20) as http:
+        over_grpc, over_http = (r.rank("moon", TITLES, SUMMARIES) for r in (ranker, http))
+    assert over_grpc.scores.tobytes() == over_http.scores.tobytes()
+    assert over_grpc.version == over_http.version == "1"
+
+
+def test_asyncio_over_both_protocols_and_past_a_dead_server(served):
+    async def ask(url: str) -> np.ndarray:
+        async with AsyncReranker(["http://127.0.0.1:1", url], deadline=20) as ranker:
+            answers = await asyncio.gather(*(ranker.rank("moon", TITLES, SUMMARIES) for _ in range(4)))
+        return np.stack([answer.scores for answer in answers])
+
+    with served.reranker() as ranker:
+        expected = ranker.rank("moon", TITLES, SUMMARIES).scores
+    for url in (f"grpc://{served.server.grpc}", f"http://{served.server.http}"):
+        np.testing.assert_allclose(asyncio.run(ask(url)), np.tile(expected, (4, 1)), atol=1e-6)
+
+
+BAD = {
+    "query is empty": {"query": [b" "]},
+    "no documents": {"title": [], "summary": []},
+    "title has 1 documents, summary has 2": {"title": [b"a"]},
+    r"title\[1\] is not valid UTF-8": {"title": [b"a", b"\xff\xfe"]},
+    r"summary\[0\] has 1048577 bytes": {"summary": [b"x" * 1048577, b""]},
+    "61 documents in one request; at most 60": {"title": [b"a"] * 61, "summary": [b"b"] * 61},
+    "10000 documents in one request": {"title": [b"a"] * 10000, "summary": [b"b"] * 10000},
+    "unexpected shape for input 'query'": {"query": [b"a", b"b"]},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_bad_request_is_told_so_and_others_are_not_disturbed(served, message):
+    fields = {"query": [b"moon"], "title": [b"a", b"b"], "summary": [b"c", b"d"]} | BAD[message]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(served.reranker().rank, "moon", TITLES, SUMMARIES)
+        with (
+            grpc.InferenceServerClient(served.server.grpc) as client,
+            pytest.raises(InferenceServerException, match=message) as refused,
+        ):
+            client.infer("student", [bytes_input(name, values) for name, values in fields.items()])
+        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert np.isfinite(other.result().scores).all()
+
+
+def test_a_wrong_tensor_type_is_refused(served):
+    number = grpc.InferInput("query", [1], "INT32")
+    number.set_data_from_numpy(np.zeros(1, np.int32))
+    with (
+        grpc.InferenceServerClient(served.server.grpc) as client,
+        pytest.raises(InferenceServerException, match="query"),
+    ):
+        client.infer("student", [number, bytes_input("title", [b"a"]), bytes_input("summary", [b"b"])])
+
+
+def bytes_input(name: str, values: list[bytes]) -> grpc.InferInput:
+    tensor = grpc.InferInput(name, [len(values)], "BYTES")
+    tensor.set_data_from_numpy(np.array(values, dtype=np.object_))
+    return tensor
+
+
+def test_over_long_text_is_cut_to_the_field_limits(served):
+    long = "night " * 20000
+    with served.reranker() as ranker:
+        cut, short = ranker.rank("moon", [long, "night " * 12], [long, "night " * 40]).scores
+    assert cut == pytest.approx(short, abs=1e-5)
+
+
+def test_concurrent_clients_get_their_own_answers(served):
+    import random
+
+    rng = random.Random(5)
+    lists = [([sentence(rng, 1, 6) for _ in range(9)], [sentence(rng, 0, 40) for _ in range(9)]) for _ in range(8)]
+    expected = [checkpoint_scores(served.checkpoints["baseline"], "star", *fields) for fields in lists]
+
+    def ask(number: int) -> float:
+        with served.reranker("baseline") as ranker:
+            worst = 0.0
+            for _ in range(5):
+                while True:
+                    try:
+                        scores = ranker.rank("star", *lists[number]).scores
+                        break
+                    except RerankError as problem:  # eight callers may find the queue of four full
+                        assert "queue" in str(problem)
+                        time.sleep(0.02)
+                worst = max(worst, float(np.abs(scores - expected[number]).max()))
+            return worst
+
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(ask, range(8))) < 1e-5
+
+
+def test_a_full_queue_refuses_at_once_while_accepted_requests_finish(served):
+    titles, summaries = ["king ship"] * 60, ["story of a robot " * 10] * 60
+    rounds: list[tuple[float, str]] = []
+
+    async def flood() -> None:
+        async with AsyncReranker([f"grpc://{served.server.grpc}"], "baseline", deadline=30) as ranker:
+
+            async def one() -> None:
+                start = time.perf_counter()
+                try:
+                    await ranker.rank("moon", titles, summaries)
+                    rounds.append((time.perf_counter() - start, "served"))
+                except RerankError as problem:
+                    rounds.append((time.perf_counter() - start, str(problem)))
+
+            await asyncio.gather(*(one() for _ in range(40)))
+
+    asyncio.run(flood())
+    done = [seconds for seconds, answer in rounds if answer == "served"]
+    refused = [seconds for seconds, answer in rounds if "Exceeds maximum queue size" in answer]
+    assert len(done) >= 4 and refused and len(done) + len(refused) == 40
+    assert np.median(refused) < max(done)
+
+
+def test_metrics_are_tagged_with_the_arm(served):
+    with served.reranker("baseline") as ranker:
+        ranker.rank("moon", TITLES, SUMMARIES)
+    text = urllib.request.urlopen(f"http://{served.server.metrics}/metrics").read().decode()
+    counted = [line for line in text.splitlines() if line.startswith("nv_inference_request_success")]
+    assert any(
+        'model="baseline"' in line and 'arm="baseline"' in line and 'role="baseline"' in line for line in counted
+    )
+
+
+def test_the_openvino_backend_merges_requests_that_the_batcher_hands_over(served):
+    vocabulary = load_encoder(served.checkpoints["student"]).model.config.vocab_size
+    feeds = [example_inputs(2, 16, vocabulary, seed) for seed in range(4)]
+    with grpc.InferenceServerClient(served.server.grpc) as client:
+        answers: list[np.ndarray | None] = [None] * 4
+        threads = [
+            threading.Thread(target=lambda i=i: answers.__setitem__(i, encode(client, feeds[i]))) for i in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stats = client.get_inference_statistics("merging").model_stats[0]
+    runner = torch_runner(load_encoder(served.checkpoints["student"]))
+    for feed, answer in zip(feeds, answers):
+        np.testing.assert_allclose(answer, runner(feed), atol=1e-5)
+    assert stats.inference_count == 8 and stats.execution_count < 4
+
+
+def encode(client: grpc.InferenceServerClient, feed: dict[str, np.ndarray], model: str = "merging") -> np.ndarray:
+    tensors = []
+    for name, values in feed.items():
+        tensor = grpc.InferInput(name, list(values.shape), "INT32")
+        tensor.set_data_from_numpy(values)
+        tensors.append(tensor)
+    return client.infer(model, tensors).as_numpy("logits")[:, 0]
+
+
+def test_an_input_that_the_network_refuses_is_that_callers_error_alone(served):
+    good = example_inputs(2, 16, 50)
+    too_long = example_inputs(1, 500, 50)  # 128 positions
+    with grpc.InferenceServerClient(served.server.grpc) as client:
+        before = encode(client, good, "student_encoder")
+        with pytest.raises(InferenceServerException, match="OpenVINO"):
+            encode(client, too_long, "student_encoder")
+        np.testing.assert_array_equal(encode(client, good, "student_encoder"), before)
+
+
+@dataclass
+class Load:
+    """Requests sent by threads while something else happens: how many went well, and what went wrong."""
+
+    served: int
+    failures: list[str]
+    versions: set[str]
+
+
+def under_load(served: Served, act) -> Load:
+    """Run act() while three clients rank without a pause, and for a moment before and after."""
+    load, stop = Load(0, [], set()), threading.Event()
+
+    def client() -> None:
+        with served.reranker() as ranker:
+            while not stop.is_set():
+                try:
+                    load.versions.add(ranker.rank("moon", TITLES, SUMMARIES).version)
+                    load.served += 1
+                except RerankError as problem:
+                    load.failures.append(str(problem))
+
+    threads = [threading.Thread(target=client) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        act()
+        time.sleep(0.3)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    return load
+
+
+def test_versions_change_and_roll_back_under_load_without_a_failed_request(served):
+    url, repository = served.server.grpc, served.repository
+    load = under_load(served, lambda: releases.promote(repository, "student", 2, url))
+    assert not load.failures and load.served > 10 and load.versions == {"1", "2"}
+    with served.reranker() as ranker:
+        newer = ranker.rank("moon", TITLES, SUMMARIES)
+    expected = checkpoint_scores(served.checkpoints["newer"], "moon", TITLES, SUMMARIES)
+    np.testing.assert_allclose(newer.scores, expected, atol=1e-5)
+    assert releases.serving_versions(repository, "student") == [2]
+
+    back = under_load(served, lambda: releases.rollback(repository, "student", url))
+    assert not back.failures and back.versions == {"1", "2"}
+    with served.reranker() as ranker:
+        assert ranker.rank("moon", TITLES, SUMMARIES).version == "1"
+    assert releases.serving_versions(repository, "student") == [1]
+
+
+@pytest.mark.parametrize("broken", ["encoder", "front"])
+def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
+    repository = served.repository
+    number = max(releases.versions(repository, "student")) + 1
+    for home in (repository / "student_encoder", repository / "student"):
+        shutil.copytree(home / "1", home / str(number))
+    if broken == "encoder":
+        (repository / "student_encoder" / str(number) / "model.xml").write_text("<net>", encoding="utf-8")
+    else:
+        (repository / "student" / str(number) / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+    def act() -> None:
+        with pytest.raises(InputError, match=r"does not load.*the old version goes on serving"):
+            releases.promote(repository, "student", number, served.server.grpc)
+
+    load = under_load(served, act)
+    assert not load.failures and load.versions == {"1"}
+    assert releases.serving_versions(repository, "student") == [1]
+    encoder: pb.ModelConfig = read_config(repository / "student_encoder" / "config.pbtxt")
+    assert list(encoder.version_policy.specific.versions) == [1]
+    assert served.server.is_ready()
