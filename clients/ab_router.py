@@ -362,7 +362,14 @@ def main(config: Config) -> int:
     # the log's thread must not wait five milliseconds, Python's default, for its turn after the disk has answered
     sys.setswitchinterval(0.0005)
     settings = uvicorn.Config(
-        create_app(config), config.host, config.port, log_config=None, access_log=False, ws="none", log_level="warning"
+        create_app(config),
+        config.host,
+        config.port,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        log_level="warning",
+        timeout_graceful_shutdown=10,
     )
     server = _Server(settings)
     with suppress(KeyboardInterrupt):
