@@ -12,6 +12,7 @@ import asyncio
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,13 +22,18 @@ from typing import Literal
 
 from clients.labelling.candidates import CandidateFile, RowRange
 from clients.labelling.dispatch import Job, find_teacher, label_ranges
+from clients.labelling.dry_run import estimate, probe
 from clients.labelling.endpoint import Patience
 from clients.labelling.folder import LabelFolder, one_writer
 from clients.labelling.progress import serve_metrics, show
+from clients.labelling.sample import describe_sample, draw_sample, show_scores
 from clients.labelling.shards import Origin
+from clients.labelling.teacher import checkpoint_folder
 from clients.labelling.work import Tally
 from ranking.errors import InputError
+from ranking.labels import MANIFEST_NAME, load_manifest
 from ranking.program import EXIT_INTERRUPTED, run
+from ranking.text import TeacherFormat
 
 log = logging.getLogger("labels")
 
@@ -42,7 +48,8 @@ class Config:
         candidates: candidates.parquet to label, a query's candidates side by side
         out: folder of the label shards; one folder per candidate file and teacher
         url: gRPC addresses of the teacher servers, host:port, separated by commas
-        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits
+        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits; of a published
+            model's folder the highest version is taken
         model: name of the served model
         in_flight: requests in flight per endpoint; left out, the number is found by trying
         shard_rows: candidate rows per shard; raise it for corpora above 10^8 pairs
@@ -66,7 +73,7 @@ class Config:
     candidates: Path
     out: Path
     url: list[str] = field(default_factory=lambda: ["localhost:8001"])
-    teacher: Path = Path("model_repository/teacher/1/checkpoint")
+    teacher: Path = Path("model_repository/teacher")
     model: str = "teacher"
     in_flight: int | None = None
     shard_rows: int = 10_000
@@ -128,16 +135,9 @@ def label(config: Config, candidates: CandidateFile, out: Path, shard_rows: int)
     """Bring the folder `out` to completion, or as far as the signals allow. Returns the exit code."""
     stopping = StopSignals()
     with one_writer(out):
-        teacher = asyncio.run(find_teacher(config.url, config.model, wait=min(config.give_up, 60.0)))
-        teacher.text_format(config.teacher)  # a wrong folder must be known before anything is written
-        origin = Origin.of(candidates, shard_rows, teacher.teacher_id)
-        folder = LabelFolder(out, candidates, origin)
+        job = make_job(config, candidates, out, shard_rows)
+        folder = LabelFolder(out, candidates, job.origin)
         pending = folder.pending(config.retry_rejects)
-        patience = Patience(config.deadline, config.retries)
-        job = Job(
-            candidates, out, origin, teacher, config.teacher, tuple(config.url), config.in_flight, patience,
-            config.give_up, config.max_refused,
-        )  # fmt: skip
         tally = Tally(total=candidates.rows, already=candidates.rows - sum(covered.rows for covered in pending))
         if config.metrics_port is not None:
             serve_metrics(tally, config.metrics_port)
@@ -149,25 +149,73 @@ def label(config: Config, candidates: CandidateFile, out: Path, shard_rows: int)
                 label_over_ray(job, pending, tally, stopping, config.ray_address, config.ray_workers)
             elif pending:
                 asyncio.run(_label_here(job, pending, tally, stopping))
-        except OSError as problem:
-            raise InputError(
-                f"{out}: {problem.strerror or problem}; finished shards are kept, run again to go on"
-            ) from problem
-        finally:
             if pending:
                 folder.note_run(started, monotonic() - clock, tally.scored)
-        left = folder.pending()
-        if left:
-            rows = sum(covered.rows for covered in left)
-            log.warning("stopped with %d of %d pairs to label; run again to go on", rows, candidates.rows)
-            return EXIT_INTERRUPTED
-        counts = folder.finish()["counts"]
+            left = folder.pending()
+            if left:
+                rows = sum(covered.rows for covered in left)
+                log.warning("stopped with %d of %d pairs to label; run again to go on", rows, candidates.rows)
+                return EXIT_INTERRUPTED
+            counts = folder.finish()["counts"]
+        except OSError as problem:
+            reason = problem.strerror or problem
+            raise InputError(f"{out}: {reason}; finished shards are kept, run again to go on") from problem
     log.info("%s: %d labels, %d rejects", out, counts["labels"], counts["rejects"])
     return EXIT_REJECTS if counts["rejects"] else 0
 
 
+def make_job(config: Config, candidates: CandidateFile, out: Path, shard_rows: int) -> Job:
+    """Ask the servers who they are, check the local checkpoint against them, and put together what the workers need."""
+    teacher = asyncio.run(find_teacher(config.url, config.model, wait=min(config.give_up, 60.0)))
+    checkpoint = checkpoint_folder(config.teacher)
+    teacher.text_format(checkpoint)  # a wrong folder must be known before anything is written
+    return Job(
+        candidates=candidates,
+        folder=out,
+        origin=Origin.of(candidates, shard_rows, teacher.teacher_id),
+        teacher=teacher,
+        teacher_folder=checkpoint,
+        urls=tuple(config.url),
+        in_flight=config.in_flight,
+        patience=Patience(config.deadline, config.retries),
+        give_up=config.give_up,
+        max_refused=config.max_refused,
+    )
+
+
+def label_sample(config: Config, candidates: CandidateFile, size: int) -> int:
+    """Label a first slice into OUT/sample and print its scores."""
+    folder = config.out / "sample"
+    # drawn afresh into a folder of its own, so that a sample of another size or seed does not meet the old one
+    folder /= f"{size}-{'seed' + str(config.seed) if config.stratify else 'first'}"
+    path = folder / "candidates.parquet"
+    draw_sample(candidates, size, config.stratify, config.seed, path)
+    drawn = CandidateFile.open(path)
+    code = label(config, drawn, folder / "labels", shard_rows=min(config.shard_rows, 1000))
+    if code in (0, EXIT_REJECTS):
+        print(show_scores(folder / "labels"))
+        print(describe_sample(load_manifest(folder / "labels" / MANIFEST_NAME) or {}, candidates.rows))
+    return code
+
+
+def dry_run(config: Config, candidates: CandidateFile) -> int:
+    """Print what the run would take. The servers are asked only where --rate does not say how fast they are."""
+    rate = config.rate
+    if rate is None:
+        with tempfile.TemporaryDirectory(prefix="label-probe-") as scratch:
+            job = make_job(config, candidates, Path(scratch), shard_rows=min(config.shard_rows, 5000))
+            rate = probe(job, Path(scratch), candidates.ranges(job.origin.shard_rows))
+    text_format = TeacherFormat.of_checkpoint(checkpoint_folder(config.teacher))
+    print(estimate(candidates, text_format, rate, len(config.url), config.price_per_hour))
+    return 0
+
+
 def main(config: Config) -> int:
     candidates = CandidateFile.open(config.candidates)
+    if config.dry_run:
+        return dry_run(config, candidates)
+    if config.sample is not None:
+        return label_sample(config, candidates, config.sample)
     return label(config, candidates, config.out, config.shard_rows)
 
 

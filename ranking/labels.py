@@ -132,6 +132,7 @@ def iter_labelled(candidates: str | Path, folder: str | Path) -> Iterator[pa.Tab
         kept = rows.filter(pc.invert(pc.is_in(numbers, value_set=rejected)))
         if not all(kept.column(key).equals(labels.column(key)) for key in TABLES["labels"].key):
             raise DataError(candidates, f"its keys are not those of {found.folder / shard.file}; label this file again")
+        kept = kept.cast(TABLES["candidates"].schema)  # what was scored has no nulls
         yield kept.append_column(labels.schema.field("teacher_score"), labels.column("teacher_score"))
 
 

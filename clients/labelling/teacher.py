@@ -65,6 +65,12 @@ class Teacher:
         return bytes_tensor(json.dumps(asked).encode())
 
 
+def checkpoint_folder(path: Path) -> Path:
+    """A checkpoint folder as given, or the highest version's checkpoint of a published model's folder."""
+    versions = [int(folder.name) for folder in path.glob("[0-9]*") if folder.name.isdecimal()]
+    return path / str(max(versions)) / "checkpoint" if versions else path
+
+
 def bytes_tensor(value: bytes) -> bytes:
     """One BYTES element as Triton packs it: a little-endian length, then the bytes."""
     return len(value).to_bytes(4, "little") + value

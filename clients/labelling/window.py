@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from time import monotonic
 
 START, LARGEST = 16, 1024
@@ -23,6 +24,7 @@ class Window:
         self.limit = fixed or START
         self._best_limit, self._best_rate = self.limit, 0.0
         self._climbing = fixed is None
+        self._overloaded = -math.inf
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -52,18 +54,21 @@ class Window:
         if rate >= GAIN * self._best_rate:
             self._best_rate, self._best_limit = rate, self.limit
             if self.limit < LARGEST:
-                self._climb_to(min(LARGEST, 2 * self.limit))
+                self._climb_to(2 * self.limit)
                 return
         self.limit, self._climbing = self._best_limit, False
         self._begin_epoch()
 
     def _climb_to(self, limit: int) -> None:
-        self._climbing, self.limit = limit <= LARGEST, min(limit, LARGEST)
+        self._climbing, self.limit = True, min(limit, LARGEST)
         self._begin_epoch()
 
     def overloaded(self) -> None:
-        """Halve the limit: the server has refused or let a deadline pass."""
-        if self.fixed is None:
-            self.limit = self._best_limit = max(1, self.limit // 2)
-            self._best_rate, self._climbing = 0.0, False
-            self._begin_epoch()
+        """Halve the limit and climb again from there: the server has refused requests or let their deadline pass.
+
+        Called for each such request; those within one epoch count once.
+        """
+        if self.fixed is None and self._clock() - self._overloaded >= EPOCH_SECONDS:
+            self._overloaded = self._clock()
+            self._best_limit, self._best_rate = self.limit, 0.0
+            self._climb_to(max(1, self.limit // 2))

@@ -96,3 +96,21 @@ def start_stub(teacher_folder):
 def stub(start_stub) -> StubServer:
     """A stub that answers at once and never fails."""
     return start_stub()
+
+
+@pytest.fixture(scope="session")
+def label(teacher_folder):
+    """label(candidates, out, *flags) -> a started labeller with captured stderr; label.run waits and returns (code, stderr)."""
+
+    class Labeller:
+        def __call__(self, candidates: Path, out: Path, *flags: str) -> subprocess.Popen:
+            command = [sys.executable, str(ROOT / "clients/label_corpus.py"), "--candidates", str(candidates)]
+            command += ["--out", str(out), "--teacher", str(teacher_folder), *flags]
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+        def run(self, candidates: Path, out: Path, *flags: str) -> tuple[int, str]:
+            process = self(candidates, out, *flags)
+            printed, logged = process.communicate(timeout=240)
+            return process.returncode, printed + logged
+
+    return Labeller()

@@ -1,0 +1,121 @@
+"""The same labelling over a Ray cluster: Ray Data hands out row ranges, each worker labels its own and writes their shards.
+
+Workers read the candidate file and write into the output folder by path, so both lie on storage that every node mounts.
+The driver holds the folder's lock and assembles the manifest; what is finished is known by the shards' records alone, so
+a run may be begun by one engine and finished by the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+from clients.labelling.candidates import RowRange
+from clients.labelling.dispatch import Job, label_ranges
+from clients.labelling.work import Tally
+from ranking.errors import InputError
+
+log = logging.getLogger("labels")
+
+RANGES_A_CALL = 4  # labelled in one go, so that a worker's window stays full from shard to shard
+STOP_NAME = ".stop"  # while it stands in the folder, workers begin no shard
+
+
+class RangeLabeller:
+    """A Ray worker's state: the job. Called with a block of range numbers, it labels them and returns what it did."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, list[int]]:
+        ranges = [
+            RowRange(int(i), int(f), int(n)) for i, f, n in zip(block["index"], block["first_row"], block["rows"])
+        ]
+        tally = Tally()
+        records: list[dict[str, Any]] = []
+        stop = self.job.folder / STOP_NAME
+        asyncio.run(label_ranges(self.job, ranges, tally, records.append, stop.exists))
+        return {
+            "shard_rows": [record["rows"] for record in records],
+            "labels": [record["labels"] for record in records],
+            "refused_input": [sum(cause == "input" for *_, cause, _ in record["rejects"]) for record in records],
+            "retries": [tally.retries if number == 0 else 0 for number in range(len(records))],
+        }
+
+
+def label_over_ray(
+    job: Job,
+    ranges: Sequence[RowRange],
+    tally: Tally,
+    stopping: Callable[[], bool],
+    address: str | None,
+    workers: int,
+) -> None:
+    """Label the ranges with `workers` actors of a cluster, or of a local Ray if address is None.
+
+    InputError if the cluster cannot be reached or a worker fails; finished shards are kept.
+    """
+    own = not ray.is_initialized()
+    if own:
+        _connect(address, workers)
+    stop = job.folder / STOP_NAME
+    stop.unlink(missing_ok=True)
+    # actors run elsewhere: relative paths would mean another folder
+    job = replace(
+        job,
+        folder=job.folder.absolute(),
+        teacher_folder=job.teacher_folder.absolute(),
+        candidates=replace(job.candidates, path=job.candidates.path.absolute()),
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    items = [{"index": r.index, "first_row": r.first_row, "rows": r.rows} for r in ranges]
+    # blocks cut here and not by a repartition, which would wait for the processors that the actors hold
+    blocks = ray.data.from_items(items, override_num_blocks=-(-len(ranges) // RANGES_A_CALL))
+    done = blocks.map_batches(
+        RangeLabeller,
+        fn_constructor_args=(job,),
+        batch_size=RANGES_A_CALL,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(ranges))),
+        num_cpus=1,
+    )
+    try:
+        with tqdm(total=tally.total, initial=tally.already, unit="pair") as bar:
+            for row in done.iter_rows():
+                tally.scored += row["labels"]
+                tally.refused["input"] += row["refused_input"]
+                tally.refused["teacher"] += row["shard_rows"] - row["labels"] - row["refused_input"]
+                tally.retries += row["retries"]
+                tally.shards += 1
+                bar.set_postfix_str(f"retries {tally.retries}, rejects {sum(tally.refused.values())}", refresh=False)
+                bar.update(row["shard_rows"])
+                if stopping():
+                    stop.touch()
+    except ray.exceptions.RayError as problem:
+        raise InputError(f"a Ray worker failed: {_last_line(problem)}") from problem
+    finally:
+        stop.unlink(missing_ok=True)
+        if own:
+            ray.shutdown()
+
+
+def _connect(address: str | None, workers: int) -> None:
+    root = str(Path(__file__).parents[2])
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}}
+    local: dict[str, Any] = {} if address else {"num_cpus": workers + 1, "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", runtime_env=environment, log_to_driver=False, **local)
+    except (ConnectionError, RuntimeError, ValueError) as problem:
+        raise InputError(f"no Ray cluster at {address}: {_last_line(problem)}") from problem
+
+
+def _last_line(problem: BaseException) -> str:
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(problem).__name__

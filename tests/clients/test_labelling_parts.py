@@ -1,0 +1,122 @@
+"""The labeller's parts: the window that finds itself, the candidate file in ranges, the order in which pairs are sent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clients.labelling.candidates import CandidateFile, RowRange
+from clients.labelling.shards import Origin, finished_record, merge_summaries, score_summary, write_shard
+from clients.labelling.window import LARGEST, START, Window
+from clients.labelling.work import ShardInHand
+
+
+def settle(window: Window, now: list[float], rate_at, seconds: float) -> int:
+    """Drive a window against a server that answers rate_at(limit) requests a second. Returns the limit at the end."""
+    end = now[0] + seconds
+    while now[0] < end:
+        now[0] += 1 / rate_at(window.limit)
+        window.completed(saturated=True)
+    return window.limit
+
+
+@pytest.mark.parametrize("capacity", [40, 128, 400])
+def test_the_window_grows_to_what_the_server_can_use(capacity):
+    now = [0.0]
+    window = Window(clock=lambda: now[0])
+    limit = settle(window, now, lambda limit: 10 * min(limit, capacity), seconds=30)
+    assert capacity <= limit <= 2 * capacity
+
+
+def test_the_window_follows_a_server_that_changes():
+    now = [0.0]
+    window = Window(clock=lambda: now[0])
+    assert settle(window, now, lambda limit: 20 * min(limit, 16), seconds=30) <= 32
+    assert settle(window, now, lambda limit: 20 * min(limit, 256), seconds=150) >= 256
+
+
+def test_an_overload_halves_the_window_once_and_it_recovers():
+    now = [0.0]
+    window = Window(clock=lambda: now[0])
+    limit = settle(window, now, lambda limit: 10 * min(limit, 128), seconds=30)
+    for _ in range(50):
+        window.overloaded()
+    assert window.limit == limit // 2
+    assert settle(window, now, lambda limit: 10 * min(limit, 128), seconds=30) >= 128
+
+
+def test_an_idle_window_does_not_judge_and_a_fixed_one_does_not_move():
+    now = [0.0]
+    window, fixed = Window(clock=lambda: now[0]), Window(7, clock=lambda: now[0])
+    for _ in range(10_000):
+        now[0] += 0.01
+        window.completed(saturated=False)
+        fixed.completed(saturated=True)
+        fixed.overloaded()
+    assert (window.limit, fixed.limit) == (START, 7)
+    assert settle(window, now, lambda limit: 20.0 * limit, seconds=12) == LARGEST
+
+
+@pytest.mark.parametrize("shard_rows", [1, 7, 100, 2500])
+def test_ranges_cover_every_row_once_however_the_file_is_cut(write_candidates, shard_rows):
+    path = write_candidates(2100)
+    file = CandidateFile.open(path)
+    ranges = file.ranges(shard_rows)
+    assert sum(r.rows for r in ranges) == 2100
+    rows = pa.concat_tables(rows for _, rows, refused in file.read(ranges) if not refused)
+    assert rows.column("title").to_pylist() == [f"title {i}" for i in range(2100)]
+
+
+def test_ranges_far_apart_are_read_without_what_lies_between(write_candidates):
+    file = CandidateFile.open(write_candidates(9000))
+    wanted = [RowRange(0, 10, 5), RowRange(7, 4990, 15), RowRange(9, 8999, 1)]
+    titles = [rows.column("title").to_pylist() for _, rows, _ in file.read(wanted)]
+    assert titles == [[f"title {r.first_row + i}" for i in range(r.rows)] for r in wanted]
+
+
+def test_an_empty_candidate_file_has_no_ranges(write_candidates):
+    assert CandidateFile.open(write_candidates(0)).ranges(10) == []
+
+
+def test_the_fingerprint_tells_files_apart_but_not_places(write_candidates, tmp_path):
+    path = write_candidates(50)
+    moved = tmp_path / "moved.parquet"
+    moved.write_bytes(path.read_bytes())
+    assert CandidateFile.open(moved).fingerprint == CandidateFile.open(path).fingerprint
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(3, "title", pa.array(["other"] * 50)), moved)
+    assert CandidateFile.open(moved).fingerprint != CandidateFile.open(path).fingerprint
+
+
+def test_a_querys_candidates_are_sent_side_by_side():
+    rows = pa.table({"query": ["b", "a", "b", None, "c", "a"]})
+    shard = ShardInHand(RowRange(0, 0, 6), rows, {3: "query is null"})
+    assert shard.sending_order() == [0, 2, 1, 5, 4]
+
+
+def test_a_shard_with_a_nan_is_never_written(write_candidates, tmp_path):
+    file = CandidateFile.open(write_candidates(3))
+    ((covered, rows, _),) = file.read(file.ranges(3))
+    scores = np.array([1.0, np.nan, 2.0], np.float32)
+    with pytest.raises(ValueError, match="do not cover"):
+        write_shard(tmp_path, Origin.of(file, 3, "t"), covered, rows, scores, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_of_another_teacher_does_not_count_as_finished(write_candidates, tmp_path):
+    file = CandidateFile.open(write_candidates(3))
+    ((covered, rows, _),) = file.read(file.ranges(3))
+    write_shard(tmp_path, Origin.of(file, 3, "t"), covered, rows, np.zeros(3, np.float32), [])
+    assert finished_record(tmp_path, Origin.of(file, 3, "t"), covered)[0] is not None
+    record, problem = finished_record(tmp_path, Origin.of(file, 3, "u"), covered)
+    assert record is None and "another teacher" in problem
+
+
+def test_summaries_merge_to_the_summary_of_all():
+    scores = np.random.default_rng(0).normal(0, 4, 1000).astype(np.float32)
+    merged = merge_summaries(score_summary(scores[:300]), score_summary(scores[300:]))
+    whole = score_summary(scores)
+    assert merged["bins"] == whole["bins"] and merged["count"] == 1000
+    assert merged["sum"] == pytest.approx(whole["sum"]) and merged["min"] == whole["min"]
