@@ -96,6 +96,7 @@ class Build:
     judged: JudgedPairs
     reference: np.ndarray  # float32 [pairs], the fp32 checkpoint's scores
     lengths: list[int]
+    positions: int  # tokens of the longest input that the network takes
 
     def gate(self, scores: np.ndarray, precision: str) -> GateReport:
         judged = self.judged
@@ -141,7 +142,7 @@ def prepare(config: Config, folder: Path) -> Build:
     if not np.isfinite(reference).all():
         raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
     lengths = bucket_lengths(config.serving, config.target, longest)
-    return Build(config, card, text, onnx, difference, judged, reference, lengths)
+    return Build(config, card, text, onnx, difference, judged, reference, lengths, positions)
 
 
 def build_openvino(build: Build, folder: Path) -> int:
@@ -158,7 +159,7 @@ def build_openvino(build: Build, folder: Path) -> int:
             pairs = read_candidates(config.data, build.text, config.calibration_pairs)
             calibration = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
         (folder / precision).mkdir()
-        ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, calibration)
+        ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, build.positions, calibration)
         runner = openvino_engine.runner(ir, precision, config.serving.threads)
         scores = score_pairs(runner, build.judged.pairs, build.text.pad_id, precision)
         report = build.gate(scores, precision)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from build.runners import Feed, Runner, batches, openvino_runner, pad
+from build.runners import INPUTS, Feed, Runner, batches, openvino_runner, pad
 from ranking.text import EncodedPair
 
 PRECISIONS = ("int8", "bf16", "fp32")
@@ -60,11 +60,18 @@ def triton_parameters(precision: str, threads: int = 0, streams: int = 1) -> dic
     return parameters
 
 
-def build_ir(onnx_path: str | Path, folder: str | Path, precision: str, calibration: Sequence[Feed] = ()) -> Path:
-    """Write model.xml and model.bin. int8 needs calibration batches. Weights stay fp32 for fp32 and bf16."""
+def build_ir(
+    onnx_path: str | Path, folder: str | Path, precision: str, positions: int, calibration: Sequence[Feed] = ()
+) -> Path:
+    """Write model.xml and model.bin. int8 needs calibration batches. Weights stay fp32 for fp32 and bf16.
+
+    positions: the network's longest input. It bounds the length, so that a longer one is refused at the door: if a layer
+    inside fails on it, OpenVINO 2026.4 goes on failing for the next request of a known shape too.
+    """
     import openvino
 
     model = openvino.Core().read_model(str(onnx_path))
+    model.reshape({name: openvino.PartialShape([-1, openvino.Dimension(1, positions)]) for name in INPUTS})
     if precision == "int8":
         model = _quantise(model, calibration)
     path = Path(folder) / MODEL_FILE

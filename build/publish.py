@@ -54,7 +54,6 @@ def publish(
         "name": name,
         "version": version,
         "published": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": {path.name: fingerprint(path) for path in engine_files},
         **manifest,
     }
 
@@ -138,7 +137,8 @@ def _add_version(
     try:
         fill(aside)
         (aside / CONFIG_NAME).write_text(as_text(config), encoding="utf-8")
-        manifest = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        files = {str(f.relative_to(aside)): fingerprint(f) for f in sorted(aside.rglob("*")) if f.is_file()}
+        manifest = json.dumps({**record, "files": files}, indent=2, ensure_ascii=False) + "\n"
         (aside / MANIFEST_NAME).write_text(manifest, encoding="utf-8")
         aside.chmod(0o755)
         for file in aside.rglob("*"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from build.triton_config import CONFIG_NAME, as_text, encoder_name, read_config, serve_versions
+from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.program import run
 from ranking.schema import replacing
 
 MANIFEST_NAME = "manifest.json"
 HISTORY_NAME = "promoted.json"
+STILL_ALIVE = ("READY", "UNLOADING")
 
 LOGGER = logging.getLogger(__name__)
 
@@ -140,6 +143,7 @@ def _serve(repository: Path, name: str, version: int, url: str | None, load_time
         if not (home / str(version) / CONFIG_NAME).is_file():
             known = ", ".join(map(str, versions(repository, name)))
             raise InputError(f"{home / str(version)}: no such version; published are {known}")
+        check_files(home, version)
     old = serving_versions(repository, name)
     before = {path: path.read_text(encoding="utf-8") for h in (front, encoder) if (path := h / CONFIG_NAME).is_file()}
     server = triton.InferenceServerClient(url) if url else None
@@ -150,6 +154,8 @@ def _serve(repository: Path, name: str, version: int, url: str | None, load_time
             _write_policy(home, version, sorted(wanted))
             if server is not None:
                 server.load_model(home.name, client_timeout=load_timeout)
+                if home is front:
+                    _wait_until_gone(server, name, set(old) - {version}, load_timeout)
     except InferenceServerException as problem:
         for path, text in before.items():
             _replace(path, text)
@@ -159,6 +165,26 @@ def _serve(repository: Path, name: str, version: int, url: str | None, load_time
             f"{_restore(server, [encoder.name, front.name], load_timeout)}"
         ) from problem
     LOGGER.info("%s: version %d replaces %s", name, version, old or "none")
+
+
+def check_files(home: Path, version: int) -> None:
+    """InputError if a file of a published version is not the one that passed the gate: half a copy, a bad disk, an edit."""
+    for name, digest in manifest(home.parent, home.name, version)["files"].items():
+        path = home / str(version) / name
+        if not path.is_file() or fingerprint(path) != digest:
+            raise InputError(f"{path}: missing or changed since it was published; this version is not served")
+
+
+def _wait_until_gone(server: triton.InferenceServerClient, name: str, old: set[int], timeout: float) -> None:
+    """Wait for the old front to finish its requests: they still need the old encoder. InputError after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        models = server.get_model_repository_index().models
+        alive = [m.version for m in models if m.name == name and m.version in map(str, old) and m.state in STILL_ALIVE]
+        if not alive:
+            return
+        time.sleep(0.02)
+    raise InputError(f"{name} version {alive} still works on requests after {timeout:g} s; both versions stay loaded")
 
 
 def _restore(server: triton.InferenceServerClient, models: list[str], load_timeout: float) -> str:

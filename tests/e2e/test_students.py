@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import threading
 import time
@@ -24,6 +25,7 @@ from build.export_onnx import example_inputs, load_encoder, torch_runner
 from build.runners import score_pairs
 from build.triton_config import ServingLimits, as_text, read_config
 from clients.rerank import AsyncReranker, Reranker, RerankError
+from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.text import StudentFormat
 from serving.local_server import TritonServer, start_triton
@@ -329,10 +331,14 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     number = max(releases.versions(repository, "student")) + 1
     for home in (repository / "student_encoder", repository / "student"):
         shutil.copytree(home / "1", home / str(number))
-    if broken == "encoder":
-        (repository / "student_encoder" / str(number) / "model.xml").write_text("<net>", encoding="utf-8")
-    else:
-        (repository / "student" / str(number) / "tokenizer.json").write_text("{}", encoding="utf-8")
+    home, file = ("student_encoder", "model.xml") if broken == "encoder" else ("student", "tokenizer.json")
+    (repository / home / str(number) / file).write_text("<net>", encoding="utf-8")
+    with pytest.raises(InputError, match=f"{file}: missing or changed since it was published"):
+        releases.promote(repository, "student", number, served.server.grpc)
+    # the same, broken before it was published: only loading it can tell
+    record = releases.manifest(repository, home, number)
+    record["files"][file] = fingerprint(repository / home / str(number) / file)
+    (repository / home / str(number) / releases.MANIFEST_NAME).write_text(json.dumps(record), encoding="utf-8")
 
     def act() -> None:
         with pytest.raises(InputError, match=r"does not load.*the old version goes on serving"):
@@ -343,4 +349,4 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     assert releases.serving_versions(repository, "student") == [1]
     encoder: pb.ModelConfig = read_config(repository / "student_encoder" / "config.pbtxt")
     assert list(encoder.version_policy.specific.versions) == [1]
-    assert served.server.is_ready()
+    assert served.server.model_is_ready("student") and served.server.model_is_ready("student_encoder")
