@@ -155,7 +155,8 @@ class Router:
         self.metrics.pages.labels(assignment.experiment, assignment.arm, ranking.served_by, ranking.fallback).inc()
         self.metrics.page_seconds.labels(assignment.experiment, assignment.arm).observe(seconds)
         if experiment is not None and not assignment.forced:
-            self.watch.observe(experiment, assignment.arm, seconds, bool(ranking.fallback))
+            # a killed arm was taken out on purpose: that is no failure to react to
+            self.watch.observe(experiment, assignment.arm, seconds, ranking.fallback not in ("", "killed"))
         shown = [request.documents[i] for i in ranking.order]
         answer = {
             "request_id": page.request_id,

@@ -183,8 +183,8 @@ class Scorer:
             reason = _REASONS.get(str(problem.status()), "error")
             raise ScoringFailure(reason, str(problem.message())) from problem
         values = result.as_numpy("score")
-        if values is None or values.shape != (len(page.titles),):
-            found = "no score tensor" if values is None else f"scores of shape {list(values.shape)}"
+        if values is None or values.shape != (len(page.titles),) or values.dtype.kind != "f":
+            found = "no score tensor" if values is None else f"{values.dtype} scores of shape {list(values.shape)}"
             raise ScoringFailure("bad_scores", f"{found} for {len(page.titles)} documents")
         if not np.isfinite(values).all():
             raise ScoringFailure("bad_scores", "a score is NaN or infinite")

@@ -182,6 +182,19 @@ def test_guardrails_ramp_down_a_failing_arm_and_the_log_says_why(start, tmp_path
     until(lambda: [(r["arm"], r["after"]) for r in records(tmp_path, "ramp")] == [("student", 0.0)])
 
 
+def test_a_killed_arm_keeps_its_users_and_is_no_breach(start, tmp_path):
+    rails = "    guardrails: {max_error_share: 0.5, min_pages: 1}\n"
+    text = EXPERIMENT.replace("model: student}", "model: student, killed: true}").replace(
+        "    forced", rails + "    forced"
+    )
+    client = start(text)
+    answers = [client.post("/rank", json={**PAGE, "user_id": f"user-{i}"}).json() for i in range(30)]
+    time.sleep(0.2)
+    assert {a["fallback"] for a in answers if a["arm"] == "student"} == {"killed"}
+    assert {a["fallback"] for a in answers if a["arm"] == "baseline"} <= {"unavailable", "breaker_open"}
+    assert client.get("/health").json()["experiments"] == {"exp": 1.0}
+
+
 def test_stored_ids_and_queries_are_hashed_and_texts_left_out_on_request(start, tmp_path):
     (tmp_path / "salt").write_text("a secret of more than 16 bytes")
     open_arm = start().post("/rank", json=PAGE).json()["arm"]
