@@ -32,7 +32,7 @@ experiments:
     arms: [{name: baseline, model: baseline}, {name: student, model: student}]
 """
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
-DEADLINE_MS = 400
+DEADLINE_MS = 1000  # an arm may use 600 ms of it: a delay of 1 s is too late, a busy test machine is not
 # alpha appears more and more often in titles, less and less in summaries: the two models rank in opposite orders
 DOCUMENTS = [{"doc_id": f"d{i}", "title": "alpha " * i, "summary": "alpha " * (4 - i)} for i in range(5)]
 
@@ -170,7 +170,7 @@ def test_no_request_goes_unanswered_while_models_and_server_break(tmp_path):
     assert not load.failures
     latencies = sorted(latency for _, latency, _ in load.answers)
     assert latencies[-1] < DEADLINE_MS / 1000 + 1.0  # two cores for load, router and server: some slack
-    assert latencies[len(latencies) // 2] < 0.1
+    assert latencies[len(latencies) // 2] < 0.3
     logged = {r["request_id"]: r for r in exposures(log)}
     assert len(logged) == len(load.answers)
     for _, _, answer in load.answers:
