@@ -165,7 +165,31 @@ def _from_scratch(settings: StudentModelSettings, text: StudentFormat) -> BertFo
         attention_probs_dropout_prob=settings.dropout,
     )
     config.num_labels = 1
-    return BertForSequenceClassification(config)
+    model = BertForSequenceClassification(config)
+    attend_to_equal_tokens(model)
+    return model
+
+
+@torch.no_grad()
+def attend_to_equal_tokens(model: BertForSequenceClassification) -> None:
+    """Start a small cross-encoder so that it learns to compare query and document words within a few hundred steps.
+
+    BERT's own start (all weights 0.02, made for 768 dimensions and long pre-training) leaves a narrow model near a
+    constant score for thousands of steps. Here every matrix starts at unit scale (std 1 / sqrt(inputs)), and in half
+    of the heads query and key projections are equal, so a token attends to its like elsewhere in the pair (mimetic
+    initialisation, Trockman and Kolter, arXiv 2305.09828); the other half gathers. Figures: docs/decisions.md.
+    """
+    width, heads = model.config.hidden_size, model.config.num_attention_heads
+    matching = width // heads * (heads // 2)
+    for layer in cast(Any, model.bert.encoder.layer):
+        attention = layer.attention.self
+        attention.query.weight[:matching].normal_(0.0, width**-0.5)
+        attention.key.weight[:matching] = attention.query.weight[:matching]
+        for dense in (attention.value, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense):
+            dense.weight.normal_(0.0, dense.in_features**-0.5)
+    cast(Any, model.bert.pooler).dense.weight.normal_(0.0, width**-0.5)
+    for small in (model.bert.embeddings.position_embeddings, model.bert.embeddings.token_type_embeddings):
+        small.weight.mul_(0.3)  # beside words of 0.02: equal words should be near wherever they stand
 
 
 def _from_checkpoint(settings: StudentModelSettings) -> BertForSequenceClassification:

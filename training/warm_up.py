@@ -147,8 +147,8 @@ def warm_up(
     texts = MaskedTexts(_texts(candidates, text), text, settings.forward_tokens, settings.seed)
     trainer = WarmUpTrainer(masked, settings, texts, out)
     trainer.start()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    log.info("masked-LM warm-up: loss %.3f to %.3f nats a masked token", losses[0], losses[-1])
+    means = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
+    log.info("masked-LM warm-up: mean loss %.3f nats a masked token over %d texts", means[-1], len(texts.store))
     return trainer
 
 
