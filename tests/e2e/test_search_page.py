@@ -42,10 +42,12 @@ def page(tmp_path_factory):
         )
         try:
             assert process.stderr is not None
-            address = re.search(r"http://\S+", process.stderr.readline())
-            assert address, process.stderr.read()
-            _wait(address[0])
-            yield address[0], judgements
+            printed = ""
+            while not (address := re.search(r"search page: (http://\S+)", printed)):
+                assert (line := process.stderr.readline()), f"the page did not start: {printed}"
+                printed += line
+            _wait(address[1])
+            yield address[1], judgements
         finally:
             process.terminate()
             process.wait(15)

@@ -1,0 +1,183 @@
+"""A search page to look with: one query, two arms' rankings side by side, their names hidden until you have judged.
+
+    python clients/search_page.py --data data/world --triton 127.0.0.1:8001
+
+Judgements go to a CSV of good, same, bad (treatment seen beside control) that `clients/ab_report.py --judgements` reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import logging
+import random
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import bm25s
+import numpy as np
+import pyarrow as pa
+import uvicorn
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from clients.rerank import AsyncReranker, RerankError
+from ranking.errors import InputError
+from ranking.program import run
+from ranking.schema import iter_table
+
+log = logging.getLogger("search_page")
+
+PAGE = Path(__file__).with_name("search_page.html")
+SHOWN = 10
+
+
+@dataclass
+class Config:
+    """Serve a page that shows two arms' rankings of a query side by side.
+
+    Args:
+        data: dataset folder whose documents are searched
+        triton: address of the Triton server that holds the arms, as clients/rerank.py takes it
+        control: model of one side
+        treatment: model of the other side
+        candidates: documents that BM25 finds for the arms to rank
+        judgements: CSV that judgements are added to
+        deadline: seconds for both rankings
+        host: address to listen on
+        port: port to listen on
+    """
+
+    data: Path
+    triton: str = "127.0.0.1:8001"
+    control: str = "baseline"
+    treatment: str = "student"
+    candidates: int = 48
+    judgements: Path = Path("runs/judgements.csv")
+    deadline: float = 5.0
+    host: str = "127.0.0.1"
+    port: int = 8090
+
+
+class Documents:
+    """The distinct documents of a dataset folder, searched by BM25."""
+
+    def __init__(self, folder: Path):
+        found: dict[str, tuple[str, str]] = {}
+        for path, table in self._tables(folder):
+            for rows in iter_table(path, table):
+                ids, titles, summaries = (rows.column(c).to_pylist() for c in ("doc_id", "title", "summary"))
+                found.update(zip(ids, zip(titles, summaries)))
+        if not found:
+            raise InputError(f"{folder}: no documents; a dataset folder of training.prepare_data is needed")
+        self.titles, self.summaries = (list(column) for column in zip(*found.values()))
+        self._index = bm25s.BM25()
+        self._index.index(
+            bm25s.tokenize([f"{t} {s}" for t, s in found.values()], show_progress=False), show_progress=False
+        )
+
+    @staticmethod
+    def _tables(folder: Path) -> list[tuple[Path, str]]:
+        judged = [(path, "judgments") for path in sorted((folder / "judgments").glob("*.parquet"))]
+        candidates = folder / "candidates.parquet"
+        return [*judged, *([(candidates, "candidates")] if candidates.is_file() else [])]
+
+    def find(self, query: str, count: int) -> list[int]:
+        """Numbers of the best documents; fewer than count where fewer hold a word of the query."""
+        count = min(count, len(self.titles))
+        numbers, scores = self._index.retrieve(
+            bm25s.tokenize([query], show_progress=False), k=count, show_progress=False
+        )
+        return [int(n) for n, score in zip(numbers[0], scores[0]) if score > 0]
+
+
+class Judgement(BaseModel):
+    """Which side was better. left names the arm that stood on the left, as the search answer gave it."""
+
+    model_config = ConfigDict(extra="forbid")
+    query: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+    left: str
+    better: Literal["left", "same", "right"]
+
+
+def make_app(config: Config) -> FastAPI:
+    documents = Documents(config.data)
+    arms = (config.control, config.treatment)
+
+    @asynccontextmanager
+    async def rankers(app: FastAPI):
+        app.state.rankers = {arm: AsyncReranker([config.triton], arm, config.deadline) for arm in arms}
+        yield
+        await asyncio.gather(*(ranker.close() for ranker in app.state.rankers.values()))
+
+    app = FastAPI(title="DisRanker search page", lifespan=rankers)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE)
+
+    @app.get("/search")
+    async def search(q: str) -> dict[str, Any]:
+        """Both rankings in random sides; the page keeps the names to itself until they are revealed."""
+        query = q.strip()
+        if not query:
+            raise HTTPException(422, "q is empty: type a query")
+        numbers = documents.find(query, config.candidates)
+        if not numbers:
+            return {"query": query, "found": 0, "sides": []}
+        titles = [documents.titles[n] for n in numbers]
+        summaries = [documents.summaries[n] for n in numbers]
+        try:
+            rankings = await asyncio.gather(*(app.state.rankers[arm].rank(query, titles, summaries) for arm in arms))
+        except RerankError as problem:
+            raise HTTPException(502, str(problem)) from problem
+        sides = [
+            {
+                "arm": arm,
+                "results": [
+                    {"title": titles[i], "summary": summaries[i], "score": round(float(ranking.scores[i]), 3)}
+                    for i in ranking.order[:SHOWN].tolist()
+                ],
+            }
+            for arm, ranking in zip(arms, rankings)
+        ]
+        random.shuffle(sides)
+        same = bool(np.array_equal(rankings[0].order[:SHOWN], rankings[1].order[:SHOWN]))
+        return {"query": query, "found": len(numbers), "same": same, "sides": sides}
+
+    @app.post("/judge")
+    async def judge(judgement: Judgement) -> dict[str, str]:
+        """Append a judgement, as seen from the treatment."""
+        if judgement.left not in arms:
+            raise HTTPException(422, f"left is {judgement.left!r}: one of {', '.join(arms)} is meant")
+        verdict = "same"
+        if judgement.better != "same":
+            winner = judgement.left if judgement.better == "left" else next(a for a in arms if a != judgement.left)
+            verdict = "good" if winner == config.treatment else "bad"
+        config.judgements.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not config.judgements.exists()
+        with config.judgements.open("a", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream)
+            if fresh:
+                writer.writerow(["query", "verdict"])
+            writer.writerow([judgement.query, verdict])
+        return {"verdict": verdict}
+
+    return app
+
+
+def main(config: Config) -> None:
+    try:
+        app = make_app(config)
+    except pa.ArrowException as problem:
+        raise InputError(f"{config.data}: {problem}") from problem
+    print(f"search page: http://{config.host}:{config.port}", file=sys.stderr, flush=True)
+    uvicorn.run(app, host=config.host, port=config.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python clients/search_page.py --data data/world --triton 127.0.0.1:8001")
