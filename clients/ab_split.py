@@ -145,7 +145,7 @@ OUTSIDE = Assignment()
 def assign(splits: Iterable[Split], user_id: str) -> Assignment:
     """The first experiment, in the given order, that the user is inside of.
 
-    Later experiments see only users whom the earlier ones left out: fair, since seeds differ (clients/ab_experiments.py
+    Later experiments see only users whom the earlier ones left out: fair, since seeds differ (clients/ab_experiment_file.py
     checks it). Where each needs a fixed share of all users, give them disjoint ranges of one namespace.
     """
     for split in splits:

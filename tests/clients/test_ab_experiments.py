@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clients.ab_experiments import ExperimentFile, parse, ramped
+from clients.ab_experiment_file import ExperimentFile, parse
+from clients.ab_experiments import ramped
 from ranking.errors import InputError
 
 ROOT = Path(__file__).parents[2]

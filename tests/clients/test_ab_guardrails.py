@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.ab_experiments import parse
+from clients.ab_experiment_file import parse
 from clients.ab_guardrails import GuardrailWatch, quantile
 from clients.ab_scoring import Breaker
 from ranking.errors import InputError
