@@ -1,0 +1,184 @@
+"""What continued pre-training on clicks is worth: the teacher with it, without it, and BM25, over several seeds.
+
+    python -m benchmarks.pretraining_gain --data data/world --runs runs/pretraining_gain
+
+Each seed trains stage 1, stage 2 on top of it, and stage 2 from random weights of the same architecture, vocabulary and
+recipe. Every finished stage is kept: run again to continue. The figures are NDCG@5 (linear gain) of the test queries;
+intervals resample queries, after averaging each query over the seeds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranking.card import CARD_NAME, ScoreCard
+from ranking.errors import InputError
+from ranking.metrics import JudgedRanking
+from ranking.program import run
+from ranking.schema import read_table, replacing
+from ranking.significance import paired_bootstrap, randomisation_test
+from training.bm25 import bm25_scores
+from training.scoring import score_pairs
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).parents[1]
+SECONDS = "seconds.txt"
+
+
+@dataclass
+class Config:
+    """Measure what continued pre-training adds to the teacher.
+
+    Args:
+        data: dataset folder with clicks and judgements
+        runs: folder for checkpoints and scores; finished parts are not trained again
+        seeds: training seeds
+        pretrain_config: YAML of stage 1
+        finetune_config: YAML of stage 2
+        pretrain_flags: further flags of stage 1, e.g. max_pairs=2000 for a quick look
+        finetune_flags: further flags of stage 2, for both teachers
+        out: results page; empty for none
+        note: a line on the machine and the date for the page
+    """
+
+    data: Path
+    runs: Path
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    pretrain_config: Path = Path("training/configs/pretrain_small.yaml")
+    finetune_config: Path = Path("training/configs/finetune_small.yaml")
+    pretrain_flags: list[str] = field(default_factory=list)
+    finetune_flags: list[str] = field(default_factory=list)
+    out: str = "docs/results/pretraining_gain.md"
+    note: str = ""
+
+    def __post_init__(self):
+        if not self.seeds:
+            raise ValueError("seeds: at least one is needed")
+
+
+@dataclass
+class Row:
+    """One system: NDCG@5 and PNR per seed, NDCG@5 per query averaged over seeds, training seconds per seed."""
+
+    name: str
+    ndcg: list[float]
+    pnr: list[float]
+    per_query: NDArray[np.float64]
+    seconds: list[float]
+
+
+def main(config: Config) -> None:
+    test = read_table(config.data / "judgments" / "test.parquet", "judgments")
+    query, title, summary = (test.column(name).to_pylist() for name in ("query", "title", "summary"))
+    grades = test.column("grade").to_numpy()
+    _, groups = np.unique(test.column("query_id").to_pylist(), return_inverse=True)
+
+    def judge(name: str, scores: Sequence[NDArray], seconds: list[float]) -> Row:
+        judged = [JudgedRanking(s, grades, groups) for s in scores]
+        ndcg = np.stack([j.ndcg(5) for j in judged])
+        return Row(name, ndcg.mean(1).tolist(), [j.pairs().pnr for j in judged], ndcg.mean(0), seconds)
+
+    rows = [judge("BM25", [bm25_scores(query, title, summary)], [])]
+    perplexities = []
+    found: dict[str, tuple[list[NDArray], list[float]]] = {"without": ([], []), "with": ([], [])}
+    for seed in config.seeds:
+        pretrained = config.runs / f"pretrained-{seed}"
+        flags = flag_words(config.pretrain_flags)
+        stage_1 = train(
+            "pretrain_teacher", pretrained,
+            ["--config", config.pretrain_config, "--data", config.data, "--seed", seed, *flags],
+        )  # fmt: skip
+        perplexities.append(ScoreCard.load(pretrained).metrics["perplexity"])
+        for name, words, before in (("without", ["--reinitialise"], 0.0), ("with", [], stage_1)):
+            teacher = config.runs / f"teacher-{name}-{seed}"
+            common = ["--config", config.finetune_config, "--data", config.data, "--model", pretrained, "--seed", seed]
+            seconds = train("finetune_teacher", teacher, [*common, *words, *flag_words(config.finetune_flags)])
+            found[name][0].append(kept_scores(teacher, query, title, summary))
+            found[name][1].append(before + seconds)
+    rows += [judge(f"teacher {name} continued pre-training", *found[name]) for name in ("without", "with")]
+    page = results_page(config, rows, perplexities)
+    print(page)
+    if config.out:
+        with replacing(config.out) as aside:
+            aside.write_text(page, encoding="utf-8")
+
+
+def flag_words(flags: list[str]) -> list[str]:
+    return [f"--{flag}" for flag in flags]
+
+
+def train(program: str, out: Path, words: Sequence[object]) -> float:
+    """Run a training program unless its checkpoint is whole already. Returns the seconds it took then or now."""
+    known = out / SECONDS
+    if not ((out / CARD_NAME).is_file() and known.is_file()):
+        if out.exists():
+            shutil.rmtree(out)  # a part of a run: its time would mean nothing
+        log.info("training %s", out.name)
+        start = time.perf_counter()
+        command = [sys.executable, "-m", f"training.{program}", *map(str, words), "--out", str(out)]
+        finished = subprocess.run(command, cwd=ROOT, env=os.environ, check=False)
+        if finished.returncode:
+            raise InputError(f"{' '.join(command[1:])}: ended with code {finished.returncode}; see its message above")
+        known.write_text(f"{time.perf_counter() - start:.1f}\n", encoding="utf-8")
+        shutil.rmtree(out / "training", ignore_errors=True)  # optimiser states of a finished run
+    return float(known.read_text(encoding="utf-8"))
+
+
+def kept_scores(teacher: Path, query: list[str], title: list[str], summary: list[str]) -> NDArray:
+    path = teacher / "test_scores.npy"
+    if not path.is_file():
+        scores = score_pairs(teacher, query, title, summary, progress=f"score {teacher.name}")
+        with replacing(path) as aside, aside.open("wb") as stream:
+            np.save(stream, scores)
+    return np.load(path)
+
+
+def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> str:
+    bm25, without, with_ = rows
+    lines = [
+        "# What continued pre-training is worth",
+        "",
+        f"Test queries of {config.data.name}, NDCG@5 with linear gain, {len(config.seeds)} training seeds. The teacher without "
+        "it has the same architecture, vocabulary and stage-2 recipe, and random weights to start from.",
+        "",
+        "| system | NDCG@5 (mean over seeds) | per seed | PNR | training seconds per seed |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        seeds = ", ".join(f"{value:.4f}" for value in row.ndcg)
+        seconds = ", ".join(f"{value:.0f}" for value in row.seconds) or "none"
+        lines.append(f"| {row.name} | {np.mean(row.ndcg):.4f} | {seeds} | {np.mean(row.pnr):.2f} | {seconds} |")
+    lines += ["", "| difference in NDCG@5 | value | 95% interval | p (randomisation) |", "|---|---|---|---|"]
+    for better, worse in ((with_, without), (with_, bm25), (without, bm25)):
+        gap = paired_bootstrap(better.per_query, worse.per_query)
+        p = randomisation_test(better.per_query, worse.per_query)
+        lines.append(
+            f"| {better.name} - {worse.name} | {gap.value:+.4f} | {gap.low:+.4f} to {gap.high:+.4f} | {p:.4f} |"
+        )
+    lines += [
+        "",
+        "Held-out perplexity after stage 1, per seed: " + ", ".join(f"{value:.2f}" for value in perplexities) + ".",
+        "",
+        f"Command: `python -m benchmarks.pretraining_gain --data {config.data} --runs {config.runs}"
+        + "".join(f" --pretrain-flags {flag}" for flag in config.pretrain_flags)
+        + "".join(f" --finetune-flags {flag}" for flag in config.finetune_flags)
+        + "`",
+        *(["", config.note] if config.note else []),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python -m benchmarks.pretraining_gain --data data/world --runs runs/pretraining_gain")
