@@ -13,12 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from build.runners import Feed
 from ranking.errors import InputError
 
-KEPT_IN_FP32 = ("LayerNormalization", "Softmax", "ReduceMean", "Pow", "Sqrt")
+# what may compute in fp16; anything else, LayerNormalization and Softmax above all, stays in fp32
+HALF = {
+    *("MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Erf", "Tanh"),
+    *("Reshape", "Transpose", "Gather", "GatherND", "Slice", "Squeeze", "Unsqueeze", "Concat"),
+    *("QuantizeLinear", "DequantizeLinear"),
+}
 FP16_MAX = float(np.finfo(np.float16).max)
 HEADROOM = 4.0  # real traffic may exceed the sample: a node within this factor of overflow stays fp32
 
@@ -30,63 +35,81 @@ def cast_to_fp16(source: str | Path, target: str | Path, feeds: Sequence[Feed]) 
 
     feeds: a few batches of real pairs, on which the range of every tensor is measured.
     """
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-
     model = onnx.load(str(source))
-    _name_nodes(model)
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
     wide = wide_nodes(model, feeds)
-    _clip_mask_constants(model)
-    cast = convert_float_to_float16(
-        model,
-        keep_io_types=True,
-        op_block_list=[*DEFAULT_OP_BLOCK_LIST, *KEPT_IN_FP32],
-        node_block_list=wide,
-        min_positive_val=6e-8,
-    )
-    onnx.checker.check_model(cast)
-    onnx.save(cast, str(target))
+    insert_casts(model, kept=set(wide))
+    onnx.checker.check_model(model)
+    onnx.save(model, str(target))
     check_fp32(target)
     LOGGER.info("cast to fp16; %d nodes kept in fp32 for their range", len(wide))
     return wide
 
 
-def _name_nodes(model: onnx.ModelProto) -> None:
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"
-
-
-def _clip_mask_constants(model: onnx.ModelProto) -> None:
-    """Bring -3.4e38, which masks padding, into fp16's range: out of it the mask turns to -inf, and inf - inf to NaN (#2466)."""
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            values = onnx.numpy_helper.to_array(tensor)
-            if values.size and np.abs(values).max() > FP16_MAX:
-                clipped = np.clip(values, -1e4, 1e4).astype(np.float32)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(clipped, tensor.name))
-
-
 def wide_nodes(model: onnx.ModelProto, feeds: Sequence[Feed]) -> list[str]:
-    """Names of nodes that write or read a value too large for fp16 (with HEADROOM) on the given batches.
+    """Names of nodes that could be cast but read or write a value too large for fp16 (with HEADROOM) on these batches.
 
-    Attention masks are left out: their constant is clipped instead.
+    The additive attention mask, whose -3.4e38 would turn to -inf and then to NaN (TensorRT #2466), is found this way too.
     """
     ranges = dict(tensor_ranges(model, feeds))
-    masks = {tensor.name for tensor in model.graph.initializer if _is_mask_constant(tensor)}
-    for node in model.graph.node:  # what only moves or adds the mask carries its size
-        if masks & set(node.input) and node.op_type in ("Where", "Mul", "Add", "Expand", "Cast", "Concat", "Unsqueeze"):
-            masks |= set(node.output)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            ranges[tensor.name] = float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))
     limit = FP16_MAX / HEADROOM
     return [
         node.name
         for node in model.graph.node
-        if any(ranges.get(name, 0.0) > limit and name not in masks for name in (*node.input, *node.output))
+        if node.op_type in HALF and any(ranges.get(name, 0.0) > limit for name in (*node.input, *node.output))
     ]
 
 
-def _is_mask_constant(tensor: onnx.TensorProto) -> bool:
-    if tensor.data_type != TensorProto.FLOAT or (tensor.dims and np.prod(tensor.dims) > 1):
-        return False
-    return bool(np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0) > FP16_MAX)
+def insert_casts(model: onnx.ModelProto, kept: set[str]) -> None:
+    """Let every HALF node that is not kept compute in fp16, with Cast nodes where fp16 and fp32 meet; in place.
+
+    Nodes that make the graph's outputs stay in fp32. Every tensor is cast at most once in each direction.
+    """
+    graph = model.graph
+    typed = onnx.shape_inference.infer_shapes(model).graph
+    floats = {
+        value.name
+        for value in (*typed.value_info, *typed.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    weights = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
+    results = {value.name for value in graph.output}
+    in_half: set[str] = set()  # float tensors that are fp16 from here on
+    nodes: list[onnx.NodeProto] = []
+    made: set[str] = set()
+
+    def as_type(name: str, half: bool) -> str:
+        if (name not in floats and name not in weights) or (name in in_half) == half:
+            return name
+        cast = f"{name}__{'fp16' if half else 'fp32'}"
+        if cast not in made:
+            made.add(cast)
+            if name in weights:
+                values = numpy_helper.to_array(weights[name]).astype(np.float16)
+                graph.initializer.append(numpy_helper.from_array(values, cast))
+            else:
+                to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+                nodes.append(helper.make_node("Cast", [name], [cast], name=f"cast_{cast}", to=to))
+        return cast
+
+    for node in graph.node:
+        half = node.op_type in HALF and node.name not in kept and not results & set(node.output)
+        for place, name in enumerate(node.input):
+            node.input[place] = as_type(name, half)
+        if half:
+            in_half |= floats & set(node.output)
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]  # they name the old types
+    used = {name for node in nodes for name in node.input}
+    unused = [tensor for tensor in graph.initializer if tensor.name not in used]
+    for tensor in unused:
+        graph.initializer.remove(tensor)
 
 
 def tensor_ranges(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[tuple[str, float]]:

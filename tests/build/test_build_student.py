@@ -1,0 +1,151 @@
+"""build_student.py and releases.py on a tiny checkpoint: what is published, and what is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from build import build_student, finish_engine, releases
+from build.build_student import Config
+from build.gate import GateLimits
+from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
+from ranking.errors import InputError
+from tests.tiny_student import make_judged
+
+ROOT = Path(__file__).parents[2]
+NO_TENSORRT = not finish_engine.tensorrt_engine.is_available()
+
+
+@pytest.fixture
+def build(checkpoint, data, tmp_path, exported, monkeypatch):
+    """A function that builds into tmp_path/repository; the export, which the other tests make, is not made again."""
+
+    def copy_export(encoder, path):
+        path.write_bytes(exported.read_bytes())
+        return path
+
+    monkeypatch.setattr(build_student, "export", copy_export)
+
+    def make(target: str = "openvino", **settings) -> Path:
+        settings = {
+            "precision": "fp32",
+            "repository": tmp_path / "repository",
+            "staging": tmp_path / "engine",
+        } | settings
+        build_student.main(Config(checkpoint, "student", target, data, **settings))
+        return tmp_path / "repository"
+
+    return make
+
+
+def test_versions_are_numbered_listed_promoted_and_rolled_back(build):
+    repository = build()
+    first = {p: p.read_bytes() for p in (repository / "student" / "1").rglob("*") if p.is_file()}
+    build(promote=False)
+    build()
+    assert releases.versions(repository, "student") == [1, 2, 3]
+    assert releases.serving_versions(repository, "student") == [3]
+    assert {p: p.read_bytes() for p in first} == first
+    assert releases.rollback(repository, "student") == 1
+    assert releases.serving_versions(repository, "student") == [1]
+    releases.promote(repository, "student", 2)
+    assert releases.rollback(repository, "student") == 1
+    table = releases.table(repository, "student").splitlines()
+    assert [line[0] for line in table[1:]] == ["*", " ", " "] and "fp32" in table[1] and "1.0000" in table[1]
+    with pytest.raises(InputError, match="nothing to roll back to"):
+        releases.rollback(repository, "student")
+    with pytest.raises(InputError, match=r"student_encoder/7|student/7"):
+        releases.promote(repository, "student", 7)
+    assert not list(repository.rglob(".publish-*"))
+
+
+def test_the_manifest_says_what_was_built_from_what(build, checkpoint):
+    manifest = releases.manifest(build(), "student", 1)
+    assert manifest["gate"]["tau"] == 1 and manifest["precision"] == "fp32" and manifest["accepted_drop"] == []
+    assert manifest["checkpoint"]["card"]["role"] == "student" and manifest["tools"]["openvino"]
+    assert manifest["onnx"]["parity_error"] < 1e-4 and manifest["tried"]["fp32"]["pairs_per_second"] > 0
+    assert {"model.py", "tokenizer.json", "ranker.json", "ranking/text.py"} <= set(manifest["files"])
+
+
+def test_a_build_that_fails_the_gate_publishes_nothing_and_says_what_to_do(build, tmp_path):
+    strict = GateLimits(max_error=1e-9)
+    with pytest.raises(InputError, match=r"not published: fp32: max error .* the query that moved most is '"):
+        build(gate=strict)
+    assert not (tmp_path / "repository").exists()
+
+
+def test_an_accepted_drop_is_published_and_recorded(build):
+    repository = build(gate=GateLimits(max_error=1e-9, mean_error=1e-12), accept_drop=True)
+    assert len(releases.manifest(repository, "student", 1)["accepted_drop"]) == 2
+
+
+def test_auto_builds_every_precision_and_takes_one_that_passes(build):
+    manifest = releases.manifest(build(precision="auto"), "student", 1)
+    assert {"int8", "fp32"} <= set(manifest["tried"])
+    chosen = manifest["tried"][manifest["precision"]]
+    assert chosen["gate"]["objections"] == []
+    passing = [t["pairs_per_second"] for t in manifest["tried"].values() if not t["gate"]["objections"]]
+    assert chosen["pairs_per_second"] == max(passing)
+
+
+@pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed: the build would be finished here")
+def test_without_tensorrt_the_cast_graph_is_gated_and_staged_and_the_command_printed(build, tmp_path, capsys):
+    repository = build("tensorrt", precision="fp16", gate=GateLimits(min_tau=0.97, max_ndcg_change=0.02))
+    staged = tmp_path / "engine" / "student"
+    assert f"docker compose run --rm build-engine --staged {staged}" in capsys.readouterr().out
+    assert not repository.exists()
+    facts, pairs, arrays = finish_engine.read_stage(staged)
+    assert facts["cast_gate"]["tau"] > 0.97 and facts["lengths"] == [32, 64]
+    assert len(pairs) == len(arrays["reference"]) == 120 and np.isfinite(arrays["reference"]).all()
+    with pytest.raises(InputError, match="TensorRT is not installed here"):
+        finish_engine.main(finish_engine.Config(staged, repository))
+    (staged / "cast.onnx").write_bytes(b"another graph")
+    with pytest.raises(InputError, match="not the graph that passed the gate"):
+        finish_engine.read_stage(staged)
+
+
+@pytest.mark.gpu
+def test_the_engine_is_built_gated_and_published(build, tmp_path):
+    repository = build("tensorrt", precision="fp16", gate=GateLimits(min_tau=0.97, max_ndcg_change=0.02))
+    assert (repository / "student_encoder" / "1" / "model.plan").stat().st_size > 10_000
+
+
+def test_a_dataset_without_lists_is_refused(checkpoint, tmp_path):
+    lonely = make_judged(tmp_path / "lonely", documents=1)
+    with pytest.raises(InputError, match="no query has two judged documents"):
+        build_student.main(Config(checkpoint, "student", "openvino", lonely, repository=tmp_path / "r"))
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+def test_configs_survive_their_text_form(target, tmp_path):
+    limits = ServingLimits()
+    lengths = bucket_lengths(limits, target, longest=150)
+    tags = {"arm": "student"}
+    for config in (
+        front_config("student", limits, lengths, tags),
+        encoder_config("student", target, limits, lengths, tags, {"NUM_STREAMS": "1"}),
+    ):
+        (tmp_path / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
+        assert read_config(tmp_path / "config.pbtxt") == config
+    if target == "tensorrt":
+        assert lengths == [32, 64, 96, 128, 152]
+        assert list(config.instance_group[0].profile) == ["0", "1", "2", "3", "4"]
+        assert config.dynamic_batching.max_queue_delay_microseconds and config.max_batch_size == 64
+    else:
+        assert lengths[-2:] == [144, 150] and config.max_batch_size == 0 and config.backend == "openvino"
+
+
+def test_the_command_answers_bad_input_in_one_line(tmp_path):
+    command = [sys.executable, "build/releases.py", "--name", "student", "--repository", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "no published version" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_history_is_plain_json(build):
+    repository = build()
+    assert json.loads((repository / "student" / "promoted.json").read_text()) == [1]

@@ -1,0 +1,49 @@
+"""TensorRT plans, profiles and loaders, as far as they go without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from build.tensorrt_engine import EnginePlan, build_engine, builder, engine_runner
+from ranking.errors import InputError
+
+PLAN = EnginePlan(lengths=(32, 64, 128), max_batch=64, optimal_batch=48)
+
+
+def test_every_bucket_length_has_its_own_profile_and_they_do_not_overlap():
+    shapes = PLAN.shapes()
+    assert [s["input_ids"] for s in shapes] == [((1, n), (48, n), (64, n)) for n in (32, 64, 128)]
+    profiles = PLAN.profiles()
+    for profile, length in zip(profiles, (32, 64, 128)):
+        assert set(profile) == {"input_ids", "attention_mask", "token_type_ids"}
+        assert tuple(profile["token_type_ids"].max) == (64, length)
+        assert tuple(profile["attention_mask"].min) == (1, length)
+
+
+def test_the_builder_is_made_without_tensorrt(exported, tmp_path):
+    loader = builder(exported, PLAN, tmp_path / "timing.cache")
+    config = loader._config  # Polygraphy keeps what it was given until it is called
+    assert len(config.profiles) == 3 and loader._network.strongly_typed
+    assert loader.timing_cache_path == str(tmp_path / "timing.cache")
+    assert not config.fp16 and not config.int8
+
+
+@pytest.mark.gpu
+def test_the_engine_scores_as_the_graph_does(exported, checkpoint, tmp_path):
+    import numpy as np
+
+    from build.export_onnx import example_inputs, load_encoder, torch_runner
+
+    path = build_engine(exported, tmp_path, PLAN, tmp_path / "timing.cache")
+    encoder = load_encoder(checkpoint)
+    feed = example_inputs(70, 40, encoder.model.config.vocab_size)
+    np.testing.assert_allclose(engine_runner(path, PLAN)(feed), torch_runner(encoder)(feed), atol=1e-3)
+
+
+def test_without_tensorrt_the_build_says_so(exported, tmp_path):
+    from build.tensorrt_engine import is_available
+
+    if is_available():
+        pytest.skip("TensorRT is installed")
+    with pytest.raises((InputError, ImportError), match=r"tensorrt|TensorRT"):
+        build_engine(exported, tmp_path, PLAN, tmp_path / "timing.cache")
