@@ -1,0 +1,222 @@
+"""From a click log to an A/B verdict, every stage real: `make demo`, or `make demo DATA=PATH LIMIT=400` on your own data.
+
+Each stage is a command of the product that you can run by hand; `flow` below is the whole of it, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clients.local_router import start_router
+from demo.stages import ROOT, Stages, run_program, step
+from demo.summary import summarise
+from ranking.errors import InputError
+from ranking.program import run
+from serving.local_server import start_triton
+
+EXPERIMENT = "student-vs-baseline"
+
+
+@dataclass
+class Config:
+    """Run the whole product once: teacher, labels, student, servers, load test, A/B test, report.
+
+    Args:
+        data: BEIR folder or prepared dataset folder; the built-in world when left out
+        limit: judged train queries used from `data`; other sizes follow from it, so that 400 end within an hour on two cores
+        out: folder of the run; a second run goes on where the first one stopped
+        student_init: checkpoint folder or hub id of a pretrained BERT that baseline and student start from; from scratch
+            when left out
+        users: simulated users of the A/B test
+        load_seconds: length of the load test of each arm
+    """
+
+    data: Path | None = None
+    limit: int = 400
+    out: Path = Path("runs/demo")
+    student_init: str = ""
+    users: int = 1500
+    load_seconds: int = 12
+
+    def __post_init__(self):
+        if self.limit < 20:
+            raise ValueError(f"limit is {self.limit}: at least 20 judged queries are needed to train anything")
+
+
+def flow(config: Config) -> dict[str, Any]:
+    out, data = config.out, config.out / "data"
+    repository, arms = out / "model_repository", ("baseline", "student")
+    stages = Stages(out, total=14)
+
+    stages.program("data", "prepare data", "-m", "training.prepare_data", *source(config), "--out", data)
+    stages.run("clicks", "click log to click pairs", lambda: click_pairs(config, data), {"data": config.data})
+    stages.program(
+        "pretrain", "continued pre-training of the teacher: query in, clicked title and summary out",
+        "-m", "training.pretrain_teacher", "--config", "training/configs/pretrain_small.yaml", "--data", data, "--out", out / "pretrained",
+    )  # fmt: skip
+    stages.program(
+        "finetune", "fine-tuning of the teacher with a pairwise rank loss",
+        "-m", "training.finetune_teacher", "--config", "training/configs/finetune_small.yaml", "--data", data,
+        "--model", out / "pretrained", "--out", out / "teacher",
+    )  # fmt: skip
+    stages.program(
+        "build_teacher", "teacher to a Triton model (backend vllm)",
+        "build/build_teacher.py", "--checkpoint", out / "teacher", "--repository", repository,
+    )  # fmt: skip
+    stages.run(
+        "label",
+        "labelling through tritonserver and vLLM",
+        lambda: label(config, data, repository),
+        {"data": config.data},
+    )
+    start = ["--init", config.student_init] if config.student_init else []
+    stages.program(
+        "baseline", "baseline: a small BERT on judgements alone",
+        "-m", "training.train_baseline", "--config", "training/configs/baseline_small.yaml", "--data", data, "--out", out / "baseline", *start,
+    )  # fmt: skip
+    stages.program(
+        "student", "student: the same BERT on the teacher's labels",
+        "-m", "training.distill_student", "--config", "training/configs/student_small.yaml", "--data", data,
+        "--labels", out / "labels", "--teacher", out / "teacher", "--out", out / "student", *start,
+    )  # fmt: skip
+    for arm in arms:
+        stages.program(
+            f"build_{arm}", f"{arm} to a Triton model (backend openvino), gated on judged queries",
+            "build/build_student.py", "--checkpoint", out / arm, "--name", arm, "--target", "openvino", "--data", data,
+            "--repository", repository,
+        )  # fmt: skip
+    stages.program(
+        "evaluate", "ranking quality on the test queries",
+        "-m", "training.evaluate", "--data", data, "--system", "bm25",
+        *(word for name in ("baseline", "teacher", "student") for word in ("--system", f"{name}=checkpoint:{out / name}")),
+        "--out", out / "evaluation",
+    )  # fmt: skip
+    stages.run("load", "load test of both arms, open loop", lambda: load_test(config, data, repository, arms))
+    stages.run(
+        "ab",
+        "A/B test with simulated users through the router",
+        lambda: ab_test(config, data, repository),
+        config.users,
+    )
+    stages.program(
+        "report", "report: who won",
+        "clients/ab_report.py", "--events", out / "ab" / "data", "--out", out / "report.html", "--planned-users", str(config.users),
+    )  # fmt: skip
+    return summarise(config.out, stages, EXPERIMENT)
+
+
+def source(config: Config) -> list[str]:
+    """Where prepare_data reads from, and its sizes."""
+    if config.data is None:
+        return ["--source", "world"]
+    n = config.limit
+    sizes = [
+        "--train-queries",
+        str(n),
+        "--dev-queries",
+        str(n // 2),
+        "--test-queries",
+        str(n),
+        "--unlabelled-queries",
+        str(2 * n),
+    ]
+    if (config.data / "corpus.jsonl").is_file():
+        # most train queries give their documents to the teacher without their grades: labels must come from somewhere
+        return ["--source", f"beir:{config.data}", "--judged-fraction", "0.25", "--clicks-from-judgments", *sizes]
+    if (config.data / "dataset.json").is_file():
+        return ["--source", f"dataset:{config.data}", *sizes]
+    raise InputError(f"{config.data}: neither a BEIR folder (corpus.jsonl) nor a prepared dataset (dataset.json)")
+
+
+def click_pairs(config: Config, data: Path) -> None:
+    """Clicks from the log where there is one. A set without clicks has its relevant train pairs instead, and says so."""
+    log = data / "events.parquet"
+    if log.is_file():
+        run_program("-m", "training.prepare_clicks", "--events", log, "--out", data / "clicks.parquet")
+    elif (data / "clicks.parquet").is_file():
+        print(
+            "        this set has no click log: continued pre-training uses the relevant pairs of the train split",
+            flush=True,
+        )
+    else:
+        raise InputError(f"{data}: neither a click log nor click pairs")
+
+
+def label(config: Config, data: Path, repository: Path) -> None:
+    with step("starting tritonserver with vLLM"), start_triton(repository, *only("teacher")) as server:
+        run_program(
+            "clients/label_corpus.py", "--candidates", data / "candidates.parquet", "--out", config.out / "labels",
+            "--url", server.grpc, "--teacher", repository / "teacher",
+        )  # fmt: skip
+
+
+def only(*models: str) -> list[str]:
+    """tritonserver flags that load these models alone."""
+    return ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
+
+
+def load_test(config: Config, data: Path, repository: Path, arms: tuple[str, ...]) -> dict[str, Any]:
+    """Each arm by itself, at a rate that a laptop holds; returns latencies and errors per arm."""
+    found = {}
+    with step("starting tritonserver with both arms"), start_triton(repository, *only(*arms)) as server:
+        for arm in arms:
+            result = config.out / f"load-{arm}.json"
+            run_program(
+                "-m", "locust", "-f", "loadtest/", "--headless", "--only-summary", "-u", "8", "-r", "100", "-t", f"{config.load_seconds}s",
+                "--arms", arm, "--list-sizes", "24", "--data", data, "--grpc-url", server.grpc, "--metrics-url", server.metrics,
+                "--json-out", result,
+            )  # fmt: skip
+            row = json.loads(result.read_text())["arms"][arm]
+            found[arm] = {"p50_ms": row["p50_ms"], "p99_ms": row["p99_ms"], "errors": row["failed"] + row["unanswered"]}
+    return found
+
+
+def ab_test(config: Config, data: Path, repository: Path) -> None:
+    folder = config.out / "ab"
+    folder.mkdir(exist_ok=True)
+    (folder / "experiment.yaml").write_text(experiment_text())
+    # an interrupted run must not leave half of its users in the log
+    for old in sorted((folder / "log").glob("*.ablog")):
+        old.unlink()
+    with (
+        step("starting tritonserver with both arms, and the router"),
+        start_triton(repository, *only("baseline", "student")) as server,
+        start_router(folder / "experiment.yaml", server.grpc, folder / "log", "--deadline-ms", "2000") as router,
+    ):
+        run_program(
+            "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(config.users), "--concurrency", "8",
+        )  # fmt: skip
+    run_program("clients/ab_compact.py", "--log", folder / "log", "--out", folder / "data")
+
+
+def experiment_text() -> str:
+    """Half of the users on each arm, without guardrails: a demo on a busy laptop must not ramp itself down."""
+    definition = {
+        "default_model": "baseline",
+        "experiments": [
+            {
+                "name": EXPERIMENT,
+                "seed": f"{EXPERIMENT}-1",
+                "arms": [{"name": arm, "model": arm, "weight": 0.5} for arm in ("baseline", "student")],
+                "control": "baseline",
+            }
+        ],
+    }
+    return yaml.safe_dump(definition, sort_keys=False)
+
+
+def main(config: Config) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers' warning about forks helps nobody here
+    config.out = config.out if config.out.is_absolute() else ROOT / config.out
+    summary = flow(config)
+    print(summary["text"])
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python -m demo.run --data ../shared/data/msrd --limit 400 --out runs/msrd")

@@ -1,0 +1,105 @@
+"""The end of a demo run: one table for a person, summary.json for a program, both from the files that the stages wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from demo.stages import Stages
+from ranking.labels import LabelSet
+from ranking.schema import replacing
+
+SYSTEMS = ("bm25", "baseline", "teacher", "student")
+AB_METRICS = {"page_ctr": "page CTR", "user_ctr": "user CTR", "dwell": "dwell per click"}
+
+
+def quality(out: Path) -> dict[str, dict[str, float]]:
+    systems = json.loads((out / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))["systems"]
+    return {name: {metric: systems[name]["metrics"][metric] for metric in ("ndcg@5", "pnr")} for name in SYSTEMS}
+
+
+def labelling(out: Path) -> dict[str, Any]:
+    """Counted from the shards themselves, not from what the labeller says of itself."""
+    labels = LabelSet.load(out / "labels")
+    keys: list[tuple[str, str]] = []
+    for shard in labels.shards:
+        table = pq.read_table(labels.folder / shard.file, columns=["query_id", "doc_id"])
+        keys += zip(table.column("query_id").to_pylist(), table.column("doc_id").to_pylist())
+    wanted = pq.read_metadata(out / "data" / "candidates.parquet").num_rows
+    distinct = len(set(keys))
+    return {
+        "pairs": len(keys),
+        "pairs_per_second": rate(labels.manifest["runs"]),
+        "rejected": labels.rejects,
+        "lost": wanted - labels.rejects - distinct,
+        "duplicated": len(keys) - distinct,
+    }
+
+
+def rate(runs: list[dict[str, Any]]) -> float:
+    """Pairs a second over all runs of the labeller, interrupted ones included."""
+    seconds = sum(run["seconds"] for run in runs)
+    return round(sum(run["pairs"] for run in runs) / seconds, 1) if seconds else 0.0
+
+
+def ab(out: Path) -> dict[str, Any]:
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    metrics = {metric["name"]: metric for metric in report["metrics"]}
+    found: dict[str, Any] = {
+        key: {part: metrics[name][part] for part in ("lift", "low", "high", "p")} for key, name in AB_METRICS.items()
+    }
+    return {**found, "srm_p": report["srm_p"], "verdict": report["verdict"]}
+
+
+def summarise(out: Path, stages: Stages, experiment: str) -> dict[str, Any]:
+    """Write OUT/summary.json; returns it with `text`, the table for the terminal."""
+    summary = {
+        "quality": quality(out),
+        "labelling": labelling(out),
+        "serving": stages.done["load"]["found"],
+        "ab": {"experiment": experiment, **ab(out)},
+        "stages": {name: {"seconds": stage["seconds"]} for name, stage in stages.done.items()},
+    }
+    with replacing(out / "summary.json") as aside:
+        aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return {**summary, "text": text(summary, out)}
+
+
+def text(summary: dict[str, Any], out: Path) -> str:
+    lines = ["", f"{'system':10} {'PNR':>7} {'NDCG@5':>8}"]
+    for name, row in summary["quality"].items():
+        lines.append(f"{name:10} {row['pnr']:7.3f} {row['ndcg@5']:8.4f}")
+    labels = summary["labelling"]
+    lines += [
+        "",
+        f"labels     {labels['pairs']:,} pairs at {labels['pairs_per_second']:.0f} a second, {labels['lost']} lost, "
+        f"{labels['duplicated']} duplicated, {labels['rejected']} rejected",
+    ]
+    for arm, row in summary["serving"].items():
+        lines.append(
+            f"{arm:10} 24 documents: p50 {_ms(row['p50_ms'])}, p99 {_ms(row['p99_ms'])}, {row['errors']} errors"
+        )
+    for key, name in AB_METRICS.items():
+        row = summary["ab"][key]
+        lift = (
+            "no lift"
+            if row["lift"] is None
+            else f"{row['lift']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], p {row['p']:.4f}"
+        )
+        lines.append(f"A/B        {name}: {lift}")
+    total = sum(stage["seconds"] for stage in summary["stages"].values())
+    lines += [
+        f"A/B        sample ratio p {summary['ab']['srm_p']:.3f}. {summary['ab']['verdict']}",
+        "",
+        f"{total / 60:.1f} minutes of stages. Report: {out / 'report.html'}",
+        f"Models: {out / 'model_repository'}   Figures: {out / 'summary.json'}   Evaluation: {out / 'evaluation'}",
+        "Next: `make serve` to search in a browser, `make stop` to end it; README.md says how to use your own data.",
+    ]
+    return "\n".join(lines)
+
+
+def _ms(value: float | None) -> str:
+    return "failed" if value is None else f"{value:.1f} ms"
