@@ -1,0 +1,14 @@
+# The A/B router: a light image without torch.
+FROM python:3.11-slim
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY ranking ranking
+COPY clients clients
+COPY training/__init__.py training/__init__.py
+COPY build/__init__.py build/__init__.py
+COPY serving/__init__.py serving/__init__.py
+COPY loadtest/__init__.py loadtest/__init__.py
+COPY benchmarks/__init__.py benchmarks/__init__.py
+RUN pip install --no-cache-dir -c constraints.txt ".[clients]"
+USER nobody
+ENTRYPOINT ["python", "clients/ab_router.py"]
