@@ -15,9 +15,12 @@ ROOT = Path(__file__).parents[1]
 REGISTRIES = [
     "py" + "pi.org", "python" + "hosted.org", "test.py" + "pi", "py" + "pi.nvidia.com", "download.py" + "torch.org",
     "npm" + "js.org", "npm" + "js.com", "crates" + ".io", "conda" + ".anaconda.org", "yarn" + "pkg.com",
-    "proxy.golang" + ".org", "rubygems" + ".org", "index-url =", "--index" + "-url", "--extra-index" + "-url",
+    "proxy.golang" + ".org", "rubygems" + ".org", "index" + "-url =", "--index" + "-url", "--extra-index" + "-url",
 ]  # fmt: skip
-MACHINE_PATH = re.compile(r"(?<![\w.~}/-])/(?:" + "|".join(("work", "root", "home", "Users", "mnt")) + r")/[\w.-]+")
+# a container's own mount point under /work is no machine path, a checkout there is
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~}/-])/(?:work/(?:main|shared|\.)|(?:" + "|".join(("root", "home", "Users", "mnt")) + r")/[\w.-]+)"
+)
 TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|ghp_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9]{40,})\b")
 
 
