@@ -1,0 +1,227 @@
+"""The labeller against the real teacher: vLLM behind tritonserver, killed, proxied and full of faults."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from ranking.labels import read_labels
+from ranking.schema import TABLES
+from ranking.text import TeacherFormat
+from serving.local_server import start_triton
+from tests.e2e.conftest import QUIET_VLLM
+from tests.e2e.teacher_requests import scores
+
+ROOT = Path(__file__).parents[2]
+ROWS, SHARD_ROWS = 400, 50
+SHARDS = ("--shard-rows", str(SHARD_ROWS))
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory):
+    path = tmp_path_factory.mktemp("candidates") / "candidates.parquet"
+    draw = random.Random(7)
+    words = [
+        "red",
+        "shoe",
+        "running",
+        "trail",
+        "summer",
+        "boot",
+        "light",
+        "rain",
+        "city",
+        "walk",
+        "</s>",
+        "größe",
+        "靴",
+    ]
+    text = lambda n: " ".join(draw.choices(words, k=n))  # noqa: E731
+    queries = [text(3) for _ in range(ROWS // 8)]
+    rows = [(f"q{i // 8}", f"d{i}", queries[i // 8], text(5), text(12)) for i in range(ROWS)]
+    pq.write_table(pa.table([list(c) for c in zip(*rows)], schema=TABLES["candidates"].schema), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_teacher_repository):
+    return tiny_teacher_repository / "teacher/1/checkpoint"
+
+
+@pytest.fixture(scope="module")
+def start_label(candidates, tiny_teacher_repository):
+    def start(out: Path, url: str, *flags: str) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "clients/label_corpus.py"), "--candidates", str(candidates)]
+        command += [
+            "--out",
+            str(out),
+            "--url",
+            url,
+            "--teacher",
+            str(tiny_teacher_repository / "teacher"),
+            *SHARDS,
+            *flags,
+        ]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def finish(process: subprocess.Popen) -> str:
+    text = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, text
+    return text
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start_label, teacher_server, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    finish(start_label(out, teacher_server.grpc))
+    return read_labels(out)
+
+
+def assert_same_labels(out: Path, undisturbed: pa.Table):
+    """Every pair once, in order, within 1e-3: the server's batches move a score's last bits."""
+    labels = read_labels(out)
+    for key in ("query_id", "doc_id", "teacher_id"):
+        assert labels.column(key).equals(undisturbed.column(key))
+    found, expected = (t.column("teacher_score").to_numpy() for t in (labels, undisturbed))
+    assert np.abs(found - expected).max() < 1e-3
+
+
+def test_labels_are_the_scores_that_the_server_gives_one_by_one(undisturbed, candidates, checkpoint, teacher_server):
+    rows = pq.read_table(candidates).slice(0, 40)
+    text_format = TeacherFormat.of_checkpoint(checkpoint)
+    prompts = text_format.texts(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+    asked = [scores(teacher_server.grpc, [prompt.text])[0] for prompt in prompts]
+    labels = undisturbed.column("teacher_score").to_numpy()
+    assert np.abs(labels[:40] - asked).max() < 1e-3
+    assert labels.std() > 1e-2 and len(undisturbed) == ROWS
+
+
+def test_a_labeller_killed_twenty_times_loses_and_doubles_nothing(start_label, teacher_server, undisturbed, tmp_path):
+    draw = random.Random(1)
+    folders = [tmp_path / "0"]
+    for _ in range(20):
+        process = start_label(folders[-1], teacher_server.grpc, "--in-flight", "16")
+        lock = folders[-1] / ".lock"
+        while process.poll() is None and not (lock.exists() and lock.read_text() == str(process.pid)):
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0.0, 0.8))
+        process.kill()
+        process.communicate()
+        if len(list(folders[-1].glob("labels-*.json"))) == ROWS // SHARD_ROWS:
+            folders.append(tmp_path / str(len(folders)))
+    for folder in folders:
+        finish(start_label(folder, teacher_server.grpc))
+        assert_same_labels(folder, undisturbed)
+
+
+def test_one_of_two_real_servers_is_killed_and_comes_back(
+    start_label, teacher_server, tiny_teacher_repository, undisturbed, tmp_path
+):
+    with start_triton(tiny_teacher_repository, environment=QUIET_VLLM) as other:
+        urls = f"{teacher_server.grpc},{other.grpc}"
+        process = start_label(tmp_path, urls, "--in-flight", "4")
+        while not list(tmp_path.glob("labels-*.json")) and process.poll() is None:
+            time.sleep(0.02)
+        children = other.children()
+        os.kill(other.pid, signal.SIGKILL)
+        for child in children:
+            if child.is_running():
+                child.kill()
+        text = finish(process)
+    assert f"{other.grpc} lost" in text
+    assert_same_labels(tmp_path, undisturbed)
+
+
+def test_a_proxy_with_errors_delays_and_dropped_streams_changes_no_score(
+    start_label, teacher_server, undisturbed, tmp_path
+):
+    with FaultyProxy(teacher_server.grpc) as proxy:
+        text = finish(start_label(tmp_path, proxy.url, "--deadline", "5", "--retries", "8", "--in-flight", "16"))
+    assert proxy.errors > ROWS * 0.03 and proxy.drops >= 1
+    assert "dropped by the proxy" in text
+    assert_same_labels(tmp_path, undisturbed)
+
+
+class FaultyProxy:
+    """Between labeller and server: of the answers 10% become errors, 5% come 0.3 s late, and about 1% end the stream."""
+
+    def __init__(self, target: str):
+        self.target, self.errors, self.drops, self.url = target, 0, 0, ""
+        self._draw, self._started = random.Random(3), threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+
+    def __enter__(self) -> FaultyProxy:
+        self._thread.start()
+        assert self._started.wait(10)
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(10)
+
+    async def _serve(self) -> None:
+        self._end = asyncio.Event()
+        async with grpc.aio.insecure_channel(self.target) as self._channel:
+            server = grpc.aio.server()
+            server.add_generic_rpc_handlers((_Forward(self),))
+            self.url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+            await server.start()
+            self._started.set()
+            await self._end.wait()
+            await server.stop(0)
+
+    async def unary(self, method: str, request: bytes) -> bytes:
+        return await self._channel.unary_unary(method)(request)
+
+    async def stream(self, method: str, requests, context) -> None:
+        async for answer in self._channel.stream_stream(method)(requests):
+            fate = self._draw.random()
+            if fate < 0.10:
+                self.errors += 1
+                failed = pb.ModelStreamInferResponse(error_message="failed by the proxy")
+                failed.infer_response.id = pb.ModelStreamInferResponse.FromString(answer).infer_response.id
+                answer = failed.SerializeToString()
+            elif fate < 0.15:
+                await asyncio.sleep(0.3)
+            elif fate < 0.16:
+                self.drops += 1
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "dropped by the proxy")
+            await context.write(answer)
+
+
+class _Forward(grpc.GenericRpcHandler):
+    """Every method as bytes: ModelStreamInfer as a stream, all others as one request and one answer."""
+
+    def __init__(self, proxy: FaultyProxy):
+        self.proxy = proxy
+
+    def service(self, details):
+        method, proxy = details.method, self.proxy
+
+        async def stream(requests, context):
+            await proxy.stream(method, requests, context)
+
+        async def unary(request, context):
+            return await proxy.unary(method, request)
+
+        if method.endswith("/ModelStreamInfer"):
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.unary_unary_rpc_method_handler(unary)
