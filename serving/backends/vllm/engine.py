@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import multiprocessing.spawn
@@ -18,7 +19,7 @@ from typing import Any
 import psutil
 
 CPU_CACHE_GIB = "1"  # vLLM would otherwise ask for most of the machine's memory
-SHUTDOWN_SECONDS = 20.0
+SHUTDOWN_SECONDS = 5.0  # for vLLM's own way out, which a busy machine makes long; Triton waits 30 s for all of it
 
 
 def engine_arguments(version_folder: Path) -> dict[str, Any]:
@@ -69,8 +70,10 @@ class Engine:
     async def start(self) -> None:
         """(Re)start vLLM. Done off the loop, so that requests are still refused in time while it loads."""
         self._llm: Any = await asyncio.to_thread(_new_llm, self.arguments)
-        engine = {process.pid for process in psutil.Process().children(recursive=True)} - {self._watchdog.pid}
-        self._tell_watchdog(f"engine {' '.join(map(str, engine))}")
+        # without Python's resource tracker, which frees shared memory when all others have gone
+        children = psutil.Process().children(recursive=True)
+        self._processes = [process for process in children if process.name().startswith("VLLM::")]
+        self._tell_watchdog(f"engine {' '.join(str(process.pid) for process in self._processes)}")
 
     @property
     def is_dead(self) -> bool:
@@ -83,10 +86,14 @@ class Engine:
             yield output
 
     async def discard(self) -> None:
-        """End the engine and what is left of its processes: workers outlive an engine that died."""
+        """End the engine and what is left of its processes: workers outlive an engine that died. It holds no state."""
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()  # it would report the end that is wanted here as a failure
         await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_SECONDS)
+        for process in self._processes:
+            with contextlib.suppress(psutil.NoSuchProcess):  # is_running also tells a reused process id apart
+                if process.is_running():
+                    process.kill()
 
     async def _warm_up(self) -> None:
         """One request, so that what vLLM compiles or imports at the first one is done before the model is ready."""

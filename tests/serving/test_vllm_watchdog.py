@@ -1,0 +1,54 @@
+"""The process that clears up after a vLLM backend that was killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import serving
+
+WATCHDOG = Path(serving.__file__).parent / "backends" / "vllm" / "watchdog.py"
+
+
+@pytest.fixture
+def sleeper():
+    """A function that starts a process which would sleep for long."""
+    started = []
+
+    def start() -> subprocess.Popen:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def watch(server: subprocess.Popen) -> subprocess.Popen:
+    command = [sys.executable, "-I", str(WATCHDOG), str(server.pid)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+
+def test_it_ends_the_engine_and_the_server_when_the_model_process_is_gone(sleeper):
+    server, replaced, engine, worker = sleeper(), sleeper(), sleeper(), sleeper()
+    watchdog = watch(server)
+    watchdog.stdin.write(f"engine {replaced.pid}\nengine {engine.pid} {worker.pid}\n")
+    watchdog.stdin.close()
+    assert engine.wait(10) != 0
+    assert worker.wait(10) != 0
+    assert server.wait(10) != 0
+    assert replaced.poll() is None  # an earlier engine's process ids may be someone else's by now
+    watchdog.kill()
+    watchdog.wait()
+
+
+def test_it_touches_nothing_after_an_orderly_end(sleeper):
+    server, engine = sleeper(), sleeper()
+    watchdog = watch(server)
+    watchdog.communicate(f"engine {engine.pid}\nbye\n", timeout=10)
+    assert watchdog.returncode == 0
+    assert (server.poll(), engine.poll()) == (None, None)
