@@ -46,7 +46,7 @@ class Config:
         seeds: training seeds
         pretrain_config: YAML of stage 1
         finetune_config: YAML of stage 2
-        pretrain_flags: further flags of stage 1, e.g. max_pairs=2000 for a quick look
+        pretrain_flags: further flags of stage 1, e.g. click_share=0.05 for a quick look
         finetune_flags: further flags of stage 2, for both teachers
         out: results page; empty for none
         note: a line on the machine and the date for the page

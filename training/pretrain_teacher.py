@@ -52,7 +52,7 @@ class Config(TrainingSettings):
         max_summary_tokens: summary tokens kept
         click_weights: weight each pair's loss by log(1 + click weight), so that often clicked documents count more
         held_out: share of the queries kept aside to measure perplexity
-        max_pairs: use only the first so many clicked pairs; 0 for all
+        click_share: share of the clicked pairs to train on, drawn at random; lower it where time is short
     """
 
     data: Path
@@ -65,7 +65,7 @@ class Config(TrainingSettings):
     max_summary_tokens: int = 128
     click_weights: bool = False
     held_out: float = 0.02
-    max_pairs: int = 0
+    click_share: float = 1.0
     epochs: float = 1.0
     batch_groups: int = 64
 
@@ -75,6 +75,8 @@ class Config(TrainingSettings):
             raise ValueError("give either model or from_scratch")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}: a share between 0 and 1 is needed")
+        if not 0 < self.click_share <= 1:
+            raise ValueError(f"click_share is {self.click_share}: a share above 0, at most 1 is needed")
         self.limits()
 
     def limits(self) -> FieldLimits:
@@ -198,18 +200,13 @@ def _tokenizer(config: Config, clicks: Path, first: bool) -> Any:
         return open_tokenizer(config.model)
     if not first or (config.resume and (config.out / "tokenizer.json").is_file()):
         return open_tokenizer(config.out)
-    tokenizer = train_bpe((_texts(piece) for piece in _pieces(config, clicks)), config.vocabulary)
+    tokenizer = train_bpe((_texts(piece) for piece in _pieces(clicks)), config.vocabulary)
     tokenizer.save_pretrained(config.out)
     return tokenizer
 
 
-def _pieces(config: Config, clicks: Path) -> Iterator[pa.Table]:
-    left = config.max_pairs or (1 << 62)
-    for piece in iter_table(clicks, "clicks", batch_rows=16384):
-        if left <= 0:
-            return
-        yield piece.slice(0, left)
-        left -= len(piece)
+def _pieces(clicks: Path) -> Iterator[pa.Table]:
+    return iter_table(clicks, "clicks", batch_rows=16384)
 
 
 def _texts(piece: pa.Table) -> tuple[list[str], list[str], list[str]]:
@@ -224,15 +221,16 @@ def _encode(
     weights: list[np.ndarray] = []
     held_texts: list[list[int]] = []
     held_marks: list[int] = []
+    draw = np.random.default_rng(config.seed)
 
     def train_pieces() -> Iterator[tuple[list[list[int]], list[int]]]:
-        for piece in tqdm(_pieces(config, clicks), desc="tokenise", unit="piece", leave=False):
+        for piece in tqdm(_pieces(clicks), desc="tokenise", unit="piece", leave=False):
             ids, marks = encode_pairs(layout, *_texts(piece))
             held = np.array([crc32(q.encode()) % 10_000 < 10_000 * config.held_out for q in _texts(piece)[0]])
             for i in np.flatnonzero(held):
                 held_texts.append(ids[i])
                 held_marks.append(marks[i])
-            kept = np.flatnonzero(~held)
+            kept = np.flatnonzero(~held & (draw.random(len(held)) < config.click_share))
             weights.append(np.log1p(piece.column("weight").to_numpy()[kept]).astype(np.float32))
             yield [ids[i] for i in kept], [marks[i] for i in kept]
 
