@@ -1,11 +1,16 @@
-"""What all tests share: tests marked `gpu` are left out where there is no CUDA device."""
+"""What all tests share: `gpu` tests are left out without a CUDA device; property tests are repeatable and untimed."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 
+import hypothesis
 import pytest
+
+# a busy machine must not fail a property test by its clock, nor a run find another example than the last one did
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 def has_cuda_device() -> bool:

@@ -162,6 +162,28 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(data, tmp_path):
         Config(data=data, system=[])
 
 
+def test_checkpoints_are_rows_with_the_calibration_of_their_cards(data, tmp_path):
+    from ranking.card import ScoreCard
+    from tests.tiny_student import make_student
+    from tests.tiny_teacher import make_teacher
+    from training.scoring import score_pairs
+
+    student, teacher = make_student(tmp_path / "student"), make_teacher(tmp_path / "teacher")
+    card = ScoreCard.load(student)
+    card.calibration = {"kind": "platt", "slope": 0.01, "intercept": 1.4}  # four of five documents are relevant
+    card.save(student)
+    content = evaluate(data, tmp_path / "out", "bm25", f"checkpoint:{student}", f"mine=checkpoint:{teacher}", queries=6)
+    assert content["teacher"] == "mine" and list(content["systems"]) == ["bm25", "student", "mine"]
+    error = content["systems"]["student"]["ece"]
+    assert error["after"] < 0.12 < error["before"]
+    assert set(content["systems"]["mine"]["ece"]) == {"before"} and content["systems"]["bm25"]["ece"] == {}
+    scores = pq.read_table(tmp_path / "out/scores.parquet")
+    rows = pq.read_table(data / "judgments/test.parquet").slice(0, len(scores))
+    texts = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
+    np.testing.assert_allclose(scores["student"].to_numpy(), score_pairs(student, *texts), atol=1e-5)
+    assert (tmp_path / "out/disagreements-student.md").is_file()
+
+
 def test_queries_can_be_limited_and_tables_need_no_teacher(data, tmp_path):
     content = evaluate(data, tmp_path / "out", "bm25", "random", queries=5)
     assert (content["queries"], content["documents"], content["teacher"]) == (5, 40, None)
