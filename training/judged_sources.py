@@ -1,4 +1,4 @@
-"""What prepare_data reads: BEIR folders, MSRD in its upstream format, ir_datasets, and the user's own table.
+"""What prepare_data reads: BEIR folders, MSRD in its upstream format, ir_datasets, and prepared datasets.
 
 Every reader returns a JudgedSource: documents, queries, and judged pairs by split, each row checked on the way in. Of a
 corpus only the judged documents are kept, unless the whole is asked for.
@@ -6,12 +6,14 @@ corpus only the judged documents are kept, unless the whole is asked for.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ranking.errors import InputError
+from ranking.schema import iter_table
 from training.query_splits import SPLITS, split_name
 from training.source_rows import BadRows, Row, column, grade_field, json_rows, separated_rows, text_field
 
@@ -238,3 +240,37 @@ def _ir_document(row: dict[str, Any], path: Path) -> tuple[str, str]:
     if text is None:
         text = document.default_text()
     return text_field(title, "title", blank_ok=True), text_field(text, "text", blank_ok=True)
+
+
+def read_dataset(folder: Path, bad: BadRows) -> JudgedSource:
+    """A dataset folder that prepare_data or write_world made, to draw a smaller one from: its splits, candidates, licence."""
+    if not (folder / "dataset.json").is_file():
+        raise InputError(f"{folder}: no dataset.json; dataset:PATH needs a folder that prepare_data wrote")
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    source = JudgedSource(licence=content["licence"], corpus_size=content["counts"]["documents"])
+    files = {split: folder / f"judgments/{split}.parquet" for split in SPLITS}
+    for split, path in {**files, "": folder / "candidates.parquet"}.items():
+        table = "judgments" if split else "candidates"
+        number = 0
+        for piece in iter_table(path, table):
+            for row in piece.to_pylist():
+                number += 1
+                try:
+                    _add_row(source, row, split)
+                except ValueError as problem:
+                    bad.refuse(path, number, str(problem))
+    return source
+
+
+def _add_row(source: JudgedSource, row: dict[str, Any], split: str) -> None:
+    pair, document = (row["query_id"], row["doc_id"]), (row["title"], row["summary"])
+    if source.queries.setdefault(row["query_id"], row["query"]) != row["query"]:
+        raise ValueError(f"query {row['query_id']!r} has another text in an earlier row")
+    if source.documents.setdefault(row["doc_id"], document) != document:
+        raise ValueError(f"document {row['doc_id']!r} has another title or summary in an earlier row")
+    if split and pair in source.judged.setdefault(split, {}):
+        raise ValueError(f"duplicate key (query {pair[0]!r}, document {pair[1]!r})")
+    if split:
+        source.judged[split][pair] = row["grade"]
+    else:
+        source.unlabelled.add(pair)

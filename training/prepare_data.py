@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from ranking.card import fingerprint
 from ranking.errors import DataError, InputError
 from ranking.program import run
 from ranking.schema import MAX_GRADE, OnBadRow, Rejects, read_table, replacing, write_table
-from ranking.text import normalise
-from training.bm25 import Bm25
+from training.dataset_tables import add_negatives, clicks_from_judgments, pair_table
 from training.download import fetch_msrd
-from training.judged_sources import MSRD_FILES, JudgedSource, read_beir, read_ir_dataset, read_msrd
+from training.judged_sources import MSRD_FILES, JudgedSource, read_beir, read_dataset, read_ir_dataset, read_msrd
 from training.query_splits import SPLITS, QuerySplits, assign_splits, shuffled
 from training.source_rows import BadRows
 from training.table_source import parse_columns, read_table_source
 from training.world import WorldConfig, write_world
 
 LOGGER = logging.getLogger(__name__)
-SOURCES = "beir:PATH, msrd, msrd:PATH, ir:DATASET_ID, table:PATH, world"
+SOURCES = "beir:PATH, msrd, msrd:PATH, ir:DATASET_ID, table:PATH, dataset:PATH, world"
 
 
 @dataclass
@@ -35,13 +31,13 @@ class Config:
     """Write a dataset folder: judgments/{train,dev,test}.parquet, candidates.parquet and dataset.json.
 
     Args:
-        source: beir:PATH, msrd (downloads), msrd:PATH, ir:DATASET_ID, table:PATH or world
+        source: beir:PATH, msrd (downloads), msrd:PATH, ir:DATASET_ID, table:PATH, dataset:PATH (a prepared one) or world
         out: dataset folder to write
         columns: for table: OURS=THEIRS for query, title, grade, query_id, doc_id, summary, split
         dev_fraction: share of the train queries that become dev where the source has none
         test_fraction: share of the queries that become test where the source has none
         judged_fraction: share of the train queries that keep their grades; the others' documents become candidates
-        train_queries: at most this many judged train queries; 0 for all
+        train_queries: at most this many judged train queries, of those that keep their grades; 0 for all
         dev_queries: at most this many dev queries; 0 for all
         test_queries: at most this many test queries; 0 for all
         unlabelled_queries: at most this many queries in candidates.parquet; 0 for all
@@ -93,10 +89,20 @@ def main(config: Config) -> None:
     bad = BadRows(keep, remedy="--on-bad-row reject goes on without such rows")
     source = read_source(config, bad)
     check_usable(source, config)
+    if config.source.startswith("dataset:"):
+        _copy_clicks(Path(config.source.removeprefix("dataset:")), config.out)
     content = write_dataset(source, config, bad.count)
     if bad.count:
         LOGGER.warning("%d bad rows were left out; see %s", bad.count, rejects)
     LOGGER.info("%s: %s", config.out, content["counts"])
+
+
+def _copy_clicks(source: Path, out: Path) -> None:
+    """The click pairs and the raw log of a prepared dataset, as they are: its train clicks hold no judged query."""
+    for name in ("clicks.parquet", "events.parquet"):
+        if (source / name).is_file():
+            with replacing(out / name) as aside:
+                shutil.copyfile(source / name, aside)
 
 
 def read_source(config: Config, bad: BadRows) -> JudgedSource:
@@ -111,6 +117,10 @@ def read_source(config: Config, bad: BadRows) -> JudgedSource:
         return read_ir_dataset(where, bad, whole)
     if kind == "table" and where:
         return read_table_source(Path(where), parse_columns(config.columns), bad)
+    if kind == "dataset" and where:
+        if Path(where).resolve() == config.out.resolve():
+            raise InputError(f"--out {config.out}: is the source itself")
+        return read_dataset(Path(where), bad)
     raise InputError(f"--source {config.source}: one of {SOURCES} is expected")
 
 
@@ -160,19 +170,19 @@ def write_dataset(source: JudgedSource, config: Config, rejected: int = 0) -> di
                 judged[split].grades[query_id, doc_id] = grade
     unlabelled = _unlabelled(source, splits)
     limits = {"train": config.train_queries, "dev": config.dev_queries, "test": config.test_queries}
-    for name in SPLITS:
-        judged[name] = _limited(judged[name], limits[name], config.seed, 0)
     if config.judged_fraction < 1:
         order = shuffled(judged["train"].queries(), config.seed + 1)
         keep = order[: max(1, round(config.judged_fraction * len(order)))]
         unlabelled |= judged["train"].of(set(order) - set(keep))
         judged["train"] = _Pairs(judged["train"].of(keep))
+    for name in SPLITS:
+        judged[name] = _limited(judged[name], limits[name], config.seed, 0)
     candidates = _limited(_Pairs(unlabelled), config.unlabelled_queries, config.seed, 2)
     for name in SPLITS:
         if not judged[name].grades:
             raise DataError(config.source, f"no usable query is left for the {name} split; give it more queries")
         if config.negatives:
-            _add_negatives(source, judged[name].grades, config.negatives)
+            add_negatives(source, judged[name].grades, config.negatives)
     return _write(source, judged, candidates, splits, config, rejected, dropped)
 
 
@@ -205,17 +215,6 @@ def _limited(pairs: _Pairs, limit: int, seed: int, stream: int) -> _Pairs:
     return _Pairs(pairs.of(shuffled(queries, seed + stream)[:limit]))
 
 
-def _add_negatives(source: JudgedSource, grades: dict[tuple[str, str], int], count: int) -> None:
-    """Add BM25's best unjudged documents of each query as grade 0."""
-    doc_ids = list(source.documents)
-    index = Bm25(list(source.documents.values()))
-    judged: dict[str, int] = Counter(query_id for query_id, _ in grades)
-    for query_id, scores in zip(judged, index.scores([source.queries[q] for q in judged])):
-        best = np.argsort(-scores, kind="stable")[: count + judged[query_id]]
-        new = [pair for i in best if scores[i] > 0 and (pair := (query_id, doc_ids[i])) not in grades]
-        grades.update(dict.fromkeys(new[:count], 0))
-
-
 def _write(source, judged, candidates, splits, config, rejected, dropped) -> dict:
     counts = {"documents": source.corpus_size, "queries_without_judgements": len(source.queries) - len(splits.split)}
     counts["queries_without_judgements"] -= len(splits.removed)
@@ -224,14 +223,14 @@ def _write(source, judged, candidates, splits, config, rejected, dropped) -> dic
     grades: dict[str, dict[str, int]] = {}
     files = []
     for name in SPLITS:
-        table = _table(source, judged[name].grades, config.seed, graded=True)
+        table = pair_table(source, judged[name].grades, config.seed, graded=True)
         files.append(config.out / f"judgments/{name}.parquet")
         counts[f"judgments_{name}"] = write_table(files[-1], "judgments", table)
         counts[f"queries_{name}"] = len(judged[name].queries())
         tally = Counter(judged[name].grades.values())
         grades[name] = {str(grade): tally[grade] for grade in range(MAX_GRADE + 1)}
     files.append(config.out / "candidates.parquet")
-    table = _table(source, candidates.grades, config.seed, graded=False)
+    table = pair_table(source, candidates.grades, config.seed, graded=False)
     counts["candidates"] = write_table(files[-1], "candidates", table)
     counts["queries_candidates"] = len(candidates.queries())
     content: dict = {"source": config.source, "licence": config.licence or source.licence}
@@ -253,40 +252,6 @@ def _write(source, judged, candidates, splits, config, rejected, dropped) -> dic
     with replacing(config.out / "dataset.json") as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return content
-
-
-def _table(source: JudgedSource, grades: dict[tuple[str, str], int], seed: int, graded: bool) -> pa.Table:
-    """Rows by query; within a query the documents stand in a drawn order, since ties break by it and judgement files
-    often list the relevant documents first."""
-    of_query: dict[str, list[str]] = {}
-    for query_id, doc_id in grades:
-        of_query.setdefault(query_id, []).append(doc_id)
-    pairs = [(q, d) for q, documents in of_query.items() for d in shuffled(documents, seed)]
-    query_ids, doc_ids = [q for q, _ in pairs], [d for _, d in pairs]
-    columns = {
-        "query_id": pa.array(query_ids, pa.string()),
-        "doc_id": pa.array(doc_ids, pa.string()),
-        "query": pa.array([source.queries[q] for q in query_ids], pa.string()),
-        "title": pa.array([source.documents[d][0] for d in doc_ids], pa.string()),
-        "summary": pa.array([source.documents[d][1] for d in doc_ids], pa.string()),
-    }
-    if graded:
-        columns["grade"] = pa.array([grades[pair] for pair in pairs], pa.int8())
-    return pa.table(columns)
-
-
-def clicks_from_judgments(judgments: pa.Table) -> pa.Table:
-    """The relevant pairs as a clicks table, weight = grade; one row per normalised query and document, the best grade's."""
-    relevant = judgments.filter(pc.greater(judgments.column("grade"), 0))
-    best: dict[tuple[str, str], dict] = {}
-    for row in relevant.to_pylist():
-        key = (normalise(row["query"]).lower(), row["doc_id"])
-        if key not in best or best[key]["weight"] < row["grade"]:
-            best[key] = {"query": key[0], "weight": float(row["grade"])} | {
-                name: row[name] for name in ("doc_id", "title", "summary")
-            }
-    names = ("query", "doc_id", "title", "summary", "weight")
-    return pa.table({name: [row[name] for row in best.values()] for name in names})
 
 
 if __name__ == "__main__":

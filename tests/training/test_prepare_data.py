@@ -111,7 +111,7 @@ def test_limits_draw_whole_queries(tmp_path):
     limits = {"train_queries": 8, "dev_queries": 2, "test_queries": 4, "unlabelled_queries": 3}
     content = prepare(source, tmp_path / "out", judged_fraction=0.5, **limits)
     counts = content["counts"]
-    assert [counts[f"queries_{n}"] for n in ("train", "dev", "test", "candidates")] == [4, 2, 4, 3]
+    assert [counts[f"queries_{n}"] for n in ("train", "dev", "test", "candidates")] == [8, 2, 4, 3]
     assert counts["judgments_test"] == 20
 
 
@@ -315,6 +315,22 @@ def test_the_built_in_world_is_a_source_and_its_sizes_are_flags(tmp_path):
     prepare_data.main(config)
     assert json.loads((tmp_path / "w/dataset.json").read_text(encoding="utf-8"))["source"] == "world:1"
     assert len(read_table(tmp_path / "w/judgments/train.parquet", "judgments")) == 40 * 12
+
+
+def test_a_smaller_dataset_is_drawn_from_a_prepared_one(tmp_path):
+    whole = tmp_path / "whole"
+    prepare(f"beir:{write_beir(tmp_path / 'set')}", whole, judged_fraction=0.5, clicks_from_judgments=True, licence="L")
+    content = prepare(f"dataset:{whole}", tmp_path / "out", test_queries=5, unlabelled_queries=4)
+    assert content["licence"] == "L" and content["counts"]["documents"] == 31
+    assert content["counts"]["queries_test"] == 5 and content["counts"]["queries_candidates"] == 4
+    before, after = tables(whole), tables(tmp_path / "out")
+    assert grades(after["train"]) == grades(before["train"])
+    assert grades(after["test"]).items() <= grades(before["test"]).items()
+    assert (tmp_path / "out/clicks.parquet").read_bytes() == (whole / "clicks.parquet").read_bytes()
+    with pytest.raises(InputError, match="is the source itself"):
+        prepare(f"dataset:{whole}", whole)
+    with pytest.raises(InputError, match=r"no dataset\.json"):
+        prepare(f"dataset:{tmp_path}", tmp_path / "out")
 
 
 def test_settings_out_of_range_and_unknown_sources_are_named(tmp_path):
