@@ -45,6 +45,8 @@ class Config:
         large: candidates of the large memory run
         small: candidates of the small memory run
         client_flags: further flags of the labeller, e.g. --in-flight=64
+        folder: keep candidates and labels here; a memory run that was stopped goes on when it is started again
+        session_seconds: stop the labeller of the memory run after this long; 0 lets it finish
     """
 
     part: Literal["throughput", "prefix", "endpoints", "memory", "inprocess"]
@@ -56,6 +58,8 @@ class Config:
     large: int = 5_000_000
     small: int = 10_000
     client_flags: list[str] | None = None
+    folder: Path | None = None
+    session_seconds: float = 0
 
 
 class InProcess:
@@ -164,14 +168,18 @@ def endpoints(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def memory(config: Config, folder: Path) -> dict[str, Any]:
-    teacher = make_teacher(folder / "teacher", 64, 2)
+    teacher = folder / "teacher"
+    if not teacher.exists():
+        make_teacher(teacher, 64, 2)
     figures = {}
     for rows in (config.small, config.large):
-        path = write_candidates(folder / f"{rows}.parquet", rows, seed=0)
+        path = folder / f"{rows}.parquet"
+        if not path.exists():
+            write_candidates(path, rows, seed=0)
         with stub_servers(1, teacher) as urls:
-            figures[str(rows)] = label(
-                path, folder / f"labels-{rows}", urls, teacher, *config.client_flags or []
-            ).__dict__
+            flags = config.client_flags or []
+            timed = label(path, folder / f"labels-{rows}", urls, teacher, *flags, stop_after=config.session_seconds)
+        figures[str(rows)] = timed.__dict__
     difference = figures[str(config.large)]["peak_mb"] - figures[str(config.small)]["peak_mb"]
     return {"runs": figures, "difference_mb": round(difference, 1)}
 
@@ -181,8 +189,10 @@ def main(config: Config) -> None:
         serve_in_process()
         return
     parts = {"throughput": throughput, "prefix": prefix, "endpoints": endpoints, "memory": memory}
-    with tempfile.TemporaryDirectory(prefix="labelling-") as folder:
-        print(json.dumps({"part": config.part, **parts[config.part](config, Path(folder))}, indent=1))
+    with tempfile.TemporaryDirectory(prefix="labelling-") as scratch:
+        folder = config.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        print(json.dumps({"part": config.part, **parts[config.part](config, folder)}, indent=1))
 
 
 if __name__ == "__main__":

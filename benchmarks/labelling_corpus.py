@@ -19,6 +19,7 @@ from ranking.card import ScoreCard, fingerprint
 from ranking.schema import TABLES, write_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT
 
+EXIT_INTERRUPTED = 130
 ROOT = Path(__file__).parents[1]
 PER_QUERY = 24
 ROOTS = ("run", "shoe", "rain", "city", "trail", "boot", "light", "walk", "summer", "red")
@@ -97,8 +98,11 @@ class Timed:
     seconds: float
 
 
-def label(candidates: Path, out: Path, urls: list[str], teacher: Path, *flags: str) -> Timed:
-    """Run clients/label_corpus.py to its end and read its own figures. RuntimeError if it does not exit with 0."""
+def label(candidates: Path, out: Path, urls: list[str], teacher: Path, *flags: str, stop_after: float = 0) -> Timed:
+    """Run clients/label_corpus.py and read its own figures. RuntimeError if it fails.
+
+    stop_after: seconds after which it is asked to stop (SIGTERM), 0 for never; run again with the same out, it goes on.
+    """
     command = [sys.executable, str(ROOT / "clients/label_corpus.py"), f"--candidates={candidates}", f"--out={out}"]
     command += [f"--url={','.join(urls)}", f"--teacher={teacher}", *flags]
     started = os.times().elapsed
@@ -106,8 +110,11 @@ def label(candidates: Path, out: Path, urls: list[str], teacher: Path, *flags: s
     peak_mb = 0.0
     while process.poll() is None:
         peak_mb = max(peak_mb, _peak_mb(process.pid))
-        time.sleep(0.1)
-    if process.returncode:
+        if stop_after and os.times().elapsed - started > stop_after:
+            process.terminate()
+            stop_after = 0
+        time.sleep(0.5)
+    if process.returncode not in (0, EXIT_INTERRUPTED):
         raise RuntimeError(f"label_corpus.py exited with {process.returncode}")
     run = json.loads((out / "manifest.json").read_text())["runs"][-1]
     return Timed(run["pairs"], run["pairs_per_second"], round(peak_mb, 1), round(os.times().elapsed - started, 1))

@@ -110,7 +110,10 @@ def label(teacher_folder):
 
         def run(self, candidates: Path, out: Path, *flags: str) -> tuple[int, str]:
             process = self(candidates, out, *flags)
-            printed, logged = process.communicate(timeout=240)
+            try:
+                printed, logged = process.communicate(timeout=240)
+            finally:
+                process.kill()
             return process.returncode, printed + logged
 
     return Labeller()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tritonclient.grpc import service_pb2 as pb
 
 from ranking.labels import read_labels
 from ranking.schema import TABLES
@@ -25,6 +21,7 @@ from ranking.text import TeacherFormat
 from serving.local_server import start_triton
 from tests.e2e.conftest import QUIET_VLLM
 from tests.e2e.teacher_requests import scores
+from tests.faulty_proxy import FaultyProxy
 
 ROOT = Path(__file__).parents[2]
 ROWS, SHARD_ROWS = 400, 50
@@ -157,71 +154,3 @@ def test_a_proxy_with_errors_delays_and_dropped_streams_changes_no_score(
     assert proxy.errors > ROWS * 0.03 and proxy.drops >= 1
     assert "dropped by the proxy" in text
     assert_same_labels(tmp_path, undisturbed)
-
-
-class FaultyProxy:
-    """Between labeller and server: of the answers 10% become errors, 5% come 0.3 s late, and about 1% end the stream."""
-
-    def __init__(self, target: str):
-        self.target, self.errors, self.drops, self.url = target, 0, 0, ""
-        self._draw, self._started = random.Random(3), threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
-
-    def __enter__(self) -> FaultyProxy:
-        self._thread.start()
-        assert self._started.wait(10)
-        return self
-
-    def __exit__(self, *exc) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(10)
-
-    async def _serve(self) -> None:
-        self._end = asyncio.Event()
-        async with grpc.aio.insecure_channel(self.target) as self._channel:
-            server = grpc.aio.server()
-            server.add_generic_rpc_handlers((_Forward(self),))
-            self.url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-            await server.start()
-            self._started.set()
-            await self._end.wait()
-            await server.stop(0)
-
-    async def unary(self, method: str, request: bytes) -> bytes:
-        return await self._channel.unary_unary(method)(request)
-
-    async def stream(self, method: str, requests, context) -> None:
-        async for answer in self._channel.stream_stream(method)(requests):
-            fate = self._draw.random()
-            if fate < 0.10:
-                self.errors += 1
-                failed = pb.ModelStreamInferResponse(error_message="failed by the proxy")
-                failed.infer_response.id = pb.ModelStreamInferResponse.FromString(answer).infer_response.id
-                answer = failed.SerializeToString()
-            elif fate < 0.15:
-                await asyncio.sleep(0.3)
-            elif fate < 0.16:
-                self.drops += 1
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "dropped by the proxy")
-            await context.write(answer)
-
-
-class _Forward(grpc.GenericRpcHandler):
-    """Every method as bytes: ModelStreamInfer as a stream, all others as one request and one answer."""
-
-    def __init__(self, proxy: FaultyProxy):
-        self.proxy = proxy
-
-    def service(self, details):
-        method, proxy = details.method, self.proxy
-
-        async def stream(requests, context):
-            await proxy.stream(method, requests, context)
-
-        async def unary(request, context):
-            return await proxy.unary(method, request)
-
-        if method.endswith("/ModelStreamInfer"):
-            return grpc.stream_stream_rpc_method_handler(stream)
-        return grpc.unary_unary_rpc_method_handler(unary)
