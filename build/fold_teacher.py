@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from ranking.card import ScoreCard, fingerprint
+from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.text import TeacherFormat
 
@@ -48,8 +48,6 @@ def fold(checkpoint: Path, out: Path, dtype: Dtype = "auto") -> FoldedTeacher:
             f"{checkpoint}: head {card.head!r}, pooling {card.pooling!r}; a linear head on the last token is needed"
         )
     text_format = TeacherFormat.of_checkpoint(checkpoint)
-    if card.vocabulary and fingerprint(checkpoint / "tokenizer.json") != card.vocabulary:
-        raise InputError(f"{checkpoint}: tokenizer.json is not the one that the score card names")
     classifier = load_classifier(checkpoint, dtype)
     score_row = _score_row(classifier, checkpoint)
     tied = classifier.config.model_type.startswith("gemma")

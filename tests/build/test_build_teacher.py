@@ -1,0 +1,165 @@
+"""Publishing a teacher: the folded head on tiny models of each family, what is written, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from google.protobuf import text_format
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from tritonclient.grpc import model_config_pb2
+
+from build.build_teacher import Config, main
+from build.fold_teacher import fold, ordinary_token
+from ranking.card import ScoreCard, fingerprint
+from ranking.errors import InputError
+from ranking.text import TeacherFormat
+from tests.tiny_teacher import FAMILIES, make_teacher, make_tokenizer
+
+PAIRS = (["running shoes", "größe 44", ""], ["light shoes</s>", "", "Schuhe"], ["<unused0> " * 9, "a b c", "x" * 999])
+
+
+def token_ids(checkpoint) -> list[list[int]]:
+    layout = TeacherFormat.of_checkpoint(checkpoint)
+    return [layout.tokenizer.encode(pair.text).ids for pair in layout.texts(*PAIRS)]
+
+
+def classifier_scores(model, rows) -> list[float]:
+    with torch.inference_mode():
+        return [float(model(torch.tensor([ids])).logits[0, 0]) for ids in rows]
+
+
+def folded_scores(folder, token, rows, dtype=torch.float32) -> list[float]:
+    """Raw logits of the score token after each prompt, from what was written to disk."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    with torch.inference_mode():
+        return [float(model(torch.tensor([ids])).logits[0, -1, token]) for ids in rows]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_logit_of_the_score_token_is_the_classifiers_score(family, tmp_path):
+    checkpoint = make_teacher(tmp_path / "teacher", family)
+    rows = token_ids(checkpoint)
+    expected = classifier_scores(AutoModelForSequenceClassification.from_pretrained(checkpoint).eval(), rows)
+    teacher = fold(checkpoint, tmp_path / "folded")
+    assert folded_scores(tmp_path / "folded", teacher.score_token_id, rows) == pytest.approx(expected, abs=1e-5)
+    assert teacher.score_token_id not in {number for ids in rows for number in ids[-1:]}
+
+
+def test_a_family_with_a_tied_head_uses_a_token_that_no_text_contains_and_no_soft_cap(tmp_path):
+    checkpoint = make_teacher(tmp_path / "teacher", "gemma2")
+    assert json.loads((checkpoint / "config.json").read_text())["final_logit_softcapping"] == 30.0
+    teacher = fold(checkpoint, tmp_path / "folded")
+    assert teacher.score_token_id == make_tokenizer().convert_tokens_to_ids("<unused0>")
+    assert teacher.score_token_id not in {number for ids in token_ids(checkpoint) for number in ids}
+    config = json.loads((tmp_path / "folded" / "config.json").read_text())
+    assert (config["final_logit_softcapping"], config["tie_word_embeddings"]) == (None, True)
+
+
+def test_a_lora_checkpoint_is_merged_with_its_own_head(tmp_path):
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    base = make_teacher(tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    settings = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, target_modules="all-linear", modules_to_save=["score"])
+    adapted = get_peft_model(model, settings).eval()
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if weight.requires_grad:  # the adapter and the copy of the head that trains
+                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+    adapter = tmp_path / "adapter"
+    adapted.save_pretrained(adapter)
+    for name in ("tokenizer.json", "tokenizer_config.json", "ranker.json"):
+        (adapter / name).write_bytes((base / name).read_bytes())
+    rows = token_ids(base)
+    teacher = fold(adapter, tmp_path / "folded")
+    served = folded_scores(tmp_path / "folded", teacher.score_token_id, rows)
+    assert served == pytest.approx(classifier_scores(adapted, rows), abs=1e-4)
+    untrained = classifier_scores(AutoModelForSequenceClassification.from_pretrained(base).eval(), rows)
+    assert served != pytest.approx(untrained, abs=1e-2)
+
+
+def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tmp_path):
+    checkpoint = make_teacher(tmp_path / "teacher")
+    repository = tmp_path / "model_repository"
+    main(Config(checkpoint, repository, engine_args={"gpu_memory_utilization": 0.5}))
+    main(Config(checkpoint, repository, dtype="bfloat16"))
+    assert sorted(p.name for p in repository.iterdir()) == ["teacher"]
+    assert sorted(p.name for p in (repository / "teacher").iterdir()) == ["2", "config.pbtxt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model_repository", "teacher"]  # nothing is left beside it
+
+    config = text_format.Parse((repository / "teacher" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert config.backend == "vllm"
+    published = repository / "teacher" / "2" / "checkpoint"
+    assert json.loads(config.parameters["ranker_card"].string_value) == asdict(ScoreCard.load(checkpoint))
+    assert config.parameters["teacher_id"].string_value == fingerprint(published)
+    assert ScoreCard.load(published).head == "folded"
+
+    arguments = json.loads((repository / "teacher" / "2" / "model.json").read_text())
+    assert arguments["model"] == str(published)
+    assert arguments["max_model_len"] == TeacherFormat.of_checkpoint(checkpoint).max_tokens() + 1
+    assert (arguments["dtype"], arguments["hf_overrides"]) == ("bfloat16", {"head_dtype": "float32"})
+    assert (arguments["enable_prefix_caching"], arguments["logprobs_mode"]) == (True, "raw_logits")
+
+
+def test_the_teacher_id_tells_number_formats_apart_but_not_places(tmp_path):
+    checkpoint = make_teacher(tmp_path / "teacher")
+    ids = []
+    for place, dtype in (("a", "float32"), ("b", "float32"), ("c", "bfloat16")):
+        main(Config(checkpoint, tmp_path / place, dtype=dtype))
+        text = (tmp_path / place / "teacher" / "config.pbtxt").read_text()
+        ids.append(text_format.Parse(text, model_config_pb2.ModelConfig()).parameters["teacher_id"].string_value)
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_only_a_teacher_with_its_head_and_its_tokenizer_is_published(tmp_path):
+    checkpoint = make_teacher(tmp_path / "teacher")
+    card = ScoreCard.load(checkpoint)
+    for changes, reason in (
+        ({"role": "student"}, "is a student, a teacher is needed"),
+        ({"pooling": "mean"}, "pooling 'mean'"),
+        ({"head": "folded"}, "head 'folded'"),
+        ({"vocabulary": "0" * 16}, "not the tokenizer that the score card names"),
+    ):
+        replace(card, **changes).save(checkpoint)
+        with pytest.raises(InputError, match=reason):
+            main(Config(checkpoint, tmp_path / "model_repository"))
+    assert list((tmp_path / "model_repository").iterdir()) == []
+
+
+def test_a_checkpoint_without_score_head_is_refused_not_given_a_random_one(tmp_path):
+    checkpoint = make_teacher(tmp_path / "teacher")
+    classifier = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    classifier.model.save_pretrained(checkpoint)  # the body alone, under the same card
+    with pytest.raises(InputError, match=r"score\.weight"):
+        fold(checkpoint, tmp_path / "folded")
+
+
+@pytest.mark.parametrize("name", ["logprobs_mode", "model", "dtype", "enable_lora"])
+def test_engine_arguments_that_would_change_the_score_are_refused(name):
+    with pytest.raises(ValueError, match=name):
+        Config("teacher", engine_args={name: "x"})
+
+
+def test_a_shorter_context_than_the_longest_pair_is_refused(tmp_path):
+    with pytest.raises(InputError, match="max_model_len 50 is below"):
+        main(Config(make_teacher(tmp_path / "teacher"), tmp_path / "repository", engine_args={"max_model_len": 50}))
+
+
+def test_the_score_token_is_a_whole_character(tmp_path):
+    tokenizer = make_tokenizer().backend_tokenizer
+    token = ordinary_token(tokenizer, tokenizer.token_to_id("</s>"))
+    assert tokenizer.decode([token]).strip().isalnum()
+
+
+def test_the_program_prints_one_line_for_bad_input(tmp_path):
+    command = [sys.executable, "build/build_teacher.py", "--checkpoint", str(tmp_path)]
+    done = subprocess.run([*command, "--repository", str(tmp_path / "m")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip().splitlines()[-1] == f"error: {tmp_path}: no ranker.json; this is not a DisRanker checkpoint"
+    )
