@@ -33,6 +33,7 @@ class Config:
         out: folder of the run; a second run goes on where the first one stopped
         student_init: checkpoint folder or hub id of a pretrained BERT that baseline and student start from; from scratch
             when left out
+        label_queries: unlabelled queries whose candidates the teacher labels, 16 documents each
         users: simulated users of the A/B test
         load_seconds: length of the load test of each arm
     """
@@ -41,6 +42,7 @@ class Config:
     limit: int = 400
     out: Path = Path("runs/demo")
     student_init: str = ""
+    label_queries: int = 1000
     users: int = 1500
     load_seconds: int = 12
 
@@ -52,13 +54,14 @@ class Config:
 def flow(config: Config) -> dict[str, Any]:
     out, data = config.out, config.out / "data"
     repository, arms = out / "model_repository", ("baseline", "student")
-    stages = Stages(out, total=14)
+    stages = Stages(out, total=15)
 
     stages.program("data", "prepare data", "-m", "training.prepare_data", *source(config), "--out", data)
     stages.run("clicks", "click log to click pairs", lambda: click_pairs(config, data), {"data": config.data})
     stages.program(
         "pretrain", "continued pre-training of the teacher: query in, clicked title and summary out",
-        "-m", "training.pretrain_teacher", "--config", "training/configs/pretrain_small.yaml", "--data", data, "--out", out / "pretrained",
+        "-m", "training.pretrain_teacher", "--config", "training/configs/pretrain_small.yaml", "--data", data,
+        "--out", out / "pretrained",
     )  # fmt: skip
     stages.program(
         "finetune", "fine-tuning of the teacher with a pairwise rank loss",
@@ -78,7 +81,8 @@ def flow(config: Config) -> dict[str, Any]:
     start = ["--init", config.student_init] if config.student_init else []
     stages.program(
         "baseline", "baseline: a small BERT on judgements alone",
-        "-m", "training.train_baseline", "--config", "training/configs/baseline_small.yaml", "--data", data, "--out", out / "baseline", *start,
+        "-m", "training.train_baseline", "--config", "training/configs/baseline_small.yaml", "--data", data,
+        "--out", out / "baseline", *start,
     )  # fmt: skip
     stages.program(
         "student", "student: the same BERT on the teacher's labels",
@@ -106,7 +110,8 @@ def flow(config: Config) -> dict[str, Any]:
     )
     stages.program(
         "report", "report: who won",
-        "clients/ab_report.py", "--events", out / "ab" / "data", "--out", out / "report.html", "--planned-users", str(config.users),
+        "clients/ab_report.py", "--events", out / "ab" / "data", "--out", out / "report.html",
+        "--planned-users", str(config.users),
     )  # fmt: skip
     return summarise(config.out, stages, EXPERIMENT)
 
@@ -148,10 +153,10 @@ def click_pairs(config: Config, data: Path) -> None:
         raise InputError(f"{data}: neither a click log nor click pairs")
 
 
-def label(config: Config, data: Path, repository: Path) -> None:
+def label(config: Config, repository: Path) -> None:
     with step("starting tritonserver with vLLM"), start_triton(repository, *only("teacher")) as server:
         run_program(
-            "clients/label_corpus.py", "--candidates", data / "candidates.parquet", "--out", config.out / "labels",
+            "clients/label_corpus.py", "--candidates", config.out / "candidates.parquet", "--out", config.out / "labels",
             "--url", server.grpc, "--teacher", repository / "teacher",
         )  # fmt: skip
 
@@ -168,7 +173,8 @@ def load_test(config: Config, data: Path, repository: Path, arms: tuple[str, ...
         for arm in arms:
             result = config.out / f"load-{arm}.json"
             run_program(
-                "-m", "locust", "-f", "loadtest/", "--headless", "--only-summary", "-u", "8", "-r", "100", "-t", f"{config.load_seconds}s",
+                "-m", "locust", "-f", "loadtest/", "--headless", "--only-summary", "-u", "8", "-r", "100",
+                "-t", f"{config.load_seconds}s",
                 "--arms", arm, "--list-sizes", "24", "--data", data, "--grpc-url", server.grpc, "--metrics-url", server.metrics,
                 "--json-out", result,
             )  # fmt: skip
@@ -190,7 +196,8 @@ def ab_test(config: Config, data: Path, repository: Path) -> None:
         start_router(folder / "experiment.yaml", server.grpc, folder / "log", "--deadline-ms", "2000") as router,
     ):
         run_program(
-            "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(config.users), "--concurrency", "8",
+            "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(config.users),
+            "--concurrency", "8",
         )  # fmt: skip
     run_program("clients/ab_compact.py", "--log", folder / "log", "--out", folder / "data")
 
