@@ -72,12 +72,8 @@ def flow(config: Config) -> dict[str, Any]:
         "build_teacher", "teacher to a Triton model (backend vllm)",
         "build/build_teacher.py", "--checkpoint", out / "teacher", "--repository", repository,
     )  # fmt: skip
-    stages.run(
-        "label",
-        "labelling through tritonserver and vLLM",
-        lambda: label(config, data, repository),
-        {"data": config.data},
-    )
+    stages.run("sample", "choosing the pairs to label", lambda: sample(config, data), config.label_queries)
+    stages.run("label", "labelling through tritonserver and vLLM", lambda: label(config, data, repository))
     start = ["--init", config.student_init] if config.student_init else []
     stages.program(
         "baseline", "baseline: a small BERT on judgements alone",
@@ -102,12 +98,7 @@ def flow(config: Config) -> dict[str, Any]:
         "--out", out / "evaluation",
     )  # fmt: skip
     stages.run("load", "load test of both arms, open loop", lambda: load_test(config, data, repository, arms))
-    stages.run(
-        "ab",
-        "A/B test with simulated users through the router",
-        lambda: ab_test(config, data, repository),
-        config.users,
-    )
+    stages.run("ab", "A/B test with simulated users", lambda: ab_test(config, data, repository), config.users)
     stages.program(
         "report", "report: who won",
         "clients/ab_report.py", "--events", out / "ab" / "data", "--out", out / "report.html",
@@ -153,10 +144,22 @@ def click_pairs(config: Config, data: Path) -> None:
         raise InputError(f"{data}: neither a click log nor click pairs")
 
 
-def label(config: Config, repository: Path) -> None:
+def sample(config: Config, data: Path) -> None:
+    """candidates.parquet becomes a sample of itself; the whole stays beside it as pool.parquet."""
+    pool, chosen = data / "pool.parquet", data / "candidates.parquet"
+    if not pool.exists():
+        chosen.rename(pool)
+    judged = [data / "judgments" / f"{split}.parquet" for split in ("dev", "test")]
+    run_program(
+        "-m", "training.sample_candidates", "--pool", pool, "--out", chosen, "--queries", str(config.label_queries),
+        "--bands", "10:8,rest:8", *(word for path in judged for word in ("--exclude", path)),
+    )  # fmt: skip
+
+
+def label(config: Config, data: Path, repository: Path) -> None:
     with step("starting tritonserver with vLLM"), start_triton(repository, *only("teacher")) as server:
         run_program(
-            "clients/label_corpus.py", "--candidates", config.out / "candidates.parquet", "--out", config.out / "labels",
+            "clients/label_corpus.py", "--candidates", data / "candidates.parquet", "--out", config.out / "labels",
             "--url", server.grpc, "--teacher", repository / "teacher",
         )  # fmt: skip
 
