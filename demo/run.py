@@ -56,7 +56,7 @@ def flow(config: Config) -> dict[str, Any]:
     repository, arms = out / "model_repository", ("baseline", "student")
     stages = Stages(out, total=15)
 
-    stages.program("data", "prepare data", "-m", "training.prepare_data", *source(config), "--out", data)
+    stages.run("data", "prepare data", lambda: prepare(config, data), source(config))
     stages.run("clicks", "click log to click pairs", lambda: click_pairs(config, data), {"data": config.data})
     stages.program(
         "pretrain", "continued pre-training of the teacher: query in, clicked title and summary out",
@@ -128,6 +128,11 @@ def source(config: Config) -> list[str]:
     if (config.data / "dataset.json").is_file():
         return ["--source", f"dataset:{config.data}", *sizes]
     raise InputError(f"{config.data}: neither a BEIR folder (corpus.jsonl) nor a prepared dataset (dataset.json)")
+
+
+def prepare(config: Config, data: Path) -> None:
+    (data / "pool.parquet").unlink(missing_ok=True)  # an older run's pool is not this dataset's
+    run_program("-m", "training.prepare_data", *source(config), "--out", data)
 
 
 def click_pairs(config: Config, data: Path) -> None:
