@@ -112,6 +112,7 @@ def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> mode
         "ranker_card": json.dumps(asdict(card), ensure_ascii=False),
         "score_token_id": str(score_token_id),
         "teacher_id": teacher_id,
+        "ENABLE_VLLM_HEALTH_CHECK": "true",  # NVIDIA's backend then unloads the model when its engine has died
     }
     kind = model_config_pb2.ModelInstanceGroup.KIND_MODEL  # vLLM itself picks its devices
     return model_config_pb2.ModelConfig(
