@@ -9,13 +9,14 @@ import pyarrow as pa
 
 from training.world_lexicon import Concept, Domain, Lexicon
 
-# Shares of documents; together with the phrasing below they give a title of 5 to 9 words and a summary of 15 to 40.
+# Shares of documents; together with the phrasing below they give a title of about 6 words and a summary of about 15.
 ATTRIBUTE_COUNTS = (0.15, 0.60, 0.25)  # one, two, three
 HAS_SETTING = 0.75
-HAS_COMPANION = 0.35
-HAS_INCIDENTAL = 0.35
+HAS_FILLER = 0.4
+HAS_COMPANION = 0.25
+HAS_INCIDENTAL = 0.25
 SECOND_WORD = 0.3  # a mention uses the concept's second document word rather than the first
-EVEN = 12  # popularity of a concept is 1 / (rank + EVEN): a long tail that every size of world still covers
+EVEN = 4  # popularity of a concept is 1 / (rank + EVEN): a small model meets the head often, and yet there is a tail
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def _write(lexicon: Lexicon, domain: Domain, facts: tuple, luck: list[float]) ->
 
     *front, last = adjectives
     described = f"{', '.join(front)} and {last}" if front else last
-    sentences = [f"{pick(domain.openings)} {described} {word(concepts[head])}{place}.", pick(domain.fillers)]
+    sentences = [f"{pick(domain.openings)} {described} {word(concepts[head])}{place}."]
+    if next(take) < HAS_FILLER:
+        sentences.append(pick(domain.fillers))
     if companion >= 0:
         sentences.append(pick(domain.companion).format(x=word(concepts[companion])))
     if named >= 0:
