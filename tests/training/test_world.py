@@ -170,7 +170,7 @@ def test_texts_are_short_finished_english(small):
     for row in rows:
         assert row["title"][0].isupper() or row["title"][0].isdigit()
         assert 2 <= len(row["title"].split()) <= 16
-        assert 5 <= len(row["summary"].split()) <= 50
+        assert 4 <= len(row["summary"].split()) <= 45
         assert row["summary"].endswith((".", "?"))
         assert not set("{}|=") & set(row["title"] + row["summary"])
         assert "  " not in row["title"] + row["summary"]
