@@ -171,8 +171,9 @@ def test_no_request_goes_unanswered_while_models_and_server_break(tmp_path):
     latencies = sorted(latency for _, latency, _ in load.answers)
     assert latencies[-1] < DEADLINE_MS / 1000 + 1.0  # two cores for load, router and server: some slack
     assert latencies[len(latencies) // 2] < 0.3
-    logged = {r["request_id"]: r for r in exposures(log)}
-    assert len(logged) == len(load.answers)
+    records = exposures(log)
+    logged = {r["request_id"]: r for r in records}
+    assert len(records) == len(logged) == len(load.answers)
     for _, _, answer in load.answers:
         record = logged[answer["request_id"]]
         same = ("arm", "served_by", "fallback")
