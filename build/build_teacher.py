@@ -2,9 +2,10 @@
 
     python build/build_teacher.py --checkpoint runs/teacher --repository model_repository
 
-Writes `teacher/config.pbtxt`, `teacher/<version>/model.json` (vLLM's engine arguments) and `teacher/<version>/checkpoint/`
-(the folded model, its tokenizer and card) beside the repository and renames the whole folder into it, so that a server
-never sees half of it. Nothing in the folder is particular to this project's own server (docs/serving-teacher.md).
+Writes `teacher/config.pbtxt`, `teacher/<version>/model.json` (vLLM's engine arguments), `teacher/<version>/checkpoint/`
+(the folded model, its tokenizer and card) and `teacher/<version>/tokenizer/` (what vLLM reads) beside the repository and
+renames the whole folder into it, so that a server never sees half of it. Nothing in the folder is particular to this
+project's own server (docs/serving-teacher.md).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from build.fold_teacher import Dtype, FoldedTeacher, fold
+from build.fold_teacher import Dtype, FoldedTeacher, fold, write_serving_tokenizer
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.program import run
@@ -70,8 +71,9 @@ def main(config: Config) -> None:
     try:
         checkpoint = aside / version / "checkpoint"
         teacher = fold(config.checkpoint, checkpoint, config.dtype)
-        served = (config.served_from or repository) / config.name / version / "checkpoint"
-        arguments = engine_arguments(teacher, str(served), config.engine_args)
+        write_serving_tokenizer(config.checkpoint, aside / version / "tokenizer")
+        served = (config.served_from or repository) / config.name / version
+        arguments = engine_arguments(teacher, served, config.engine_args)
         write_json(aside / version / "model.json", arguments)
         model_config = triton_config(teacher.card, teacher.score_token_id, fingerprint(checkpoint))
         (aside / "config.pbtxt").write_text(text_format.MessageToString(model_config), encoding="utf-8")
@@ -82,12 +84,15 @@ def main(config: Config) -> None:
     LOGGER.info("published %s version %s (%s, score token %d)", target, version, teacher.dtype, teacher.score_token_id)
 
 
-def engine_arguments(teacher: FoldedTeacher, model: str, given: dict[str, Any]) -> dict[str, Any]:
-    """vLLM's engine arguments. InputError if max_model_len would cut a pair off."""
+def engine_arguments(teacher: FoldedTeacher, served: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's engine arguments. served: the version folder as the server sees it.
+
+    InputError if max_model_len would cut a pair off.
+    """
     needed = teacher.max_prompt_tokens + 1  # the one token asked for
     arguments: dict[str, Any] = {
-        "model": model,
-        "tokenizer": model,
+        "model": str(served / "checkpoint"),
+        "tokenizer": str(served / "tokenizer"),
         "dtype": teacher.dtype,
         "max_model_len": needed,
         "logprobs_mode": "raw_logits",

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
@@ -25,6 +25,12 @@ from ranking.text import TeacherFormat
 LOGGER = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TOKENIZER_SETTINGS = {"bos_token", "eos_token", "pad_token", "unk_token", "model_max_length"}
+PROBE = (
+    ["running shoes 2024", "größe 44", "", "靴 メンズ"],
+    ["</s> <s> title", "it's  a  double  space", "ﬁne ①", "👟👟"],
+    ["", "a\nb\tc", "1234567890", "Ａｄｉｄａｓ"],
+)
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 # Attributes by which some families bend the logit; each must leave it as it is.
 _LOGIT_CHANGES = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None, "lm_head_multiplier": 1.0}
@@ -65,6 +71,28 @@ def fold(checkpoint: Path, out: Path, dtype: Dtype = "auto") -> FoldedTeacher:
     replace(card, head="folded").save(out)
     dtype_name = str(next(causal.parameters()).dtype).removeprefix("torch.")
     return FoldedTeacher(card, token, dtype_name, text_format.max_tokens())
+
+
+def write_serving_tokenizer(checkpoint: Path, out: Path) -> None:
+    """Write the tokenizer for vLLM to `out`: tokenizer.json and a class that reads it as it is, with no config.json beside it.
+
+    vLLM opens a tokenizer by transformers' AutoTokenizer, which may choose a class by the model type in config.json and
+    rebuild the tokenizer its own way: a Qwen 2 teacher would then be served other token ids than it was trained on, with no
+    error. InputError if the ids still differ from those of ranking/text.py.
+    """
+    text_format = TeacherFormat.of_checkpoint(checkpoint)
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
+    kept = {name: value for name, value in settings.items() if name in TOKENIZER_SETTINGS}
+    out.mkdir(parents=True)
+    shutil.copy2(checkpoint / "tokenizer.json", out)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **kept}
+    (out / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    served = AutoTokenizer.from_pretrained(out)
+    for text in text_format.texts(*PROBE):
+        if served(text.text)["input_ids"] != text_format.tokenizer.encode(text.text).ids:
+            raise InputError(f"{checkpoint}: transformers tokenises {text.text!r} otherwise than tokenizer.json says")
 
 
 def load_classifier(checkpoint: Path, dtype: Dtype) -> Any:

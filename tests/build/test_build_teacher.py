@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from google.protobuf import text_format
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from tritonclient.grpc import model_config_pb2
 
 from build.build_teacher import Config, main
-from build.fold_teacher import fold, ordinary_token
+from build.fold_teacher import fold, ordinary_token, write_serving_tokenizer
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.text import TeacherFormat
@@ -48,6 +48,15 @@ def test_the_logit_of_the_score_token_is_the_classifiers_score(family, tmp_path)
     teacher = fold(checkpoint, tmp_path / "folded")
     assert folded_scores(tmp_path / "folded", teacher.score_token_id, rows) == pytest.approx(expected, abs=1e-5)
     assert teacher.score_token_id not in {number for ids in rows for number in ids[-1:]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_served_tokenizer_gives_the_token_ids_of_training_whatever_class_the_family_has(family, tmp_path):
+    checkpoint = make_teacher(tmp_path / "teacher", family)
+    write_serving_tokenizer(checkpoint, tmp_path / "tokenizer")
+    served = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    texts = [pair.text for pair in TeacherFormat.of_checkpoint(checkpoint).texts(*PAIRS)]
+    assert [served(text)["input_ids"] for text in texts] == token_ids(checkpoint)
 
 
 def test_a_family_with_a_tied_head_uses_a_token_that_no_text_contains_and_no_soft_cap(tmp_path):
@@ -100,7 +109,7 @@ def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tm
     assert ScoreCard.load(published).head == "folded"
 
     arguments = json.loads((repository / "teacher" / "2" / "model.json").read_text())
-    assert arguments["model"] == str(published)
+    assert (arguments["model"], arguments["tokenizer"]) == (str(published), str(published.parent / "tokenizer"))
     assert arguments["max_model_len"] == TeacherFormat.of_checkpoint(checkpoint).max_tokens() + 1
     assert (arguments["dtype"], arguments["hf_overrides"]) == ("bfloat16", {"head_dtype": "float32"})
     assert (arguments["enable_prefix_caching"], arguments["logprobs_mode"]) == (True, "raw_logits")

@@ -10,6 +10,7 @@ import multiprocessing.spawn
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
@@ -23,10 +24,10 @@ SHUTDOWN_SECONDS = 5.0  # for vLLM's own way out, which a busy machine makes lon
 
 
 def engine_arguments(version_folder: Path) -> dict[str, Any]:
-    """model.json of a version folder: vLLM's engine arguments, `model` found beside it where it lies there.
+    """model.json of a version folder: vLLM's engine arguments, `model` and `tokenizer` found beside it where they lie there.
 
-    ValueError if the file is absent or not an object. A path in `model` is taken relative to the server's working
-    directory, as NVIDIA's backend does; but a checkpoint of that name inside the version folder goes first, so that a
+    ValueError if the file is absent or not an object. A path is taken relative to the server's working
+    directory, as NVIDIA's backend does; but a folder of that name inside the version folder goes first, so that a
     repository that was moved still loads its own.
     """
     path = version_folder / "model.json"
@@ -36,10 +37,10 @@ def engine_arguments(version_folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: vLLM's engine arguments cannot be read: {problem}") from problem
     if not isinstance(arguments, dict) or not isinstance(arguments.get("model"), str):
         raise ValueError(f"{path}: a JSON object with a string 'model' is expected")
-    inside = version_folder / Path(arguments["model"]).name
-    if inside.is_dir():
-        stated = arguments["model"]
-        arguments = {name: str(inside) if value == stated else value for name, value in arguments.items()}
+    for name in ("model", "tokenizer"):
+        inside = version_folder / Path(str(arguments.get(name, ""))).name
+        if arguments.get(name) and inside.is_dir():
+            arguments[name] = str(inside)
     if str(arguments.get("enable_lora", "false")).lower() == "true":
         raise ValueError(f"{path}: enable_lora is not offered here; build a merged model")
     return arguments
@@ -54,6 +55,8 @@ class Engine:
     def __init__(self, arguments: dict[str, Any]):
         self.arguments = arguments
         self._watchdog = _start_watchdog()
+        self._sockets = tempfile.TemporaryDirectory(prefix="vllm-")  # vLLM leaves its sockets where it makes them
+        os.environ["VLLM_RPC_BASE_PATH"] = self._sockets.name
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-engine", daemon=True)
         self._thread.start()
@@ -122,6 +125,7 @@ class Engine:
     def _end_thread(self) -> None:
         self._tell_watchdog("bye")
         self._watchdog.wait()
+        self._sockets.cleanup()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
