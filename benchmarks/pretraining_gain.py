@@ -1,10 +1,12 @@
-"""What continued pre-training on clicks is worth: the teacher with it, without it, and BM25, over several seeds.
+"""What pre-training on clicks is worth: the teacher with it, without it, and BM25, over several seeds.
 
     python -m benchmarks.pretraining_gain --data data/world --runs runs/pretraining_gain
 
-Each seed trains stage 1, stage 2 on top of it, and stage 2 from random weights of the same architecture, vocabulary and
-recipe. Every finished stage is kept: run again to continue. The figures are NDCG@5 (linear gain) of the test queries;
-intervals resample queries, after averaging each query over the seeds.
+Each seed pre-trains the same small decoder twice, with equal steps: on clicked pairs, and on the same documents with words
+of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for both. (With
+no pre-training at all a decoder this small learns nothing from a few hundred judged queries: `--random-weights`.)
+Every finished stage is kept: run again to continue. The figures are NDCG@5 (linear gain) of the test queries; intervals
+resample queries, after averaging each query over the seeds.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Config:
         finetune_config: YAML of stage 2
         pretrain_flags: further flags of stage 1, e.g. click_share=0.05 for a quick look
         finetune_flags: further flags of stage 2, for both teachers
+        random_weights: also fine-tune from random weights, with the first seed
         out: results page; empty for none
         note: a line on the machine and the date for the page
     """
@@ -59,6 +62,7 @@ class Config:
     finetune_config: Path = Path("training/configs/finetune_small.yaml")
     pretrain_flags: list[str] = field(default_factory=list)
     finetune_flags: list[str] = field(default_factory=list)
+    random_weights: bool = False
     out: str = "docs/results/pretraining_gain.md"
     note: str = ""
 
@@ -90,28 +94,35 @@ def main(config: Config) -> None:
         return Row(name, ndcg.mean(1).tolist(), [j.pairs().pnr for j in judged], ndcg.mean(0), seconds)
 
     rows = [judge("BM25", [bm25_scores(query, title, summary)], [])]
+    kinds = {"pre-trained on documents alone": "document", "pre-trained on clicks": "clicked"}
     perplexities = []
-    found: dict[str, tuple[list[NDArray], list[float]]] = {"without": ([], []), "with": ([], [])}
-    for seed in config.seeds:
-        pretrained = config.runs / f"pretrained-{seed}"
-        flags = flag_words(config.pretrain_flags)
-        stage_1 = train(
-            "pretrain_teacher", pretrained,
-            ["--config", config.pretrain_config, "--data", config.data, "--seed", seed, *flags],
-        )  # fmt: skip
-        perplexities.append(ScoreCard.load(pretrained).metrics["perplexity"])
-        for name, words, before in (("without", ["--reinitialise"], 0.0), ("with", [], stage_1)):
-            teacher = config.runs / f"teacher-{name}-{seed}"
-            common = ["--config", config.finetune_config, "--data", config.data, "--model", pretrained, "--seed", seed]
-            seconds = train("finetune_teacher", teacher, [*common, *words, *flag_words(config.finetune_flags)])
-            found[name][0].append(kept_scores(teacher, query, title, summary))
-            found[name][1].append(before + seconds)
-    rows += [judge(f"teacher {name} continued pre-training", *found[name]) for name in ("without", "with")]
+    for name, queries in kinds.items():
+        scores, seconds = [], []
+        for seed in config.seeds:
+            pretrained = config.runs / f"pretrained-{queries}-{seed}"
+            teacher = config.runs / f"teacher-{queries}-{seed}"
+            words = ["--config", config.pretrain_config, "--queries", queries, *flag_words(config.pretrain_flags)]
+            spent = train("pretrain_teacher", pretrained, ["--data", config.data, "--seed", seed, *words])
+            perplexities.append(ScoreCard.load(pretrained).metrics["perplexity"])
+            spent += train("finetune_teacher", teacher, finetune_words(config, pretrained, seed))
+            scores.append(kept_scores(teacher, query, title, summary))
+            seconds.append(spent)
+        rows.append(judge(f"teacher {name}", scores, seconds))
+    if config.random_weights:
+        seed = config.seeds[0]
+        pretrained, teacher = config.runs / f"pretrained-clicked-{seed}", config.runs / f"teacher-random-{seed}"
+        spent = train("finetune_teacher", teacher, [*finetune_words(config, pretrained, seed), "--reinitialise"])
+        rows.append(judge("teacher from random weights", [kept_scores(teacher, query, title, summary)], [spent]))
     page = results_page(config, rows, perplexities)
     print(page)
     if config.out:
         with replacing(config.out) as aside:
             aside.write_text(page, encoding="utf-8")
+
+
+def finetune_words(config: Config, model: Path, seed: int) -> list[object]:
+    words = ["--config", config.finetune_config, "--data", config.data, "--model", model, "--seed", seed]
+    return [*words, *flag_words(config.finetune_flags)]
 
 
 def flag_words(flags: list[str]) -> list[str]:
@@ -145,12 +156,13 @@ def kept_scores(teacher: Path, query: list[str], title: list[str], summary: list
 
 
 def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> str:
-    bm25, without, with_ = rows
+    bm25, without, with_ = rows[:3]
     lines = [
-        "# What continued pre-training is worth",
+        "# What pre-training on clicks is worth",
         "",
-        f"Test queries of {config.data.name}, NDCG@5 with linear gain, {len(config.seeds)} training seeds. The teacher without "
-        "it has the same architecture, vocabulary and stage-2 recipe, and random weights to start from.",
+        f"Test queries of {config.data.name}, NDCG@5 with linear gain, {len(config.seeds)} training seeds. Both teachers have "
+        "the same architecture, vocabulary size, number of pre-training steps and stage-2 recipe; the one without clicks was "
+        "pre-trained on the same documents with words of their own in place of the query.",
         "",
         "| system | NDCG@5 (mean over seeds) | per seed | PNR | training seconds per seed |",
         "|---|---|---|---|---|",
@@ -168,7 +180,9 @@ def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> 
         )
     lines += [
         "",
-        "Held-out perplexity after stage 1, per seed: " + ", ".join(f"{value:.2f}" for value in perplexities) + ".",
+        "Held-out perplexity after stage 1, documents alone then clicks, per seed: "
+        + ", ".join(f"{value:.2f}" for value in perplexities)
+        + ".",
         "",
         f"Command: `python -m benchmarks.pretraining_gain --data {config.data} --runs {config.runs}"
         + "".join(f" --pretrain-flags {flag}" for flag in config.pretrain_flags)

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -52,6 +52,7 @@ class Config(TrainingSettings):
         max_summary_tokens: summary tokens kept
         click_weights: weight each pair's loss by log(1 + click weight), so that often clicked documents count more
         held_out: share of the queries kept aside to measure perplexity
+        queries: clicked; or document, without a click log's knowledge: the query is one to three words of the document itself
         click_share: share of the clicked pairs to train on, drawn at random; lower it where time is short
     """
 
@@ -65,6 +66,7 @@ class Config(TrainingSettings):
     max_summary_tokens: int = 128
     click_weights: bool = False
     held_out: float = 0.02
+    queries: Literal["clicked", "document"] = "clicked"
     click_share: float = 1.0
     epochs: float = 1.0
     batch_groups: int = 64
@@ -129,7 +131,7 @@ def main(config: Config) -> None:
             pooling="last_token",
             vocabulary=fingerprint(config.out / "tokenizer.json"),
             base_model=config.model or f"from scratch {config.from_scratch}",
-            trained_on={"clicks": fingerprint(clicks)},
+            trained_on={"clicks" if config.queries == "clicked" else "clicked documents": fingerprint(clicks)},
             metrics={
                 "perplexity": metrics["eval_perplexity"],
                 "real_token_share": batches.real_share(),
@@ -205,6 +207,12 @@ def _tokenizer(config: Config, clicks: Path, first: bool) -> Any:
     return tokenizer
 
 
+def own_words(document: str, draw: np.random.Generator) -> str:
+    """One to three words of a document as if they were its query; a document without a word has an empty query."""
+    words = [word for word in document.split() if len(word) > 3] or document.split()
+    return " ".join(words[i] for i in sorted(draw.integers(0, len(words), draw.integers(1, 4)))) if words else ""
+
+
 def _pieces(clicks: Path) -> Iterator[pa.Table]:
     return iter_table(clicks, "clicks", batch_rows=16384)
 
@@ -225,8 +233,11 @@ def _encode(
 
     def train_pieces() -> Iterator[tuple[list[list[int]], list[int]]]:
         for piece in tqdm(_pieces(clicks), desc="tokenise", unit="piece", leave=False):
-            ids, marks = encode_pairs(layout, *_texts(piece))
-            held = np.array([crc32(q.encode()) % 10_000 < 10_000 * config.held_out for q in _texts(piece)[0]])
+            queries, titles, summaries = _texts(piece)
+            held = np.array([crc32(query.encode()) % 10_000 < 10_000 * config.held_out for query in queries])
+            if config.queries == "document":
+                queries = [own_words(f"{title} {summary}", draw) for title, summary in zip(titles, summaries)]
+            ids, marks = encode_pairs(layout, queries, titles, summaries)
             for i in np.flatnonzero(held):
                 held_texts.append(ids[i])
                 held_marks.append(marks[i])
