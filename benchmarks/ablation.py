@@ -114,8 +114,12 @@ class Seed:
     def judgments(self, split: str) -> pa.Table:
         return read_table(self.data() / "judgments" / f"{split}.parquet", "judgments")
 
-    def pretrained(self) -> Path:
-        return self._made("pretrained", lambda out: self._teacher_stage(pretrain_teacher, "pretrain_small", out, {}))
+    def pretrained(self, queries: str = "clicked") -> Path:
+        """A pre-trained decoder; queries: "clicked", or "document": words of the document stand for its query."""
+        knobs = {"queries": queries}
+        return self._made(
+            f"pretrained-{queries}", lambda out: self._teacher_stage(pretrain_teacher, "pretrain_small", out, knobs)
+        )
 
     def teacher(self, name: str = "teacher", **knobs: Any) -> Path:
         """A fine-tuned teacher; knobs: settings of finetune_teacher that differ from the small configuration."""
@@ -215,9 +219,8 @@ class Seed:
         program.main(parse(program.Config, [*argv, *(["--resume"] if _started(out) else [])], prog=config))
 
     def _made(self, name: str, make: Callable[[Path], None], mark: str = CARD_NAME) -> Path:
-        known = {"pretrained": "pretrained", "teacher": "teacher-with", "teacher-no-cpt": "teacher-without"}.get(name)
-        if self.config.teachers is not None and known is not None:
-            made = self.config.teachers / f"{known}-{self.seed}"
+        if self.config.teachers is not None:
+            made = self.config.teachers / f"{SAME_AS_GAIN.get(name, name)}-{self.seed}"
             if (made / mark).is_file():
                 return made
         out = self.folder / name
@@ -225,6 +228,9 @@ class Seed:
             make(out)
         return out
 
+
+# rows whose checkpoints benchmarks/pretraining_gain.py makes under another name
+SAME_AS_GAIN = {"teacher": "teacher-clicked", "teacher-no-cpt": "teacher-document"}
 
 LIMITS: dict[str, Any] = {"max_query_tokens": 16, "max_title_tokens": 24, "max_summary_tokens": 48}
 
@@ -236,10 +242,11 @@ ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {
     "student-hybrid": (lambda s: s.student("student-hybrid", loss="hybrid"), "baseline-pair"),
     "student-point": (lambda s: s.student("student-point", loss="point"), "baseline-pair"),
     "student-margin": (lambda s: s.student("student-margin", loss="margin"), "baseline-pair"),
-    "teacher-no-cpt": (lambda s: s.teacher("teacher-no-cpt", reinitialise=True), "bm25"),
+    "teacher-no-cpt": (lambda s: s.teacher("teacher-no-cpt", model=s.pretrained("document")), "bm25"),
     "baseline-point": (lambda s: s.baseline("baseline-point", "point"), "bm25"),
     "teacher-point": (lambda s: s.teacher("teacher-point", loss="point"), "bm25"),
     "teacher-mean-pool": (lambda s: s.teacher("teacher-mean-pool", pooling="mean"), "bm25"),
+    "teacher-random": (lambda s: s.teacher("teacher-random", reinitialise=True), "bm25"),
     "student-ranknet": (lambda s: s.student("student-ranknet", loss="ranknet"), "baseline-pair"),
     "student-kl": (lambda s: s.student("student-kl", loss="kl"), "baseline-pair"),
     "student-6": (lambda s: s.student("student-6", size="mini-6", loss="hybrid"), "baseline-pair"),
