@@ -5,7 +5,8 @@
     python build/releases.py --action rollback --name student --url localhost:8001
 
 Which version serves is written in config.pbtxt (version_policy), so a restarted server serves the same one. With --url a
-running server in explicit control mode (`tritonserver --model-control-mode=explicit --load-model=*`) changes without a gap:
+running server in explicit control mode (`tritonserver --model-control-mode=explicit --load-model=student
+--load-model=student_encoder ...`) changes without a gap:
 the encoder loads the new version beside the old, the front changes over, the old encoder goes. A version that does not load
 leaves the old one serving, and the files say so again.
 """
@@ -15,8 +16,9 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +47,8 @@ class Config:
         action: "list" prints the versions; "promote" serves --version; "rollback" serves the one promoted before
         version: version to promote; 0 for the newest
         repository: Triton model repository
-        url: gRPC address of a running server in explicit control mode; without it only the files change
+        url: gRPC addresses of running servers in explicit control mode, changed one after another; without any only the
+            files change. Servers that share a repository belong into one call
         load_timeout: seconds to wait for a load
     """
 
@@ -53,7 +56,7 @@ class Config:
     action: Literal["list", "promote", "rollback"] = "list"
     version: int = 0
     repository: Path = Path("model_repository")
-    url: str | None = None
+    url: list[str] = field(default_factory=list)
     load_timeout: float = 300.0
 
 
@@ -119,52 +122,69 @@ def read_history(repository: str | Path, name: str) -> list[int]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def promote(repository: str | Path, name: str, version: int, url: str | None = None, timeout: float = 300.0) -> None:
-    """Serve this version: in the files and, with url, on the running server. InputError leaves everything as it was."""
+def promote(repository: str | Path, name: str, version: int, urls: Sequence[str] = (), timeout: float = 300.0) -> None:
+    """Serve this version: in the files and on the running servers. InputError leaves everything as it was."""
     history = read_history(repository, name)
-    _serve(Path(repository), name, version, url, timeout)
+    _serve(Path(repository), name, version, urls, timeout)
     if history[-1:] != [version]:
         _replace(Path(repository) / name / HISTORY_NAME, json.dumps([*history, version]) + "\n")
 
 
-def rollback(repository: str | Path, name: str, url: str | None = None, timeout: float = 300.0) -> int:
+def rollback(repository: str | Path, name: str, urls: Sequence[str] = (), timeout: float = 300.0) -> int:
     """Serve the version that was promoted before the present one, and return its number. InputError if there is none."""
     history = read_history(repository, name)
     if len(history) < 2:
         raise InputError(f"{Path(repository) / name}: nothing to roll back to; promote a version by number")
-    _serve(Path(repository), name, history[-2], url, timeout)
+    _serve(Path(repository), name, history[-2], urls, timeout)
     _replace(Path(repository) / name / HISTORY_NAME, json.dumps(history[:-1]) + "\n")
     return history[-2]
 
 
-def _serve(repository: Path, name: str, version: int, url: str | None, load_timeout: float) -> None:
-    front, encoder = repository / name, repository / encoder_name(name)
-    for home in (front, encoder):
+def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeout: float) -> None:
+    """Change the files and then each server; if one does not load the version, all go back."""
+    homes = (repository / encoder_name(name), repository / name)
+    for home in homes:
         if not (home / str(version) / CONFIG_NAME).is_file():
             known = ", ".join(map(str, versions(repository, name)))
             raise InputError(f"{home / str(version)}: no such version; published are {known}")
         check_files(home, version)
-    old = serving_versions(repository, name)
-    before = {path: path.read_text(encoding="utf-8") for h in (front, encoder) if (path := h / CONFIG_NAME).is_file()}
-    server = triton.InferenceServerClient(url) if url else None
-    try:
-        for home, wanted in ((encoder, {*old, version}), (front, {version}), (encoder, {version})):
-            if server is None and home is encoder and wanted != {version}:
-                continue  # nobody to keep the old version loaded for
-            _write_policy(home, version, sorted(wanted))
-            if server is not None:
-                server.load_model(home.name, client_timeout=load_timeout)
-                if home is front:
-                    _wait_until_gone(server, name, set(old) - {version}, load_timeout)
-    except InferenceServerException as problem:
-        for path, text in before.items():
-            _replace(path, text)
-        reason = " ".join(str(problem.message()).split())
-        raise InputError(
-            f"{name} version {version} does not load on {url}: {reason}; "
-            f"{_restore(server, [encoder.name, front.name], load_timeout)}"
-        ) from problem
-    LOGGER.info("%s: version %d replaces %s", name, version, old or "none")
+    before = {path: path.read_text(encoding="utf-8") for home in homes if (path := home / CONFIG_NAME).is_file()}
+    changed: list[tuple[str, int]] = []  # servers that have the new version, and what they had
+    for url in urls:
+        server = triton.InferenceServerClient(url)
+        try:
+            old = _loaded(server, name)
+            _change_over(server, repository, name, version, old, timeout)
+        except InferenceServerException as problem:
+            reason = " ".join(str(problem.message()).split())
+            for done, had in reversed(changed):
+                _change_over(triton.InferenceServerClient(done), repository, name, had, [version], timeout)
+            for path, text in before.items():
+                _replace(path, text)
+            state = _restore(server, [home.name for home in homes], timeout)
+            raise InputError(f"{name} version {version} does not load on {url}: {reason}; {state}") from problem
+        changed.extend((url, number) for number in old[-1:])
+        LOGGER.info("%s: version %d replaces %s on %s", name, version, old or "none", url)
+    for home in homes:
+        _write_policy(home, version, [version])
+
+
+def _change_over(
+    server: triton.InferenceServerClient, repository: Path, name: str, version: int, old: Sequence[int], timeout: float
+) -> None:
+    """Encoder: new beside old. Front: new instead of old, once the old has answered its requests. Encoder: new alone."""
+    front, encoder = repository / name, repository / encoder_name(name)
+    for home, wanted in ((encoder, {*old, version}), (front, {version}), (encoder, {version})):
+        _write_policy(home, version, sorted(wanted))
+        server.load_model(home.name, client_timeout=timeout)
+        if home is front:
+            _wait_until_gone(server, name, set(old) - {version}, timeout)
+
+
+def _loaded(server: triton.InferenceServerClient, name: str) -> list[int]:
+    """Versions that this server serves, ascending. The files may be ahead of it: another server changed over first."""
+    models = server.get_model_repository_index().models
+    return sorted(int(model.version) for model in models if model.name == name and model.state == "READY")
 
 
 def check_files(home: Path, version: int) -> None:

@@ -309,8 +309,8 @@ def under_load(served: Served, act) -> Load:
 
 
 def test_versions_change_and_roll_back_under_load_without_a_failed_request(served):
-    url, repository = served.server.grpc, served.repository
-    load = under_load(served, lambda: releases.promote(repository, "student", 2, url))
+    urls, repository = [served.server.grpc], served.repository
+    load = under_load(served, lambda: releases.promote(repository, "student", 2, urls))
     assert not load.failures and load.served > 10 and load.versions == {"1", "2"}
     with served.reranker() as ranker:
         newer = ranker.rank("moon", TITLES, SUMMARIES)
@@ -318,7 +318,7 @@ def test_versions_change_and_roll_back_under_load_without_a_failed_request(serve
     np.testing.assert_allclose(newer.scores, expected, atol=1e-5)
     assert releases.serving_versions(repository, "student") == [2]
 
-    back = under_load(served, lambda: releases.rollback(repository, "student", url))
+    back = under_load(served, lambda: releases.rollback(repository, "student", urls))
     assert not back.failures and back.versions == {"1", "2"}
     with served.reranker() as ranker:
         assert ranker.rank("moon", TITLES, SUMMARIES).version == "1"
@@ -334,7 +334,7 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     home, file = ("student_encoder", "model.xml") if broken == "encoder" else ("student", "tokenizer.json")
     (repository / home / str(number) / file).write_text("<net>", encoding="utf-8")
     with pytest.raises(InputError, match=f"{file}: missing or changed since it was published"):
-        releases.promote(repository, "student", number, served.server.grpc)
+        releases.promote(repository, "student", number, [served.server.grpc])
     # the same, broken before it was published: only loading it can tell
     record = releases.manifest(repository, home, number)
     record["files"][file] = fingerprint(repository / home / str(number) / file)
@@ -342,7 +342,7 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
 
     def act() -> None:
         with pytest.raises(InputError, match=r"does not load.*the old version goes on serving"):
-            releases.promote(repository, "student", number, served.server.grpc)
+            releases.promote(repository, "student", number, [served.server.grpc])
 
     load = under_load(served, act)
     assert not load.failures and load.versions == {"1"}
