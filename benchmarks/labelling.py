@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import psutil
 import pyarrow.parquet as pq
 
 from benchmarks.labelling_corpus import ROOT, label, make_teacher, publish, stub_servers, write_candidates
@@ -50,8 +51,8 @@ class Config:
     """
 
     part: Literal["throughput", "prefix", "endpoints", "memory", "inprocess"]
-    pairs: int = 3000
-    rounds: int = 3
+    pairs: int = 800
+    rounds: int = 8
     hidden: int = 256
     layers: int = 4
     query_words: int = 8
@@ -87,6 +88,12 @@ class InProcess:
         self.process.wait(60)
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process and all below it so far. On a shared machine it tells work from waiting."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(times.user + times.system for times in (process.cpu_times() for process in family))
+
+
 def serve_in_process() -> None:
     """The other side of InProcess: the same engine arguments, prompts and sampling as the served teacher's."""
     from google.protobuf import text_format as protobuf_text
@@ -114,14 +121,19 @@ def throughput(config: Config, folder: Path) -> dict[str, Any]:
     repository = publish(make_teacher(folder / "teacher", config.hidden, config.layers), folder / "repository")
     checkpoint = repository / "teacher/1/checkpoint"
     here, served = [], []
+    work_here, work_served = [], []
     with start_triton(repository, environment=VLLM) as server:
         alone = InProcess(checkpoint)
         for number in range(-1, config.rounds):  # round -1 warms both up
             rows = config.pairs if number >= 0 else min(config.pairs, 400)
             path = write_candidates(folder / f"{number}.parquet", rows, seed=number, query_words=config.query_words)
+            before = cpu_seconds(alone.process.pid)
             here.append(alone.rate(path, rows))
-            flags = config.client_flags or []
-            served.append(label(path, folder / f"labels{number}", [server.grpc], checkpoint, *flags).pairs_per_second)
+            work_here.append(1000 * (cpu_seconds(alone.process.pid) - before) / rows)
+            before = cpu_seconds(server.pid)
+            timed = label(path, folder / f"labels{number}", [server.grpc], checkpoint, *config.client_flags or [])
+            served.append(timed.pairs_per_second)
+            work_served.append(1000 * (cpu_seconds(server.pid) - before + timed.cpu_seconds) / rows)
             print(f"round {number}: in process {here[-1]:.1f}, through Triton {served[-1]:.1f}", file=sys.stderr)
         alone.close()
     ratios = [s / h for s, h in zip(served[1:], here[1:])]
@@ -130,6 +142,9 @@ def throughput(config: Config, folder: Path) -> dict[str, Any]:
         "through_triton_pairs_per_second": served[1:],
         "ratio": median(ratios),
         "ratios": ratios,
+        "in_process_cpu_ms_a_pair": work_here[1:],
+        "through_triton_cpu_ms_a_pair": work_served[1:],
+        "cpu_ratio": median(a / b for a, b in zip(work_here[1:], work_served[1:])),
     }
 
 

@@ -90,12 +90,13 @@ def stub_servers(count: int, teacher: Path, *options: str) -> Iterator[list[str]
 
 @dataclass(frozen=True)
 class Timed:
-    """One labelling run: pairs a second while it labelled, its largest resident memory, its whole time with start-up."""
+    """One labelling run: pairs a second while it labelled; largest resident memory, time and processor time in all."""
 
     pairs: int
     pairs_per_second: float
     peak_mb: float
     seconds: float
+    cpu_seconds: float
 
 
 def label(candidates: Path, out: Path, urls: list[str], teacher: Path, *flags: str, stop_after: float = 0) -> Timed:
@@ -105,19 +106,22 @@ def label(candidates: Path, out: Path, urls: list[str], teacher: Path, *flags: s
     """
     command = [sys.executable, str(ROOT / "clients/label_corpus.py"), f"--candidates={candidates}", f"--out={out}"]
     command += [f"--url={','.join(urls)}", f"--teacher={teacher}", *flags]
-    started = os.times().elapsed
+    began = os.times()
     process = subprocess.Popen(command, cwd=ROOT)
     peak_mb = 0.0
     while process.poll() is None:
         peak_mb = max(peak_mb, _peak_mb(process.pid))
-        if stop_after and os.times().elapsed - started > stop_after:
+        if stop_after and os.times().elapsed - began.elapsed > stop_after:
             process.terminate()
             stop_after = 0
         time.sleep(0.5)
     if process.returncode not in (0, EXIT_INTERRUPTED):
         raise RuntimeError(f"label_corpus.py exited with {process.returncode}")
     run = json.loads((out / "manifest.json").read_text())["runs"][-1]
-    return Timed(run["pairs"], run["pairs_per_second"], round(peak_mb, 1), round(os.times().elapsed - started, 1))
+    ended = os.times()  # of the children that have ended
+    cpu = ended.children_user + ended.children_system - began.children_user - began.children_system
+    seconds = round(ended.elapsed - began.elapsed, 1)
+    return Timed(run["pairs"], run["pairs_per_second"], round(peak_mb, 1), seconds, round(cpu, 2))
 
 
 def _peak_mb(pid: int) -> float:

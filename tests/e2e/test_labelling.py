@@ -79,7 +79,7 @@ def start_label(candidates, tiny_teacher_repository):
 
 
 def finish(process: subprocess.Popen) -> str:
-    text = process.communicate(timeout=120)[1]
+    text = process.communicate(timeout=300)[1]
     assert process.returncode == 0, text
     return text
 
