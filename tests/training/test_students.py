@@ -15,15 +15,18 @@ from transformers import BertConfig, BertModel
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
+from ranking.program import run
 from ranking.schema import read_table
 from ranking.text import FieldLimits, StudentFormat, load_tokenizer
 from training import student_data
 from training.distill_student import StudentConfig, StudentLossSettings, distill, distillation_loss
+from training.distill_student import main as distill_main
 from training.losses import hybrid, ranknet
 from training.scoring import score_pairs
 from training.student_data import groups_of, joined, judged_groups, sampler
 from training.student_model import StudentModelSettings, create_student, scale_head
 from training.train_baseline import BaselineConfig, train_baseline
+from training.train_baseline import main as baseline_main
 from training.warm_up import MaskedTexts, start_student
 from training.world import WorldConfig, write_world
 
@@ -249,3 +252,17 @@ def _text(data: Path, work: Path) -> StudentFormat:
     settings = StudentModelSettings(size="tiny-2", vocabulary_size=800)
     folder = create_student(settings, data, work / "text", seed=1).tokenizer_folder
     return StudentFormat(load_tokenizer(folder), FieldLimits(8, 8, 12))
+
+
+def test_missing_labels_and_judgements_end_in_one_line(data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(
+            distill_main, StudentConfig, example="",
+            argv=["--data", str(data), "--labels", str(tmp_path), "--out", str(tmp_path / "o"), "--size", "tiny-2"],
+        )  # fmt: skip
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path}: no manifest.json")
+    with pytest.raises(SystemExit) as ended:
+        run(baseline_main, BaselineConfig, example="", argv=["--data", str(tmp_path), "--out", str(tmp_path / "p")])
+    assert ended.value.code == 1
+    assert "no candidates, clicks or train judgements" in capsys.readouterr().err.splitlines()[-1]
