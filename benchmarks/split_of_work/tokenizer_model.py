@@ -1,0 +1,17 @@
+"""First step of the ensemble variant: text to one padded batch; the encoder is the second step. No length buckets."""
+
+from __future__ import annotations
+
+import triton_python_backend_utils as pb_utils
+from front import TritonPythonModel as Front
+from front import pad, read_fields
+
+
+class TritonPythonModel(Front):
+    async def _answer(self, request):
+        pairs = self.text.encode(*read_fields(request, self.max_documents))
+        length = next(edge for edge in self.edges if edge >= max(len(pair.ids) for pair in pairs))
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, values) for name, values in zip(names, pad(pairs, length, self.text.pad_id))]
+        )
