@@ -1,6 +1,6 @@
 """What the A/B router adds to a page: the same pages through it and straight to Triton, side by side, in turns.
 
-python benchmarks/router.py --clients 8 --model-ms 10
+python -m benchmarks.router --clients 8 --model-ms 10
 
 A real tritonserver serves toy rankers that wait `model_ms` without using the processor, as a model on an accelerator does,
 so that what is left is the cost of the path. Clients are closed loops in one process; both paths use the lightest client at hand.
@@ -169,4 +169,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Config, example="python benchmarks/router.py --clients 8 --model-ms 10")
+    run(main, Config, example="python -m benchmarks.router --clients 8 --model-ms 10")
