@@ -73,7 +73,8 @@ class Config:
     infinity_python: Path | None = None
     work: Path = Path("runs/benchmark-serving")
     out: Path | None = None
-    serving: ServingLimits = field(default_factory=ServingLimits)
+    # no request is refused here, however slow the machine is
+    serving: ServingLimits = field(default_factory=lambda: ServingLimits(queue_timeout_ms=600_000))
 
 
 def main(config: Config) -> None:
