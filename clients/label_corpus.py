@@ -68,6 +68,7 @@ class Config:
         stratify: draw the sample from all over the file, whole queries, instead of its first rows
         seed: of the stratified sample
         metrics_port: serve Prometheus metrics on this port
+        metrics_address: interface of the metrics port; 0.0.0.0 where Prometheus runs on another machine
     """
 
     candidates: Path
@@ -92,6 +93,7 @@ class Config:
     stratify: bool = False
     seed: int = 0
     metrics_port: int | None = None
+    metrics_address: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         for name in ("in_flight", "shard_rows", "deadline", "give_up", "ray_workers", "rate", "sample"):
@@ -140,7 +142,7 @@ def label(config: Config, candidates: CandidateFile, out: Path, shard_rows: int)
         pending = folder.pending(config.retry_rejects)
         tally = Tally(total=candidates.rows, already=candidates.rows - sum(covered.rows for covered in pending))
         if config.metrics_port is not None:
-            serve_metrics(tally, config.metrics_port)
+            serve_metrics(tally, config.metrics_port, config.metrics_address)
         started, clock = datetime.now().astimezone(), monotonic()
         try:
             if pending and config.engine == "ray":

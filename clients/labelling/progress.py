@@ -70,8 +70,8 @@ class LabelMetrics:
             yield metric
 
 
-def serve_metrics(tally: Tally, port: int, address: str = "0.0.0.0") -> None:
-    """Answer GET /metrics on the port from a daemon thread. OSError if the port is taken."""
+def serve_metrics(tally: Tally, port: int, address: str) -> None:
+    """Answer GET /metrics on the address from a daemon thread. OSError if the port is taken."""
     registry = CollectorRegistry()
     registry.register(LabelMetrics(tally))
     start_http_server(port, addr=address, registry=registry)

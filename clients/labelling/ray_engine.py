@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +88,9 @@ def label_over_ray(
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(ranges))),
         num_cpus=1,
     )
+    watching = threading.Event()
+    watcher = threading.Thread(target=_pass_on, args=(stopping, stop, watching), daemon=True)
+    watcher.start()
     try:
         with tqdm(total=tally.total, initial=tally.already, unit="pair") as bar:
             for row in done.iter_rows():
@@ -96,24 +101,35 @@ def label_over_ray(
                 tally.shards += 1
                 bar.set_postfix_str(f"retries {tally.retries}, rejects {sum(tally.refused.values())}", refresh=False)
                 bar.update(row["shard_rows"])
-                if stopping():
-                    stop.touch()
     except ray.exceptions.RayError as problem:
         raise InputError(f"a Ray worker failed: {_last_line(problem)}") from problem
     finally:
+        watching.set()
+        watcher.join()
         stop.unlink(missing_ok=True)
         if own:
             ray.shutdown()
+
+
+def _pass_on(stopping: Callable[[], bool], stop: Path, ended: threading.Event) -> None:
+    """Tell the workers of a signal as soon as it comes, and not with the next finished block."""
+    while not ended.wait(0.2):
+        if stopping():
+            stop.touch()
+            return
 
 
 def _connect(address: str | None, workers: int) -> None:
     root = str(Path(__file__).parents[2])
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}}
     local: dict[str, Any] = {} if address else {"num_cpus": workers + 1, "include_dashboard": False}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(address=address or "local", runtime_env=environment, log_to_driver=False, **local)
     except (ConnectionError, RuntimeError, ValueError) as problem:
         raise InputError(f"no Ray cluster at {address}: {_last_line(problem)}") from problem
+    for number, handler in handlers.items():  # Ray puts its own in their place
+        signal.signal(number, handler)
 
 
 def _last_line(problem: BaseException) -> str:
