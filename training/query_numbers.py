@@ -12,7 +12,8 @@ BATCH_ROWS = 65_536
 
 def normalise_query(text: str) -> str:
     """NFKC, control characters and white space to single spaces (ranking.text.normalise), lower case."""
-    return normalise(text).lower()
+    # again, since lower case can put combining marks out of their order ("İ" becomes "i" and a dot)
+    return normalise(normalise(text).lower())
 
 
 def number_queries(connection: duckdb.DuckDBPyConnection, *relations: str) -> tuple[int, int]:

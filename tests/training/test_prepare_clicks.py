@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from ranking.click_models import ClickModel
 from ranking.errors import DataError, InputError
@@ -58,7 +60,16 @@ def test_spellings_of_a_query_are_one_query(tmp_path):
 )
 def test_queries_are_normalised_as_model_text_is_and_lowered(raw, clean):
     assert normalise_query(raw) == clean
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.text(max_size=30))
+@example("\u01c1\u033e\u0130\u0355")
+def test_a_normalised_query_is_normalised(text):
+    clean = normalise_query(text)
     assert normalise_query(clean) == clean
+    assert normalise_query(f"  {text} ") == clean
+    assert clean == clean.strip() and "  " not in clean
 
 
 def test_a_click_counts_from_the_dwell_threshold_on(tmp_path):
@@ -92,9 +103,9 @@ def test_robots_are_dropped_by_click_rate_and_by_volume(tmp_path):
     people = [event(i, f"d{i % 7}", user=f"u{i % 50}", clicked=i // 50 % 5 == 0) for i in range(1000)]
     clicker = [event(2000 + i, f"d{i % 9}", user="clicker") for i in range(30)]
     reader = [event(3000 + i, f"d{i % 9}", user="reader", clicked=i % 10 == 0) for i in range(400)]
-    settings = {"bot_min_impressions": 20, "bot_rate_quantile": 0.99, "bot_volume_quantile": 0.99}
+    limits = {"bot_min_impressions": 20, "bot_rate_quantile": 0.99, "bot_volume_quantile": 0.99}
     path = write_events(tmp_path / "events.parquet", people + clicker + reader)
-    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "c.parquet", debias=False, **settings))
+    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "c.parquet", debias=False, **limits))
     assert (report["users"], report["bot_users"], report["bot_events"]) == (52, 2, 430)
     total = sum(row["weight"] for row in read_table(tmp_path / "c.parquet", "clicks").to_pylist())
     assert total == sum(row["clicked"] for row in people)
