@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +142,37 @@ def test_gradient_checkpointing_and_accumulation_keep_the_losses(world, pretrain
     accumulated = finetune(world, pretrained, tmp_path / "sum", epochs=1, batch_groups=2, accumulation=2)
     for other in (checkpointed, accumulated):
         np.testing.assert_allclose(history(other, "loss"), history(plain, "loss"), atol=1e-5)
+
+
+def test_two_processes_train_both_stages_as_one_does(world, pretrained, tmp_path):
+    """The programs under torchrun (DDP over gloo): one vocabulary, one checkpoint, the losses of a single process."""
+    flags = {**SMALL, **LIMITS, "held_out": 0.1, "epochs": 2}
+    launch("pretrain_teacher", world, tmp_path / "double", flags)
+    np.testing.assert_allclose(history(tmp_path / "double", "loss"), history(pretrained, "loss"), atol=1e-4)
+    single = finetune(world, pretrained, tmp_path / "single")
+    knobs = {"precision": "fp32", "log_steps": 1, "epochs": 2, "batch_groups": 4, "learning_rate": 1e-3}
+    launch("finetune_teacher", world, tmp_path / "teacher", knobs | {"model": pretrained})
+    np.testing.assert_allclose(history(tmp_path / "teacher", "loss"), history(single, "loss"), atol=1e-4)
+    assert ScoreCard.load(tmp_path / "teacher").score_mean == pytest.approx(ScoreCard.load(single).score_mean, abs=1e-3)
+
+
+def launch(program: str, world: Path, out: Path, flags: dict) -> None:
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        "-m",
+        f"training.{program}",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, "--data", str(world), "--out", str(out), *words],
+        cwd=Path(__file__).parents[2], env=environment, timeout=300, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-4000:]
 
 
 def test_reinitialised_weights_forget_the_pretraining(world, pretrained, tmp_path):
