@@ -32,10 +32,12 @@ from ranking.program import parse, run
 from ranking.schema import read_table, replacing
 from training import finetune_teacher, pretrain_teacher
 from training.bm25 import bm25_scores
-from training.distill_student import StudentConfig, distill
+from training.distill_student import Config as StudentConfig
+from training.distill_student import distill
 from training.scoring import Scorer
 from training.student_data import groups_of
-from training.train_baseline import BaselineConfig, train_baseline
+from training.train_baseline import Config as BaselineConfig
+from training.train_baseline import train_baseline
 from training.trainer_setup import RUN_FOLDER
 from training.warm_up import start_student
 from training.world import WorldConfig, write_world

@@ -60,7 +60,7 @@ class StudentLossSettings:
 
 
 @dataclass(kw_only=True)
-class StudentConfig(TrainingSettings, StudentModelSettings, StudentLossSettings):
+class Config(TrainingSettings, StudentModelSettings, StudentLossSettings):
     """Distil teacher labels into a student.
 
     Args:
@@ -83,7 +83,7 @@ class StudentConfig(TrainingSettings, StudentModelSettings, StudentLossSettings)
         StudentLossSettings.__post_init__(self)
 
 
-def distill_student(config: StudentConfig) -> ScoreCard:
+def distill_student(config: Config) -> ScoreCard:
     """Train, write the checkpoint to config.out, and return its card."""
     card = None if config.teacher is None else ScoreCard.load(config.teacher)
     student = start_student(config, config, config.data, config.out)
@@ -94,7 +94,7 @@ def distill_student(config: StudentConfig) -> ScoreCard:
 
 
 def distill(
-    config: StudentConfig,
+    config: Config,
     student: StudentModel,
     labelled: RankingGroups,
     card: ScoreCard | None,
@@ -176,14 +176,14 @@ def _by_source(labelled: GroupSampler | None, judged: GroupSampler | None) -> Gr
     return sample
 
 
-def main(config: StudentConfig) -> None:
+def main(config: Config) -> None:
     distill_student(config)
 
 
 if __name__ == "__main__":
     run(
         main,
-        StudentConfig,
+        Config,
         example="python -m training.distill_student --data data/world --labels runs/labels --teacher runs/teacher "
         "--out runs/student --size mini-6 --warm-up-epochs 1",
     )

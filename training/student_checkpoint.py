@@ -66,13 +66,15 @@ def save_student(
         trained_on=trained_on,
         metrics=_dev_figures(scores, grades, dev.group_of_document()),
     )
-    if calibrate is not None:
-        card.calibration = calibration.fit(calibrate, scores, grades > 0)
     if trainer.args.process_index == 0:
         student.model.save_pretrained(out)
         for file in student.tokenizer_folder.iterdir():
             shutil.copyfile(file, out / file.name)
         card.save(out)  # last: a folder with a card is a whole checkpoint
+    if calibrate is not None:  # after saving: judgements that cannot be calibrated on must not cost the training
+        card.calibration = calibration.fit(calibrate, scores, grades > 0)
+        if trainer.args.process_index == 0:
+            card.save(out)
     trainer.accelerator.wait_for_everyone()
     figures = ", ".join(f"{name} {value:.4f}" for name, value in card.metrics.items())
     log.info("%s in %s: dev %s", role, out, figures)

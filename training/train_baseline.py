@@ -20,7 +20,7 @@ from training.warm_up import start_student
 
 
 @dataclass(kw_only=True)
-class BaselineConfig(TrainingSettings, StudentModelSettings):
+class Config(TrainingSettings, StudentModelSettings):
     """Train the baseline on judgements.
 
     Args:
@@ -50,7 +50,7 @@ class BaselineConfig(TrainingSettings, StudentModelSettings):
             raise ValueError(f"group_documents is {self.group_documents}: must not be negative")
 
 
-def train_baseline(config: BaselineConfig) -> ScoreCard:
+def train_baseline(config: Config) -> ScoreCard:
     """Train, write the checkpoint to config.out, and return its card."""
     student = start_student(config, config, config.data, config.out)
     judgments = {split: config.data / "judgments" / f"{split}.parquet" for split in ("train", "dev")}
@@ -92,13 +92,13 @@ def judgement_loss(name: str, margin: float = 1.0) -> RankingLoss:
     return losses.ranknet if name == "ranknet" else partial(losses.hinge, margin=margin)
 
 
-def main(config: BaselineConfig) -> None:
+def main(config: Config) -> None:
     train_baseline(config)
 
 
 if __name__ == "__main__":
     run(
         main,
-        BaselineConfig,
+        Config,
         example="python -m training.train_baseline --data data/world --out runs/baseline --size mini-6 --warm-up-epochs 1",
     )

@@ -19,14 +19,16 @@ from ranking.program import run
 from ranking.schema import read_table
 from ranking.text import FieldLimits, StudentFormat, load_tokenizer
 from training import student_data
-from training.distill_student import StudentConfig, StudentLossSettings, distill, distillation_loss
+from training.distill_student import Config as StudentConfig
+from training.distill_student import StudentLossSettings, distill, distillation_loss
 from training.distill_student import main as distill_main
 from training.losses import hybrid, ranknet
 from training.scoring import score_pairs
 from training.student_data import groups_of, joined, judged_groups, sampler
 from training.student_model import StudentModelSettings, create_student, scale_head
-from training.train_baseline import BaselineConfig, train_baseline
+from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import main as baseline_main
+from training.train_baseline import train_baseline
 from training.warm_up import MaskedTexts, start_student
 from training.world import WorldConfig, write_world
 
