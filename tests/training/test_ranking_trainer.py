@@ -154,6 +154,12 @@ def test_training_learns_keeps_the_best_and_logs_what_ranking_needs(tmp_path):
     assert step["score_min"] < step["score_max"] and 0 <= step["pair_accuracy"] <= 1
 
 
+def test_curves_go_to_tensorboard(tmp_path):
+    make_trainer(tmp_path, make_groups(seed=9), epochs=1, report_to="tensorboard").start()
+    events = list(tmp_path.rglob("events.out.tfevents*"))
+    assert events and b"pair_accuracy" in events[0].read_bytes()
+
+
 def test_early_stopping_ends_training(tmp_path):
     trainer = make_trainer(tmp_path, make_groups(seed=9), epochs=50, learning_rate=1e-12, patience=2)
     trainer.start()
