@@ -83,4 +83,6 @@ def save_student(
 
 def _dev_figures(scores: np.ndarray, grades: np.ndarray, groups: np.ndarray) -> dict[str, float]:
     judged = JudgedRanking(scores, grades, groups)
-    return {f"ndcg@{k}": mean(judged.ndcg(k)) for k in (5, 10)} | {"pnr": judged.pairs().pnr}
+    figures = {f"ndcg@{k}": mean(judged.ndcg(k)) for k in (5, 10)} | {"pnr": judged.pairs().pnr}
+    # a tiny dev split can have no discordant pair at all, and JSON knows no infinity
+    return {name: value for name, value in figures.items() if np.isfinite(value)}
