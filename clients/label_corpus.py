@@ -55,7 +55,7 @@ class Config:
         shard_rows: candidate rows per shard; raise it for corpora above 10^8 pairs
         deadline: seconds a request may take before it is sent again
         retries: failures of one pair before it goes to the rejects
-        give_up: seconds without an answer from any endpoint before the run ends; it waits for the first one as long
+        give_up: seconds without an answer from any endpoint before the run ends; at its start it waits a minute at most
         max_refused: share of pairs that the teacher may fail on before the run ends
         retry_rejects: label shards again in which the teacher failed on some pairs
         engine: local labels from this process; ray spreads shards over a Ray cluster
