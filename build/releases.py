@@ -44,7 +44,8 @@ class Config:
 
     Args:
         name: Triton model name, as given to build_student.py
-        action: "list" prints the versions; "promote" serves --version; "rollback" serves the one promoted before
+        action: "list" prints the versions; "promote" serves --version; "rollback" serves the one promoted before; "reload"
+            starts the models of a server anew, for one whose processes died
         version: version to promote; 0 for the newest
         repository: Triton model repository
         url: gRPC addresses of running servers in explicit control mode, changed one after another; without any only the
@@ -53,7 +54,7 @@ class Config:
     """
 
     name: str
-    action: Literal["list", "promote", "rollback"] = "list"
+    action: Literal["list", "promote", "rollback", "reload"] = "list"
     version: int = 0
     repository: Path = Path("model_repository")
     url: list[str] = field(default_factory=list)
@@ -66,6 +67,10 @@ def main(config: Config) -> None:
         raise InputError(f"{config.repository / config.name}: no published version; build one with build_student.py")
     if config.action == "list":
         print(table(config.repository, config.name))
+        return
+    if config.action == "reload":
+        reload(config.name, config.url, config.load_timeout)
+        print(f"{config.name} is loaded anew on {', '.join(config.url)}")
         return
     if config.action == "rollback":
         version = rollback(config.repository, config.name, config.url, config.load_timeout)
@@ -138,6 +143,26 @@ def rollback(repository: str | Path, name: str, urls: Sequence[str] = (), timeou
     _serve(Path(repository), name, history[-2], urls, timeout)
     _replace(Path(repository) / name / HISTORY_NAME, json.dumps(history[:-1]) + "\n")
     return history[-2]
+
+
+def reload(name: str, urls: Sequence[str], timeout: float = 300.0) -> None:
+    """Unload and load both models: server 24.10 does not start a Python process again that was killed ("is not healthy").
+
+    The model does not serve meanwhile. InputError if it does not load.
+    """
+    if not urls:
+        raise InputError("reload needs --url, the server whose models are to be loaded anew")
+    for url in urls:
+        server = triton.InferenceServerClient(url)
+        try:
+            for model in (name, encoder_name(name)):
+                server.unload_model(model, client_timeout=timeout)
+                _wait_until_gone(server, model, set(_loaded(server, model)), timeout)
+            for model in (encoder_name(name), name):
+                server.load_model(model, client_timeout=timeout)
+        except InferenceServerException as problem:
+            reason = " ".join(str(problem.message()).split())
+            raise InputError(f"{name} does not load anew on {url}: {reason}") from problem
 
 
 def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeout: float) -> None:

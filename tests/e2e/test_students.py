@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as grpc
 from tritonclient.grpc import model_config_pb2 as pb
@@ -350,3 +351,14 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     encoder: pb.ModelConfig = read_config(repository / "student_encoder" / "config.pbtxt")
     assert list(encoder.version_policy.specific.versions) == [1]
     assert served.server.model_is_ready("student") and served.server.model_is_ready("student_encoder")
+
+
+def test_a_model_whose_process_was_killed_serves_again_after_a_reload(served):
+    for process in served.server.children():
+        if process.status() != psutil.STATUS_ZOMBIE and "baseline_encoder_0" in " ".join(process.cmdline()):
+            process.kill()
+    with served.reranker("baseline") as ranker:
+        with pytest.raises(RerankError, match="not healthy"):
+            ranker.rank("moon", TITLES, SUMMARIES)
+        releases.reload("baseline", [served.server.grpc])
+        assert np.isfinite(ranker.rank("moon", TITLES, SUMMARIES).scores).all()
