@@ -8,7 +8,6 @@ changes meanwhile treats them alike; a figure is the median of its rounds. Write
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import serving_systems as systems
 from benchmarks.closed_loop import Round, measure
-from benchmarks.rerank_lists import Size, make_checkpoint, read_lists
+from benchmarks.rerank_lists import RerankList, Size, make_checkpoint, read_lists
 from build import releases
 from build.build_student import Config as BuildConfig
 from build.build_student import main as build_student
@@ -116,36 +115,44 @@ def main(config: Config) -> None:
         agreement = {
             name: agree(running["CrossEncoder fp32, FastAPI"].make, s.make, lists) for name, s in running.items()
         }
-        results = rounds(config, running, lists)
-    report(config, manifest, text, lists, results, agreement)
+        results: dict[tuple[str, int, int], list[Round]] = {}
+        for n in config.lengths:
+            results |= rounds(config, running, lists[n], n)
+            write(
+                config, report(config, manifest, text, lists[n], results, agreement)
+            )  # a run cut short keeps its lengths
+    print(report(config, manifest, text, lists[config.lengths[-1]], results, agreement))
 
 
-def rounds(config: Config, running: dict[str, systems.System], lists: dict) -> dict[tuple[str, int, int], list[Round]]:
+def rounds(
+    config: Config, running: dict[str, systems.System], lists: list[RerankList], n: int
+) -> dict[tuple[str, int, int], list[Round]]:
     """(system, list length, clients) -> its rounds. In process there is one caller: its figures stand for every count."""
     results: dict[tuple[str, int, int], list[Round]] = {}
-    plan = [
-        (n, c, name) for _ in range(config.rounds) for n in config.lengths for c in config.clients for name in running
-    ]
-    for n, clients, name in tqdm(plan, desc="rounds"):
+    plan = [(clients, name) for _ in range(config.rounds) for clients in config.clients for name in running]
+    for clients, name in tqdm(plan, desc=f"lists of {n}"):
         callers = 1 if "in process" in name else clients
-        found = measure(running[name].make, lists[n], callers, config.seconds, running[name].server)
+        found = measure(running[name].make, lists, callers, config.seconds, running[name].server)
         results.setdefault((name, n, clients), []).append(found)
     return results
 
 
 def agree(reference, make, lists: dict) -> float:
-    """Mean Kendall tau with the fp32 CrossEncoder over three lists of each length. Also warms the system up."""
+    """Mean Kendall tau with the fp32 CrossEncoder over two lists of each length. Also warms the system up."""
     one, other = reference(), make()
-    sample = [request for each in lists.values() for request in each[:3]]
+    sample = [request for each in lists.values() for request in each[:2]]
     return float(np.mean([kendalltau(one(request), other(request)).statistic for request in sample]))
 
 
-def report(config: Config, manifest: dict, text: StudentFormat, lists: dict, results: dict, agreement: dict) -> None:
+def report(
+    config: Config, manifest: dict, text: StudentFormat, lists: list[RerankList], results: dict, agreement: dict
+) -> str:
+    """The table of what has been measured so far, as Markdown."""
     lines = [f"### {config.model}: {manifest['precision']}, lists of {' and '.join(map(str, config.lengths))}", ""]
     gate = manifest["gate"]
     tokens = [
         len(pair.ids)
-        for request in lists[config.lengths[-1]]
+        for request in lists
         for pair in text.encode([request.query] * len(request.titles), request.titles, request.summaries)
     ]
     lines += [
@@ -171,13 +178,13 @@ def report(config: Config, manifest: dict, text: StudentFormat, lists: dict, res
             f"| {np.percentile(latencies, 50):.0f} | {np.percentile(latencies, 99):.0f} "
             f"| {np.median([r.cpu_ms_per_pair for r in found]):.2f} | {agreement[name]:.3f} |"
         )
-    table = "\n".join(lines) + "\n"
-    print(table)
+    return "\n".join(lines) + "\n"
+
+
+def write(config: Config, table: str) -> None:
     if config.out:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(table, encoding="utf-8")
-        figures = {" / ".join(map(str, key)): value for key, value in speed.items()}
-        config.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
