@@ -134,7 +134,9 @@ def throughput(config: Config, folder: Path) -> dict[str, Any]:
             timed = label(path, folder / f"labels{number}", [server.grpc], checkpoint, *config.client_flags or [])
             served.append(timed.pairs_per_second)
             work_served.append(1000 * (cpu_seconds(server.pid) - before + timed.cpu_seconds) / rows)
-            print(f"round {number}: in process {here[-1]:.1f}, through Triton {served[-1]:.1f}", file=sys.stderr)
+            speeds = f"in process {here[-1]:.1f}, through Triton {served[-1]:.1f} pairs/s"
+            works = f"{work_here[-1]:.1f} and {work_served[-1]:.1f} ms of processor a pair"
+            print(f"round {number}: {speeds}; {works}", file=sys.stderr)
         alone.close()
     ratios = [s / h for s, h in zip(served[1:], here[1:])]
     return {

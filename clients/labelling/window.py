@@ -7,16 +7,18 @@ from time import monotonic
 
 START, LARGEST = 16, 1024
 GAIN = 1.05  # a doubling that brings less than this has passed the top
+MISSES = 2  # doublings without gain before it settles: on a busy machine one epoch is often unlucky
 EPOCH_SECONDS = 0.5
-SETTLED_SECONDS = 60.0
+SETTLED_SECONDS = 30.0
 
 
 class Window:
     """The limit of requests in flight to one endpoint.
 
-    fixed: that many, always. Otherwise the limit doubles from START while each epoch's throughput grows by GAIN, goes
-    back to the smallest limit that reached the top, and is probed again every SETTLED_SECONDS, since a server's load
-    changes. An overload (queue full, deadline passed) halves it. clock: seconds, for tests.
+    fixed: that many, always. Otherwise the limit doubles from START until two doublings in a row brought no GAIN, then
+    settles at twice the smallest limit that reached the top: a server with a few requests waiting is never idle, and one
+    with too few is. It is probed again every SETTLED_SECONDS, since a server's load changes. An overload (queue full,
+    deadline passed) halves it. clock: seconds, for tests.
     """
 
     def __init__(self, fixed: int | None = None, clock=monotonic):
@@ -25,6 +27,7 @@ class Window:
         self._best_limit, self._best_rate = self.limit, 0.0
         self._climbing = fixed is None
         self._overloaded = -math.inf
+        self._misses = 0
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -52,11 +55,14 @@ class Window:
 
     def _judge(self, rate: float) -> None:
         if rate >= GAIN * self._best_rate:
-            self._best_rate, self._best_limit = rate, self.limit
-            if self.limit < LARGEST:
-                self._climb_to(2 * self.limit)
-                return
-        self.limit, self._climbing = self._best_limit, False
+            self._best_rate, self._best_limit, self._misses = rate, self.limit, 0
+        else:
+            self._misses += 1
+        if self.limit < LARGEST and self._misses < MISSES:
+            self._climb_to(2 * self.limit)
+            return
+        self.limit, self._climbing = min(2 * self._best_limit, LARGEST), False
+        self._misses = 0
         self._begin_epoch()
 
     def _climb_to(self, limit: int) -> None:
