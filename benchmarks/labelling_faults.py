@@ -109,7 +109,7 @@ def kill_server(bench: Bench) -> dict[str, Any]:
     """kill -9 of tritonserver and all its processes; a new one takes the port; then the other server is the one to die."""
     with ExitStack() as stack:
         second = stack.enter_context(start_triton(bench.repository, environment=VLLM))
-        process = bench.start("server", [bench.server.grpc, second.grpc], "--in-flight=2")
+        process = bench.start("server", [bench.server.grpc, second.grpc], "--in-flight=1")
         while bench.shards("server") < 2 and process.poll() is None:
             time.sleep(0.05)
         before = bench.shards("server")
