@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 EXTRAS := train,datasets,build,serve-cpu,clients,loadtest,ray,bench,dev
 
-.PHONY: help install test lint demo clean
+.PHONY: help install test lint demo serve stop clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -25,8 +25,14 @@ lint: $(STAMP)   ## ruff and mypy
 test: $(STAMP)   ## the whole test suite, real servers included
 	$(PY) -m pytest
 
-demo: $(STAMP)   ## the whole product on the built-in world
-	@echo "make demo: not there yet"; exit 1
+demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME for your own data
+	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo))
+
+serve: $(STAMP)  ## tritonserver, A/B router and search page on the models of OUT (default: the last demo run)
+	$(PY) -m demo.serve start $(if $(OUT),--out $(OUT))
+
+stop: $(STAMP)   ## stop what `make serve` started
+	$(PY) -m demo.serve stop
 
 clean:           ## remove what tests and demos made (keeps .venv)
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,6 +21,13 @@ from ranking.program import run
 from serving.local_server import start_triton
 
 EXPERIMENT = "student-vs-baseline"
+SMALL_WORLD = [
+    f"--world.{name}={size}"
+    for name, size in {
+        "documents": 600, "clicked_pairs": 1000, "log_queries": 800, "train_queries": 40, "dev_queries": 20,
+        "test_queries": 40, "judged_documents": 12, "unlabelled_queries": 60, "candidates": 12,
+    }.items()
+]  # fmt: skip
 
 
 @dataclass
@@ -36,6 +43,7 @@ class Config:
         label_queries: unlabelled queries whose candidates the teacher labels, 16 documents each
         users: simulated users of the A/B test
         load_seconds: length of the load test of each arm
+        smoke: tiny sizes in every stage, to see that the parts fit together; the figures mean nothing
     """
 
     data: Path | None = None
@@ -45,8 +53,11 @@ class Config:
     label_queries: int = 1000
     users: int = 1500
     load_seconds: int = 12
+    smoke: bool = False
 
     def __post_init__(self):
+        if self.smoke:
+            self.label_queries, self.users, self.load_seconds = 40, 120, 3
         if self.limit < 20:
             raise ValueError(f"limit is {self.limit}: at least 20 judged queries are needed to train anything")
 
@@ -55,18 +66,22 @@ def flow(config: Config) -> dict[str, Any]:
     out, data = config.out, config.out / "data"
     repository, arms = out / "model_repository", ("baseline", "student")
     stages = Stages(out, total=15)
+    once = ["--epochs", "1"] if config.smoke else []
+    brief = [*once, "--warm-up-epochs", "0", "--size", "tiny-2"] if config.smoke else []
+    # a model that has learnt nothing has no ranking to keep: only a smoke run may publish past the gate
+    accept = ["--accept-drop"] if config.smoke else []
 
     stages.run("data", "prepare data", lambda: prepare(config, data), source(config))
     stages.run("clicks", "click log to click pairs", lambda: click_pairs(config, data), {"data": config.data})
     stages.program(
         "pretrain", "continued pre-training of the teacher: query in, clicked title and summary out",
         "-m", "training.pretrain_teacher", "--config", "training/configs/pretrain_small.yaml", "--data", data,
-        "--out", out / "pretrained",
+        "--out", out / "pretrained", *once,
     )  # fmt: skip
     stages.program(
         "finetune", "fine-tuning of the teacher with a pairwise rank loss",
         "-m", "training.finetune_teacher", "--config", "training/configs/finetune_small.yaml", "--data", data,
-        "--model", out / "pretrained", "--out", out / "teacher",
+        "--model", out / "pretrained", "--out", out / "teacher", *once,
     )  # fmt: skip
     stages.program(
         "build_teacher", "teacher to a Triton model (backend vllm)",
@@ -78,18 +93,18 @@ def flow(config: Config) -> dict[str, Any]:
     stages.program(
         "baseline", "baseline: a small BERT on judgements alone",
         "-m", "training.train_baseline", "--config", "training/configs/baseline_small.yaml", "--data", data,
-        "--out", out / "baseline", *start,
+        "--out", out / "baseline", *start, *brief,
     )  # fmt: skip
     stages.program(
         "student", "student: the same BERT on the teacher's labels",
         "-m", "training.distill_student", "--config", "training/configs/student_small.yaml", "--data", data,
-        "--labels", out / "labels", "--teacher", out / "teacher", "--out", out / "student", *start,
+        "--labels", out / "labels", "--teacher", out / "teacher", "--out", out / "student", *start, *brief,
     )  # fmt: skip
     for arm in arms:
         stages.program(
             f"build_{arm}", f"{arm} to a Triton model (backend openvino), gated on judged queries",
             "build/build_student.py", "--checkpoint", out / arm, "--name", arm, "--target", "openvino", "--data", data,
-            "--repository", repository,
+            "--repository", repository, *accept,
         )  # fmt: skip
     stages.program(
         "evaluate", "ranking quality on the test queries",
@@ -110,7 +125,7 @@ def flow(config: Config) -> dict[str, Any]:
 def source(config: Config) -> list[str]:
     """Where prepare_data reads from, and its sizes."""
     if config.data is None:
-        return ["--source", "world"]
+        return ["--source", "world", *(SMALL_WORLD if config.smoke else [])]
     n = config.limit
     sizes = [
         "--train-queries",
@@ -169,6 +184,11 @@ def label(config: Config, data: Path, repository: Path) -> None:
         )  # fmt: skip
 
 
+def only_arms(*arms: str) -> list[str]:
+    """tritonserver flags that load these arms alone: an arm is a front model and its encoder."""
+    return only(*(model for arm in arms for model in (arm, f"{arm}_encoder")))
+
+
 def only(*models: str) -> list[str]:
     """tritonserver flags that load these models alone."""
     return ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
@@ -177,7 +197,7 @@ def only(*models: str) -> list[str]:
 def load_test(config: Config, data: Path, repository: Path, arms: tuple[str, ...]) -> dict[str, Any]:
     """Each arm by itself, at a rate that a laptop holds; returns latencies and errors per arm."""
     found = {}
-    with step("starting tritonserver with both arms"), start_triton(repository, *only(*arms)) as server:
+    with step("starting tritonserver with both arms"), start_triton(repository, *only_arms(*arms)) as server:
         for arm in arms:
             result = config.out / f"load-{arm}.json"
             run_program(
@@ -200,7 +220,7 @@ def ab_test(config: Config, data: Path, repository: Path) -> None:
         old.unlink()
     with (
         step("starting tritonserver with both arms, and the router"),
-        start_triton(repository, *only("baseline", "student")) as server,
+        start_triton(repository, *only_arms("baseline", "student")) as server,
         start_router(folder / "experiment.yaml", server.grpc, folder / "log", "--deadline-ms", "2000") as router,
     ):
         run_program(

@@ -28,7 +28,7 @@ def labelling(out: Path) -> dict[str, Any]:
     for shard in labels.shards:
         table = pq.read_table(labels.folder / shard.file, columns=["query_id", "doc_id"])
         keys += zip(table.column("query_id").to_pylist(), table.column("doc_id").to_pylist())
-    wanted = pq.read_metadata(out / "candidates.parquet").num_rows
+    wanted = pq.read_metadata(out / "data" / "candidates.parquet").num_rows
     distinct = len(set(keys))
     return {
         "pairs": len(keys),

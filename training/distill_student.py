@@ -22,6 +22,7 @@ from training.student_data import Sampling, graded_sampler, joined, judged_group
 from training.student_model import StudentModel, StudentModelSettings
 from training.trainer_setup import TrainingSettings
 from training.warm_up import start_student
+from training.word_matching import start_by_matching
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ def distill(
         groups = joined(labelled, judged_groups(train_path, student.text))
         sample = _by_source(sample, graded_sampler(config.group_documents))
         trained_on = trained_on | {"train": fingerprint(train_path)}
+    if config.match_steps and config.init is None:
+        start_by_matching(student, labelled, config.match_steps, config.seed)
     trainer = RankingTrainer(
         student.model,
         config,

@@ -58,6 +58,8 @@ class StudentModelSettings:
         vocabulary_size: WordPiece tokens of a model from scratch
         warm_up_epochs: masked-LM passes over the candidates before training; worth it from scratch, 0 for none
         warm_up_learning_rate: peak learning rate of the masked-LM warm-up
+        match_steps: late-interaction steps that fit the word embeddings of a model from scratch to the training set's order,
+            seconds before training; 0 for none (training/word_matching.py)
         dropout: dropout of the encoder and before the head; 0.1 for long runs on a GPU, 0 is faster on a CPU
         max_query_tokens: length limit of the query; ignored with --init of a checkpoint of ours, whose card has it
         max_title_tokens: length limit of the title, as above
@@ -68,6 +70,7 @@ class StudentModelSettings:
     init_layers: list[int] | None = None
     size: str = "bert-6"
     vocabulary_size: int = 8000
+    match_steps: int = 0
     warm_up_epochs: float = 0.0
     warm_up_learning_rate: float = 5e-4
     dropout: float = 0.0

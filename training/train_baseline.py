@@ -17,6 +17,7 @@ from training.student_data import first_queries, graded_sampler, judged_groups
 from training.student_model import StudentModelSettings
 from training.trainer_setup import TrainingSettings
 from training.warm_up import start_student
+from training.word_matching import start_by_matching
 
 
 @dataclass(kw_only=True)
@@ -60,6 +61,8 @@ def train_baseline(config: Config) -> ScoreCard:
     if config.loss == "point":
         scale = ScoreScale(float(train.targets.mean()), float(max(train.targets.std(), 1e-6)))
         train.targets = scale.standardise(train.targets)
+    if config.match_steps and config.init is None:
+        start_by_matching(student, train, config.match_steps, config.seed)
     trainer = RankingTrainer(
         student.model,
         config,

@@ -44,7 +44,8 @@ def page(tmp_path_factory):
             assert process.stderr is not None
             printed = ""
             while not (address := re.search(r"search page: (http://\S+)", printed)):
-                assert (line := process.stderr.readline()), f"the page did not start: {printed}"
+                line = process.stderr.readline()
+                assert line, f"the page did not start: {printed}"
                 printed += line
             _wait(address[1])
             yield address[1], judgements

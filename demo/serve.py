@@ -1,0 +1,176 @@
+"""`make serve` and `make stop`: the models of a demo run behind tritonserver, with the A/B router and the search page."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from demo.run import experiment_text, only_arms
+from demo.stages import ROOT
+from ranking.errors import InputError
+from ranking.program import run
+from ranking.schema import replacing
+
+STATE = ROOT / "runs" / "serve"
+READY_S = 120.0
+PROGRAMS = ("tritonserver", "ab_router", "search_page")
+
+
+@dataclass
+class Config:
+    """Serve the models of a demo run on this machine, or stop serving them.
+
+    Args:
+        action: start or stop
+        out: folder of the demo run; the newest finished one when left out
+        http_port: Triton's HTTP port; gRPC and metrics are the next two
+        router_port: port of the A/B router
+        page_port: port of the search page
+    """
+
+    action: Literal["start", "stop"] = "start"
+    out: Path | None = None
+    http_port: int = 8000
+    router_port: int = 8080
+    page_port: int = 8090
+
+
+def newest_run() -> Path:
+    finished = sorted((ROOT / "runs").glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise InputError("no finished demo run under runs/; run `make demo` first, or name one with OUT=")
+    return finished[-1].parent
+
+
+def commands(config: Config, out: Path) -> dict[str, tuple[list[str], str]]:
+    """name -> (command, address that answers once it is ready)."""
+    grpc = f"127.0.0.1:{config.http_port + 1}"
+    triton = [
+        *(
+            "-m",
+            "serving.tritonserver",
+            f"--model-repository={out / 'model_repository'}",
+            *only_arms("baseline", "student"),
+        ),
+        *(
+            f"--http-port={config.http_port}",
+            f"--grpc-port={config.http_port + 1}",
+            f"--metrics-port={config.http_port + 2}",
+        ),
+        *("--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1"),
+    ]
+    experiment = STATE / "experiment.yaml"
+    router = [
+        *("clients/ab_router.py", "--experiment", str(experiment), "--triton", grpc, "--log", str(STATE / "log")),
+        *("--port", str(config.router_port), "--deadline-ms", "1000"),
+    ]
+    page = [
+        *("clients/search_page.py", "--data", str(out / "data"), "--triton", grpc, "--port", str(config.page_port)),
+        *("--judgements", str(STATE / "judgements.csv")),
+    ]
+    return {
+        "tritonserver": (triton, f"http://127.0.0.1:{config.http_port}/v2/models/student/ready"),
+        "router": (router, f"http://127.0.0.1:{config.router_port}/health"),
+        "search page": (page, f"http://127.0.0.1:{config.page_port}/"),
+    }
+
+
+def start(config: Config) -> None:
+    out = (config.out or newest_run()).resolve()
+    if not (out / "model_repository" / "student").is_dir():
+        raise InputError(f"{out}: no built student there; run `make demo` first")
+    if running():
+        raise InputError("already serving; `make stop` first")
+    STATE.mkdir(parents=True, exist_ok=True)
+    (STATE / "experiment.yaml").write_text(experiment_text(), encoding="utf-8")
+    pids: dict[str, int] = {}
+    for name, (command, address) in commands(config, out).items():
+        log = STATE / f"{name.replace(' ', '_')}.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+        pids[name] = process.pid
+        with replacing(STATE / "pids.json") as aside:
+            aside.write_text(json.dumps(pids))
+        try:
+            wait_until_ready(name, process, address, log)
+        except InputError:
+            stop()
+            raise
+        print(f"{name}: {address}", flush=True)
+    print(
+        f"\nSearch: http://127.0.0.1:{config.page_port}/   Router: http://127.0.0.1:{config.router_port}/docs   `make stop` ends it"
+    )
+
+
+def wait_until_ready(name: str, process: subprocess.Popen, address: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+            raise InputError(f"{name} did not start (exit code {process.returncode}); the end of {log}:\n{tail}")
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise InputError(f"{name} is not ready after {READY_S:.0f} s; see {log}")
+
+
+def running() -> dict[str, psutil.Process]:
+    """The processes of the last start that are still there; a process id that went to another program does not count."""
+    try:
+        pids = json.loads((STATE / "pids.json").read_text())
+    except FileNotFoundError:
+        return {}
+    alive = {}
+    written = (STATE / "pids.json").stat().st_mtime
+    for name, pid in pids.items():
+        try:
+            process = psutil.Process(pid)
+            ours = process.create_time() < written + 1 and process.status() != psutil.STATUS_ZOMBIE
+            if ours and any(word in " ".join(process.cmdline()) for word in PROGRAMS):
+                alive[name] = process
+        except psutil.NoSuchProcess:
+            continue
+    return alive
+
+
+def stop() -> None:
+    alive = running()
+    for process in reversed(list(alive.values())):
+        family = process.children(recursive=True)
+        os.kill(process.pid, signal.SIGTERM)
+        _, left = psutil.wait_procs([process, *family], timeout=30)
+        for child in left:
+            child.kill()
+    (STATE / "pids.json").unlink(missing_ok=True)
+    print(f"stopped: {', '.join(alive) or 'nothing was running'}")
+
+
+def main(config: Config) -> None:
+    if config.action == "stop":
+        stop()
+    else:
+        start(config)
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python -m demo.serve start --out runs/demo", positional=("action",))
