@@ -115,9 +115,8 @@ def start(config: Config) -> None:
             stop()
             raise
         print(f"{name}: {address}", flush=True)
-    print(
-        f"\nSearch: http://127.0.0.1:{config.page_port}/   Router: http://127.0.0.1:{config.router_port}/docs   `make stop` ends it"
-    )
+    page, router = (f"http://127.0.0.1:{port}" for port in (config.page_port, config.router_port))
+    print(f"\nSearch: {page}/   Router: {router}/docs   `make stop` ends it")
 
 
 def wait_until_ready(name: str, process: subprocess.Popen, address: str, log: Path) -> None:
