@@ -29,9 +29,8 @@ def test_a_command_of_the_readme_parses(line):
     _, *words = shlex.split(line, comments=True)
     module, arguments = (words[1], words[2:]) if words[0] == "-m" else (words[0][:-3].replace("/", "."), words[1:])
     program = importlib.import_module(module)
-    settings = next(
-        c for c in vars(program).values() if is_dataclass(c) and c.__module__ == module and "Args:" in c.__doc__
-    )
+    named = [c for c in vars(program).values() if is_dataclass(c) and c.__module__ == module]
+    settings = getattr(program, "Config", None) or named[0]
     parse(settings, arguments, positional=POSITIONAL.get(module, ()))
     for path in (arguments[i + 1] for i, word in enumerate(arguments) if word in ("--config", "--experiment")):
         assert (ROOT / path).is_file(), path
