@@ -118,11 +118,12 @@ class BadRow:
     reason: str
 
 
-def conform(table: Table, columns: pa.Table, path: str | Path) -> pa.Table:
+def conform(table: Table, columns: pa.Table, path: str | Path, check_text: bool = True) -> pa.Table:
     """Select and cast a file's columns to the table's schema. DataError names a missing column or a wrong type.
 
     Only lossless casts are made (int64 grades to int8, float64 to float32, dictionaries to strings); text is never
     parsed into numbers here.
+    check_text=False leaves text that is no UTF-8 to the caller, who names or rejects it row by row.
     """
     missing = [name for name in table.schema.names if name not in columns.column_names]
     if missing:
@@ -131,7 +132,7 @@ def conform(table: Table, columns: pa.Table, path: str | Path) -> pa.Table:
     for wanted in table.schema:
         column = columns.column(wanted.name)
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if _is_text(kind) and (row := _first_failing(column, lambda part: part.validate(full=True))):
+        if check_text and _is_text(kind) and (row := _first_failing(column, lambda part: part.validate(full=True))):
             raise DataError(path, f"column {wanted.name} is not valid UTF-8", row)
         if _is_text(kind) != _is_text(wanted.type) or pa.types.is_boolean(kind) != pa.types.is_boolean(wanted.type):
             raise DataError(path, f"column {wanted.name} is {column.type}, {wanted.type} is needed")

@@ -82,7 +82,7 @@ class CandidateFile:
             except (pa.ArrowException, OSError) as problem:
                 reason = f"cannot be read as Parquet: {' '.join(str(problem).split())}"
                 raise DataError(self.path, reason, wanted.first_row + 1) from problem
-            rows, refused = _inspect(conform(TABLE, rows, self.path), wanted.first_row - first)
+            rows, refused = _inspect(conform(TABLE, rows, self.path, check_text=False), wanted.first_row - first)
             yield wanted, rows, refused
 
 
