@@ -95,8 +95,14 @@ async def label_ranges(
     tally.last_answer = monotonic()
     endpoints = [Endpoint(url, job.teacher, work, tally, job.patience, Window(job.in_flight)) for url in job.urls]
 
+    def check_refusals() -> None:
+        failed, answered = tally.refused["teacher"], tally.scored
+        if failed >= FEW_REFUSALS and failed > job.max_refused * (failed + answered):
+            raise InputError(f"the teacher fails on {failed} of {failed + answered} pairs; last: {tally.last_problem}")
+
     async def save(shard: ShardInHand) -> None:
         await shard.done.wait()
+        check_refusals()  # a fast failure fills whole shards between two looks of the guard: they must not count as finished
         record = await asyncio.to_thread(
             write_shard, job.folder, job.origin, shard.covered, shard.rows, shard.scores, shard.refusals
         )
@@ -124,11 +130,7 @@ async def label_ranges(
                 raise InputError(
                     f"no endpoint has answered for {silent:.0f} s; last: {tally.last_problem or 'nothing'}"
                 )
-            failed, answered = tally.refused["teacher"], tally.scored
-            if failed >= FEW_REFUSALS and failed > job.max_refused * (failed + answered):
-                raise InputError(
-                    f"the teacher fails on {failed} of {failed + answered} pairs; last: {tally.last_problem}"
-                )
+            check_refusals()
 
     await _first_to_end(feed(), guard(), *(endpoint.run() for endpoint in endpoints))
 
