@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from time import monotonic
 
-START = 128  # half of the sequences that vLLM works on by default; from 16, its batches were too small for the first minute
+START = (
+    128  # half of the sequences that vLLM works on by default; from 16, its batches were too small for the first minute
+)
 LARGEST = 1024
 GAIN = 1.05  # a doubling that brings less than this has passed the top
 MISSES = 2  # doublings without gain before it settles: on a busy machine one epoch is often unlucky
