@@ -169,6 +169,7 @@ def run(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
     config = parse(config_class, argv, example=example, positional=positional)
     try:
         code = main(config) or 0

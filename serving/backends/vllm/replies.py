@@ -78,10 +78,14 @@ class ReplyThread:
     def _send(self, reply: Reply, response: Any, final: bool) -> None:
         if final:
             self._open.discard(reply)
+        # send() drops the tensors that the caller did not ask for without holding the interpreter's lock. If that were
+        # their last reference, their arrays would be freed beside another thread's allocations: the stub then crashes.
+        kept = response.output_tensors()
         try:
             reply.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
         except Exception:  # one caller's broken connection must not end the thread that answers all others
             pb_utils.Logger.log_error(f"[vllm] a response could not be sent: {traceback.format_exc()}")
+        del kept
 
     def _poll(self) -> None:
         now = time.monotonic()

@@ -1,0 +1,70 @@
+"""The thread that sends the vLLM backend's answers, with Triton's side played by objects that record what happens."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+import types
+import weakref
+
+import pytest
+
+
+@pytest.fixture
+def replies(monkeypatch):
+    """The module, imported with a stand-in for the stub's utilities: those exist inside tritonserver alone."""
+    utilities = types.SimpleNamespace(
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=1, Logger=types.SimpleNamespace(log_error=lambda message: None)
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utilities)
+    monkeypatch.delitem(sys.modules, "serving.backends.vllm.replies", raising=False)
+    yield importlib.import_module("serving.backends.vllm.replies")
+    sys.modules.pop("serving.backends.vllm.replies", None)
+
+
+class Tensor:
+    """Counts as freed when nothing refers to it."""
+
+
+class Response:
+    def __init__(self):
+        self.tensors = [Tensor()]
+
+    def output_tensors(self):
+        return list(self.tensors)
+
+
+class Sender:
+    """Prunes a response as the stub does, and looks whether that freed its tensors."""
+
+    def __init__(self):
+        self.freed_inside_send = []
+
+    def send(self, response, flags):
+        before = [weakref.ref(tensor) for tensor in response.tensors]
+        response.tensors.clear()
+        gc.collect()
+        self.freed_inside_send += [reference() is None for reference in before]
+
+
+def test_sending_never_frees_a_tensor(replies):
+    sender = Sender()
+    thread = replies.ReplyThread()
+    for final in (False, True):
+        thread.send(replies.Reply(sender), Response(), final=final)
+    thread.close()
+    assert sender.freed_inside_send == [False, False]
+
+
+def test_a_broken_connection_does_not_end_the_thread(replies):
+    class Broken:
+        def send(self, response, flags):
+            raise RuntimeError("gone")
+
+    sender = Sender()
+    thread = replies.ReplyThread()
+    thread.send(replies.Reply(Broken()), Response(), final=True)
+    thread.send(replies.Reply(sender), Response(), final=True)
+    thread.close()
+    assert sender.freed_inside_send == [False]
