@@ -4,7 +4,7 @@ A cross-encoder from random weights stays near a constant score for hundreds of 
 embeddings while attention does not compare words, and attention learns nothing while like words do not lie near each
 other. A scorer without an encoder has no such knot: score = sum over query tokens of logsumexp over document tokens of
 their embeddings' product (ColBERT's sum of maxima, arXiv 2004.12832, made soft, since a maximum credits one word alone).
-Its embeddings become the encoder's, and the first layers' attention starts by comparing them (query = key projection).
+Its embeddings become the encoder's, and the first layers' attention starts by comparing them (see _hand_over).
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 BATCH_QUERIES = 16
 GROUP_DOCUMENTS = 20
 COMPARING_LAYERS = 2
+WORD_SPREAD = 0.5
+SEGMENT_SPREAD = 0.6  # per dimension, as the spread of words
+COMPARISON_GAIN = 1.4
 
 
 def late_interaction(words: nn.Embedding, ids: Tensor, is_query: Tensor, is_document: Tensor) -> Tensor:
@@ -85,13 +88,23 @@ def _draw(groups: RankingGroups, rng: np.random.Generator) -> tuple[np.ndarray, 
 
 @torch.no_grad()
 def _hand_over(model: Any, fitted: Tensor, generator: torch.Generator) -> None:
+    """Let the first layers compare words, and tell a word that finds its like in the other text from one that does not.
+
+    A word always finds itself: what distinguishes a match is the share of attention that goes to the other segment. So
+    the segment is written large along one direction of the embeddings, which values carry and comparisons leave out.
+    """
     embeddings = model.bert.embeddings
-    embeddings.word_embeddings.weight.copy_(fitted / fitted.std() * 0.5)
-    for small in (embeddings.position_embeddings, embeddings.token_type_embeddings):
-        small.weight.normal_(0.0, 0.05, generator=generator)  # equal words are near wherever they stand
+    embeddings.word_embeddings.weight.copy_(fitted / fitted.std() * WORD_SPREAD)
+    width = fitted.shape[1]
+    # equal words are near wherever they stand
+    embeddings.position_embeddings.weight.normal_(0.0, 0.05, generator=generator)
+    segment = torch.randn(width, generator=generator)
+    segment /= segment.norm()
+    offset = segment * SEGMENT_SPREAD * width**0.5
+    embeddings.token_type_embeddings.weight.copy_(torch.stack([offset, -offset]))
+    compare = COMPARISON_GAIN * (torch.eye(width) - torch.outer(segment, segment))
     for layer in model.bert.encoder.layer[:COMPARING_LAYERS]:
         attention = layer.attention.self
-        width = attention.query.weight.shape[0]
         noise = torch.empty(width, width).normal_(0.0, 0.02, generator=generator)
-        attention.query.weight.copy_(torch.eye(width) + noise)
+        attention.query.weight.copy_(compare + noise)
         attention.key.weight.copy_(attention.query.weight)

@@ -35,7 +35,11 @@ def test_the_fit_orders_the_training_groups_and_the_encoder_starts_from_its_word
     assert loss < 0.45  # an order drawn at random costs log 2 = 0.69
     embeddings = student.model.bert.embeddings.word_embeddings.weight
     assert embeddings.std().item() == pytest.approx(0.5, rel=1e-3)
+    segment, other = student.model.bert.embeddings.token_type_embeddings.weight
+    assert torch.equal(segment, -other)
     for layer in student.model.bert.encoder.layer:
         attention = layer.attention.self
         assert torch.equal(attention.query.weight, attention.key.weight)
-        assert attention.query.weight.diagonal().mean().item() == pytest.approx(1.0, abs=0.05)
+        a_word = embeddings[7] - segment * (embeddings[7] @ segment) / (segment @ segment)
+        assert torch.cosine_similarity(attention.query(a_word), a_word, dim=0) > 0.9
+        assert attention.query(segment).norm() < 0.3 * segment.norm()
