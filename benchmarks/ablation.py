@@ -5,7 +5,7 @@ python -m benchmarks.ablation --out runs/ablation --report docs/results
 
 A seed is a world (documents, queries, hidden synonyms, clicks) and a training seed; with --data, a training seed alone.
 A row that is finished (a line in results.jsonl) is never run again, an interrupted training goes on where it was, and
-what rows share (world, pre-trained decoder, teacher, labels, the students' common start) is made once a seed.
+what rows share (world, pre-trained decoder, teacher, labels) is made once a seed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Config:
         student_size: shape of students and baselines, see docs/students.md
         student_epochs: passes over the labelled queries
         baseline_epochs: passes over the judged train queries
-        warm_up_epochs: masked-LM passes over the candidates from which all students and baselines start; 0 for none
+        match_steps: late-interaction steps on their own training groups from which students and baselines start
         learning_rate: peak learning rate of students and baselines
         labelled_queries: unlabelled queries that the teacher labels; 0 for all
         report: folder for ablation.md and ablation.png; none: print the table only
@@ -75,10 +75,10 @@ class Config:
     teachers: Path | None = None
     sample: Literal["full", "small"] = "full"
     student_size: str = "mini-3"
-    student_epochs: float = 3
+    student_epochs: float = 2
     baseline_epochs: float = 10
-    warm_up_epochs: float = 1
-    learning_rate: float = 5e-4
+    match_steps: int = 300
+    learning_rate: float = 1e-3
     labelled_queries: int = 0
     report: Path | None = None
     tables: bool = False
@@ -127,28 +127,6 @@ class Seed:
         """A fine-tuned teacher; knobs: settings of finetune_teacher that differ from the small configuration."""
         knobs = {"model": self.pretrained()} | knobs
         return self._made(name, lambda out: self._teacher_stage(finetune_teacher, "finetune_small", out, knobs))
-
-    def start(self) -> Path:
-        """The checkpoint from which students and baselines start alike: scratch and masked LM, no judgement seen."""
-
-        def make(out: Path) -> None:
-            settings = StudentConfig(
-                data=self.data(),
-                labels=out,
-                out=out,
-                seed=self.seed,
-                size=self.config.student_size,
-                warm_up_epochs=self.config.warm_up_epochs,
-                resume=_started(out),
-                **LIMITS,
-            )
-            student = start_student(settings, settings, self.data(), out)
-            student.model.save_pretrained(out)
-            for file in student.tokenizer_folder.iterdir():
-                (out / file.name).write_bytes(file.read_bytes())
-            (out / "made").touch()
-
-        return self._made("start", make, "made")
 
     def labels(self) -> pa.Table:
         """The candidates with the teacher's scores, computed in process: the same numbers that Triton serves."""
@@ -204,10 +182,15 @@ class Seed:
         return self._made(name, make)
 
     def _start_knobs(self, size: str | None) -> dict[str, Any]:
-        common = {"learning_rate": self.config.learning_rate, "batch_groups": 8, "group_documents": 8, "log_steps": 50}
-        if size is None:
-            return LIMITS | common | {"init": str(self.start())}
-        return LIMITS | common | {"size": size, "warm_up_epochs": self.config.warm_up_epochs}
+        return LIMITS | {
+            "size": size or self.config.student_size,
+            "match_steps": self.config.match_steps,
+            "learning_rate": self.config.learning_rate,
+            "warmup": 20,
+            "batch_groups": 8,
+            "group_documents": 8,
+            "log_steps": 50,
+        }
 
     def _teacher_stage(self, program: Any, config: str, out: Path, knobs: dict[str, Any]) -> None:
         if self.config.sample == "small":

@@ -76,29 +76,32 @@ def flow(config: Config) -> dict[str, Any]:
     stages.program(
         "pretrain", "continued pre-training of the teacher: query in, clicked title and summary out",
         "-m", "training.pretrain_teacher", "--config", "training/configs/pretrain_small.yaml", "--data", data,
-        "--out", out / "pretrained", *once,
+        "--out", out / "pretrained", *once, made=out / "pretrained",
     )  # fmt: skip
     stages.program(
         "finetune", "fine-tuning of the teacher with a pairwise rank loss",
         "-m", "training.finetune_teacher", "--config", "training/configs/finetune_small.yaml", "--data", data,
-        "--model", out / "pretrained", "--out", out / "teacher", *once,
+        "--model", out / "pretrained", "--out", out / "teacher", *once, made=out / "teacher",
     )  # fmt: skip
     stages.program(
         "build_teacher", "teacher to a Triton model (backend vllm)",
         "build/build_teacher.py", "--checkpoint", out / "teacher", "--repository", repository,
     )  # fmt: skip
     stages.run("sample", "choosing the pairs to label", lambda: sample(config, data), config.label_queries)
-    stages.run("label", "labelling through tritonserver and vLLM", lambda: label(config, data, repository))
+    stages.run(
+        "label", "labelling through tritonserver and vLLM", lambda: label(config, data, repository), made=out / "labels"
+    )
     start = ["--init", config.student_init] if config.student_init else []
     stages.program(
         "baseline", "baseline: a small BERT on judgements alone",
         "-m", "training.train_baseline", "--config", "training/configs/baseline_small.yaml", "--data", data,
-        "--out", out / "baseline", *start, *brief,
+        "--out", out / "baseline", *start, *brief, made=out / "baseline",
     )  # fmt: skip
     stages.program(
         "student", "student: the same BERT on the teacher's labels",
         "-m", "training.distill_student", "--config", "training/configs/student_small.yaml", "--data", data,
         "--labels", out / "labels", "--teacher", out / "teacher", "--out", out / "student", *start, *brief,
+        made=out / "student",
     )  # fmt: skip
     for arm in arms:
         stages.program(
@@ -113,7 +116,9 @@ def flow(config: Config) -> dict[str, Any]:
         "--out", out / "evaluation",
     )  # fmt: skip
     stages.run("load", "load test of both arms, open loop", lambda: load_test(config, data, repository, arms))
-    stages.run("ab", "A/B test with simulated users", lambda: ab_test(config, data, repository), config.users)
+    stages.run(
+        "ab", "A/B test with simulated users", lambda: ab_test(config, data, repository), config.users, out / "ab"
+    )
     stages.program(
         "report", "report: who won",
         "clients/ab_report.py", "--events", out / "ab" / "data", "--out", out / "report.html",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -23,56 +24,73 @@ ROOT = Path(__file__).parents[1]
 class Stages:
     """The record of a demo run in `folder`/stages.json: what is finished, with which settings, and how long it took.
 
-    A stage whose settings changed runs again, and so does every stage after it: their input is another one.
+    A stage whose settings changed runs again, and so does every stage after it: their input is another one. What they had
+    made is removed first. A stage that was interrupted keeps what it had made, and goes on from there.
     """
 
     folder: Path
     total: int
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
-    stale: bool = False
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
     number: int = 0
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._path.is_file():
-            self.done = json.loads(self._path.read_text(encoding="utf-8"))
+            self.known = json.loads(self._path.read_text(encoding="utf-8"))
 
     @property
     def _path(self) -> Path:
         return self.folder / "stages.json"
 
     def run(
-        self, name: str, title: str, work: Callable[[], dict[str, Any] | None], settings: Any = None
+        self,
+        name: str,
+        title: str,
+        work: Callable[[], dict[str, Any] | None],
+        settings: Any = None,
+        made: Path | None = None,
     ) -> dict[str, Any]:
-        """Run work() unless it is recorded with the same settings; returns what it returned, now or then."""
+        """Run work() unless it is recorded with the same settings; returns what it returned, now or then.
+
+        made: folder that work() fills, which goes away when it has to start afresh.
+        """
         self.number += 1
         header = f"[{self.number:>2}/{self.total}] {title}"
         settings = json.loads(json.dumps(settings, default=str))
-        known = self.done.get(name)
-        if known is not None and known["settings"] == settings and not self.stale:
-            print(f"{header}: done before ({known['seconds']:.0f} s)", flush=True)
-            return known["found"]
-        self.stale = True
-        for later in list(self.done):
-            if self.done[later]["number"] >= self.number:
-                del self.done[later]
-        self._save()
+        before = self.known.get(name)
+        if before is not None and before["settings"] != settings:
+            self._forget_from_here()
+            before = None
+        if before is not None and before["seconds"] is not None:
+            print(f"{header}: done before ({before['seconds']:.0f} s)", flush=True)
+            return before["found"]
+        record = {"number": self.number, "settings": settings, "made": made, "seconds": None}
+        self._save(name, record)
         print(header, flush=True)
         began = time.perf_counter()
         found = work() or {}
         seconds = time.perf_counter() - began
-        self.done[name] = {"number": self.number, "seconds": round(seconds, 2), "settings": settings, "found": found}
-        self._save()
+        self._save(name, record | {"seconds": round(seconds, 2), "found": found})
         print(f"        {seconds:.0f} s", flush=True)
         return found
 
-    def program(self, name: str, title: str, *command: str | Path) -> None:
-        """A stage that is one command of the product."""
-        self.run(name, title, lambda: run_program(*command), [str(word) for word in command])
+    def _forget_from_here(self) -> None:
+        for name, stage in list(self.known.items()):
+            if stage["number"] >= self.number:
+                if stage["made"] is not None:
+                    shutil.rmtree(stage["made"], ignore_errors=True)
+                del self.known[name]
 
-    def _save(self) -> None:
+    def program(self, name: str, title: str, *command: str | Path, made: Path | None = None) -> None:
+        """A stage that is one command of the product; the text of a configuration file counts as settings too."""
+        words = [str(word) for word in command]
+        texts = [(ROOT / word).read_text(encoding="utf-8") for word in words if word.endswith(".yaml")]
+        self.run(name, title, lambda: run_program(*command), [*words, *texts], made)
+
+    def _save(self, name: str, record: dict[str, Any]) -> None:
+        self.known[name] = record
         with replacing(self._path) as aside:
-            aside.write_text(json.dumps(self.done, indent=2), encoding="utf-8")
+            aside.write_text(json.dumps(self.known, indent=2, default=str), encoding="utf-8")
 
 
 def run_program(*command: str | Path) -> None:

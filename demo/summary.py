@@ -59,9 +59,9 @@ def summarise(out: Path, stages: Stages, experiment: str) -> dict[str, Any]:
     summary = {
         "quality": quality(out),
         "labelling": labelling(out),
-        "serving": stages.done["load"]["found"],
+        "serving": stages.known["load"]["found"],
         "ab": {"experiment": experiment, **ab(out)},
-        "stages": {name: {"seconds": stage["seconds"]} for name, stage in stages.done.items()},
+        "stages": {name: {"seconds": stage["seconds"]} for name, stage in stages.known.items()},
     }
     with replacing(out / "summary.json") as aside:
         aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

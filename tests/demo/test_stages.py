@@ -1,0 +1,55 @@
+"""The demo's record of finished stages: what runs again, what goes on, and what is thrown away."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.stages import Stages
+
+
+class Flow:
+    """Two stages that append to files; the second can be interrupted half-way."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.ran: list[str] = []
+
+    def run(self, first="a", interrupt=False):
+        stages = Stages(self.folder / "run", total=2)
+        stages.run("first", "first stage", lambda: self.ran.append("first"), first)
+        return stages.run("second", "second stage", lambda: self.second(interrupt), "s", self.folder / "made")
+
+    def second(self, interrupt):
+        self.ran.append("second")
+        (self.folder / "made").mkdir(exist_ok=True)
+        with (self.folder / "made" / "rows").open("a") as rows:
+            rows.write("row ")
+            if interrupt:
+                raise KeyboardInterrupt
+        return {"rows": (self.folder / "made" / "rows").read_text()}
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path):
+    flow = Flow(tmp_path)
+    assert flow.run() == flow.run() == {"rows": "row "}
+    assert flow.ran == ["first", "second"]
+
+
+def test_an_interrupted_stage_keeps_what_it_had_made(tmp_path):
+    flow = Flow(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        flow.run(interrupt=True)
+    assert flow.run() == {"rows": "row row "}
+    assert flow.ran == ["first", "second", "second"]
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_other_settings_upstream_throw_later_results_away(tmp_path, interrupt):
+    flow = Flow(tmp_path)
+    if interrupt:
+        with pytest.raises(KeyboardInterrupt):
+            flow.run(interrupt=True)
+    else:
+        flow.run()
+    assert flow.run(first="b") == {"rows": "row "}
+    assert flow.ran == ["first", "second"] * 2
