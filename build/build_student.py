@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from build import openvino_engine, tensorrt_engine
-from build.export_onnx import export, load_encoder, parity, torch_runner
+from build.export_onnx import export, load_encoder, parity, torch_runner, widen_positions
 from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
 from build.gate import GateLimits, GateReport, compare
@@ -133,6 +133,7 @@ def prepare(config: Config, folder: Path) -> Build:
         raise InputError(f"{config.checkpoint}: pairs of up to {longest} tokens, the model has {positions} positions")
     if encoder.model.config.vocab_size < text.tokenizer.get_vocab_size():
         raise InputError(f"{config.checkpoint}: the tokenizer has more tokens than the model has embeddings")
+    positions = widen_positions(encoder)
     judged = read_judged(config.data, config.split, text, config.gate_queries)
     LOGGER.info("exporting %s to ONNX", config.checkpoint)
     onnx = export(encoder, folder / "model.onnx")

@@ -61,6 +61,23 @@ def load_encoder(checkpoint: str | Path) -> Encoder:
     return Encoder(model.eval()).eval()
 
 
+def widen_positions(encoder: Encoder, multiple: int = 32) -> int:
+    """Make the number of positions a multiple, since engines take padded lengths; returns it.
+
+    The new positions are zero rows that padding alone can reach, and padding is masked.
+    """
+    config, embeddings = encoder.model.config, encoder.model.bert.embeddings
+    known = embeddings.position_embeddings.weight.detach()
+    lacking = -len(known) % multiple
+    if lacking:
+        wider = torch.cat([known, known.new_zeros(lacking, known.shape[1])])
+        embeddings.position_embeddings = torch.nn.Embedding.from_pretrained(wider)
+        config.max_position_embeddings = len(wider)
+        embeddings.register_buffer("position_ids", torch.arange(len(wider))[None], persistent=False)
+        embeddings.register_buffer("token_type_ids", torch.zeros_like(embeddings.position_ids), persistent=False)
+    return config.max_position_embeddings
+
+
 def torch_runner(encoder: Encoder) -> Runner:
     """The checkpoint itself, in fp32: what every engine is measured against."""
 

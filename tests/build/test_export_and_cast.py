@@ -7,11 +7,21 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file, save_file
 
 from build.cast_graph import cast_to_fp16, check_fp32, quantise_qdq
-from build.export_onnx import Encoder, check_graph, example_inputs, export, load_encoder, parity, torch_runner
+from build.export_onnx import (
+    Encoder,
+    check_graph,
+    example_inputs,
+    export,
+    load_encoder,
+    parity,
+    torch_runner,
+    widen_positions,
+)
 from build.runners import onnx_runner, pad, score_pairs
 from build.tensorrt_engine import cast_runner
 from ranking.card import ScoreCard
@@ -70,6 +80,23 @@ def test_a_teacher_is_not_built_as_a_student(checkpoint, tmp_path):
     card.save(other)
     with pytest.raises(InputError, match="is a teacher, a student or baseline is needed"):
         load_encoder(other)
+
+
+def test_a_model_with_an_odd_number_of_positions_takes_padded_lengths(checkpoint, tmp_path):
+    encoder = load_encoder(checkpoint)
+    embeddings = encoder.model.bert.embeddings
+    known = embeddings.position_embeddings.weight[:61].detach()
+    embeddings.position_embeddings = torch.nn.Embedding.from_pretrained(known)
+    embeddings.position_ids, embeddings.token_type_ids = (
+        embeddings.position_ids[:, :61],
+        embeddings.token_type_ids[:, :61],
+    )
+    encoder.model.config.max_position_embeddings = 61
+    pairs = [EncodedPair([2, *range(5, 5 + n), 3], [0] * 3 + [1] * (n - 1)) for n in (59, 4)]
+    alone = [torch_runner(encoder)(pad([pair], 0, multiple=1))[0] for pair in pairs]
+    assert widen_positions(encoder) == 64 == widen_positions(encoder)
+    np.testing.assert_allclose(score_pairs(torch_runner(encoder), pairs, pad_id=0), alone, atol=1e-5)
+    assert parity(encoder, export(encoder, tmp_path / "model.onnx")) < 1e-5
 
 
 def test_padding_and_batching_do_not_change_scores(checkpoint):
