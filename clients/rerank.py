@@ -17,7 +17,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,17 @@ class _Endpoints:
         self._make, self._first = make, 0
         self._clients: dict[int, Any] = {}
 
-    def in_turn(self) -> list[int]:
-        return [(self._first + i) % len(self.urls) for i in range(len(self.urls))]
+    def attempts(self) -> Iterator[tuple[int, float]]:
+        """Servers to try, the last good one first, each with the seconds it may take.
 
-    @staticmethod
-    def share(end: float, tried: int, of: int) -> float:
-        """Seconds for the next attempt: an even part of what is left, so that a silent server leaves time for the next."""
-        return (end - time.monotonic()) / (of - tried)
+        Each gets an even part of what is left of the deadline, so that a silent server leaves time for the next.
+        """
+        end, count, first = time.monotonic() + self.deadline, len(self.urls), self._first
+        for tried in range(count):
+            remaining = (end - time.monotonic()) / (count - tried)
+            if remaining <= 0:
+                return
+            yield (first + tried) % count, remaining
 
     def client(self, index: int):
         if index not in self._clients:
@@ -143,12 +147,7 @@ class Reranker:
         """The documents' scores and order. RerankError if no server answers within the deadline or the request is wrong."""
         fields = as_fields(query, titles, summaries)
         failures: list[str] = []
-        end = time.monotonic() + self._ends.deadline
-        turn = self._ends.in_turn()
-        for tried, index in enumerate(turn):
-            remaining = self._ends.share(end, tried, len(turn))
-            if remaining <= 0:
-                break
+        for index, remaining in self._ends.attempts():
             try:
                 arguments = self._ends.arguments(index, fields, remaining, version)
                 return self._ends.ranking(index, self._ends.client(index).infer(**arguments))
@@ -180,12 +179,7 @@ class AsyncReranker:
 
         fields = as_fields(query, titles, summaries)
         failures: list[str] = []
-        end = time.monotonic() + self._ends.deadline
-        turn = self._ends.in_turn()
-        for tried, index in enumerate(turn):
-            remaining = self._ends.share(end, tried, len(turn))
-            if remaining <= 0:
-                break
+        for index, remaining in self._ends.attempts():
             try:
                 arguments = self._ends.arguments(index, fields, remaining, version)
                 async with asyncio.timeout(remaining):
