@@ -50,7 +50,7 @@ class Config:
     limit: int = 400
     out: Path = Path("runs/demo")
     student_init: str = ""
-    label_queries: int = 2000
+    label_queries: int = 3500
     users: int = 1500
     load_seconds: int = 12
     smoke: bool = False
