@@ -40,7 +40,7 @@ class Config:
         out: folder of the run; a second run goes on where the first one stopped
         student_init: checkpoint folder or hub id of a pretrained BERT that baseline and student start from; from scratch
             when left out
-        label_queries: unlabelled queries whose candidates the teacher labels, 16 documents each
+        label_queries: unlabelled queries whose candidates the teacher labels, 20 documents each at most
         users: simulated users of the A/B test
         load_seconds: length of the load test of each arm
         smoke: tiny sizes in every stage, to see that the parts fit together; the figures mean nothing
@@ -50,7 +50,7 @@ class Config:
     limit: int = 400
     out: Path = Path("runs/demo")
     student_init: str = ""
-    label_queries: int = 3500
+    label_queries: int = 4000
     users: int = 1500
     load_seconds: int = 12
     smoke: bool = False
@@ -177,7 +177,7 @@ def sample(config: Config, data: Path) -> None:
     judged = [data / "judgments" / f"{split}.parquet" for split in ("dev", "test")]
     run_program(
         "-m", "training.sample_candidates", "--pool", pool, "--out", chosen, "--queries", str(config.label_queries),
-        "--bands", "10:8,rest:8", *(word for path in judged for word in ("--exclude", path)),
+        "--bands", "10:10,rest:10", *(word for path in judged for word in ("--exclude", path)),
     )  # fmt: skip
 
 
