@@ -58,28 +58,32 @@ class Stages:
         header = f"[{self.number:>2}/{self.total}] {title}"
         settings = json.loads(json.dumps(settings, default=str))
         before = self.known.get(name)
-        if before is not None and before["settings"] != settings:
-            self._forget_from_here()
+        if before is not None and (before["outdated"] or before["settings"] != settings):
+            self._start_afresh(before)
             before = None
         if before is not None and before["seconds"] is not None:
             print(f"{header}: done before ({before['seconds']:.0f} s)", flush=True)
             return before["found"]
-        record = {"number": self.number, "settings": settings, "made": made, "seconds": None}
-        self._save(name, record)
+        record = {"number": self.number, "settings": settings, "made": made, "outdated": False, "seconds": None}
+        self.known[name] = record
+        self._save()
         print(header, flush=True)
         began = time.perf_counter()
         found = work() or {}
         seconds = time.perf_counter() - began
-        self._save(name, record | {"seconds": round(seconds, 2), "found": found})
+        self.known[name] = record | {"seconds": round(seconds, 2), "found": found}
+        self._save()
         print(f"        {seconds:.0f} s", flush=True)
         return found
 
-    def _forget_from_here(self) -> None:
-        for name, stage in list(self.known.items()):
+    def _start_afresh(self, before: dict[str, Any]) -> None:
+        """Remove what the stage had made. All from it on are marked first, so that a stop in between forgets none."""
+        for stage in self.known.values():
             if stage["number"] >= self.number:
-                if stage["made"] is not None:
-                    shutil.rmtree(stage["made"], ignore_errors=True)
-                del self.known[name]
+                stage["outdated"] = True
+        self._save()
+        if before["made"] is not None:
+            shutil.rmtree(before["made"], ignore_errors=True)
 
     def program(self, name: str, title: str, *command: str | Path, made: Path | None = None) -> None:
         """A stage that is one command of the product; the text of a configuration file counts as settings too."""
@@ -87,8 +91,7 @@ class Stages:
         texts = [(ROOT / word).read_text(encoding="utf-8") for word in words if word.endswith(".yaml")]
         self.run(name, title, lambda: run_program(*command), [*words, *texts], made)
 
-    def _save(self, name: str, record: dict[str, Any]) -> None:
-        self.known[name] = record
+    def _save(self) -> None:
         with replacing(self._path) as aside:
             aside.write_text(json.dumps(self.known, indent=2, default=str), encoding="utf-8")
 

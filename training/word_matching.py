@@ -53,7 +53,6 @@ def start_by_matching(student: StudentModel, groups: RankingGroups, steps: int, 
     with torch.no_grad():
         words.weight.normal_(0.0, 0.2, generator=generator)
     optimiser = torch.optim.Adam(words.parameters(), lr=1e-2)
-    targets = groups.targets if groups.targets.ndim == 1 else groups.targets[:, 0]
     seen: list[float] = []
     for step in range(steps):
         for group in optimiser.param_groups:
@@ -63,7 +62,7 @@ def start_by_matching(student: StudentModel, groups: RankingGroups, steps: int, 
         ids, types = batch["input_ids"], batch["token_type_ids"]
         plain = (ids != student.text.cls_id) & (ids != student.text.sep_id) & (batch["attention_mask"] > 0)
         scores = late_interaction(words, ids, plain & (types == 0), plain & (types == 1))
-        loss = losses.ranknet(scores, torch.from_numpy(targets[chosen]), torch.from_numpy(owner))
+        loss = losses.ranknet(scores, torch.from_numpy(groups.targets[chosen]), torch.from_numpy(owner))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -14,10 +14,15 @@ class Flow:
         self.folder = folder
         self.ran: list[str] = []
 
-    def run(self, first="a", interrupt=False):
+    def run(self, first="a", interrupt=False, interrupt_first=False):
         stages = Stages(self.folder / "run", total=2)
-        stages.run("first", "first stage", lambda: self.ran.append("first"), first)
+        stages.run("first", "first stage", lambda: self.first(interrupt_first), first)
         return stages.run("second", "second stage", lambda: self.second(interrupt), "s", self.folder / "made")
+
+    def first(self, interrupt):
+        self.ran.append("first")
+        if interrupt:
+            raise KeyboardInterrupt
 
     def second(self, interrupt):
         self.ran.append("second")
@@ -53,3 +58,12 @@ def test_other_settings_upstream_throw_later_results_away(tmp_path, interrupt):
         flow.run()
     assert flow.run(first="b") == {"rows": "row "}
     assert flow.ran == ["first", "second"] * 2
+
+
+def test_a_stop_in_the_changed_stage_does_not_save_the_old_results_of_later_ones(tmp_path):
+    flow = Flow(tmp_path)
+    flow.run()
+    with pytest.raises(KeyboardInterrupt):
+        flow.run(first="b", interrupt_first=True)
+    assert flow.run(first="b") == {"rows": "row "}
+    assert flow.ran == ["first", "second", "first", "first", "second"]

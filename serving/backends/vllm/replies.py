@@ -78,8 +78,8 @@ class ReplyThread:
     def _send(self, reply: Reply, response: Any, final: bool) -> None:
         if final:
             self._open.discard(reply)
-        # send() drops the tensors that the caller did not ask for without holding the interpreter's lock. If that were
-        # their last reference, their arrays would be freed beside another thread's allocations: the stub then crashes.
+        # send() runs without the interpreter's lock and may drop tensors that the caller did not ask for. Were that their
+        # last reference, their arrays would be freed beside another thread's allocations (docs/decisions.md: crashes).
         kept = response.output_tensors()
         try:
             reply.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
