@@ -85,9 +85,9 @@ def finish(process: subprocess.Popen) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start_label, teacher_server, tmp_path_factory):
+def undisturbed(start_label, abandoned_teacher_server, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
-    finish(start_label(out, teacher_server.grpc))
+    finish(start_label(out, abandoned_teacher_server.grpc))
     return read_labels(out)
 
 
@@ -100,21 +100,25 @@ def assert_same_labels(out: Path, undisturbed: pa.Table):
     assert np.abs(found - expected).max() < 1e-3
 
 
-def test_labels_are_the_scores_that_the_server_gives_one_by_one(undisturbed, candidates, checkpoint, teacher_server):
+def test_labels_are_the_scores_that_the_server_gives_one_by_one(
+    undisturbed, candidates, checkpoint, abandoned_teacher_server
+):
     rows = pq.read_table(candidates).slice(0, 40)
     text_format = TeacherFormat.of_checkpoint(checkpoint)
     prompts = text_format.texts(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
-    asked = [scores(teacher_server.grpc, [prompt.text])[0] for prompt in prompts]
+    asked = [scores(abandoned_teacher_server.grpc, [prompt.text])[0] for prompt in prompts]
     labels = undisturbed.column("teacher_score").to_numpy()
     assert np.abs(labels[:40] - asked).max() < 1e-3
     assert labels.std() > 1e-2 and len(undisturbed) == ROWS
 
 
-def test_a_labeller_killed_twenty_times_loses_and_doubles_nothing(start_label, teacher_server, undisturbed, tmp_path):
+def test_a_labeller_killed_twenty_times_loses_and_doubles_nothing(
+    start_label, abandoned_teacher_server, undisturbed, tmp_path
+):
     draw = random.Random(1)
     folders = [tmp_path / "0"]
     for _ in range(20):
-        process = start_label(folders[-1], teacher_server.grpc, "--in-flight", "16")
+        process = start_label(folders[-1], abandoned_teacher_server.grpc, "--in-flight", "16")
         lock = folders[-1] / ".lock"
         while process.poll() is None and not (lock.exists() and lock.read_text() == str(process.pid)):
             time.sleep(0.02)
@@ -124,15 +128,15 @@ def test_a_labeller_killed_twenty_times_loses_and_doubles_nothing(start_label, t
         if len(list(folders[-1].glob("labels-*.json"))) == ROWS // SHARD_ROWS:
             folders.append(tmp_path / str(len(folders)))
     for folder in folders:
-        finish(start_label(folder, teacher_server.grpc))
+        finish(start_label(folder, abandoned_teacher_server.grpc))
         assert_same_labels(folder, undisturbed)
 
 
 def test_one_of_two_real_servers_is_killed_and_comes_back(
-    start_label, teacher_server, tiny_teacher_repository, undisturbed, tmp_path
+    start_label, abandoned_teacher_server, tiny_teacher_repository, undisturbed, tmp_path
 ):
     with start_triton(tiny_teacher_repository, environment=QUIET_VLLM) as other:
-        urls = f"{teacher_server.grpc},{other.grpc}"
+        urls = f"{abandoned_teacher_server.grpc},{other.grpc}"
         process = start_label(tmp_path, urls, "--in-flight", "4")
         while not list(tmp_path.glob("labels-*.json")) and process.poll() is None:
             time.sleep(0.02)
@@ -147,9 +151,9 @@ def test_one_of_two_real_servers_is_killed_and_comes_back(
 
 
 def test_a_proxy_with_errors_delays_and_dropped_streams_changes_no_score(
-    start_label, teacher_server, undisturbed, tmp_path
+    start_label, abandoned_teacher_server, undisturbed, tmp_path
 ):
-    with FaultyProxy(teacher_server.grpc) as proxy:
+    with FaultyProxy(abandoned_teacher_server.grpc) as proxy:
         text = finish(start_label(tmp_path, proxy.url, "--deadline", "5", "--retries", "8", "--in-flight", "16"))
     assert proxy.errors > ROWS * 0.03 and proxy.drops >= 1
     assert "dropped by the proxy" in text

@@ -196,19 +196,19 @@ def test_the_prompt_comes_first_unless_it_is_excluded(teacher_server):
     assert with_prompt == "abc" + without
 
 
-def test_a_long_generation_holds_up_no_score_and_ends_when_its_caller_cancels(teacher_server):
+def test_a_long_generation_holds_up_no_score_and_ends_when_its_caller_cancels(abandoned_teacher_server):
     endless = json.dumps({"max_tokens": 4000, "temperature": 0, "ignore_eos": True})
-    with grpc.insecure_channel(teacher_server.grpc) as channel:
+    with grpc.insecure_channel(abandoned_teacher_server.grpc) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         long = request(text_input="a", sampling_parameters=endless, stream=True, exclude_input_in_output=True)
         call = stub.ModelStreamInfer(iter([long]))
         next(call)
         started = time.monotonic()
-        assert len(scores(teacher_server.grpc, ["b</s>"] * 20)) == 20
+        assert len(scores(abandoned_teacher_server.grpc, ["b</s>"] * 20)) == 20
         assert time.monotonic() - started < 10
-        wait_for_open_requests(teacher_server, 1)  # still running while the scores came
+        wait_for_open_requests(abandoned_teacher_server, 1)  # still running while the scores came
         call.cancel()
-    wait_for_open_requests(teacher_server, 0)
+    wait_for_open_requests(abandoned_teacher_server, 0)
 
 
 def wait_for_open_requests(server, count: int) -> None:

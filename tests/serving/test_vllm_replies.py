@@ -57,6 +57,18 @@ def test_sending_never_frees_a_tensor(replies):
     assert sender.freed_inside_send == [False, False]
 
 
+def test_nothing_is_sent_after_the_last_response(replies):
+    sender = Sender()
+    thread = replies.ReplyThread()
+    reply = replies.Reply(sender)
+    thread.watch(reply)
+    for _ in range(2):  # the second as a cancellation would that came too late
+        thread.send(reply, Response(), final=True)
+    thread.close()
+    assert sender.freed_inside_send == [False]
+    assert thread.open_count == 0
+
+
 def test_a_broken_connection_does_not_end_the_thread(replies):
     class Broken:
         def send(self, response, flags):

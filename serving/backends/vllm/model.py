@@ -9,10 +9,14 @@ requests are refused until it runs.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import locale
 import os
+import sys
 import traceback
 import uuid
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from serving.backends.vllm.replies import Reply, ReplyThread  # noqa: E402
 
 HEALTH_POLL_SECONDS = 1.0
 SHUTDOWN_GRACE_SECONDS = 3.0
+FINALIZE_TRACE_SECONDS = 20.0  # less than the 30 s that Triton waits by default before it gives up
 RESTART_PAUSES_SECONDS = (0.0, 5.0, 30.0)
 
 
@@ -56,13 +61,17 @@ class TritonPythonModel:
                 self.replies.refuse(reply, str(problem), pb_utils.TritonError.INVALID_ARG)
                 continue
             self.replies.watch(reply)  # before it can be answered, so that it is never watched after its last response
-            reply.cancel = self.engine.submit(self._answer(call, reply)).cancel
+            answering = self.engine.submit(self._answer(call, reply))
+            answering.add_done_callback(partial(self._refuse_if_cancelled, reply))
+            reply.cancel = answering.cancel
 
     def finalize(self) -> None:
         self.down = "the server is shutting down"
+        faulthandler.dump_traceback_later(FINALIZE_TRACE_SECONDS, file=sys.stderr)  # in the log, should an end hang
         self.engine.close()
         self.replies.close()
         self.meters.close()
+        faulthandler.cancel_dump_traceback_later()
         pb_utils.Logger.log_info(f"[vllm] {self.name}: engine has ended")
 
     async def _answer(self, call: tensors.Call, reply: Reply) -> None:
@@ -76,9 +85,6 @@ class TritonPythonModel:
                 self.replies.send(reply, call.response(output), final=output.finished)
                 if output.finished:
                     self.meters.count(output)
-        except asyncio.CancelledError:
-            self.replies.refuse(reply, "cancelled", error.CANCELLED)
-            raise
         except (VLLMClientError, ValueError, TypeError, OverflowError) as problem:
             self.replies.refuse(reply, f"{problem}", error.INVALID_ARG)
         except Exception as problem:
@@ -88,6 +94,11 @@ class TritonPythonModel:
                 pb_utils.Logger.log_error(f"[vllm] {self.name}: {traceback.format_exc()}")
                 cause = problem.__cause__ or problem
                 self.replies.refuse(reply, f"{type(cause).__name__}: {cause}", error.INTERNAL)
+
+    def _refuse_if_cancelled(self, reply: Reply, answering: Future) -> None:
+        """Not a part of _answer, which never runs at all if it is cancelled before its first step."""
+        if answering.cancelled():
+            self.replies.refuse(reply, "cancelled", pb_utils.TritonError.CANCELLED)
 
     async def _watch_health(self) -> None:
         while True:

@@ -25,6 +25,7 @@ class Reply:
 
     sender: Any
     cancel: Callable[[], object] | None = None
+    ended: bool = False  # its last response has been sent, or was refused by the server
     opened: float = field(default_factory=time.monotonic)
 
 
@@ -46,7 +47,7 @@ class ReplyThread:
         self._outbox.put((reply, response, final))
 
     def refuse(self, reply: Reply, message: str, code: Any) -> None:
-        """End a reply with an error."""
+        """End a reply with an error, unless it has ended by then."""
         self.send(reply, pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), final=True)
 
     def close(self) -> None:
@@ -76,7 +77,10 @@ class ReplyThread:
                 self._poll()
 
     def _send(self, reply: Reply, response: Any, final: bool) -> None:
+        if reply.ended:  # a cancellation that came while the last response was already queued
+            return
         if final:
+            reply.ended = True
             self._open.discard(reply)
         # send() runs without the interpreter's lock and may drop tensors that the caller did not ask for. Were that their
         # last reference, their arrays would be freed beside another thread's allocations (docs/decisions.md: crashes).
