@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 import serving
@@ -52,3 +54,27 @@ def test_it_touches_nothing_after_an_orderly_end(sleeper):
     watchdog.communicate(f"engine {engine.pid}\nbye\n", timeout=10)
     assert watchdog.returncode == 0
     assert (server.poll(), engine.poll()) == (None, None)
+
+
+def test_a_model_process_whose_server_is_gone_is_ended_with_what_it_started(sleeper):
+    server = sleeper()
+    model_process = subprocess.Popen(
+        [sys.executable, "-c", MODEL_PROCESS, str(WATCHDOG), str(server.pid)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        child = psutil.Process(int(model_process.stdout.readline()))
+        server.kill()  # not collected yet: a zombie counts as gone
+        assert model_process.wait(30) == -signal.SIGKILL
+        child.wait(10)
+    finally:
+        model_process.kill()
+
+
+# a backend that is loading: it has a watchdog, which does not know its processes yet
+MODEL_PROCESS = """
+import subprocess, sys, time
+watchdog = subprocess.Popen([sys.executable, "-I", *sys.argv[1:]], stdin=subprocess.PIPE)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""

@@ -1,39 +1,86 @@
-"""Ends what a dead model process leaves behind. Run by the vLLM backend as `python -I watchdog.py SERVER_PID`.
+"""Ends what a dead model process or a dead server leaves behind. Run by the vLLM backend as `python -I watchdog.py SERVER_PID`.
 
 Lines on stdin: `engine PID PID ...` (vLLM's processes, whenever they are new), `bye` (an orderly end). If stdin closes with
 no `bye`, the model process was killed or crashed: vLLM's processes would live on and hold their memory, and the server,
 which does not notice, would let every caller wait for ever. So both are ended, and whoever runs the server sees it exit.
 
-Standard library only: this process lives as long as the server and should stay small.
+If the server is gone and the model process does not follow, as when it is killed while the model loads, the model process
+is ended with everything it started.
+
+Standard library only: this process lives as long as the server and should stay small. Linux, as the server is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 PATIENCE_SECONDS = 10.0
 
 
 def main() -> None:
-    server = int(sys.argv[1])
+    server, model_process = int(sys.argv[1]), os.getppid()
     engine: list[int] = []
-    for line in sys.stdin:
+    for line in lines_until_abandoned(server):
         word, *rest = line.split()
         if word == "bye":
             return
         engine = [int(pid) for pid in rest]
-    for pid in engine:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):  # it may be what died first
-        os.kill(server, signal.SIGTERM)
+    if os.getppid() == model_process and not alive(server):  # it may be in the middle of loading: no engine known yet
+        print("[vllm] the server is gone; ending the model process it left", file=sys.stderr)
+        kill([model_process, *(pid for pid in descendants(model_process) if pid != os.getpid())])
+    kill(engine)
+    if alive(server):
         print("[vllm] the model process has died; the server is told to end", file=sys.stderr)
+        kill([server], signal.SIGTERM)
         time.sleep(PATIENCE_SECONDS)
-        os.kill(server, signal.SIGKILL)  # it may wait for ever for answers that the dead process owes
+        kill([server])  # it may wait for ever for answers that the dead process owes
+
+
+def lines_until_abandoned(server: int) -> Iterator[str]:
+    """The lines of stdin, until it closes or the server has been gone for PATIENCE_SECONDS."""
+    rest = b""
+    give_up: float | None = None
+    while give_up is None or time.monotonic() < give_up:
+        if select.select([0], [], [], 1.0)[0]:
+            read = os.read(0, 65536)
+            if not read:
+                return
+            *lines, rest = (rest + read).split(b"\n")
+            yield from (line.decode() for line in lines)
+        if give_up is None and not alive(server):
+            give_up = time.monotonic() + PATIENCE_SECONDS  # an orderly end says bye in this time
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be collected by its parent does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below one."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:
+        return []
+    return [found for child in children for found in (child, *descendants(child))]
+
+
+def kill(pids: Iterable[int], how: signal.Signals = signal.SIGKILL) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, how)
 
 
 if __name__ == "__main__":
