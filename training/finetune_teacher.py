@@ -29,6 +29,7 @@ from training.losses import hinge, point_mse, ranknet
 from training.ranking_trainer import RankingTrainer, dev_metrics
 from training.teacher_model import Pooling, add_lora, fastest_attention, install_pooling, open_teacher, text_config
 from training.trainer_setup import TrainingSettings
+from training.word_matching import move_words_by_matching
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Config(TrainingSettings):
         group_size: documents of a query per step, drawn anew each epoch over all its grades; 0 for all
         pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token serves
         reinitialise: draw all weights anew: the ablation without any pre-training
+        match_steps: late-interaction steps on the judgements that move the word embeddings before training, for a small
+            decoder from scratch; 0 for none (training/word_matching.py)
         lora_rank: train LoRA adapters of this rank and the head; 0 trains everything
         lora_alpha: LoRA's scale, as a rule twice the rank
         lora_targets: all-linear, or names of the adapted modules joined by commas
@@ -64,6 +67,7 @@ class Config(TrainingSettings):
     group_size: int = 8
     pooling: Pooling = "last_token"
     reinitialise: bool = False
+    match_steps: int = 0
     lora_rank: int = 0
     lora_alpha: int = 32
     lora_targets: str = "all-linear"
@@ -79,6 +83,12 @@ class Config(TrainingSettings):
             raise ValueError(f"margin is {self.margin}: a positive number is needed")
         if self.group_size == 1 or self.group_size < 0:
             raise ValueError(f"group_size is {self.group_size}: 0 for all documents, or at least 2")
+        if self.match_steps < 0:
+            raise ValueError(f"match_steps is {self.match_steps}: 0 for none, or a number of steps")
+        if self.match_steps and self.lora_rank:
+            raise ValueError(
+                "match_steps moves the word embeddings, which LoRA leaves as they are: set one of them to 0"
+            )
         if self.frozen_bf16 and not self.lora_rank:
             raise ValueError("frozen_bf16 is for LoRA: give lora_rank, or use precision bf16")
         if self.reinitialise and self.lora_rank:
@@ -105,6 +115,9 @@ def main(config: Config) -> None:
     dev = judged_groups(dev_file, layout)
     fastest_attention(model, layout.max_tokens())
     install_pooling(model, config.pooling)
+    if config.match_steps:
+        special = sorted({tokenizer.pad_token_id, *tokenizer.all_special_ids})
+        move_words_by_matching(model, train, tokenizer.pad_token_id, special, config.match_steps, config.seed)
     if config.lora_rank:
         model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
     log.info(
@@ -157,7 +170,10 @@ def rank_loss(name: str, margin: float) -> Callable[[Tensor, Tensor, Tensor], Te
 
 
 def judged_groups(path: Path, layout: TeacherFormat, queries: int = 0) -> RankingGroups:
-    """The groups of a judgements file as teacher texts; targets are the grades. queries: keep the first so many, 0 all."""
+    """The groups of a judgements file as teacher texts, document starts marked; targets are the grades.
+
+    queries: keep the first so many, 0 all.
+    """
     rows = read_table(path, "judgments")
     if not len(rows):
         raise InputError(f"{path}: no judgement")
@@ -165,9 +181,9 @@ def judged_groups(path: Path, layout: TeacherFormat, queries: int = 0) -> Rankin
         kept = dict.fromkeys(rows.column("query_id").to_pylist())
         chosen = set(list(kept)[:queries])
         rows = rows.take([i for i, q in enumerate(rows.column("query_id").to_pylist()) if q in chosen])
-    ids, _ = encode_pairs(layout, *(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+    ids, starts = encode_pairs(layout, *(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
     grades = rows.column("grade").to_numpy().astype(np.float32)
-    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), grades, ids)
+    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), grades, ids, starts)
 
 
 def _base_card(model: str) -> ScoreCard | None:
