@@ -227,7 +227,7 @@ ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {
     "student-hybrid": (lambda s: s.student("student-hybrid", loss="hybrid"), "baseline-pair"),
     "student-point": (lambda s: s.student("student-point", loss="point"), "baseline-pair"),
     "student-margin": (lambda s: s.student("student-margin", loss="margin"), "baseline-pair"),
-    "teacher-no-cpt": (lambda s: s.teacher("teacher-no-cpt", model=s.pretrained("document")), "bm25"),
+    "teacher-no-cpt": (lambda s: s.teacher("teacher-no-cpt", model=s.pretrained("document"), match_steps=150), "bm25"),
     "baseline-point": (lambda s: s.baseline("baseline-point", "point"), "bm25"),
     "teacher-point": (lambda s: s.teacher("teacher-point", loss="point"), "bm25"),
     "teacher-mean-pool": (lambda s: s.teacher("teacher-mean-pool", pooling="mean"), "bm25"),
@@ -268,7 +268,7 @@ def run_row(config: Config, name: str, seed: Seed) -> None:
     for split in ("dev", "test"):
         judged = seed.judgments(split)
         scores = score(judged)
-        (seed.folder / "scores").mkdir(exist_ok=True)
+        (seed.folder / "scores").mkdir(parents=True, exist_ok=True)
         np.savez(
             seed.folder / "scores" / f"{name}-{split}.npz",
             scores=scores,

@@ -3,7 +3,8 @@
     python -m benchmarks.pretraining_gain --data data/world --runs runs/pretraining_gain
 
 Each seed pre-trains the same small decoder twice, with equal steps: on clicked pairs, and on the same documents with words
-of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for both. (With
+of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for both but for
+what the one without clicks needs to be at its best (`document_flags`). (With
 no pre-training at all a decoder this small learns nothing from a few hundred judged queries: `--random-weights`.)
 Every finished stage is kept: run again to continue. The figures are NDCG@5 (linear gain) of the test queries; intervals
 resample queries, after averaging each query over the seeds.
@@ -50,6 +51,7 @@ class Config:
         finetune_config: YAML of stage 2
         pretrain_flags: further flags of stage 1, e.g. click_share=0.05 for a quick look
         finetune_flags: further flags of stage 2, for both teachers
+        document_flags: flags of stage 2 for the teacher without clicks alone: what it needs to be at its best
         one_pretraining: pre-train with the first seed only and vary the seed of stage 2 alone, where time is short
         random_weights: also fine-tune from random weights, with the first seed
         out: results page; empty for none
@@ -63,6 +65,7 @@ class Config:
     finetune_config: Path = Path("training/configs/finetune_small.yaml")
     pretrain_flags: list[str] = field(default_factory=list)
     finetune_flags: list[str] = field(default_factory=list)
+    document_flags: list[str] = field(default_factory=lambda: ["match_steps=150"])
     one_pretraining: bool = False
     random_weights: bool = False
     out: str = "docs/results/pretraining_gain.md"
@@ -107,7 +110,8 @@ def main(config: Config) -> None:
             words = ["--config", config.pretrain_config, "--queries", queries, *flag_words(config.pretrain_flags)]
             spent = train("pretrain_teacher", pretrained, ["--data", config.data, "--seed", first, *words])
             perplexities.append(ScoreCard.load(pretrained).metrics["perplexity"])
-            spent += train("finetune_teacher", teacher, finetune_words(config, pretrained, seed))
+            extra = config.document_flags if queries == "document" else []
+            spent += train("finetune_teacher", teacher, finetune_words(config, pretrained, seed) + flag_words(extra))
             scores.append(kept_scores(teacher, query, title, summary))
             seconds.append(spent)
         rows.append(judge(f"teacher {name}", scores, seconds))
@@ -166,6 +170,7 @@ def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> 
         f"Test queries of {config.data.name}, NDCG@5 with linear gain, {len(config.seeds)} training seeds. Both teachers have "
         "the same architecture, vocabulary size, number of pre-training steps and stage-2 recipe; the one without clicks was "
         "pre-trained on the same documents with words of their own in place of the query."
+        + (f" Its stage 2 has {', '.join(config.document_flags)} besides." if config.document_flags else "")
         + (" The seeds are stage 2's; stage 1 ran once for each." if config.one_pretraining else ""),
         "",
         "| system | NDCG@5 (mean over seeds) | per seed | PNR | training seconds per seed |",

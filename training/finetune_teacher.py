@@ -48,7 +48,7 @@ class Config(TrainingSettings):
         pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token serves
         reinitialise: draw all weights anew: the ablation without any pre-training
         match_steps: late-interaction steps on the judgements that move the word embeddings before training, for a small
-            decoder from scratch; 0 for none (training/word_matching.py)
+            decoder whose stage 1 saw no clicks; 0 for none (training/word_matching.py)
         lora_rank: train LoRA adapters of this rank and the head; 0 trains everything
         lora_alpha: LoRA's scale, as a rule twice the rank
         lora_targets: all-linear, or names of the adapted modules joined by commas
