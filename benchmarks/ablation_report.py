@@ -77,13 +77,17 @@ def _calibration_error(out: Path, row: dict) -> float:
 
 
 def _against(out: Path, found: list[dict], rivals: list[dict]) -> list[str]:
-    """Rival, difference with its interval and p, over the queries of all seeds that both rows have."""
+    """Rival, difference with its interval and p, over the queries of all seeds that both rows have.
+
+    Where the seeds share one dataset their queries are the same: each counts once, with its mean over the seeds.
+    """
     shared = sorted({row["seed"] for row in found} & {row["seed"] for row in rivals})
     if not shared:
         return ["", "", ""]
-    ours, theirs = (
-        np.concatenate([_ndcg(out, row) for row in some if row["seed"] in shared]) for some in (found, rivals)
-    )
+    judged = [_stored(out, row, "test")[1:] for row in found if row["seed"] in shared]
+    same_queries = all(all(map(np.array_equal, judged[0], other)) for other in judged)
+    join = (lambda rows: np.mean(rows, axis=0)) if same_queries else np.concatenate
+    ours, theirs = (join([_ndcg(out, row) for row in some if row["seed"] in shared]) for some in (found, rivals))
     gap, p = paired_bootstrap(ours, theirs), randomisation_test(ours, theirs)
     return [rivals[0]["row"], f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})", f"{p:.4f}"]
 

@@ -1,19 +1,19 @@
 """What pre-training on clicks is worth: the teacher with it, without it, and BM25, over several seeds.
 
-    python -m benchmarks.pretraining_gain --data data/world --runs runs/pretraining_gain
+    python -m benchmarks.pretraining_gain --data data/world --runs runs/pretraining_gain --finetune-flags match_steps=150
 
 Each seed pre-trains the same small decoder twice, with equal steps: on clicked pairs, and on the same documents with words
-of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for both but for
-what the one without clicks needs to be at its best (`document_flags`). (With
+of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for both. (With
 no pre-training at all a decoder this small learns nothing from a few hundred judged queries: `--random-weights`.)
-Every finished stage is kept: run again to continue. The figures are NDCG@5 (linear gain) of the test queries; intervals
-resample queries, after averaging each query over the seeds.
+Every finished stage is kept, with the settings that made it: run again to continue. The figures are NDCG@5 (linear gain) of
+the test queries; intervals resample training seeds and queries.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,13 +30,13 @@ from ranking.errors import InputError
 from ranking.metrics import JudgedRanking
 from ranking.program import run
 from ranking.schema import read_table, replacing
-from ranking.significance import paired_bootstrap, randomisation_test
+from ranking.significance import Interval, paired_bootstrap, randomisation_test, seeds_bootstrap
 from training.bm25 import bm25_scores
 from training.scoring import score_pairs
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
-SECONDS = "seconds.txt"
+SECONDS, SETTINGS = "seconds.txt", "settings.txt"
 
 
 @dataclass
@@ -51,7 +51,6 @@ class Config:
         finetune_config: YAML of stage 2
         pretrain_flags: further flags of stage 1, e.g. click_share=0.05 for a quick look
         finetune_flags: further flags of stage 2, for both teachers
-        document_flags: flags of stage 2 for the teacher without clicks alone: what it needs to be at its best
         one_pretraining: pre-train with the first seed only and vary the seed of stage 2 alone, where time is short
         random_weights: also fine-tune from random weights, with the first seed
         out: results page; empty for none
@@ -65,7 +64,6 @@ class Config:
     finetune_config: Path = Path("training/configs/finetune_small.yaml")
     pretrain_flags: list[str] = field(default_factory=list)
     finetune_flags: list[str] = field(default_factory=list)
-    document_flags: list[str] = field(default_factory=lambda: ["match_steps=150"])
     one_pretraining: bool = False
     random_weights: bool = False
     out: str = "docs/results/pretraining_gain.md"
@@ -78,12 +76,11 @@ class Config:
 
 @dataclass
 class Row:
-    """One system: NDCG@5 and PNR per seed, NDCG@5 per query averaged over seeds, training seconds per seed."""
+    """One system: NDCG@5 float [seeds, queries], PNR and training seconds per seed; BM25 has one "seed"."""
 
     name: str
-    ndcg: list[float]
+    ndcg: NDArray[np.float64]
     pnr: list[float]
-    per_query: NDArray[np.float64]
     seconds: list[float]
 
 
@@ -96,7 +93,7 @@ def main(config: Config) -> None:
     def judge(name: str, scores: Sequence[NDArray], seconds: list[float]) -> Row:
         judged = [JudgedRanking(s, grades, groups) for s in scores]
         ndcg = np.stack([j.ndcg(5) for j in judged])
-        return Row(name, ndcg.mean(1).tolist(), [j.pairs().pnr for j in judged], ndcg.mean(0), seconds)
+        return Row(name, ndcg, [j.pairs().pnr for j in judged], seconds)
 
     rows = [judge("BM25", [bm25_scores(query, title, summary)], [])]
     kinds = {"pre-trained on documents alone": "document", "pre-trained on clicks": "clicked"}
@@ -110,8 +107,7 @@ def main(config: Config) -> None:
             words = ["--config", config.pretrain_config, "--queries", queries, *flag_words(config.pretrain_flags)]
             spent = train("pretrain_teacher", pretrained, ["--data", config.data, "--seed", first, *words])
             perplexities.append(ScoreCard.load(pretrained).metrics["perplexity"])
-            extra = config.document_flags if queries == "document" else []
-            spent += train("finetune_teacher", teacher, finetune_words(config, pretrained, seed) + flag_words(extra))
+            spent += train("finetune_teacher", teacher, finetune_words(config, pretrained, seed))
             scores.append(kept_scores(teacher, query, title, summary))
             seconds.append(spent)
         rows.append(judge(f"teacher {name}", scores, seconds))
@@ -137,11 +133,16 @@ def flag_words(flags: list[str]) -> list[str]:
 
 
 def train(program: str, out: Path, words: Sequence[object]) -> float:
-    """Run a training program unless its checkpoint is whole already. Returns the seconds it took then or now."""
-    known = out / SECONDS
-    if not ((out / CARD_NAME).is_file() and known.is_file()):
+    """Run a training program unless its checkpoint is whole already, made by the same settings.
+
+    Returns the seconds it took then or now.
+    """
+    known, settings = out / SECONDS, out / SETTINGS
+    wanted = settings_text(program, words)
+    whole = (out / CARD_NAME).is_file() and known.is_file()
+    if not (whole and settings.is_file() and settings.read_text(encoding="utf-8") == wanted):
         if out.exists():
-            shutil.rmtree(out)  # a part of a run: its time would mean nothing
+            shutil.rmtree(out)  # a part of a run, whose time would mean nothing, or another recipe
         log.info("training %s", out.name)
         start = time.perf_counter()
         command = [sys.executable, "-m", f"training.{program}", *map(str, words), "--out", str(out)]
@@ -149,8 +150,15 @@ def train(program: str, out: Path, words: Sequence[object]) -> float:
         if finished.returncode:
             raise InputError(f"{' '.join(command[1:])}: ended with code {finished.returncode}; see its message above")
         known.write_text(f"{time.perf_counter() - start:.1f}\n", encoding="utf-8")
+        settings.write_text(wanted, encoding="utf-8")
         shutil.rmtree(out / "training", ignore_errors=True)  # optimiser states of a finished run
     return float(known.read_text(encoding="utf-8"))
+
+
+def settings_text(program: str, words: Sequence[object]) -> str:
+    """The command and the text of each YAML file that it names."""
+    files = [(ROOT / str(word)).read_text(encoding="utf-8") for word in words if str(word).endswith(".yaml")]
+    return "\n".join([shlex.join([program, *map(str, words)]), *files])
 
 
 def kept_scores(teacher: Path, query: list[str], title: list[str], summary: list[str]) -> NDArray:
@@ -170,23 +178,32 @@ def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> 
         f"Test queries of {config.data.name}, NDCG@5 with linear gain, {len(config.seeds)} training seeds. Both teachers have "
         "the same architecture, vocabulary size, number of pre-training steps and stage-2 recipe; the one without clicks was "
         "pre-trained on the same documents with words of their own in place of the query."
-        + (f" Its stage 2 has {', '.join(config.document_flags)} besides." if config.document_flags else "")
         + (" The seeds are stage 2's; stage 1 ran once for each." if config.one_pretraining else ""),
         "",
         "| system | NDCG@5 (mean over seeds) | per seed | PNR | training seconds per seed |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        seeds = ", ".join(f"{value:.4f}" for value in row.ndcg)
+        seeds = ", ".join(f"{value:.4f}" for value in row.ndcg.mean(1))
         seconds = ", ".join(f"{value:.0f}" for value in row.seconds) or "none"
         lines.append(f"| {row.name} | {np.mean(row.ndcg):.4f} | {seeds} | {np.mean(row.pnr):.2f} | {seconds} |")
-    lines += ["", "| difference in NDCG@5 | value | 95% interval | p (randomisation) |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| difference in NDCG@5 | per seed | mean | 95%, seeds and queries drawn anew | 95%, these models | p, these models |",
+        "|---|---|---|---|---|---|",
+    ]
     for better, worse in ((with_, without), (with_, bm25), (without, bm25)):
-        gap = paired_bootstrap(better.per_query, worse.per_query)
-        p = randomisation_test(better.per_query, worse.per_query)
-        lines.append(
-            f"| {better.name} - {worse.name} | {gap.value:+.4f} | {gap.low:+.4f} to {gap.high:+.4f} | {p:.4f} |"
-        )
+        difference = better.ndcg - worse.ndcg  # BM25's one row against each seed
+        over_queries = paired_bootstrap(better.ndcg.mean(0), worse.ndcg.mean(0))
+        cells = [
+            f"{better.name} - {worse.name}",
+            ", ".join(f"{value:+.3f}" for value in difference.mean(1)),
+            f"{over_queries.value:+.4f}",
+            span(seeds_bootstrap(difference)) if len(difference) > 1 else "one seed",
+            span(over_queries),
+            f"{randomisation_test(better.ndcg.mean(0), worse.ndcg.mean(0)):.4f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         "Held-out perplexity after stage 1, documents alone then clicks, per seed: "
@@ -196,12 +213,18 @@ def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> 
         f"Command: `python -m benchmarks.pretraining_gain --data {config.data} --runs {config.runs}"
         + "".join(f" --pretrain-flags {flag}" for flag in config.pretrain_flags)
         + "".join(f" --finetune-flags {flag}" for flag in config.finetune_flags)
+        + ("" if config.seeds == [1, 2, 3] else f" --seeds '{config.seeds}'")
         + (" --one-pretraining" if config.one_pretraining else "")
+        + (" --random-weights" if config.random_weights else "")
         + "`",
         *(["", config.note] if config.note else []),
         "",
     ]
     return "\n".join(lines)
+
+
+def span(found: Interval) -> str:
+    return f"{found.low:+.4f} to {found.high:+.4f}"
 
 
 if __name__ == "__main__":

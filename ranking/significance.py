@@ -51,6 +51,25 @@ def paired_bootstrap(
     return interval(float(difference.mean()), means, confidence)
 
 
+def seeds_bootstrap(
+    differences: ArrayLike, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Mean difference with an interval for a recipe and not for the models at hand: training seeds are drawn anew too.
+
+    differences: float [s, q], of each training seed and query. Seeds and queries are resampled independently (Owen 2007,
+    pigeonhole bootstrap). With few seeds it is rather too short than too long. ValueError: fewer than two seeds, no query.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 2 or len(values) < 2 or not values.shape[1] or not np.isfinite(values).all():
+        raise ValueError(f"differences of shape {values.shape}: at least two seeds and a query, all finite, are needed")
+    rng = np.random.default_rng(seed)
+    seeds = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), resamples) / len(values)
+    means = np.array(
+        [weights @ values[:, rng.integers(0, values.shape[1], values.shape[1])].mean(1) for weights in seeds]
+    )
+    return interval(float(values.mean()), means, confidence)
+
+
 def interval(value: float, resampled: NDArray[np.float64], confidence: float = 0.95) -> Interval:
     """value with the percentiles of its resampled values that leave (1 - confidence) / 2 on either side."""
     tail = 50 * (1 - confidence)

@@ -48,6 +48,15 @@ def test_a_row_has_mean_spread_retention_and_a_paired_test_over_all_seeds(result
     assert cells(table, "bm25")[6:] == ["", "", ""]
 
 
+def test_seeds_on_one_dataset_do_not_count_its_queries_twice(results, tmp_path):
+    once = cells(write_report([row for row in results if row["seed"] == 1], tmp_path, BEATS, None), "teacher")
+    for row in results:
+        if row["seed"] == 2:
+            kept = tmp_path / "seed-1/scores" / f"{row['row']}-test.npz"
+            (tmp_path / "seed-2/scores" / f"{row['row']}-test.npz").write_bytes(kept.read_bytes())
+    assert cells(write_report(results, tmp_path, BEATS, None), "teacher")[7] == once[7]
+
+
 def test_the_page_keeps_the_words_around_its_table_and_gets_a_plot(results, tmp_path):
     report = tmp_path / "report"
     write_report(results[:3], tmp_path, BEATS, report)

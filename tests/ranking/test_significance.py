@@ -12,6 +12,7 @@ from ranking.significance import (
     pnr_randomisation_test,
     randomisation_test,
     resampled_sums,
+    seeds_bootstrap,
     swapped_sums,
 )
 
@@ -84,3 +85,24 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="not finite"):
         randomisation_test([np.nan], [1.0])
     assert interval(1.0, np.arange(101.0), 0.9).high == 95
+
+
+def test_an_interval_over_seeds_is_as_wide_as_the_seeds_differ():
+    rng = np.random.default_rng(3)
+    of_seed, of_query = rng.normal(0, 1, 20), rng.normal(0, 1, 400)
+    found = seeds_bootstrap(of_seed[:, None] + of_query, resamples=4000)
+    deviation = np.sqrt(of_seed.var() / 20 + of_query.var() / 400)
+    assert found.value == pytest.approx(of_seed.mean() + of_query.mean())
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(deviation, rel=0.06)
+
+
+def test_seeds_that_agree_leave_the_interval_over_queries():
+    difference = np.random.default_rng(4).normal(0.1, 1, 300)
+    over_queries = paired_bootstrap(difference, np.zeros(300), resamples=4000)
+    found = seeds_bootstrap(np.tile(difference, (3, 1)), resamples=4000)
+    assert (found.low, found.high) == pytest.approx((over_queries.low, over_queries.high), abs=0.01)
+
+
+def test_one_seed_says_nothing_about_seeds():
+    with pytest.raises(ValueError, match="two seeds"):
+        seeds_bootstrap(np.ones((1, 10)))

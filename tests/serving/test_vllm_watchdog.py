@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -31,7 +32,9 @@ def sleeper():
 
 
 def watch(server: subprocess.Popen) -> subprocess.Popen:
-    command = [sys.executable, "-I", str(WATCHDOG), str(server.pid)]
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-I", str(WATCHDOG), str(server.pid), str(gone.pid)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
 
 
@@ -56,24 +59,40 @@ def test_it_touches_nothing_after_an_orderly_end(sleeper):
     assert (server.poll(), engine.poll()) == (None, None)
 
 
-def test_a_model_process_whose_server_is_gone_is_ended_with_what_it_started(sleeper):
+@pytest.mark.parametrize("log_reader", ["there", "gone"])
+def test_a_model_process_whose_server_is_gone_is_ended_with_what_it_started(sleeper, log_reader):
     server = sleeper()
-    model_process = subprocess.Popen(
-        [sys.executable, "-c", MODEL_PROCESS, str(WATCHDOG), str(server.pid)], stdout=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    model_process = subprocess.Popen([sys.executable, "-c", MODEL_PROCESS, str(WATCHDOG), str(server.pid)], **pipes)
+    child = psutil.Process(int(model_process.stdout.readline()))
     try:
-        child = psutil.Process(int(model_process.stdout.readline()))
+        if log_reader == "gone":
+            model_process.stderr.close()
         server.kill()  # not collected yet: a zombie counts as gone
         assert model_process.wait(30) == -signal.SIGKILL
         child.wait(10)
+        if log_reader == "there":
+            assert b"the server is gone" in model_process.stderr.readline()
     finally:
-        model_process.kill()
+        for process in (model_process, child):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def test_it_spares_a_stranger_that_has_the_model_process_number(sleeper):
+    """As when both are killed at once: its parent is then process 1, not the model process."""
+    server, stranger = sleeper(), sleeper()
+    command = [sys.executable, "-I", str(WATCHDOG), str(server.pid), str(stranger.pid)]
+    watchdog = subprocess.Popen(command, stdin=subprocess.PIPE)
+    server.kill()
+    assert watchdog.wait(30) == 0
+    assert stranger.poll() is None
 
 
 # a backend that is loading: it has a watchdog, which does not know its processes yet
 MODEL_PROCESS = """
-import subprocess, sys, time
-watchdog = subprocess.Popen([sys.executable, "-I", *sys.argv[1:]], stdin=subprocess.PIPE)
+import os, subprocess, sys, time
+watchdog = subprocess.Popen([sys.executable, "-I", *sys.argv[1:], str(os.getpid())], stdin=subprocess.PIPE)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
 time.sleep(600)

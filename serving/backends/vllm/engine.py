@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+SERVER = os.getppid()  # as early as it can be asked: a parent that dies later is replaced by another process's number
 CPU_CACHE_GIB = "1"  # vLLM would otherwise ask for most of the machine's memory
 SHUTDOWN_SECONDS = 5.0  # for vLLM's own way out, which a busy machine makes long; Triton waits 30 s for all of it
 
@@ -69,6 +70,22 @@ class Engine:
 
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def run(
+        self, coroutine: Coroutine[Any, Any, None], ended: Callable[[asyncio.Task], object]
+    ) -> Callable[[], object]:
+        """Start a task from any thread; `ended` is called with it on the loop when it is over, cancelled or not.
+
+        Returns a function that cancels it, for any thread too.
+        """
+        tasks: list[asyncio.Task] = []
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(coroutine))
+            tasks[0].add_done_callback(ended)
+
+        self._loop.call_soon_threadsafe(begin)
+        return lambda: self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # calls run in order: after begin
 
     async def start(self) -> None:
         """(Re)start vLLM. Done off the loop, so that requests are still refused in time while it loads."""
@@ -135,7 +152,7 @@ def _start_watchdog() -> subprocess.Popen:
     """The process that ends vLLM's and the server if this one dies without a word. In a session of its own, out of the
     reach of the terminal's Ctrl-C, which would end it first."""
     script = str(Path(__file__).with_name("watchdog.py"))
-    command = [sys.executable, "-I", script, str(os.getppid())]
+    command = [sys.executable, "-I", script, str(SERVER), str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
 
 

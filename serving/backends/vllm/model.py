@@ -12,10 +12,10 @@ import asyncio
 import faulthandler
 import locale
 import os
+import signal
 import sys
 import traceback
 import uuid
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import triton_python_backend_utils as pb_utils
 locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
 
 from serving.backends.vllm import tensors  # noqa: E402
-from serving.backends.vllm.engine import Engine, engine_arguments  # noqa: E402
+from serving.backends.vllm.engine import SERVER, Engine, engine_arguments  # noqa: E402
 from serving.backends.vllm.meters import Meters  # noqa: E402
 from serving.backends.vllm.replies import Reply, ReplyThread  # noqa: E402
 
@@ -61,9 +61,7 @@ class TritonPythonModel:
                 self.replies.refuse(reply, str(problem), pb_utils.TritonError.INVALID_ARG)
                 continue
             self.replies.watch(reply)  # before it can be answered, so that it is never watched after its last response
-            answering = self.engine.submit(self._answer(call, reply))
-            answering.add_done_callback(partial(self._refuse_if_cancelled, reply))
-            reply.cancel = answering.cancel
+            reply.cancel = self.engine.run(self._answer(call, reply), partial(self._refuse_if_cancelled, reply))
 
     def finalize(self) -> None:
         self.down = "the server is shutting down"
@@ -95,8 +93,8 @@ class TritonPythonModel:
                 cause = problem.__cause__ or problem
                 self.replies.refuse(reply, f"{type(cause).__name__}: {cause}", error.INTERNAL)
 
-    def _refuse_if_cancelled(self, reply: Reply, answering: Future) -> None:
-        """Not a part of _answer, which never runs at all if it is cancelled before its first step."""
+    def _refuse_if_cancelled(self, reply: Reply, answering: asyncio.Task) -> None:
+        """Once vLLM has let go of the request. Not a part of _answer, which never runs if cancelled before its first step."""
         if answering.cancelled():
             self.replies.refuse(reply, "cancelled", pb_utils.TritonError.CANCELLED)
 
@@ -131,4 +129,4 @@ class TritonPythonModel:
             return
         # A server that says ready and answers nothing is worse than none: whoever runs it sees the exit and its reason.
         pb_utils.Logger.log_error(f"[vllm] {self.name}: the engine cannot be started again; ending the server")
-        os.kill(os.getppid(), 15)
+        os.kill(SERVER, signal.SIGTERM)

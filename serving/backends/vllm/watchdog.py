@@ -1,11 +1,12 @@
-"""Ends what a dead model process or a dead server leaves behind. Run by the vLLM backend as `python -I watchdog.py SERVER_PID`.
+"""Ends what a dead model process or a dead server leaves behind.
 
-Lines on stdin: `engine PID PID ...` (vLLM's processes, whenever they are new), `bye` (an orderly end). If stdin closes with
-no `bye`, the model process was killed or crashed: vLLM's processes would live on and hold their memory, and the server,
-which does not notice, would let every caller wait for ever. So both are ended, and whoever runs the server sees it exit.
+Run by the vLLM backend as `python -I watchdog.py SERVER_PID MODEL_PROCESS_PID`. Lines on stdin: `engine PID PID ...` (vLLM's
+processes, whenever they are new), `bye` (an orderly end).
 
-If the server is gone and the model process does not follow, as when it is killed while the model loads, the model process
-is ended with everything it started.
+If stdin closes with no `bye`, the model process was killed or crashed: vLLM's processes would live on and hold their
+memory, and the server, which does not notice, would let every caller wait for ever. So both are ended, and whoever runs the
+server sees it exit. If the server is gone and the model process does not follow, as when it is killed while the model
+loads, the model process is ended with everything it started.
 
 Standard library only: this process lives as long as the server and should stay small. Linux, as the server is.
 """
@@ -25,20 +26,20 @@ PATIENCE_SECONDS = 10.0
 
 
 def main() -> None:
-    server, model_process = int(sys.argv[1]), os.getppid()
+    server, model_process = int(sys.argv[1]), int(sys.argv[2])
     engine: list[int] = []
     for line in lines_until_abandoned(server):
         word, *rest = line.split()
         if word == "bye":
             return
         engine = [int(pid) for pid in rest]
-    if os.getppid() == model_process and not alive(server):  # it may be in the middle of loading: no engine known yet
-        print("[vllm] the server is gone; ending the model process it left", file=sys.stderr)
-        kill([model_process, *(pid for pid in descendants(model_process) if pid != os.getpid())])
+    if os.getppid() == model_process:  # it lives, and its server is gone; it may be loading: no engine known yet
+        kill([model_process, *descendants(model_process)])
+        say("the server is gone; the model process that it left was ended")
     kill(engine)
     if alive(server):
-        print("[vllm] the model process has died; the server is told to end", file=sys.stderr)
         kill([server], signal.SIGTERM)
+        say("the model process has died; the server was told to end")
         time.sleep(PATIENCE_SECONDS)
         kill([server])  # it may wait for ever for answers that the dead process owes
 
@@ -68,19 +69,32 @@ def alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    """Every process below one."""
+    """Every process below one, but for this one and Python's resource trackers, which free shared memory at the end."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
     except OSError:
         return []
-    return [found for child in children for found in (child, *descendants(child))]
+    below = [found for child in children for found in (child, *descendants(child))]
+    return [found for found in below if found != os.getpid() and b"resource_tracker" not in command_line(found)]
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def kill(pids: Iterable[int], how: signal.Signals = signal.SIGKILL) -> None:
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or its number is someone else's by now
             os.kill(pid, how)
+
+
+def say(message: str) -> None:
+    with contextlib.suppress(OSError):  # whoever read the log may have gone with the server
+        print(f"[vllm] {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
