@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.schema import read_table, write_table
+from ranking.text import TeacherFormat
 from training import finetune_teacher, pretrain_teacher, trainer_setup
 from training.decoder import open_decoder, open_tokenizer
 from training.pretrain_teacher import LanguageTrainer
@@ -181,21 +182,38 @@ def test_reinitialised_weights_forget_the_pretraining(world, pretrained, tmp_pat
     assert "drawn anew" in ScoreCard.load(out).base_model
 
 
+def test_words_moved_by_matching_are_what_training_starts_from(world, pretrained, tmp_path):
+    start = {"learning_rate": 1e-12, "epochs": 0.1}  # what is saved is where training began
+    plain, moved = (
+        saved_weights(finetune(world, pretrained, tmp_path / str(steps), match_steps=steps, **start))
+        for steps in (0, 5)
+    )
+    changed = (plain["model.embed_tokens.weight"] - moved["model.embed_tokens.weight"]).abs().amax(1) > 1e-6
+    layout = TeacherFormat.of_checkpoint(tmp_path / "5")
+    assert changed.sum() > 50
+    assert not changed[layout.layout_ids()].any()
+    others = plain.keys() - {"model.embed_tokens.weight"}
+    assert all(torch.allclose(plain[name], moved[name], atol=1e-6) for name in others)
+
+
 def test_bf16_training_saves_float32_weights_and_a_finite_teacher(world, pretrained, tmp_path):
     out = finetune(world, pretrained, tmp_path / "bf16", epochs=1, precision="bf16")
-    assert {p.dtype for p in open_decoder_weights(out)} == {torch.float32}
+    assert {p.dtype for p in saved_weights(out).values()} == {torch.float32}
     assert ScoreCard.load(out).score_spread > 0
 
 
-def open_decoder_weights(folder: Path) -> list[torch.Tensor]:
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return list(load_file(folder / "model.safetensors").values())
+    return load_file(folder / "model.safetensors")
 
 
 def test_bad_input_ends_in_one_reason(world, pretrained, tmp_path):
     with pytest.raises(ValueError, match="either model or from_scratch"):
         pretrain_teacher.Config(data=world, out=tmp_path)
+    for wrong in ({"match_steps": -1}, {"match_steps": 5, "lora_rank": 4}):
+        with pytest.raises(ValueError, match="match_steps"):
+            finetune_teacher.Config(data=world, out=tmp_path, model="any", **wrong)
     with pytest.raises(InputError, match="one of 100K, 1M"):
         pretrain_teacher.main(
             pretrain_teacher.Config(data=world, out=tmp_path / "a", **(SMALL | {"from_scratch": "7B"}))
