@@ -133,13 +133,9 @@ class TeacherFormat:
 
     def max_tokens(self) -> int:
         """Upper bound of a pair's length in tokens: field limits, the layout's words, begin and end tokens."""
-        layout = self.layout_ids()
+        layout = self.tokenizer.encode(self._lay_out("", "", "").text).ids
         # a space that belongs to no word may become a token of its own at each field
         return sum((self.limits.query, self.limits.title, self.limits.summary)) + len(layout) + 3
-
-    def layout_ids(self) -> list[int]:
-        """The tokens that a pair of empty fields has: those of the layout's own words, begin and end."""
-        return self.tokenizer.encode(self._lay_out("", "", "").text).ids
 
     def texts(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[TeacherText]:
         """One TeacherText per row. The three sequences have one entry per pair."""

@@ -116,9 +116,8 @@ def main(config: Config) -> None:
     fastest_attention(model, layout.max_tokens())
     install_pooling(model, config.pooling)
     if config.match_steps:
-        # words of the layout are in every text: they would match themselves and be moved to no purpose
-        neither = {tokenizer.pad_token_id, *tokenizer.all_special_ids, *layout.layout_ids()}
-        move_words_by_matching(model, train, tokenizer.pad_token_id, sorted(neither), config.match_steps, config.seed)
+        special = sorted({tokenizer.pad_token_id, *tokenizer.all_special_ids})
+        move_words_by_matching(model, train, tokenizer.pad_token_id, special, config.match_steps, config.seed)
     if config.lora_rank:
         model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
     log.info(

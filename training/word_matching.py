@@ -69,7 +69,7 @@ def move_words_by_matching(
     """Move a decoder's word embeddings by a fit to the groups' order that starts from them; returns the loss as above.
 
     groups: graded groups whose store has marks, the first document token of each text. special_ids: tokens that are no
-    word of query or document, the layout's own included.
+    word; the layout's own words stay in, the fit is better with them (docs/decisions.md).
     """
     learnt = decoder.get_input_embeddings().weight
     start = learnt - learnt.mean(0)  # a direction that all words share would make all of them alike
