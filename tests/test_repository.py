@@ -1,10 +1,11 @@
-"""What no tracked file may hold: a package registry's host, or a path of the machine it was written on."""
+"""What no tracked file may hold: a package registry's host, or a path of the machine it was written on. And that all tests run."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,11 @@ def test_no_data_set_or_built_artefact_is_tracked():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [name for name in listed.splitlines() if name.endswith(endings)] == []
     assert [name for name in names if (ROOT / name).stat().st_size > 1_000_000] == []
+
+
+def test_no_folder_of_tests_is_left_out_by_its_name(pytestconfig):
+    """pytest's own list of folders to pass over has "build", which once hid tests/build from every run."""
+    left_out = pytestconfig.getini("norecursedirs")
+    folders = {part for file in (ROOT / "tests").rglob("test_*.py") for part in file.relative_to(ROOT).parts[:-1]}
+    assert "build" in folders
+    assert [folder for folder in sorted(folders) if any(fnmatch(folder, pattern) for pattern in left_out)] == []
