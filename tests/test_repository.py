@@ -1,4 +1,4 @@
-"""What no tracked file may hold: a package registry's host, or a path of the machine it was written on. And that all tests run."""
+"""What no tracked file may hold: a package registry's host, or a path of the machine; and no test is passed over."""
 
 from __future__ import annotations
 
