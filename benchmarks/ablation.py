@@ -123,9 +123,14 @@ class Seed:
             f"pretrained-{queries}", lambda out: self._teacher_stage(pretrain_teacher, "pretrain_small", out, knobs)
         )
 
-    def teacher(self, name: str = "teacher", **knobs: Any) -> Path:
-        """A fine-tuned teacher; knobs: settings of finetune_teacher that differ from the small configuration."""
+    def start(self, name: str = "start", **knobs: Any) -> Path:
+        """A teacher that has learnt its own likelihood and no judgement; knobs as for teacher."""
         knobs = {"model": self.pretrained()} | knobs
+        return self._made(name, lambda out: self._teacher_stage(finetune_teacher, "likelihood_small", out, knobs))
+
+    def teacher(self, name: str = "teacher", model: Path | None = None, **knobs: Any) -> Path:
+        """A fine-tuned teacher; knobs: settings of finetune_teacher that differ from the small configuration."""
+        knobs = {"model": model or self.start()} | knobs
         return self._made(name, lambda out: self._teacher_stage(finetune_teacher, "finetune_small", out, knobs))
 
     def labels(self) -> pa.Table:
@@ -215,7 +220,14 @@ class Seed:
 
 
 # rows whose checkpoints benchmarks/pretraining_gain.py makes under another name
-SAME_AS_GAIN = {"teacher": "teacher-clicked", "teacher-no-cpt": "teacher-document"}
+SAME_AS_GAIN = {
+    "start": "start-clicked",
+    "start-no-cpt": "start-document",
+    "teacher": "teacher-clicked",
+    "teacher-no-cpt": "teacher-document",
+}
+# the best of those tried for a teacher that goes from stage 1 to judgements at once
+RATE_WITHOUT_START = 8e-4
 
 LIMITS: dict[str, Any] = {"max_query_tokens": 16, "max_title_tokens": 24, "max_summary_tokens": 48}
 
@@ -227,11 +239,25 @@ ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {
     "student-hybrid": (lambda s: s.student("student-hybrid", loss="hybrid"), "baseline-pair"),
     "student-point": (lambda s: s.student("student-point", loss="point"), "baseline-pair"),
     "student-margin": (lambda s: s.student("student-margin", loss="margin"), "baseline-pair"),
-    "teacher-no-cpt": (lambda s: s.teacher("teacher-no-cpt", model=s.pretrained("document"), match_steps=150), "bm25"),
+    "teacher-no-cpt": (
+        lambda s: s.teacher("teacher-no-cpt", s.start("start-no-cpt", model=s.pretrained("document"))),
+        "bm25",
+    ),
+    "teacher-no-judgments": (lambda s: s.start(), "bm25"),
+    "teacher-no-likelihood": (
+        lambda s: s.teacher("teacher-no-likelihood", s.pretrained(), learning_rate=RATE_WITHOUT_START),
+        "bm25",
+    ),
+    "teacher-random": (
+        lambda s: s.teacher("teacher-random", s.pretrained(), learning_rate=RATE_WITHOUT_START, reinitialise=True),
+        "bm25",
+    ),
     "baseline-point": (lambda s: s.baseline("baseline-point", "point"), "bm25"),
     "teacher-point": (lambda s: s.teacher("teacher-point", loss="point"), "bm25"),
-    "teacher-mean-pool": (lambda s: s.teacher("teacher-mean-pool", pooling="mean"), "bm25"),
-    "teacher-random": (lambda s: s.teacher("teacher-random", reinitialise=True), "bm25"),
+    "teacher-mean-pool": (
+        lambda s: s.teacher("teacher-mean-pool", s.start("start-mean-pool", pooling="mean"), pooling="mean"),
+        "bm25",
+    ),
     "student-ranknet": (lambda s: s.student("student-ranknet", loss="ranknet"), "baseline-pair"),
     "student-kl": (lambda s: s.student("student-kl", loss="kl"), "baseline-pair"),
     "student-6": (lambda s: s.student("student-6", size="mini-6", loss="hybrid"), "baseline-pair"),

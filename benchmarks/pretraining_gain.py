@@ -1,10 +1,11 @@
 """What pre-training on clicks is worth: the teacher with it, without it, and BM25, over several seeds.
 
-    python -m benchmarks.pretraining_gain --data data/world --runs runs/pretraining_gain --finetune-flags match_steps=150
+    python -m benchmarks.pretraining_gain --data data/world --runs runs/pretraining_gain
 
 Each seed pre-trains the same small decoder twice, with equal steps: on clicked pairs, and on the same documents with words
-of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for both. (With
-no pre-training at all a decoder this small learns nothing from a few hundred judged queries: `--random-weights`.)
+of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for both: the
+decoder's own likelihood becomes its score, then judgements train it. (From random weights a decoder this small learns nothing
+from a few hundred judged queries: benchmarks/ablation.py, teacher-random.)
 Every finished stage is kept, with the settings that made it: run again to continue. The figures are NDCG@5 (linear gain) of
 the test queries; intervals resample training seeds and queries.
 """
@@ -48,11 +49,11 @@ class Config:
         runs: folder for checkpoints and scores; finished parts are not trained again
         seeds: training seeds
         pretrain_config: YAML of stage 1
+        likelihood_config: YAML of stage 2's start from the likelihood; empty to train on judgements at once
         finetune_config: YAML of stage 2
         pretrain_flags: further flags of stage 1, e.g. click_share=0.05 for a quick look
         finetune_flags: further flags of stage 2, for both teachers
         one_pretraining: pre-train with the first seed only and vary the seed of stage 2 alone, where time is short
-        random_weights: also fine-tune from random weights, with the first seed
         out: results page; empty for none
         note: a line on the machine and the date for the page
     """
@@ -61,11 +62,11 @@ class Config:
     runs: Path
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     pretrain_config: Path = Path("training/configs/pretrain_small.yaml")
+    likelihood_config: str = "training/configs/likelihood_small.yaml"
     finetune_config: Path = Path("training/configs/finetune_small.yaml")
     pretrain_flags: list[str] = field(default_factory=list)
     finetune_flags: list[str] = field(default_factory=list)
     one_pretraining: bool = False
-    random_weights: bool = False
     out: str = "docs/results/pretraining_gain.md"
     note: str = ""
 
@@ -96,26 +97,37 @@ def main(config: Config) -> None:
         return Row(name, ndcg, [j.pairs().pnr for j in judged], seconds)
 
     rows = [judge("BM25", [bm25_scores(query, title, summary)], [])]
-    kinds = {"pre-trained on documents alone": "document", "pre-trained on clicks": "clicked"}
-    perplexities = []
-    for name, queries in kinds.items():
-        scores, seconds = [], []
+    starts, perplexities = [], []
+    for name, queries in {"documents alone": "document", "clicks": "clicked"}.items():
+        made: dict[str, list] = {"start": [], "teacher": []}
         for seed in config.seeds:
             first = config.seeds[0] if config.one_pretraining else seed
             pretrained = config.runs / f"pretrained-{queries}-{first}"
-            teacher = config.runs / f"teacher-{queries}-{seed}"
             words = ["--config", config.pretrain_config, "--queries", queries, *flag_words(config.pretrain_flags)]
             spent = train("pretrain_teacher", pretrained, ["--data", config.data, "--seed", first, *words])
             perplexities.append(ScoreCard.load(pretrained).metrics["perplexity"])
-            spent += train("finetune_teacher", teacher, finetune_words(config, pretrained, seed))
-            scores.append(kept_scores(teacher, query, title, summary))
-            seconds.append(spent)
-        rows.append(judge(f"teacher {name}", scores, seconds))
-    if config.random_weights:
-        seed = config.seeds[0]
-        pretrained, teacher = config.runs / f"pretrained-clicked-{seed}", config.runs / f"teacher-random-{seed}"
-        spent = train("finetune_teacher", teacher, [*finetune_words(config, pretrained, seed), "--reinitialise"])
-        rows.append(judge("teacher from random weights", [kept_scores(teacher, query, title, summary)], [spent]))
+            model = pretrained
+            if config.likelihood_config:
+                model = config.runs / f"start-{queries}-{seed}"
+                words = [
+                    "--config",
+                    config.likelihood_config,
+                    "--data",
+                    config.data,
+                    "--model",
+                    pretrained,
+                    "--seed",
+                    seed,
+                ]
+                spent += train("finetune_teacher", model, words)
+                made["start"].append((kept_scores(model, query, title, summary), spent))
+            teacher = config.runs / f"teacher-{queries}-{seed}"
+            spent += train("finetune_teacher", teacher, finetune_words(config, model, seed))
+            made["teacher"].append((kept_scores(teacher, query, title, summary), spent))
+        rows.append(judge(f"teacher pre-trained on {name}", *map(list, zip(*made["teacher"]))))
+        if made["start"]:
+            starts.append(judge(f"its start from {name}, no judgement yet", *map(list, zip(*made["start"]))))
+    rows += starts
     page = results_page(config, rows, perplexities)
     print(page)
     if config.out:
@@ -215,7 +227,6 @@ def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> 
         + "".join(f" --finetune-flags {flag}" for flag in config.finetune_flags)
         + ("" if config.seeds == [1, 2, 3] else f" --seeds '{config.seeds}'")
         + (" --one-pretraining" if config.one_pretraining else "")
-        + (" --random-weights" if config.random_weights else "")
         + "`",
         *(["", config.note] if config.note else []),
         "",

@@ -65,7 +65,7 @@ class Config:
 def flow(config: Config) -> dict[str, Any]:
     out, data = config.out, config.out / "data"
     repository, arms = out / "model_repository", ("baseline", "student")
-    stages = Stages(out, total=15)
+    stages = Stages(out, total=16)
     once = ["--epochs", "1"] if config.smoke else []
     brief = [*once, "--warm-up-epochs", "0", "--size", "tiny-2"] if config.smoke else []
     # a model that has learnt nothing has no ranking to keep: only a smoke run may publish past the gate
@@ -79,9 +79,14 @@ def flow(config: Config) -> dict[str, Any]:
         "--out", out / "pretrained", *once, made=out / "pretrained",
     )  # fmt: skip
     stages.program(
+        "start", "the teacher's start: its own likelihood becomes its score",
+        "-m", "training.finetune_teacher", "--config", "training/configs/likelihood_small.yaml", "--data", data,
+        "--model", out / "pretrained", "--out", out / "start", *once, made=out / "start",
+    )  # fmt: skip
+    stages.program(
         "finetune", "fine-tuning of the teacher with a pairwise rank loss",
         "-m", "training.finetune_teacher", "--config", "training/configs/finetune_small.yaml", "--data", data,
-        "--model", out / "pretrained", "--out", out / "teacher", *once, made=out / "teacher",
+        "--model", out / "start", "--out", out / "teacher", *once, made=out / "teacher",
     )  # fmt: skip
     stages.program(
         "build_teacher", "teacher to a Triton model (backend vllm)",

@@ -25,11 +25,11 @@ from ranking.schema import read_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits, TeacherFormat
 from training.decoder import encode_pairs, open_tokenizer, save_tokenizer
 from training.group_batches import RankingGroups, sample_up_to
-from training.losses import hinge, point_mse, ranknet
+from training.likelihood import evidence_groups, sample_groups
+from training.losses import hinge, margin_mse, point_mse, ranknet
 from training.ranking_trainer import RankingTrainer, dev_metrics
 from training.teacher_model import Pooling, add_lora, fastest_attention, install_pooling, open_teacher, text_config
 from training.trainer_setup import TrainingSettings
-from training.word_matching import move_words_by_matching
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,14 @@ class Config(TrainingSettings):
         data: dataset folder with judgments/train.parquet and judgments/dev.parquet
         model: pre-trained checkpoint of stage 1, any other decoder, or a teacher to train further; a folder or hub id
         out: checkpoint folder to write
-        loss: hinge with margin, ranknet (logistic), or point: squared error to the grade, the point-wise ablation
+        loss: hinge with margin, ranknet (logistic), or point: squared error to the grade, the point-wise ablation;
+            likelihood: no judgements, but what the model of stage 1 itself says of candidates.parquet (training/likelihood.py)
         margin: score difference that hinge asks of every pair
-        group_size: documents of a query per step, drawn anew each epoch over all its grades; 0 for all
+        likelihood_queries: queries of candidates.parquet that the likelihood loss draws; 0 for all
+        group_size: documents of a query per step, drawn anew each epoch over all its grades (for the likelihood loss: drawn
+            once); 0 for all
         pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token serves
         reinitialise: draw all weights anew: the ablation without any pre-training
-        match_steps: late-interaction steps on the judgements that move the word embeddings before training, for a small
-            decoder whose stage 1 saw no clicks; 0 for none (training/word_matching.py)
         lora_rank: train LoRA adapters of this rank and the head; 0 trains everything
         lora_alpha: LoRA's scale, as a rule twice the rank
         lora_targets: all-linear, or names of the adapted modules joined by commas
@@ -62,12 +63,12 @@ class Config(TrainingSettings):
     data: Path
     model: str
     out: Path
-    loss: Literal["hinge", "ranknet", "point"] = "hinge"
+    loss: Literal["hinge", "ranknet", "point", "likelihood"] = "hinge"
     margin: float = 1.0
+    likelihood_queries: int = 2000
     group_size: int = 8
     pooling: Pooling = "last_token"
     reinitialise: bool = False
-    match_steps: int = 0
     lora_rank: int = 0
     lora_alpha: int = 32
     lora_targets: str = "all-linear"
@@ -83,12 +84,8 @@ class Config(TrainingSettings):
             raise ValueError(f"margin is {self.margin}: a positive number is needed")
         if self.group_size == 1 or self.group_size < 0:
             raise ValueError(f"group_size is {self.group_size}: 0 for all documents, or at least 2")
-        if self.match_steps < 0:
-            raise ValueError(f"match_steps is {self.match_steps}: 0 for none, or a number of steps")
-        if self.match_steps and self.lora_rank:
-            raise ValueError(
-                "match_steps moves the word embeddings, which LoRA leaves as they are: set one of them to 0"
-            )
+        if self.likelihood_queries < 0:
+            raise ValueError(f"likelihood_queries is {self.likelihood_queries}: 0 for all, or a number of queries")
         if self.frozen_bf16 and not self.lora_rank:
             raise ValueError("frozen_bf16 is for LoRA: give lora_rank, or use precision bf16")
         if self.reinitialise and self.lora_rank:
@@ -110,14 +107,16 @@ def main(config: Config) -> None:
         layout = save_tokenizer(tokenizer, config.out, _limits(config, base_card), positions)
     _check_vocabulary(config, model, layout)
 
-    train_file, dev_file = (config.data / "judgments" / f"{split}.parquet" for split in ("train", "dev"))
-    train = judged_groups(train_file, layout, config.train_queries)
+    source = "candidates" if config.loss == "likelihood" else "judgments/train"
+    train_file, dev_file = (config.data / f"{name}.parquet" for name in (source, "judgments/dev"))
+    if config.loss == "likelihood":
+        drawn = sample_groups(train_file, config.likelihood_queries, config.group_size, config.seed)
+        train = evidence_groups(config.model, layout, tokenizer.pad_token_id, drawn, bf16=config.bf16())
+    else:
+        train = judged_groups(train_file, layout, config.train_queries)
     dev = judged_groups(dev_file, layout)
     fastest_attention(model, layout.max_tokens())
     install_pooling(model, config.pooling)
-    if config.match_steps:
-        special = sorted({tokenizer.pad_token_id, *tokenizer.all_special_ids})
-        move_words_by_matching(model, train, tokenizer.pad_token_id, special, config.match_steps, config.seed)
     if config.lora_rank:
         model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
     log.info(
@@ -152,7 +151,7 @@ def main(config: Config) -> None:
         base_model=f"{config.model}, weights drawn anew" if config.reinitialise else config.model,
         trained_on={
             **(base_card.trained_on if base_card is not None and not config.reinitialise else {}),
-            "judgments/train": fingerprint(train_file),
+            source: fingerprint(train_file),
             "judgments/dev": fingerprint(dev_file),
         },
         metrics=dev_metrics(scores, dev),
@@ -163,7 +162,9 @@ def main(config: Config) -> None:
 
 
 def rank_loss(name: str, margin: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The training loss as a function of (scores, grades, groups)."""
+    """The training loss as a function of (scores, grades or evidence, groups)."""
+    if name == "likelihood":
+        return margin_mse  # the evidence of two documents of a query compares; that of two queries does not
     if name == "hinge":
         return partial(hinge, margin=margin)
     return ranknet if name == "ranknet" else lambda scores, grades, groups: point_mse(scores, grades)

@@ -1,20 +1,15 @@
-"""A start for small models: word embeddings fitted by late interaction, seconds before the model itself is trained.
+"""A start for students from scratch: word embeddings fitted by late interaction, seconds before the encoder is trained.
 
 A cross-encoder from random weights stays near a constant score for hundreds of steps: no gradient reaches the word
 embeddings while attention does not compare words, and attention learns nothing while like words do not lie near each
 other. A scorer without an encoder has no such knot: score = sum over query tokens of logsumexp over document tokens of
 their embeddings' product (ColBERT's sum of maxima, arXiv 2004.12832, made soft, since a maximum credits one word alone).
-Its embeddings become a student's, and the first layers' attention starts by comparing them (see _hand_over).
-
-A small decoder has learnt in stage 1 to find a query's words again in the document, whatever order that puts documents
-in. Its few judged queries teach it sooner which words stand for one another where the fit moves those words near each other
-first: what its layers do with a word they have seen, they then do with its like.
+Its embeddings become the encoder's, and the first layers' attention starts by comparing them (see _hand_over).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -33,8 +28,6 @@ COMPARING_LAYERS = 2
 WORD_SPREAD = 0.5
 SEGMENT_SPREAD = 0.6  # per dimension, as the spread of words
 COMPARISON_GAIN = 1.4
-PRETRAINED_SPREAD = 0.1  # of a decoder's embeddings in the fit; with 0.4 the fit moves them less, and helps less
-PEAK_RATE = 1e-2
 
 
 def late_interaction(words: nn.Embedding, ids: Tensor, is_query: Tensor, is_document: Tensor) -> Tensor:
@@ -53,56 +46,28 @@ def start_by_matching(student: StudentModel, groups: RankingGroups, steps: int, 
     groups: the training groups, targets grades or teacher scores [documents]. The student must be from scratch.
     """
     generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     model = cast(Any, student.model)
-    words = nn.Embedding(*model.bert.embeddings.word_embeddings.weight.shape)
+    rows, width = model.bert.embeddings.word_embeddings.weight.shape
+    words = nn.Embedding(rows, width)
     with torch.no_grad():
         words.weight.normal_(0.0, 0.2, generator=generator)
-    last = fit_words(words, groups, student.text.pad_id, (student.text.cls_id, student.text.sep_id), steps, seed)
-    _hand_over(model, words.weight.detach(), generator)
-    return last
-
-
-@torch.no_grad()
-def move_words_by_matching(
-    decoder: Any, groups: RankingGroups, pad_id: int, special_ids: Sequence[int], steps: int, seed: int
-) -> float:
-    """Move a decoder's word embeddings by a fit to the groups' order that starts from them; returns the loss as above.
-
-    groups: graded groups whose store has marks, the first document token of each text. special_ids: tokens that are no
-    word; the layout's own words stay in, the fit is better with them (docs/decisions.md).
-    """
-    learnt = decoder.get_input_embeddings().weight
-    start = learnt - learnt.mean(0)  # a direction that all words share would make all of them alike
-    scale = PRETRAINED_SPREAD / start.std()
-    words = nn.Embedding(*learnt.shape)
-    words.weight.copy_(start * scale)
-    with torch.enable_grad():
-        last = fit_words(words, groups, pad_id, special_ids, steps, seed)
-    learnt += words.weight / scale - start
-    return last
-
-
-def fit_words(
-    words: nn.Embedding, groups: RankingGroups, pad_id: int, special_ids: Sequence[int], steps: int, seed: int
-) -> float:
-    """Train word embeddings so that late interaction orders the groups (RankNet); the mean loss of the last tenth."""
-    rng = np.random.default_rng(seed)
-    optimiser = torch.optim.Adam(words.parameters(), lr=PEAK_RATE)
-    special = torch.tensor(sorted(special_ids))
+    optimiser = torch.optim.Adam(words.parameters(), lr=1e-2)
     seen: list[float] = []
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = PEAK_RATE * (1 - step / steps)
+            group["lr"] = 1e-2 * (1 - step / steps)
         chosen, owner = _draw(groups, rng)
-        batch = groups.store.pad(chosen.tolist(), pad_id, token_types=True)
+        batch = groups.store.pad(chosen.tolist(), student.text.pad_id, token_types=True)
         ids, types = batch["input_ids"], batch["token_type_ids"]
-        plain = ~torch.isin(ids, special) & (batch["attention_mask"] > 0)
+        plain = (ids != student.text.cls_id) & (ids != student.text.sep_id) & (batch["attention_mask"] > 0)
         scores = late_interaction(words, ids, plain & (types == 0), plain & (types == 1))
         loss = losses.ranknet(scores, torch.from_numpy(groups.targets[chosen]), torch.from_numpy(owner))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         seen.append(loss.item())
+    _hand_over(model, words.weight.detach(), generator)
     last = float(np.mean(seen[-max(1, steps // 10) :]))
     log.info("word embeddings fitted in %d late-interaction steps, loss %.3f to %.3f", steps, seen[0], last)
     return last

@@ -14,6 +14,7 @@ from ranking.program import parse
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 PROGRAMS = {
     "pretrain": "training.pretrain_teacher",
+    "likelihood": "training.finetune_teacher",
     "finetune": "training.finetune_teacher",
     "baseline": "training.train_baseline",
     "student": "training.distill_student",

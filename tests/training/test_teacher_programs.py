@@ -154,6 +154,9 @@ def test_two_processes_train_both_stages_as_one_does(world, pretrained, tmp_path
     launch("finetune_teacher", world, tmp_path / "teacher", knobs | {"model": pretrained})
     np.testing.assert_allclose(history(tmp_path / "teacher", "loss"), history(single, "loss"), atol=1e-4)
     assert ScoreCard.load(tmp_path / "teacher").score_mean == pytest.approx(ScoreCard.load(single).score_mean, abs=1e-3)
+    single = finetune(world, pretrained, tmp_path / "start", loss="likelihood")
+    launch("finetune_teacher", world, tmp_path / "starts", knobs | {"model": pretrained, "loss": "likelihood"})
+    np.testing.assert_allclose(history(tmp_path / "starts", "loss"), history(single, "loss"), atol=1e-4)
 
 
 def launch(program: str, world: Path, out: Path, flags: dict) -> None:
@@ -181,17 +184,19 @@ def test_reinitialised_weights_forget_the_pretraining(world, pretrained, tmp_pat
     assert "drawn anew" in ScoreCard.load(out).base_model
 
 
-def test_words_moved_by_matching_are_what_training_starts_from(world, pretrained, tmp_path):
-    start = {"learning_rate": 1e-12, "epochs": 0.1}  # what is saved is where training began
-    plain, moved = (
-        saved_weights(finetune(world, pretrained, tmp_path / str(steps), match_steps=steps, **start))
-        for steps in (0, 5)
-    )
-    changed = (plain["model.embed_tokens.weight"] - moved["model.embed_tokens.weight"]).abs().amax(1) > 1e-6
-    assert changed.sum() > 50
-    assert not changed[open_tokenizer(tmp_path / "5").all_special_ids].any()
-    others = plain.keys() - {"model.embed_tokens.weight"}
-    assert all(torch.allclose(plain[name], moved[name], atol=1e-6) for name in others)
+def test_a_start_from_the_likelihood_reads_no_judged_train_query(world, pretrained, tmp_path):
+    without = tmp_path / "data"
+    for name in ("candidates.parquet", "judgments/dev.parquet"):
+        (without / name).parent.mkdir(parents=True, exist_ok=True)
+        (without / name).symlink_to(world / name)
+    start = finetune(without, pretrained, tmp_path / "start", loss="likelihood", likelihood_queries=4, group_size=6)
+    card = ScoreCard.load(start)
+    assert set(card.trained_on) == {"clicks", "candidates", "judgments/dev"}
+    assert card.role == "teacher" and card.score_spread > 1e-3
+    further = ScoreCard.load(finetune(world, start, tmp_path / "teacher"))
+    assert set(further.trained_on) == {"clicks", "candidates", "judgments/train", "judgments/dev"}
+    with pytest.raises(InputError, match="this checkpoint is a teacher, a pretrained is needed"):
+        finetune(world, start, tmp_path / "again", loss="likelihood")
 
 
 def test_bf16_training_saves_float32_weights_and_a_finite_teacher(world, pretrained, tmp_path):
@@ -209,9 +214,8 @@ def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_bad_input_ends_in_one_reason(world, pretrained, tmp_path):
     with pytest.raises(ValueError, match="either model or from_scratch"):
         pretrain_teacher.Config(data=world, out=tmp_path)
-    for wrong in ({"match_steps": -1}, {"match_steps": 5, "lora_rank": 4}):
-        with pytest.raises(ValueError, match="match_steps"):
-            finetune_teacher.Config(data=world, out=tmp_path, model="any", **wrong)
+    with pytest.raises(ValueError, match="likelihood_queries is -1"):
+        finetune_teacher.Config(data=world, out=tmp_path, model="any", likelihood_queries=-1)
     with pytest.raises(InputError, match="one of 100K, 1M"):
         pretrain_teacher.main(
             pretrain_teacher.Config(data=world, out=tmp_path / "a", **(SMALL | {"from_scratch": "7B"}))

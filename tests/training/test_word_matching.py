@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from training.group_batches import RankingGroups
 from training.student_data import judged_groups
 from training.student_model import StudentModelSettings, create_student
-from training.word_matching import late_interaction, move_words_by_matching, start_by_matching
+from training.word_matching import late_interaction, start_by_matching
 from training.world import WorldConfig, write_world
 
 
@@ -47,24 +43,3 @@ def test_the_fit_orders_the_training_groups_and_the_encoder_starts_from_its_word
         a_word = embeddings[7] - segment * (embeddings[7] @ segment) / (segment @ segment)
         assert torch.cosine_similarity(attention.query(a_word), a_word, dim=0) > 0.9
         assert attention.query(segment).norm() < 0.3 * segment.norm()
-
-
-def test_a_decoder_keeps_what_it_learnt_and_its_judged_synonyms_come_nearer():
-    """Grades say that word 10 + k stands for word k; the decoder's own embeddings say nothing about either."""
-    torch.manual_seed(0)
-    model = SimpleNamespace(words=nn.Embedding(30, 16))
-    nn.init.normal_(model.words.weight, 3.0, 0.02)  # a common direction, as in trained decoders
-    decoder = SimpleNamespace(get_input_embeddings=lambda: model.words)
-    before = model.words.weight.detach().clone()
-    texts = [[2, 3 + k, 13 + document, 23, 1] for k in range(7) for document in range(7)]
-    grades = np.array([float(document == k) for k in range(7) for document in range(7)], np.float32)
-    queries = [f"q{k}" for k in range(7) for _ in range(7)]
-    groups = RankingGroups.of_rows(queries, grades, texts, [2] * len(texts))
-    loss = move_words_by_matching(decoder, groups, 0, (0, 1, 2), steps=150, seed=1)
-    assert loss < 0.1
-    centred = model.words.weight.detach() - model.words.weight.detach().mean(0)
-    likeness = torch.nn.functional.normalize(centred[3:10]) @ torch.nn.functional.normalize(centred[13:20]).T
-    assert likeness.argmax(1).tolist() == list(range(7))
-    untouched = torch.tensor([0, 1, 2, 24, 25])
-    assert torch.allclose(model.words.weight[untouched], before[untouched], atol=1e-6)
-    assert model.words.weight.mean().item() == pytest.approx(3.0, abs=0.05)

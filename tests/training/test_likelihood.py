@@ -1,0 +1,86 @@
+"""What a decoder's likelihood says of documents: against a plain computation, and how candidates are drawn for it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ranking.errors import InputError
+from ranking.schema import iter_table, write_table
+from training.likelihood import log_likelihood, sample_groups
+from training.token_store import TokenStore
+
+
+@pytest.fixture(scope="module")
+def decoder() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=40, max_position_embeddings=64, initializer_range=0.5, **shape)
+    ).eval()
+
+
+@torch.no_grad()
+def plain(decoder: LlamaForCausalLM, text: list[int], mark: int) -> float:
+    """The chain rule, one text and one token at a time."""
+    total = 0.0
+    for position in range(mark, len(text)):
+        logits = decoder(torch.tensor([text[:position]])).logits[0, -1]
+        total += float(torch.log_softmax(logits.double(), 0)[text[position]])
+    return total
+
+
+def test_the_likelihood_is_that_of_the_document_tokens_whatever_they_are_batched_with(decoder, monkeypatch):
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(3, 40, length).tolist() for length in (5, 30, 12, 12, 7)]
+    marks = [2, 4, 1, 11, 3]
+    expected = [plain(decoder, text, mark) for text, mark in zip(texts, marks)]
+    for budget in (8192, 20):
+        monkeypatch.setattr("training.likelihood.FORWARD_TOKENS", budget)
+        np.testing.assert_allclose(log_likelihood(decoder, TokenStore.build(texts, marks), 0), expected, atol=1e-4)
+
+
+def candidates(folder: Path, queries: int, order: np.random.Generator | None = None) -> Path:
+    ids = [(f"q{query}", f"d{document}") for query in range(queries) for document in range(1 + query % 7)]
+    if order is not None:
+        ids = [ids[i] for i in order.permutation(len(ids))]
+    query_ids, doc_ids = map(list, zip(*ids))
+    fields = {name: ["text"] * len(ids) for name in ("query", "title", "summary")}
+    path = folder / "candidates.parquet"
+    write_table(path, "candidates", pa.table({"query_id": query_ids, "doc_id": doc_ids, **fields}))
+    return path
+
+
+def test_whole_random_queries_are_drawn_in_pieces_the_same_in_any_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.likelihood.iter_table", partial(iter_table, batch_rows=11))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    drawn = sample_groups(candidates(tmp_path / "a", 50), 10, 3, seed=1)
+    counts = drawn.group_by("query_id").aggregate([("doc_id", "count")]).to_pylist()
+    assert len(counts) == 10
+    assert all(row["doc_id_count"] == min(3, 1 + int(row["query_id"][1:]) % 7) for row in counts)
+    shuffled = candidates(tmp_path / "b", 50, np.random.default_rng(0))
+    assert sample_groups(shuffled, 10, 3, seed=1).equals(drawn)
+    other = sample_groups(shuffled, 10, 3, seed=2)
+    assert set(other.column("query_id").to_pylist()) != set(drawn.column("query_id").to_pylist())
+    assert len(sample_groups(shuffled, 0, 0, seed=1)) == sum(1 + query % 7 for query in range(50))
+    write_table(shuffled, "candidates", drawn.slice(0, 0))
+    with pytest.raises(InputError, match="no candidate"):
+        sample_groups(shuffled, 10, 3, seed=1)
+
+
+def test_each_query_is_as_likely_to_be_drawn(tmp_path):
+    path = candidates(tmp_path, 20)
+    times = np.zeros(20)
+    for seed in range(400):
+        for query_id in set(sample_groups(path, 5, 1, seed).column("query_id").to_pylist()):
+            times[int(query_id[1:])] += 1
+    assert times.sum() == 5 * 400
+    # binomial with mean 100 and deviation 8.7; five deviations for the furthest of twenty
+    assert np.abs(times - 100).max() < 44
