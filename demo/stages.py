@@ -86,10 +86,18 @@ class Stages:
             shutil.rmtree(before["made"], ignore_errors=True)
 
     def program(self, name: str, title: str, *command: str | Path, made: Path | None = None) -> None:
-        """A stage that is one command of the product; the text of a configuration file counts as settings too."""
+        """A stage that is one command of the product; the text of a configuration file counts as settings too.
+
+        made: the checkpoint folder of a training, which an interrupted one continues in.
+        """
         words = [str(word) for word in command]
         texts = [(ROOT / word).read_text(encoding="utf-8") for word in words if word.endswith(".yaml")]
-        self.run(name, title, lambda: run_program(*command), [*words, *texts], made)
+
+        def work() -> None:
+            begun = made is not None and (made / "training" / "settings.json").is_file()
+            run_program(*command, *(["--resume"] if begun else []))
+
+        self.run(name, title, work, [*words, *texts], made)
 
     def _save(self) -> None:
         with replacing(self._path) as aside:

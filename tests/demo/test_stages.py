@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from demo.stages import Stages
+from ranking.errors import InputError
 
 
 class Flow:
@@ -67,3 +68,22 @@ def test_a_stop_in_the_changed_stage_does_not_save_the_old_results_of_later_ones
         flow.run(first="b", interrupt_first=True)
     assert flow.run(first="b") == {"rows": "row "}
     assert flow.ran == ["first", "second", "first", "first", "second"]
+
+
+def test_an_interrupted_training_is_told_to_resume(tmp_path):
+    """A program that stops half-way the first time, and refuses a folder with a run in it unless it is told to go on."""
+    program, made = tmp_path / "train.py", tmp_path / "made"
+    program.write_text(f"""
+import sys
+from pathlib import Path
+run = Path({str(made)!r}) / "training"
+if run.is_dir():
+    sys.exit(0 if sys.argv[1:] == ["--resume"] else "a run lies here already")
+run.mkdir(parents=True)
+(run / "settings.json").write_text("{{}}")
+sys.exit("interrupted")
+""")
+    with pytest.raises(InputError, match="run again to go on from here"):
+        Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
+    Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
+    assert Stages(tmp_path / "run", total=1).known["train"]["seconds"] is not None
