@@ -75,7 +75,7 @@ class Config:
     teachers: Path | None = None
     sample: Literal["full", "small"] = "full"
     student_size: str = "mini-3"
-    student_epochs: float = 2
+    student_epochs: float = 4
     baseline_epochs: float = 10
     match_steps: int = 300
     learning_rate: float = 1e-3
