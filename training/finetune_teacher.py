@@ -1,4 +1,4 @@
-"""Stage 2: fine-tune a decoder into the teacher: a score from the end-of-sequence token, pairwise rank loss (docs/teacher.md).
+"""Stage 2: a decoder becomes the teacher: a score from the end-of-sequence token, pairwise rank loss (docs/teacher.md).
 
 python -m training.finetune_teacher --data data/world --model runs/pretrained --out runs/teacher
 """
