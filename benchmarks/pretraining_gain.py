@@ -49,7 +49,7 @@ class Config:
         runs: folder for checkpoints and scores; finished parts are not trained again
         seeds: training seeds
         pretrain_config: YAML of stage 1
-        likelihood_config: YAML of stage 2's start from the likelihood; empty to train on judgements at once
+        likelihood_config: YAML of stage 2's start from the likelihood; null to train on judgements at once
         finetune_config: YAML of stage 2
         pretrain_flags: further flags of stage 1, e.g. click_share=0.05 for a quick look
         finetune_flags: further flags of stage 2, for both teachers
@@ -62,7 +62,7 @@ class Config:
     runs: Path
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     pretrain_config: Path = Path("training/configs/pretrain_small.yaml")
-    likelihood_config: str = "training/configs/likelihood_small.yaml"
+    likelihood_config: Path | None = Path("training/configs/likelihood_small.yaml")
     finetune_config: Path = Path("training/configs/finetune_small.yaml")
     pretrain_flags: list[str] = field(default_factory=list)
     finetune_flags: list[str] = field(default_factory=list)
@@ -102,31 +102,23 @@ def main(config: Config) -> None:
         made: dict[str, list] = {"start": [], "teacher": []}
         for seed in config.seeds:
             first = config.seeds[0] if config.one_pretraining else seed
-            pretrained = config.runs / f"pretrained-{queries}-{first}"
-            words = ["--config", config.pretrain_config, "--queries", queries, *flag_words(config.pretrain_flags)]
-            spent = train("pretrain_teacher", pretrained, ["--data", config.data, "--seed", first, *words])
-            perplexities.append(ScoreCard.load(pretrained).metrics["perplexity"])
-            model = pretrained
-            if config.likelihood_config:
-                model = config.runs / f"start-{queries}-{seed}"
-                words = [
-                    "--config",
-                    config.likelihood_config,
-                    "--data",
-                    config.data,
-                    "--model",
-                    pretrained,
-                    "--seed",
-                    seed,
-                ]
-                spent += train("finetune_teacher", model, words)
-                made["start"].append((kept_scores(model, query, title, summary), spent))
-            teacher = config.runs / f"teacher-{queries}-{seed}"
-            spent += train("finetune_teacher", teacher, finetune_words(config, model, seed))
-            made["teacher"].append((kept_scores(teacher, query, title, summary), spent))
+            model = config.runs / f"pretrained-{queries}-{first}"
+            words = ["--queries", queries, *flag_words(config.pretrain_flags)]
+            spent = train("pretrain_teacher", model, [*common(config, config.pretrain_config, first), *words])
+            perplexities.append(ScoreCard.load(model).metrics["perplexity"])
+            for stage, settings, flags in (
+                ("start", config.likelihood_config, []),
+                ("teacher", config.finetune_config, flag_words(config.finetune_flags)),
+            ):
+                if settings is None:
+                    continue
+                out = config.runs / f"{stage}-{queries}-{seed}"
+                spent += train("finetune_teacher", out, [*common(config, settings, seed), "--model", model, *flags])
+                made[stage].append((kept_scores(out, query, title, summary), spent))
+                model = out
         rows.append(judge(f"teacher pre-trained on {name}", *map(list, zip(*made["teacher"]))))
         if made["start"]:
-            starts.append(judge(f"its start from {name}, no judgement yet", *map(list, zip(*made["start"]))))
+            starts.append(judge(f"its start from {name}, no judged train query yet", *map(list, zip(*made["start"]))))
     rows += starts
     page = results_page(config, rows, perplexities)
     print(page)
@@ -135,9 +127,8 @@ def main(config: Config) -> None:
             aside.write_text(page, encoding="utf-8")
 
 
-def finetune_words(config: Config, model: Path, seed: int) -> list[object]:
-    words = ["--config", config.finetune_config, "--data", config.data, "--model", model, "--seed", seed]
-    return [*words, *flag_words(config.finetune_flags)]
+def common(config: Config, settings: Path, seed: int) -> list[object]:
+    return ["--config", settings, "--data", config.data, "--seed", seed]
 
 
 def flag_words(flags: list[str]) -> list[str]:
@@ -168,9 +159,10 @@ def train(program: str, out: Path, words: Sequence[object]) -> float:
 
 
 def settings_text(program: str, words: Sequence[object]) -> str:
-    """The command and the text of each YAML file that it names."""
-    files = [(ROOT / str(word)).read_text(encoding="utf-8") for word in words if str(word).endswith(".yaml")]
-    return "\n".join([shlex.join([program, *map(str, words)]), *files])
+    """The command, the text of each YAML file that it names, and the settings that made the checkpoint it starts from."""
+    files = [ROOT / str(word) for word in words if str(word).endswith(".yaml")]
+    files += [ROOT / str(word) / SETTINGS for word in words if (ROOT / str(word) / SETTINGS).is_file()]
+    return "\n".join([shlex.join([program, *map(str, words)]), *(path.read_text(encoding="utf-8") for path in files)])
 
 
 def kept_scores(teacher: Path, query: list[str], title: list[str], summary: list[str]) -> NDArray:
@@ -225,6 +217,11 @@ def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> 
         f"Command: `python -m benchmarks.pretraining_gain --data {config.data} --runs {config.runs}"
         + "".join(f" --pretrain-flags {flag}" for flag in config.pretrain_flags)
         + "".join(f" --finetune-flags {flag}" for flag in config.finetune_flags)
+        + "".join(
+            f" --{name.replace('_', '-')} {value}"
+            for name in ("pretrain_config", "likelihood_config", "finetune_config")
+            if (value := getattr(config, name)) != Config.__dataclass_fields__[name].default
+        )
         + ("" if config.seeds == [1, 2, 3] else f" --seeds '{config.seeds}'")
         + (" --one-pretraining" if config.one_pretraining else "")
         + "`",

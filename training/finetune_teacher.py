@@ -6,6 +6,7 @@ python -m training.finetune_teacher --data data/world --model runs/pretrained --
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -39,13 +40,13 @@ class Config(TrainingSettings):
     """Fine-tune a decoder on judgements into the teacher: one score per document, learned from pairs.
 
     Args:
-        data: dataset folder with judgments/train.parquet and judgments/dev.parquet
-        model: pre-trained checkpoint of stage 1, any other decoder, or a teacher to train further; a folder or hub id
+        data: dataset folder with judgments/dev.parquet, and judgments/train.parquet (the likelihood loss: candidates.parquet)
+        model: pre-trained checkpoint of stage 1, any other decoder, or a teacher to train further (no LoRA adapter); a folder or
+            hub id
         out: checkpoint folder to write
         loss: hinge with margin, ranknet (logistic), or point: squared error to the grade, the point-wise ablation;
             likelihood: no judgements, but what the model of stage 1 itself says of candidates.parquet (training/likelihood.py)
         margin: score difference that hinge asks of every pair
-        likelihood_queries: queries of candidates.parquet that the likelihood loss draws; 0 for all
         group_size: documents of a query per step, drawn anew each epoch over all its grades (for the likelihood loss: drawn
             once); 0 for all
         pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token serves
@@ -57,7 +58,7 @@ class Config(TrainingSettings):
         max_query_tokens: query tokens kept; none: as the checkpoint's score card says, else 32
         max_title_tokens: title tokens kept; none: as the card says, else 32
         max_summary_tokens: summary tokens kept; none: as the card says, else 128
-        train_queries: use only so many judged train queries; 0 for all
+        train_queries: use only so many queries: the first judged ones, or random ones of the candidates; 0 for all
     """
 
     data: Path
@@ -65,7 +66,6 @@ class Config(TrainingSettings):
     out: Path
     loss: Literal["hinge", "ranknet", "point", "likelihood"] = "hinge"
     margin: float = 1.0
-    likelihood_queries: int = 2000
     group_size: int = 8
     pooling: Pooling = "last_token"
     reinitialise: bool = False
@@ -84,20 +84,29 @@ class Config(TrainingSettings):
             raise ValueError(f"margin is {self.margin}: a positive number is needed")
         if self.group_size == 1 or self.group_size < 0:
             raise ValueError(f"group_size is {self.group_size}: 0 for all documents, or at least 2")
-        if self.likelihood_queries < 0:
-            raise ValueError(f"likelihood_queries is {self.likelihood_queries}: 0 for all, or a number of queries")
+        if self.train_queries < 0:
+            raise ValueError(f"train_queries is {self.train_queries}: 0 for all, or a number of queries")
         if self.frozen_bf16 and not self.lora_rank:
             raise ValueError("frozen_bf16 is for LoRA: give lora_rank, or use precision bf16")
         if self.reinitialise and self.lora_rank:
             raise ValueError(
                 "reinitialise trains from nothing: LoRA on random weights learns little; set lora_rank to 0"
             )
+        if self.lora_rank and self.loss == "likelihood":
+            raise ValueError(
+                "the likelihood loss is a start to train on from, and training does not go on from LoRA adapters"
+            )
+        if self.reinitialise and self.loss == "likelihood":
+            raise ValueError("the likelihood loss hands on what the weights know: reinitialise would throw them away")
 
 
 def main(config: Config) -> None:
     set_seed(config.seed)
     state = PartialState(cpu=not torch.accelerator.is_available())
-    base_card = _base_card(config.model)
+    if config.loss == "likelihood" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # FSDP's launcher loads weights into the first process only, and each needs a whole decoder here
+        raise InputError("the likelihood loss does not run under FSDP: launch it on one device, or with DDP")
+    base_card = _base_card(config)
     tokenizer = open_tokenizer(config.model)
     model = open_teacher(config.model, reinitialise=config.reinitialise, frozen_bf16=config.frozen_bf16)
     text_config(model).pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
@@ -110,11 +119,19 @@ def main(config: Config) -> None:
     source = "candidates" if config.loss == "likelihood" else "judgments/train"
     train_file, dev_file = (config.data / f"{name}.parquet" for name in (source, "judgments/dev"))
     if config.loss == "likelihood":
-        drawn = sample_groups(train_file, config.likelihood_queries, config.group_size, config.seed)
-        train = evidence_groups(config.model, layout, tokenizer.pad_token_id, drawn, bf16=config.bf16())
+        drawn = sample_groups(train_file, config.train_queries, config.group_size, config.seed)
+        dev = judged_groups(dev_file, layout)
+        train = evidence_groups(
+            config.model,
+            layout,
+            tokenizer.pad_token_id,
+            drawn,
+            bf16=config.bf16(),
+            forward_tokens=config.forward_tokens,
+        )
     else:
         train = judged_groups(train_file, layout, config.train_queries)
-    dev = judged_groups(dev_file, layout)
+        dev = judged_groups(dev_file, layout)
     fastest_attention(model, layout.max_tokens())
     install_pooling(model, config.pooling)
     if config.lora_rank:
@@ -187,10 +204,13 @@ def judged_groups(path: Path, layout: TeacherFormat, queries: int = 0) -> Rankin
     return RankingGroups.of_rows(rows.column("query_id").to_pylist(), grades, ids, starts)
 
 
-def _base_card(model: str) -> ScoreCard | None:
+def _base_card(config: Config) -> ScoreCard | None:
+    model = config.model
     if not (Path(model) / CARD_NAME).is_file():
         return None
-    card = ScoreCard.load(model).require(model, "pretrained", "teacher")
+    # a teacher has unlearnt to predict words, and has no likelihood to hand on
+    roles = ["pretrained"] if config.loss == "likelihood" else ["pretrained", "teacher"]
+    card = ScoreCard.load(model).require(model, *roles)
     if (card.text_format, card.format_version) != (TEACHER_FORMAT, FORMAT_VERSION):
         raise InputError(f"{model}: text format {card.text_format!r} {card.format_version}: train stage 1 again")
     return card

@@ -24,8 +24,7 @@ from accelerate.utils import reduce
 from torch.nn import functional
 from tqdm import tqdm
 
-from ranking.card import CARD_NAME, ScoreCard
-from ranking.errors import InputError
+from ranking.errors import DataError, InputError
 from ranking.schema import iter_table
 from ranking.text import TeacherFormat
 from training.decoder import encode_pairs, open_decoder
@@ -34,22 +33,21 @@ from training.token_store import TokenStore, split_by_tokens
 
 log = logging.getLogger(__name__)
 
-FORWARD_TOKENS = 8192
 
-
-def evidence_groups(model: str, layout: TeacherFormat, pad_id: int, rows: pa.Table, *, bf16: bool) -> RankingGroups:
+def evidence_groups(
+    model: str, layout: TeacherFormat, pad_id: int, rows: pa.Table, *, bf16: bool, forward_tokens: int
+) -> RankingGroups:
     """Candidates grouped by query, targets the evidence of a pre-trained decoder in standard deviations.
 
-    model: folder or hub id; rows: a table of candidates; bf16: autocast. InputError if the model is a teacher, which has
-    unlearnt to predict, or if its evidence tells no document from another.
+    model: folder or hub id; rows: a table of candidates; bf16: autocast; forward_tokens: padded tokens of one forward.
+    InputError if the evidence tells no document from another.
     """
-    if (Path(model) / CARD_NAME).is_file():
-        ScoreCard.load(model).require(model, "pretrained")
     queries, titles, summaries = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
     decoder = open_decoder(model)
     given = TokenStore.build(*encode_pairs(layout, queries, titles, summaries))
     alone = TokenStore.build(*encode_pairs(layout, [""] * len(queries), titles, summaries))
-    found = log_likelihood(decoder, given, pad_id, bf16) - log_likelihood(decoder, alone, pad_id, bf16)
+    found = log_likelihood(decoder, given, pad_id, bf16=bf16, forward_tokens=forward_tokens)
+    found -= log_likelihood(decoder, alone, pad_id, bf16=bf16, forward_tokens=forward_tokens)
     if not (np.isfinite(found).all() and found.std() > 0):
         raise InputError(f"{model}: its likelihoods tell no document from another")
     texts = [given[row] for row in range(len(given))]
@@ -57,26 +55,26 @@ def evidence_groups(model: str, layout: TeacherFormat, pad_id: int, rows: pa.Tab
 
 
 @torch.no_grad()
-def log_likelihood(decoder: Any, texts: TokenStore, pad_id: int, bf16: bool = False) -> np.ndarray:
-    """float64 [texts]: log p(second part | first part), the second part from each text's mark to its end.
+def log_likelihood(
+    decoder: Any, texts: TokenStore, pad_id: int, *, bf16: bool = False, forward_tokens: int = 4096
+) -> np.ndarray:
+    """float32 [texts]: log p(second part | first part), the second part from each text's mark to its end.
 
-    Computed by all processes together, the same on each; the decoder stays on this process's device.
+    Computed by all processes together, the same on each; each has a whole decoder on its device.
     """
     assert texts.marks is not None, "a likelihood needs to know where the document begins"
     state = PartialState()
     decoder = decoder.to(state.device).eval()
-    found = torch.zeros(len(texts), dtype=torch.float64, device=state.device)
-    mine = split_by_tokens(texts.lengths, FORWARD_TOKENS)[state.process_index :: state.num_processes]
+    found = torch.zeros(len(texts), device=state.device)
+    mine = split_by_tokens(texts.lengths, forward_tokens)[state.process_index :: state.num_processes]
     for rows in tqdm(mine, desc="likelihood", leave=False, disable=not state.is_main_process):
         batch = texts.pad(rows.tolist(), pad_id, token_types=True)
         ids, mask, types = (batch[k].to(state.device) for k in ("input_ids", "attention_mask", "token_type_ids"))
         with torch.autocast(state.device.type, torch.bfloat16, enabled=bf16):
             logits = decoder(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         predicted = types[:, 1:].bool()
-        losses = logits.new_zeros(predicted.shape, dtype=torch.float64)
-        losses[predicted] = functional.cross_entropy(
-            logits[predicted].float(), ids[:, 1:][predicted], reduction="none"
-        ).double()
+        losses = torch.zeros(predicted.shape, device=state.device)
+        losses[predicted] = functional.cross_entropy(logits[predicted].float(), ids[:, 1:][predicted], reduction="none")
         found[torch.from_numpy(rows)] = -losses.sum(1)
     together: Any = reduce(found, "sum")
     return together.cpu().numpy()
@@ -85,21 +83,31 @@ def log_likelihood(decoder: Any, texts: TokenStore, pad_id: int, bf16: bool = Fa
 def sample_groups(candidates: Path, queries: int, documents: int, seed: int) -> pa.Table:
     """Random queries of a candidates table with at most `documents` random documents of each; 0 for all.
 
-    Read in pieces; memory is that of the sample. The same for the same seed, whatever the order of the rows.
+    Queries with one document are left out: there is nothing to compare. Read in pieces; memory is that of the sample. The
+    same for the same seed, whatever the order of the rows. InputError if nothing is left; DataError: a pair stands twice.
     """
     kept: pa.Table | None = None
     for piece in iter_table(candidates, "candidates"):
         numbered = piece.append_column("number", _numbers(piece.column("query_id"), seed))
         kept = numbered if kept is None else pa.concat_tables([kept, numbered])
+        # twice as many as wanted, since some will have one document
         numbers = pc.unique(kept.column("number")).sort()
-        if queries and len(numbers) > queries:
-            kept = kept.filter(pc.less(kept.column("number"), numbers[queries]))
-    if kept is None or not len(kept):
+        if queries and len(numbers) > 2 * queries:
+            kept = kept.filter(pc.less(kept.column("number"), numbers[2 * queries]))
+    if kept is None:
         raise InputError(f"{candidates}: no candidate")
     kept = kept.sort_by([("number", "ascending"), ("query_id", "ascending"), ("doc_id", "ascending")])
-    _, first, sizes = np.unique(kept.column("query_id").to_numpy(), return_index=True, return_counts=True)
+    query_ids, doc_ids = (kept.column(name).to_numpy() for name in ("query_id", "doc_id"))
+    twice = np.flatnonzero((query_ids[1:] == query_ids[:-1]) & (doc_ids[1:] == doc_ids[:-1]))
+    if len(twice):
+        raise DataError(candidates, f"query {query_ids[twice[0]]!r} has document {doc_ids[twice[0]]!r} twice")
+    _, first, sizes = np.unique(query_ids, return_index=True, return_counts=True)
+    several = np.flatnonzero(sizes > 1)
+    if not len(several):
+        raise InputError(f"{candidates}: no query with two candidates")
+    chosen = np.sort(several[np.argsort(first[several])][: queries or None])
     rng = np.random.default_rng(seed)
-    drawn = [start + np.sort(rng.permutation(size)[: documents or None]) for start, size in zip(first, sizes)]
+    drawn = [first[query] + np.sort(rng.permutation(sizes[query])[: documents or None]) for query in chosen]
     return kept.drop_columns("number").take(np.concatenate(drawn))
 
 

@@ -21,8 +21,11 @@ def open_teacher(name: str | Path, *, reinitialise: bool = False, frozen_bf16: b
     """A sequence classifier with one score from a decoder (new head) or from a teacher (its own head).
 
     reinitialise: keep the architecture, draw all weights anew; frozen_bf16: weights in bfloat16, for LoRA, whose own
-    weights stay float32. InputError if it is no decoder, or if a weight other than a new head's is missing.
+    weights stay float32. InputError if it is no decoder, if a weight other than a new head's is missing, or for a LoRA
+    adapter: a second one on top would be saved without the first.
     """
+    if (Path(name) / "adapter_config.json").is_file():
+        raise InputError(f"{name}: a LoRA adapter; training goes on from checkpoints with all weights only")
     try:
         config = AutoConfig.from_pretrained(name, num_labels=1)
         if reinitialise:

@@ -134,6 +134,9 @@ def test_a_teacher_reloads_to_the_scores_of_its_card(world, pretrained, tmp_path
     assert scores.std() == pytest.approx(card.score_spread, abs=1e-5) and scores.std() > 1e-3
     assert card.metrics["ndcg@5"] == pytest.approx(max(history(out, "eval_ndcg@5")))
     assert (out / "adapter_config.json").exists() == bool(knobs.get("lora_rank"))
+    if knobs.get("lora_rank"):
+        with pytest.raises(InputError, match="a LoRA adapter; training goes on from"):
+            finetune(world, out, tmp_path / "further")
 
 
 def test_gradient_checkpointing_and_accumulation_keep_the_losses(world, pretrained, tmp_path):
@@ -154,8 +157,10 @@ def test_two_processes_train_both_stages_as_one_does(world, pretrained, tmp_path
     launch("finetune_teacher", world, tmp_path / "teacher", knobs | {"model": pretrained})
     np.testing.assert_allclose(history(tmp_path / "teacher", "loss"), history(single, "loss"), atol=1e-4)
     assert ScoreCard.load(tmp_path / "teacher").score_mean == pytest.approx(ScoreCard.load(single).score_mean, abs=1e-3)
-    single = finetune(world, pretrained, tmp_path / "start", loss="likelihood")
-    launch("finetune_teacher", world, tmp_path / "starts", knobs | {"model": pretrained, "loss": "likelihood"})
+    # few tokens a forward, so that both processes have documents to find the likelihood of
+    likelihood = {"loss": "likelihood", "forward_tokens": 256}
+    single = finetune(world, pretrained, tmp_path / "start", **likelihood)
+    launch("finetune_teacher", world, tmp_path / "starts", knobs | {"model": pretrained} | likelihood)
     np.testing.assert_allclose(history(tmp_path / "starts", "loss"), history(single, "loss"), atol=1e-4)
 
 
@@ -184,12 +189,12 @@ def test_reinitialised_weights_forget_the_pretraining(world, pretrained, tmp_pat
     assert "drawn anew" in ScoreCard.load(out).base_model
 
 
-def test_a_start_from_the_likelihood_reads_no_judged_train_query(world, pretrained, tmp_path):
+def test_a_start_from_the_likelihood_reads_no_judged_train_query(world, pretrained, tmp_path, monkeypatch):
     without = tmp_path / "data"
     for name in ("candidates.parquet", "judgments/dev.parquet"):
         (without / name).parent.mkdir(parents=True, exist_ok=True)
         (without / name).symlink_to(world / name)
-    start = finetune(without, pretrained, tmp_path / "start", loss="likelihood", likelihood_queries=4, group_size=6)
+    start = finetune(without, pretrained, tmp_path / "start", loss="likelihood", train_queries=4, group_size=6)
     card = ScoreCard.load(start)
     assert set(card.trained_on) == {"clicks", "candidates", "judgments/dev"}
     assert card.role == "teacher" and card.score_spread > 1e-3
@@ -197,6 +202,10 @@ def test_a_start_from_the_likelihood_reads_no_judged_train_query(world, pretrain
     assert set(further.trained_on) == {"clicks", "candidates", "judgments/train", "judgments/dev"}
     with pytest.raises(InputError, match="this checkpoint is a teacher, a pretrained is needed"):
         finetune(world, start, tmp_path / "again", loss="likelihood")
+    assert not (tmp_path / "again").exists()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="does not run under FSDP"):
+        finetune(without, pretrained, tmp_path / "again", loss="likelihood")
 
 
 def test_bf16_training_saves_float32_weights_and_a_finite_teacher(world, pretrained, tmp_path):
@@ -214,8 +223,14 @@ def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_bad_input_ends_in_one_reason(world, pretrained, tmp_path):
     with pytest.raises(ValueError, match="either model or from_scratch"):
         pretrain_teacher.Config(data=world, out=tmp_path)
-    with pytest.raises(ValueError, match="likelihood_queries is -1"):
-        finetune_teacher.Config(data=world, out=tmp_path, model="any", likelihood_queries=-1)
+    wrong_start = {
+        "train_queries is -1": {"train_queries": -1},
+        "LoRA": {"lora_rank": 4},
+        "reinitialise": {"reinitialise": True},
+    }
+    for reason, knob in wrong_start.items():
+        with pytest.raises(ValueError, match=reason):
+            finetune_teacher.Config(data=world, out=tmp_path, model="any", loss="likelihood", **knob)
     with pytest.raises(InputError, match="one of 100K, 1M"):
         pretrain_teacher.main(
             pretrain_teacher.Config(data=world, out=tmp_path / "a", **(SMALL | {"from_scratch": "7B"}))
