@@ -10,7 +10,6 @@ anyone has judged one. It takes two passes with a vocabulary of logits at every 
 
 from __future__ import annotations
 
-import logging
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from ranking.text import TeacherFormat
 from training.decoder import encode_pairs, open_decoder
 from training.group_batches import RankingGroups
 from training.token_store import TokenStore, split_by_tokens
-
-log = logging.getLogger(__name__)
 
 
 def evidence_groups(
