@@ -158,8 +158,7 @@ class Seed:
                 seed=self.seed,
                 epochs=self.config.student_epochs,
                 resume=_started(out),
-                **self._start_knobs(size),
-                **knobs,
+                **(self._start_knobs(size) | knobs),
             )
             model = start_student(settings, settings, self.data(), out)
             teacher = Scorer.load(self.teacher()).card
@@ -261,7 +260,11 @@ ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {
     "student-ranknet": (lambda s: s.student("student-ranknet", loss="ranknet"), "baseline-pair"),
     "student-kl": (lambda s: s.student("student-kl", loss="kl"), "baseline-pair"),
     "student-6": (lambda s: s.student("student-6", size="mini-6", loss="hybrid"), "baseline-pair"),
-    "student-12": (lambda s: s.student("student-12", size="mini-12", loss="hybrid"), "baseline-pair"),
+    # twelve layers from scratch stay at random order with the others' rate and short warm-up
+    "student-12": (
+        lambda s: s.student("student-12", size="mini-12", loss="hybrid", learning_rate=3e-4, warmup=0.1),
+        "baseline-pair",
+    ),
 }
 
 
