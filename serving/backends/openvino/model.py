@@ -123,6 +123,8 @@ def read_model(folder: Path, config: dict, parameters: dict[str, str]) -> ov.Mod
 def properties(parameters: dict[str, str]) -> dict[str, str]:
     """OpenVINO properties from config.pbtxt parameters. ValueError names a value the official backend would refuse."""
     found = {key: parameters[key] for key in PASSED_ON if parameters.get(key)}
+    # pinned threads start at the first core: two instances or models of one thread would share it and leave the others idle
+    found["ENABLE_CPU_PINNING"] = "NO"
     for key in ("INFERENCE_NUM_THREADS", "COMPILATION_NUM_THREADS"):
         if key in found and not found[key].isdecimal():
             raise ValueError(f"parameter {key} is {found[key]!r}: a number is needed")
