@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,10 @@ from ranking.metrics import JudgedRanking
 from ranking.program import run
 from ranking.schema import read_table, replacing
 from ranking.significance import Interval, paired_bootstrap, randomisation_test, seeds_bootstrap
+from ranking.text import TeacherFormat
 from training.bm25 import bm25_scores
+from training.decoder import open_decoder
+from training.likelihood import evidence
 from training.scoring import score_pairs
 
 log = logging.getLogger(__name__)
@@ -97,15 +100,16 @@ def main(config: Config) -> None:
         return Row(name, ndcg, [j.pairs().pnr for j in judged], seconds)
 
     rows = [judge("BM25", [bm25_scores(query, title, summary)], [])]
-    starts, perplexities = [], []
+    starts, likelihoods, perplexities = [], [], []
     for name, queries in {"documents alone": "document", "clicks": "clicked"}.items():
-        made: dict[str, list] = {"start": [], "teacher": []}
+        made: dict[str, list] = {"likelihood": [], "start": [], "teacher": []}
         for seed in config.seeds:
             first = config.seeds[0] if config.one_pretraining else seed
             model = config.runs / f"pretrained-{queries}-{first}"
             words = ["--queries", queries, *flag_words(config.pretrain_flags)]
             spent = train("pretrain_teacher", model, [*common(config, config.pretrain_config, first), *words])
             perplexities.append(ScoreCard.load(model).metrics["perplexity"])
+            made["likelihood"].append((kept_evidence(model, query, title, summary), spent))
             for stage, settings, flags in (
                 ("start", config.likelihood_config, []),
                 ("teacher", config.finetune_config, flag_words(config.finetune_flags)),
@@ -119,7 +123,8 @@ def main(config: Config) -> None:
         rows.append(judge(f"teacher pre-trained on {name}", *map(list, zip(*made["teacher"]))))
         if made["start"]:
             starts.append(judge(f"its start from {name}, no judged train query yet", *map(list, zip(*made["start"]))))
-    rows += starts
+        likelihoods.append(judge(f"the decoder's own likelihood, {name}", *map(list, zip(*made["likelihood"]))))
+    rows += [*starts, *likelihoods]
     page = results_page(config, rows, perplexities)
     print(page)
     if config.out:
@@ -166,9 +171,23 @@ def settings_text(program: str, words: Sequence[object]) -> str:
 
 
 def kept_scores(teacher: Path, query: list[str], title: list[str], summary: list[str]) -> NDArray:
-    path = teacher / "test_scores.npy"
+    return kept(teacher, lambda: score_pairs(teacher, query, title, summary, progress=f"score {teacher.name}"))
+
+
+def kept_evidence(pretrained: Path, query: list[str], title: list[str], summary: list[str]) -> NDArray:
+    """How much likelier the query makes each document, by the decoder of stage 1 itself (training/likelihood.py)."""
+
+    def find() -> NDArray:
+        layout, decoder = TeacherFormat.of_checkpoint(pretrained), open_decoder(pretrained)
+        return evidence(decoder, layout, decoder.config.pad_token_id, query, title, summary)[1]
+
+    return kept(pretrained, find)
+
+
+def kept(checkpoint: Path, find: Callable[[], NDArray]) -> NDArray:
+    path = checkpoint / "test_scores.npy"
     if not path.is_file():
-        scores = score_pairs(teacher, query, title, summary, progress=f"score {teacher.name}")
+        scores = find()
         with replacing(path) as aside, aside.open("wb") as stream:
             np.save(stream, scores)
     return np.load(path)

@@ -10,6 +10,7 @@ anyone has judged one. It takes two passes with a vocabulary of logits at every 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,32 @@ def evidence_groups(
     model: folder or hub id; rows: a table of candidates; bf16: autocast; forward_tokens: padded tokens of one forward.
     InputError if the evidence tells no document from another.
     """
-    queries, titles, summaries = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
-    decoder = open_decoder(model)
-    given = TokenStore.build(*encode_pairs(layout, queries, titles, summaries))
-    alone = TokenStore.build(*encode_pairs(layout, [""] * len(queries), titles, summaries))
-    found = log_likelihood(decoder, given, pad_id, bf16=bf16, forward_tokens=forward_tokens)
-    found -= log_likelihood(decoder, alone, pad_id, bf16=bf16, forward_tokens=forward_tokens)
+    texts = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
+    given, found = evidence(open_decoder(model), layout, pad_id, *texts, bf16=bf16, forward_tokens=forward_tokens)
     if not (np.isfinite(found).all() and found.std() > 0):
         raise InputError(f"{model}: its likelihoods tell no document from another")
-    texts = [given[row] for row in range(len(given))]
-    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), found / found.std(), texts, given.marks)
+    ids = [given[row] for row in range(len(given))]
+    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), found / found.std(), ids, given.marks)
+
+
+def evidence(
+    decoder: Any,
+    layout: TeacherFormat,
+    pad_id: int,
+    queries: Sequence[str],
+    titles: Sequence[str],
+    summaries: Sequence[str],
+    *,
+    bf16: bool = False,
+    forward_tokens: int = 4096,
+) -> tuple[TokenStore, np.ndarray]:
+    """(token ids of the pairs, the evidence of each: float32 [pairs], in nats)."""
+    given = TokenStore.build(*encode_pairs(layout, queries, titles, summaries))
+    alone = TokenStore.build(*encode_pairs(layout, [""] * len(queries), titles, summaries))
+    likelihoods = (
+        log_likelihood(decoder, texts, pad_id, bf16=bf16, forward_tokens=forward_tokens) for texts in (given, alone)
+    )
+    return given, next(likelihoods) - next(likelihoods)
 
 
 @torch.no_grad()

@@ -50,6 +50,7 @@ BAD = [
     ({"grade": ["0", "4", "1"]}, r"column grade is string, int8 is needed", None),
     ({"query": [1, 2, 3]}, r"column query is int64, string is needed", None),
     ({"grade": [True, False, True]}, r"column grade is bool, int8 is needed", None),
+    ({"grade": [[0], [4], [1]]}, r"column grade is list<.*>, int8 is needed", None),
     ({"grade": [[0], [1], [2]]}, r"column grade is list", None),
     ({"grade": [0.0, 4.0, math.nan]}, r"column grade: ", 3),
     ({"grade": [0.0, math.inf, 1.0]}, r"column grade: ", 2),
