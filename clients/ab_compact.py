@@ -21,7 +21,7 @@ import duckdb
 import pyarrow as pa
 from tqdm import tqdm
 
-from clients.ab_log import DAY_MICROSECONDS, ReadCounts, log_files, read_file
+from clients.ab.log import DAY_MICROSECONDS, ReadCounts, log_files, read_file
 from ranking.errors import InputError
 from ranking.program import run
 from ranking.schema import TABLES, replacing, write_table

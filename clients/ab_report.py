@@ -19,9 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import stats
 from tqdm import tqdm
 
-from clients import ab_charts
-from clients.ab_aggregate import RATIO_METRICS, AbLog, open_log, read_interleaved
-from clients.ab_statistics import (
+from clients.ab.report import charts as ab_charts
+from clients.ab.report.aggregate import RATIO_METRICS, AbLog, open_log, read_interleaved
+from clients.ab.report.statistics import (
     Comparison,
     Estimate,
     GoodSameBad,
@@ -379,9 +379,9 @@ def build(ab: AbLog, config: Config) -> tuple[dict[str, Any], dict[str, str]]:
 def write(figures: dict[str, Any], pictures: dict[str, str], out: Path) -> Path:
     """Write the HTML page and the JSON beside it, each aside and renamed. Returns the JSON's path."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(Path(__file__).parent / "ab" / "report"), autoescape=True, undefined=StrictUndefined
     )
-    page = environment.get_template("ab_report.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         r={**figures, "charts": pictures}, pct=ab_charts.percent, p_text=ab_charts.p_text
     )
     beside = out.with_suffix(".json")

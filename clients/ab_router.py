@@ -3,7 +3,7 @@
     python clients/ab_router.py --experiment clients/experiments/example.yaml --triton 127.0.0.1:8001 --log runs/ab/log
 
 POST /rank, POST /events, GET /health, GET /metrics, GET /docs (docs/ab-router.md). `Router.rank` is the main path;
-services with an HTTP server of their own use clients/ab_split.py, ab_scoring.py and ab_log.py directly.
+services with an HTTP server of their own use clients/ab/experiment/split.py, ab_scoring.py and ab_log.py directly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from clients.ab_api import (
+from clients.ab.experiment.file import ExperimentFile
+from clients.ab.log import ExposureLog, Privacy
+from clients.ab.router.api import (
     EventsAnswer,
     EventsRequest,
     RankAnswer,
@@ -31,10 +33,8 @@ from clients.ab_api import (
     parse_body,
     read_body,
 )
-from clients.ab_experiment_file import ExperimentFile
-from clients.ab_guardrails import GuardrailWatch
-from clients.ab_log import ExposureLog, Privacy
-from clients.ab_serving import Config, Router
+from clients.ab.router.guardrails import GuardrailWatch
+from clients.ab.router.serving import Config, Router
 from ranking.program import run
 
 log = logging.getLogger("ab_router")

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from clients.triton_connection import Connection, async_client, split_url, sync_client
+from clients.triton.connection import Connection, async_client, split_url, sync_client
 from ranking.errors import DataError, InputError
 from ranking.program import run
 

@@ -32,7 +32,7 @@ from ranking.schema import iter_table
 
 log = logging.getLogger("search_page")
 
-PAGE = Path(__file__).with_name("search_page.html")
+PAGE = Path(__file__).parent / "pages" / "search_page.html"
 SHOWN = 10
 
 

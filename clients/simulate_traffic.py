@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from clients.ab_split import bucket
+from clients.ab.experiment.split import bucket
 from ranking.click_models import ClickModel
 from ranking.errors import InputError
 from ranking.program import run

@@ -8,6 +8,7 @@ COPY training/__init__.py training/__init__.py
 COPY build/__init__.py build/__init__.py
 COPY serving/__init__.py serving/__init__.py
 COPY loadtest/__init__.py loadtest/__init__.py
+COPY demo/__init__.py demo/__init__.py
 COPY benchmarks/__init__.py benchmarks/__init__.py
 RUN pip install --no-cache-dir -c constraints.txt ".[clients]"
 USER nobody

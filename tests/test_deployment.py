@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from clients.ab_metrics import Metrics
+from clients.ab.router.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())

@@ -13,16 +13,16 @@ from torch import Tensor
 from ranking.card import ScoreCard, fingerprint
 from ranking.labels import LabelSet
 from ranking.program import run
-from training import losses
-from training.calibration import Kind
-from training.group_batches import GroupSampler, RankingGroups
-from training.ranking_trainer import RankingLoss, RankingTrainer
-from training.student_checkpoint import ScoreScale, save_student
-from training.student_data import Sampling, graded_sampler, joined, judged_groups, labelled_groups, sampler
-from training.student_model import StudentModel, StudentModelSettings
-from training.trainer_setup import TrainingSettings
-from training.warm_up import start_student
-from training.word_matching import start_by_matching
+from training.evaluation.calibration import Kind
+from training.student.checkpoint import ScoreScale, save_student
+from training.student.encoder import StudentModel, StudentModelSettings
+from training.student.groups import Sampling, graded_sampler, joined, judged_groups, labelled_groups, sampler
+from training.student.warm_up import start_student
+from training.student.word_matching import start_by_matching
+from training.trainer import losses
+from training.trainer.group_batches import GroupSampler, RankingGroups
+from training.trainer.ranking_trainer import RankingLoss, RankingTrainer
+from training.trainer.trainer_setup import TrainingSettings
 
 log = logging.getLogger(__name__)
 

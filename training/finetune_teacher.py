@@ -24,13 +24,13 @@ from ranking.errors import InputError
 from ranking.program import run
 from ranking.schema import read_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits, TeacherFormat
-from training.decoder import encode_pairs, open_tokenizer, save_tokenizer
-from training.group_batches import RankingGroups, sample_up_to
-from training.likelihood import evidence_groups, sample_groups
-from training.losses import hinge, margin_mse, point_mse, ranknet
-from training.ranking_trainer import RankingTrainer, dev_metrics
-from training.teacher_model import Pooling, add_lora, fastest_attention, install_pooling, open_teacher, text_config
-from training.trainer_setup import TrainingSettings
+from training.teacher.decoder import encode_pairs, open_tokenizer, save_tokenizer
+from training.teacher.likelihood import evidence_groups, sample_groups
+from training.teacher.score_head import Pooling, add_lora, fastest_attention, install_pooling, open_teacher, text_config
+from training.trainer.group_batches import RankingGroups, sample_up_to
+from training.trainer.losses import hinge, margin_mse, point_mse, ranknet
+from training.trainer.ranking_trainer import RankingTrainer, dev_metrics
+from training.trainer.trainer_setup import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Config(TrainingSettings):
             hub id
         out: checkpoint folder to write
         loss: hinge with margin, ranknet (logistic), or point: squared error to the grade, the point-wise ablation;
-            likelihood: no judgements, but what the model of stage 1 itself says of candidates.parquet (training/likelihood.py)
+            likelihood: no judgements, but what the model of stage 1 says of candidates.parquet (training/teacher/likelihood.py)
         margin: score difference that hinge asks of every pair
         group_size: documents of a query per step, drawn anew each epoch over all its grades (for the likelihood loss: drawn
             once); 0 for all

@@ -2,7 +2,7 @@
 
 DuckDB reads the Parquet log out of core. What leaves is one row per (query, document) with at least one satisfied
 click: the sum of its satisfied clicks, each weighted by the inverse of its position's examination propensity
-(Joachims, Swaminathan and Schnabel, WSDM 2017). The propensities come from the log itself (training/propensities.py)
+(Joachims, Swaminathan and Schnabel, WSDM 2017). The propensities come from the log itself (training/clicks/propensities.py)
 unless they are given. See docs/clicks.md.
 """
 
@@ -23,9 +23,9 @@ from ranking.click_models import SATISFIED_SECONDS
 from ranking.errors import DataError, InputError
 from ranking.program import run
 from ranking.schema import TABLES, replacing, write_table
-from training.checked_view import connect, open_view, parquet_files
-from training.propensities import Propensities, estimate_propensities
-from training.query_numbers import BATCH_ROWS, number_queries
+from training.clicks.checked_view import connect, open_view, parquet_files
+from training.clicks.propensities import Propensities, estimate_propensities
+from training.clicks.query_numbers import BATCH_ROWS, number_queries
 
 LOGGER = logging.getLogger(__name__)
 

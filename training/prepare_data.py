@@ -14,13 +14,20 @@ from ranking.card import fingerprint
 from ranking.errors import DataError, InputError
 from ranking.program import run
 from ranking.schema import MAX_GRADE, OnBadRow, Rejects, read_table, replacing, write_table
-from training.dataset_tables import add_negatives, clicks_from_judgments, pair_table
-from training.download import fetch_msrd
-from training.judged_sources import MSRD_FILES, JudgedSource, read_beir, read_dataset, read_ir_dataset, read_msrd
-from training.query_splits import SPLITS, QuerySplits, assign_splits, shuffled
-from training.source_rows import BadRows
-from training.table_source import parse_columns, read_table_source
-from training.world import WorldConfig, write_world
+from training.sources.dataset_tables import add_negatives, clicks_from_judgments, pair_table
+from training.sources.download import fetch_msrd
+from training.sources.judged_collections import (
+    MSRD_FILES,
+    JudgedSource,
+    read_beir,
+    read_dataset,
+    read_ir_dataset,
+    read_msrd,
+)
+from training.sources.query_splits import SPLITS, QuerySplits, assign_splits, shuffled
+from training.sources.source_rows import BadRows
+from training.sources.table_source import parse_columns, read_table_source
+from training.world.dataset import WorldConfig, write_world
 
 LOGGER = logging.getLogger(__name__)
 SOURCES = "beir:PATH, msrd, msrd:PATH, ir:DATASET_ID, table:PATH, dataset:PATH, world"

@@ -28,11 +28,18 @@ from ranking.errors import InputError
 from ranking.program import run
 from ranking.schema import iter_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits, TeacherFormat
-from training.decoder import build_decoder, encode_pairs, open_decoder, open_tokenizer, save_tokenizer, train_bpe
-from training.teacher_model import fastest_attention
-from training.text_batches import TextBatches
-from training.token_store import TokenStore, split_by_tokens
-from training.trainer_setup import RUN_FOLDER, BatchTrainer, TrainingSettings
+from training.teacher.decoder import (
+    build_decoder,
+    encode_pairs,
+    open_decoder,
+    open_tokenizer,
+    save_tokenizer,
+    train_bpe,
+)
+from training.teacher.score_head import fastest_attention
+from training.trainer.text_batches import TextBatches
+from training.trainer.token_store import TokenStore, split_by_tokens
+from training.trainer.trainer_setup import RUN_FOLDER, BatchTrainer, TrainingSettings
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from ranking.errors import DataError
 from ranking.program import run
 from ranking.schema import TABLES, replacing, write_table
-from training.bm25 import bm25_scores
-from training.checked_view import connect, open_view, parquet_files
-from training.query_numbers import BATCH_ROWS, number_queries
+from training.clicks.checked_view import connect, open_view, parquet_files
+from training.clicks.query_numbers import BATCH_ROWS, number_queries
+from training.sources.bm25 import bm25_scores
 
 LOGGER = logging.getLogger(__name__)
 ROWS_AT_ONCE = 20_000  # pool rows that BM25 ranks together

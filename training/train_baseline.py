@@ -9,15 +9,15 @@ from typing import Literal
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.program import run
-from training import losses
-from training.calibration import Kind
-from training.ranking_trainer import RankingLoss, RankingTrainer
-from training.student_checkpoint import ScoreScale, save_student
-from training.student_data import first_queries, graded_sampler, judged_groups
-from training.student_model import StudentModelSettings
-from training.trainer_setup import TrainingSettings
-from training.warm_up import start_student
-from training.word_matching import start_by_matching
+from training.evaluation.calibration import Kind
+from training.student.checkpoint import ScoreScale, save_student
+from training.student.encoder import StudentModelSettings
+from training.student.groups import first_queries, graded_sampler, judged_groups
+from training.student.warm_up import start_student
+from training.student.word_matching import start_by_matching
+from training.trainer import losses
+from training.trainer.ranking_trainer import RankingLoss, RankingTrainer
+from training.trainer.trainer_setup import TrainingSettings
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from build.export_onnx import export, load_encoder
-from tests.tiny_student import make_judged, make_student
+from tests.helpers.tiny_student import make_judged, make_student
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from build.build_student import Config
 from build.gate import GateLimits
 from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
 from ranking.errors import InputError
-from tests.tiny_student import make_judged
+from tests.helpers.tiny_student import make_judged
 
 ROOT = Path(__file__).parents[2]
 NO_TENSORRT = not finish_engine.tensorrt_engine.is_available()

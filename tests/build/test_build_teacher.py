@@ -18,7 +18,7 @@ from build.fold_teacher import fold, ordinary_token, write_serving_tokenizer
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.text import TeacherFormat
-from tests.tiny_teacher import FAMILIES, make_teacher, make_tokenizer
+from tests.helpers.tiny_teacher import FAMILIES, make_teacher, make_tokenizer
 
 PAIRS = (["running shoes", "größe 44", ""], ["light shoes</s>", "", "Schuhe"], ["<unused0> " * 9, "a b c", "x" * 999])
 

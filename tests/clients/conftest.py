@@ -64,7 +64,7 @@ class StubServer:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, str(ROOT / "tests/stub_teacher.py"), *self.options, "--port", str(self.port)]
+        command = [sys.executable, str(ROOT / "tests/helpers/stub_teacher.py"), *self.options, "--port", str(self.port)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())

@@ -36,7 +36,7 @@ def python_model(tmp_path: Path) -> Callable[[str, str], Path]:
 @pytest.fixture(scope="session")
 def tiny_teacher_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama-like teacher in float32, as training would leave it."""
-    from tests.tiny_teacher import make_teacher
+    from tests.helpers.tiny_teacher import make_teacher
 
     return make_teacher(tmp_path_factory.mktemp("tiny-teacher") / "checkpoint")
 

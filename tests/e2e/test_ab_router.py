@@ -17,11 +17,11 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.toy_rankers import set_delay, write_toy_repository
+from benchmarks.ab.toy_rankers import set_delay, write_toy_repository
+from clients.ab.log import ReadCounts, read_folder
+from clients.ab.router.local import start_router
 from clients.ab_compact import Config as CompactConfig
 from clients.ab_compact import compact
-from clients.ab_log import ReadCounts, read_folder
-from clients.local_router import start_router
 from ranking.schema import read_table
 from serving.local_server import TritonServer, start_triton
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from clients.local_router import start_router
+from clients.ab.router.local import start_router
 from serving.local_server import start_triton
-from tests.e2e.graded_rankers import write_data, write_repository
+from tests.helpers.graded_rankers import write_data, write_repository
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = """

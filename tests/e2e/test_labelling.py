@@ -20,8 +20,8 @@ from ranking.schema import TABLES
 from ranking.text import TeacherFormat
 from serving.local_server import start_triton
 from tests.e2e.conftest import QUIET_VLLM
-from tests.e2e.teacher_requests import scores
-from tests.faulty_proxy import FaultyProxy
+from tests.helpers.faulty_proxy import FaultyProxy
+from tests.helpers.teacher_requests import scores
 
 ROOT = Path(__file__).parents[2]
 ROWS, SHARD_ROWS = 400, 50

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clients.rerank import AsyncReranker, Reranker, RerankError
-from clients.triton_connection import Connection
+from clients.triton.connection import Connection
 from serving.local_server import start_triton
 
 x509 = pytest.importorskip("cryptography.x509")

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from serving.local_server import start_triton
-from tests.browser import browser, errors, needs_browser, overflow, set_width
-from tests.e2e.graded_rankers import write_data, write_repository
+from tests.helpers.browser import browser, errors, needs_browser, overflow, set_width
+from tests.helpers.graded_rankers import write_data, write_repository
 
 ROOT = Path(__file__).parents[2]
 

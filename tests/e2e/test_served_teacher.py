@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ranking.card import ScoreCard
 from ranking.text import TeacherFormat
-from tests.e2e.teacher_requests import (
+from tests.helpers.teacher_requests import (
     Refused,
     ask_all,
     output,
@@ -53,7 +53,7 @@ def teacher_format(tiny_teacher_checkpoint):
 @pytest.fixture(scope="module")
 def reference(tiny_teacher_checkpoint):
     """The Hugging Face model's score of each pair, one pair at a time."""
-    from training.scoring import Scorer
+    from training.evaluation.scoring import Scorer
 
     scorer = Scorer.load(tiny_teacher_checkpoint)
     return lambda pairs: np.array([scorer.score(*([field] for field in pair))[0] for pair in pairs])

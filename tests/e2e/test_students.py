@@ -30,7 +30,7 @@ from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.text import StudentFormat
 from serving.local_server import TritonServer, start_triton
-from tests.tiny_student import make_judged, make_student, sentence
+from tests.helpers.tiny_student import make_judged, make_student, sentence
 
 TITLES = ["night train", "the red queen", "", "moon", "winter ghost story"]
 SUMMARIES = ["a doctor and a robot", "king and ship " * 12, "blue", "", "dream city star house " * 4]

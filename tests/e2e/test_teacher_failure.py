@@ -7,7 +7,7 @@ import time
 
 from serving.local_server import start_triton
 from tests.e2e.conftest import QUIET_VLLM
-from tests.e2e.teacher_requests import Refused, ask_all, sampling, score_request, score_token_id
+from tests.helpers.teacher_requests import Refused, ask_all, sampling, score_request, score_token_id
 
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 

@@ -1,0 +1,172 @@
+"""What the A/B router adds to a page: the same pages through it and straight to Triton, side by side, in turns.
+
+python -m benchmarks.ab.router --clients 8 --model-ms 10
+
+A real tritonserver serves toy rankers that wait `model_ms` without using the processor, as a model on an accelerator does,
+so that what is left is the cost of the path. Clients are closed loops in one process; both paths use the lightest client at hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import tritonclient.grpc.aio as grpc_aio
+from tritonclient.grpc import InferInput
+
+from benchmarks.ab.toy_rankers import write_toy_repository
+from clients.ab.router.local import start_router
+from ranking.program import run
+from serving.local_server import start_triton
+
+EXPERIMENT = """
+default_model: baseline
+experiments:
+  - {name: bench, arms: [{name: baseline, model: baseline}, {name: student, model: student}]}
+"""
+
+
+@dataclass
+class Config:
+    """Measure the router's overhead over calling Triton directly.
+
+    Args:
+        clients: closed-loop clients
+        documents: candidates of a page
+        model_ms: how long a model takes
+        rounds: turns of each path; paths alternate, so that a busy machine hits both
+        seconds: length of a turn
+        pause_ms: pause of a client between pages; 0 is a closed loop at full speed
+        out: also write the figures here as JSON
+    """
+
+    clients: int = 8
+    documents: int = 48
+    model_ms: float = 10.0
+    rounds: int = 5
+    seconds: float = 4.0
+    pause_ms: float = 0.0
+    out: Path | None = None
+
+
+Ask = Callable[[int, int], Awaitable[None]]  # (client, page number)
+
+
+def page_texts(documents: int) -> tuple[str, list[str], list[str]]:
+    """A query, titles of 8 words and summaries of 40, as on a real page."""
+    titles = [" ".join(f"title{(i * 7 + k) % 90}" for k in range(8)) for i in range(documents)]
+    summaries = [" ".join(f"word{(i * 11 + k) % 300}" for k in range(40)) for i in range(documents)]
+    return "title3 word7 word21", titles, summaries
+
+
+def direct(address: str, documents: int) -> tuple[Ask, Callable[[], Awaitable[None]]]:
+    """Ask Triton over gRPC, as a service without a router would."""
+    client = grpc_aio.InferenceServerClient(address)
+    query, titles, summaries = page_texts(documents)
+
+    async def ask(number: int, page: int) -> None:
+        tensors = []
+        for name, texts in (("query", [query]), ("title", titles), ("summary", summaries)):
+            tensor = InferInput(name, [len(texts)], "BYTES")
+            tensor.set_data_from_numpy(np.array([t.encode() for t in texts], dtype=object))
+            tensors.append(tensor)
+        result = await client.infer("student" if page % 2 else "baseline", tensors)
+        assert len(result.as_numpy("score")) == documents
+
+    return ask, client.close
+
+
+def routed(url: str, documents: int) -> tuple[Ask, Callable[[], Awaitable[None]]]:
+    """Ask the router over HTTP on kept-open connections, one per client."""
+    host, port = url.removeprefix("http://").split(":")
+    query, titles, summaries = page_texts(documents)
+    listed = [{"doc_id": f"d{i}", "title": t, "summary": s} for i, (t, s) in enumerate(zip(titles, summaries))]
+    connections: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+
+    async def ask(number: int, page: int) -> None:
+        if number not in connections:
+            connections[number] = await asyncio.open_connection(host, int(port))
+        reader, writer = connections[number]
+        body = json.dumps({"user_id": f"u{number}-{page % 100}", "query": query, "documents": listed}).encode()
+        writer.write(b"POST /rank HTTP/1.1\r\nHost: router\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        answer = json.loads(await reader.readexactly(length))
+        assert answer["logged"] and not answer["fallback"], answer
+
+    async def close() -> None:
+        for _, writer in connections.values():
+            writer.close()
+
+    return ask, close
+
+
+async def turn(ask: Ask, clients: int, seconds: float, pause: float) -> list[float]:
+    """Latencies in ms of one turn."""
+    latencies: list[float] = []
+    end = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        page = number * 1000
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            await ask(number, page)
+            latencies.append((time.perf_counter() - started) * 1000)
+            page += 1
+            if pause:
+                await asyncio.sleep(pause)
+
+    await asyncio.gather(*(client(n) for n in range(clients)))
+    return latencies
+
+
+async def measure(config: Config, triton: str, router: str) -> dict[str, list[list[float]]]:
+    paths = {"direct": direct(triton, config.documents), "router": routed(router, config.documents)}
+    turns: dict[str, list[list[float]]] = {name: [] for name in paths}
+    for ask, _ in paths.values():
+        await turn(ask, config.clients, 1.0, 0)  # connections, caches
+    for _ in range(config.rounds):
+        for name, (ask, _) in paths.items():
+            turns[name].append(await turn(ask, config.clients, config.seconds, config.pause_ms / 1000))
+    for _, close in paths.values():
+        await close()
+    return turns
+
+
+def main(config: Config) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        repository = write_toy_repository(Path(folder) / "models", config.model_ms / 1000, instances=config.clients)
+        experiment = Path(folder) / "experiment.yaml"
+        experiment.write_text(EXPERIMENT)
+        log = Path(folder) / "log"
+        flags = ("--deadline-ms", "5000")
+        with start_triton(repository) as triton, start_router(experiment, triton.grpc, log, *flags) as router:
+            before = psutil.Process(router.process.pid).cpu_times()
+            turns = asyncio.run(measure(config, triton.grpc, router.url))
+            after = psutil.Process(router.process.pid).cpu_times()
+    pages = sum(map(len, turns["router"]))
+    figures = {name: np.percentile(np.concatenate(t), [50, 95, 99]).round(2).tolist() for name, t in turns.items()}
+    by_round = [float(np.median(r) - np.median(d)) for d, r in zip(turns["direct"], turns["router"])]
+    processor = (after.user + after.system - before.user - before.system) * 1000 / pages
+    load = psutil.getloadavg()[0]
+    print(f"{config.clients} clients, {config.documents} documents, model {config.model_ms:g} ms, pause {config.pause_ms:g} ms, "
+          f"{pages} pages through the router, load average {load:.1f}")  # fmt: skip
+    for name, (p50, p95, p99) in figures.items():
+        rate = sum(map(len, turns[name])) / (config.rounds * config.seconds)
+        print(f"{name:8} p50 {p50:7.2f} ms  p95 {p95:7.2f} ms  p99 {p99:7.2f} ms  {rate:7.0f} pages/s")
+    print(f"overhead at p50 {np.median(by_round):.2f} ms (rounds: {', '.join(f'{x:.2f}' for x in by_round)}); "
+          f"router's processor time about {processor:.2f} ms a page")  # fmt: skip
+    if config.out:
+        content = {"figures_ms_p50_p95_p99": figures, "overhead_p50_ms_by_round": by_round, "processor_ms": processor}
+        config.out.write_text(json.dumps(content, indent=2))
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python -m benchmarks.ab.router --clients 8 --model-ms 10")

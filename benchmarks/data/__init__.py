@@ -1,0 +1,1 @@
+"""Measurements of the metrics and of the click log's preparation."""

@@ -1,0 +1,41 @@
+"""sentence-transformers' CrossEncoder behind FastAPI: what a team writes first. Run by benchmarks/serving/systems_compared.py.
+
+python benchmarks/serving/cross_encoder_server.py CHECKPOINT float32|bfloat16 PORT
+"""
+
+import sys
+import threading
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sentence_transformers import CrossEncoder
+
+checkpoint, dtype, port = sys.argv[1:]
+torch.set_num_threads(torch.get_num_threads())
+model = CrossEncoder(
+    checkpoint, device="cpu", activation_fn=torch.nn.Identity(), model_kwargs={"dtype": getattr(torch, dtype)}
+)
+one_at_a_time = threading.Lock()  # without it FastAPI's threads fight over the cores, and it gets slower
+app = FastAPI()
+
+
+class Request(BaseModel):
+    query: str
+    documents: list[str]
+
+
+@app.post("/rerank")
+def rerank(request: Request) -> list[float]:
+    with one_at_a_time, torch.inference_mode():
+        pairs = [(request.query, document) for document in request.documents]
+        return model.predict(pairs, batch_size=32, show_progress_bar=False, convert_to_tensor=True).float().tolist()
+
+
+@app.get("/health")
+def health() -> str:
+    return "ok"
+
+
+uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")

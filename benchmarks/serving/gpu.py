@@ -1,0 +1,162 @@
+"""Latency of a batch on a CUDA GPU, beside the paper's figures: PyTorch and TensorRT, BERT-6, BERT-12 and a 7B-shaped teacher.
+
+    python benchmarks/serving/gpu.py --out docs/results/gpu.md
+
+Weights are random: time does not depend on them. The paper (Ye et al., COLING 2025 industry) reports about 10 ms
+for its 6-layer BERT, 20 ms for the 12-layer one and 100 ms for its 7B teacher, for 48 candidates on an A10.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+from build import tensorrt_engine
+from build.cast_graph import cast_to_fp16
+from build.export_onnx import Encoder, example_inputs, export
+from build.tensorrt_engine import EnginePlan
+from ranking.errors import InputError
+from ranking.program import run
+
+PAPER_MS = {"BERT-6": 10, "BERT-12": 20, "teacher 7B": 100}
+VOCABULARY = 30522
+
+
+@dataclass
+class Config:
+    """Measure batch latency on a CUDA GPU.
+
+    Args:
+        batch: pairs in a batch
+        lengths: tokens of every pair
+        models: what to measure: BERT-6, BERT-12, "teacher 7B"
+        repeats: timed batches; the median counts
+        compile: also measure torch.compile
+        out: also write the table to this file
+    """
+
+    batch: int = 48
+    lengths: list[int] = field(default_factory=lambda: [64, 128])
+    models: list[str] = field(default_factory=lambda: list(PAPER_MS))
+    repeats: int = 50
+    compile: bool = True
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.models) - set(PAPER_MS))
+        if unknown:
+            raise ValueError(f"models {unknown}: {', '.join(PAPER_MS)} are known")
+
+
+def main(config: Config) -> None:
+    if not torch.cuda.is_available():
+        raise InputError("no CUDA device; this benchmark needs one (on a CPU: benchmarks/serving/systems_compared.py)")
+    rows = []
+    for name in tqdm(config.models, desc="models"):
+        for engine, batch_of in engines(name, config):
+            times = {length: median_ms(batch_of(length), config.repeats) for length in config.lengths}
+            rows.append((name, engine, times))
+        torch.cuda.empty_cache()
+    table = report(config, rows)
+    print(table)
+    if config.out:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(table, encoding="utf-8")
+
+
+def make_model(name: str) -> torch.nn.Module:
+    """The architecture with random weights, on the GPU, in fp16 (a 7B teacher does not fit an A10 in fp32)."""
+    if name.startswith("BERT"):
+        config = BertConfig(num_hidden_layers=int(name.removeprefix("BERT-")))
+        config.num_labels = 1
+        return BertForSequenceClassification(config).eval()
+    llama = LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, pad_token_id=0
+    )
+    llama.num_labels = 1
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.float16)
+        try:
+            return LlamaForSequenceClassification(llama).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def engines(name: str, config: Config):
+    """(what runs, length -> a function that runs one batch to its end) for every engine at hand."""
+    model = make_model(name)
+    for dtype in (torch.float16, torch.bfloat16):
+        label = f"PyTorch {str(dtype).removeprefix('torch.')}"
+        on_gpu = model.to("cuda", dtype)
+        yield f"{label} eager", lambda length, m=on_gpu: torch_batch(m, config.batch, length)
+        if config.compile:
+            # not reduce-overhead alone: each length is compiled for its own shape
+            compiled = torch.compile(on_gpu, dynamic=False)
+            yield f"{label} compiled", lambda length, m=compiled: torch_batch(m, config.batch, length)
+            torch.compiler.reset()
+    if name.startswith("BERT") and tensorrt_engine.is_available():
+        with tempfile.TemporaryDirectory(prefix="benchmark-gpu-") as folder:
+            runner = tensorrt_runner(model.to("cpu", torch.float32), config, Path(folder))
+            yield "TensorRT fp16", lambda length: lambda: runner(example_inputs(config.batch, length, VOCABULARY))
+
+
+def torch_batch(model: torch.nn.Module, batch: int, length: int) -> Callable[[], object]:
+    feed = {k: torch.from_numpy(v).long().cuda() for k, v in example_inputs(batch, length, VOCABULARY).items()}
+    if isinstance(getattr(model, "_orig_mod", model), LlamaForSequenceClassification):
+        feed.pop("token_type_ids")
+
+    def run_once() -> None:
+        with torch.inference_mode():
+            model(**feed)
+        torch.cuda.synchronize()
+
+    return run_once
+
+
+def tensorrt_runner(model: Any, config: Config, folder: Path):
+    """The strongly typed fp16 engine, built as build_student.py builds it. Times include the copies to and from the GPU."""
+    model.config._attn_implementation = "eager"
+    exported = export(Encoder(model).eval(), folder / "model.onnx")
+    feeds = [example_inputs(8, length, VOCABULARY) for length in config.lengths]
+    cast_to_fp16(exported, folder / "cast.onnx", feeds)
+    plan = EnginePlan(tuple(sorted(config.lengths)), config.batch, config.batch)
+    engine = tensorrt_engine.build_engine(folder / "cast.onnx", folder, plan, folder / "timing.cache")
+    return tensorrt_engine.engine_runner(engine, plan)
+
+
+def median_ms(batch: Callable[[], object], repeats: int) -> float:
+    for _ in range(5):  # compilation, kernel choice, clocks
+        batch()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        batch()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times) * 1e3)
+
+
+def report(config: Config, rows: list[tuple[str, str, dict[int, float]]]) -> str:
+    heads = "".join(f" {length} tokens, ms |" for length in config.lengths)
+    lines = [
+        f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, batch {config.batch}, median of {config.repeats}",
+        "",
+        f"| model | engine |{heads} the paper (A10) |",
+        "|---|---|" + "--:|" * (len(config.lengths) + 1),
+    ]
+    for name, engine, times in rows:
+        cells = "".join(f" {times[length]:.2f} |" for length in config.lengths)
+        lines.append(f"| {name} | {engine} |{cells} ~{PAPER_MS[name]} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python benchmarks/serving/gpu.py --out docs/results/gpu.md")

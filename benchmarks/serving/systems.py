@@ -1,0 +1,152 @@
+"""The systems that systems_compared.py compares, each as a function that gives a client: one request -> scores."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+
+from benchmarks.serving.closed_loop import Ask
+from benchmarks.serving.rerank_lists import RerankList
+from build import openvino_engine
+from build.runners import pad
+from clients.rerank import Reranker
+from ranking.text import StudentFormat
+from serving.front.buckets import cut
+from serving.local_server import start_triton
+
+MakeAsk = Callable[[], Ask]
+
+
+@dataclass
+class System:
+    """make: gives a client; server: the process that serves it, None for in-process systems."""
+
+    make: MakeAsk
+    server: psutil.Process | None = None
+
+
+def limit(version: Path, encoder: Path, precision: str, edges: list[int], text_too: bool) -> System:
+    """The published engine in this process, length-sorted in the same buckets, no server between; one caller.
+
+    text_too: tokenise within the measured time; else the encoder alone, on tokens made beforehand.
+    """
+    text = StudentFormat.of_checkpoint(version)
+    runner = openvino_engine.runner(encoder / "model.xml", precision)
+    known: dict[int, list] = {}
+
+    def encode(request: RerankList):
+        return text.encode([request.query] * len(request.titles), request.titles, request.summaries)
+
+    def ask(request: RerankList) -> np.ndarray:
+        pairs = encode(request) if text_too else known.setdefault(id(request), encode(request))
+        scores = np.empty(len(pairs), np.float32)
+        for bucket in cut([len(pair.ids) for pair in pairs], edges, 64, 4096, 128):
+            scores[bucket.rows] = runner(pad([pairs[row] for row in bucket.rows], text.pad_id, bucket.length))
+        return scores
+
+    return System(lambda: ask)
+
+
+@contextmanager
+def triton(repository: Path, model: str = "student") -> Iterator[System]:
+    """tritonserver with the published student, asked over gRPC by the project's client."""
+    with start_triton(repository) as server:
+
+        def make() -> Ask:
+            ranker = Reranker([f"grpc://{server.grpc}"], model, deadline=300)
+            return lambda request: ranker.rank(request.query, request.titles, request.summaries).scores
+
+        yield System(make, psutil.Process(server.pid))
+
+
+@contextmanager
+def cross_encoder(checkpoint: Path, dtype: str) -> Iterator[System]:
+    """CrossEncoder behind FastAPI and uvicorn."""
+    port = free_port()
+    script = Path(__file__).with_name("cross_encoder_server.py")
+    command = [sys.executable, str(script), str(checkpoint), dtype, str(port)]
+    with started(command, f"http://127.0.0.1:{port}/health") as server:
+        yield System(
+            http_client(f"http://127.0.0.1:{port}/rerank", lambda q, d: {"query": q, "documents": d}, lambda a: a),
+            server,
+        )
+
+
+@contextmanager
+def infinity(python: Path, checkpoint: Path) -> Iterator[System]:
+    """infinity-emb's rerank endpoint, from its own venv (its dependencies do not agree with this one's)."""
+    port = free_port()
+    command = [
+        *(str(python.with_name("infinity_emb")), "v2", "--model-id", str(checkpoint), "--served-model-name", "student"),
+        *("--engine", "torch", "--device", "cpu", "--port", str(port), "--host", "127.0.0.1", "--no-bettertransformer"),
+    ]
+
+    def scores(answer: dict) -> list[float]:
+        by_index = {entry["index"]: entry["relevance_score"] for entry in answer["results"]}
+        return [by_index[i] for i in range(len(by_index))]
+
+    with started(command, f"http://127.0.0.1:{port}/health") as server:
+        yield System(
+            http_client(
+                f"http://127.0.0.1:{port}/rerank",
+                lambda q, d: {"model": "student", "query": q, "documents": d, "raw_scores": True},
+                scores,
+            ),
+            server,
+        )
+
+
+def http_client(url: str, body: Callable[[str, list[str]], dict], scores: Callable) -> MakeAsk:
+    def make() -> Ask:
+        client = httpx.Client(timeout=600)
+
+        def ask(request: RerankList) -> np.ndarray:
+            documents = [f"{title} {summary}" for title, summary in zip(request.titles, request.summaries)]
+            answer = client.post(url, json=body(request.query, documents))
+            answer.raise_for_status()
+            return np.asarray(scores(answer.json()), np.float32)
+
+        return ask
+
+    return make
+
+
+@contextmanager
+def started(command: list[str], health: str, patience: float = 300.0) -> Iterator[psutil.Process]:
+    """A server process, ready. RuntimeError with what it printed if it ends first."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                if httpx.get(health, timeout=5).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass  # not listening yet
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{command[0]} did not start: {process.communicate()[0][-1500:]}")
+            time.sleep(0.5)
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,1 +1,0 @@
-"""Three ways to split a student's work between Triton models (python -m benchmarks.split_of_work.compare)."""

@@ -1,0 +1,1 @@
+"""Measurements of students: quality by recipe, training speed."""

@@ -1,0 +1,1 @@
+"""Measurements of the teacher: training, serving parity, worth of pre-training, labelling."""

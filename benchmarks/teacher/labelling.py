@@ -1,0 +1,216 @@
+"""The labeller's speed and memory, each against what it has to live up to (docs/results/labelling.md).
+
+    python -m benchmarks.teacher.labelling --part throughput  # through Triton against in-process vLLM, same checkpoint and pairs
+    python -m benchmarks.teacher.labelling --part prefix      # the server's prefix cache on against off
+    python -m benchmarks.teacher.labelling --part endpoints   # two simulated servers of a fixed latency against one
+    python -m benchmarks.teacher.labelling --part memory         # peak memory at 10,000 and at 5,000,000 candidates, stub server
+
+Prints one JSON object a part. Rounds take turns, each on pairs that no server has seen, so that a busy machine hits both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import psutil
+import pyarrow.parquet as pq
+
+from benchmarks.teacher.labelling_corpus import ROOT, label, make_teacher, publish, stub_servers, write_candidates
+from ranking.program import run
+from ranking.text import TeacherFormat
+from serving.local_server import start_triton
+
+VLLM = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
+@dataclass
+class Config:
+    """Measure the labeller.
+
+    Args:
+        part: what to measure
+        pairs: pairs of a round
+        rounds: turns of each side
+        hidden: width of the random teacher
+        layers: depth of the random teacher
+        query_words: words of a query; the prefix that a query's candidates share grows with it
+        large: candidates of the large memory run
+        small: candidates of the small memory run
+        client_flags: further flags of the labeller, e.g. --in-flight=64
+        folder: keep candidates and labels here; a memory run that was stopped goes on when it is started again
+        session_seconds: stop the labeller of the memory run after this long; 0 lets it finish
+    """
+
+    part: Literal["throughput", "prefix", "endpoints", "memory", "inprocess"]
+    pairs: int = 800
+    rounds: int = 8
+    hidden: int = 256
+    layers: int = 4
+    query_words: int = 8
+    large: int = 5_000_000
+    small: int = 10_000
+    client_flags: list[str] | None = None
+    folder: Path | None = None
+    session_seconds: float = 0
+
+
+class InProcess:
+    """vLLM in a process of its own without a server: takes candidate files on stdin, answers with seconds."""
+
+    def __init__(self, checkpoint: Path):
+        command = [sys.executable, "-m", "benchmarks.teacher.labelling", "--part=inprocess"]
+        environment = {**os.environ, **VLLM, "LABELLING_CHECKPOINT": str(checkpoint)}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        )
+
+    def rate(self, candidates: Path, rows: int) -> float:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{candidates}\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("seconds "):
+                return rows / float(line.split()[1])
+        raise RuntimeError("in-process vLLM ended")
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process and all below it so far. On a shared machine it tells work from waiting."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(times.user + times.system for times in (process.cpu_times() for process in family))
+
+
+def serve_in_process() -> None:
+    """The other side of InProcess: the same engine arguments, prompts and sampling as the served teacher's."""
+    from google.protobuf import text_format as protobuf_text
+    from tritonclient.grpc import model_config_pb2
+    from vllm import LLM, SamplingParams
+
+    checkpoint = Path(os.environ["LABELLING_CHECKPOINT"])
+    arguments = json.loads((checkpoint.parent / "model.json").read_text())
+    config_text = (checkpoint.parents[1] / "config.pbtxt").read_text()
+    served = protobuf_text.Parse(config_text, model_config_pb2.ModelConfig())
+    token = int(served.parameters["score_token_id"].string_value)
+    llm = LLM(**arguments | {"model": str(checkpoint), "tokenizer": str(checkpoint)})
+    sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=0, allowed_token_ids=[token])
+    text_format = TeacherFormat.of_checkpoint(checkpoint)
+    for line in sys.stdin:
+        rows = pq.read_table(line.strip())
+        began = time.monotonic()
+        texts = text_format.texts(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+        outputs = llm.generate([text.text for text in texts], sampling, use_tqdm=False)
+        assert len(outputs) == len(rows)
+        print(f"seconds {time.monotonic() - began}", flush=True)
+
+
+def throughput(config: Config, folder: Path) -> dict[str, Any]:
+    repository = publish(make_teacher(folder / "teacher", config.hidden, config.layers), folder / "repository")
+    checkpoint = repository / "teacher/1/checkpoint"
+    here, served = [], []
+    work_here, work_served = [], []
+    with start_triton(repository, environment=VLLM) as server:
+        alone = InProcess(checkpoint)
+        for number in range(-1, config.rounds):  # round -1 warms both up
+            rows = config.pairs if number >= 0 else min(config.pairs, 400)
+            path = write_candidates(folder / f"{number}.parquet", rows, seed=number, query_words=config.query_words)
+            before = cpu_seconds(alone.process.pid)
+            here.append(alone.rate(path, rows))
+            work_here.append(1000 * (cpu_seconds(alone.process.pid) - before) / rows)
+            before = cpu_seconds(server.pid)
+            timed = label(path, folder / f"labels{number}", [server.grpc], checkpoint, *config.client_flags or [])
+            served.append(timed.pairs_per_second)
+            work_served.append(1000 * (cpu_seconds(server.pid) - before + timed.cpu_seconds) / rows)
+            speeds = f"in process {here[-1]:.1f}, through Triton {served[-1]:.1f} pairs/s"
+            works = f"{work_here[-1]:.1f} and {work_served[-1]:.1f} ms of processor a pair"
+            print(f"round {number}: {speeds}; {works}", file=sys.stderr)
+        alone.close()
+    ratios = [s / h for s, h in zip(served[1:], here[1:])]
+    return {
+        "in_process_pairs_per_second": here[1:],
+        "through_triton_pairs_per_second": served[1:],
+        "ratio": median(ratios),
+        "ratios": ratios,
+        "in_process_cpu_ms_a_pair": work_here[1:],
+        "through_triton_cpu_ms_a_pair": work_served[1:],
+        "cpu_ratio": median(a / b for a, b in zip(work_here[1:], work_served[1:])),
+    }
+
+
+def prefix(config: Config, folder: Path) -> dict[str, Any]:
+    teacher = make_teacher(folder / "teacher", config.hidden, config.layers)
+    repositories = {on: publish(teacher, folder / f"cache-{on}", enable_prefix_caching=on) for on in (True, False)}
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    with (
+        start_triton(repositories[True], environment=VLLM) as cached,
+        start_triton(repositories[False], environment=VLLM) as plain,
+    ):
+        for number in range(-1, config.rounds):
+            rows = config.pairs if number >= 0 else min(config.pairs, 400)
+            path = write_candidates(folder / f"{number}.parquet", rows, seed=number, query_words=config.query_words)
+            for on, server in ((True, cached), (False, plain)):
+                checkpoint = repositories[on] / "teacher/1/checkpoint"
+                timed = label(
+                    path, folder / f"labels-{on}-{number}", [server.grpc], checkpoint, *config.client_flags or []
+                )
+                rates[on].append(timed.pairs_per_second)
+    ratios = [a / b for a, b in zip(rates[True][1:], rates[False][1:])]
+    return {"cache_on": rates[True][1:], "cache_off": rates[False][1:], "ratio": median(ratios), "ratios": ratios}
+
+
+def endpoints(config: Config, folder: Path) -> dict[str, Any]:
+    """Servers of 100 ms and 32 places: at most 320 pairs a second each."""
+    teacher = make_teacher(folder / "teacher", 64, 2)
+    path = write_candidates(folder / "c.parquet", config.pairs, seed=0)
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(config.rounds):
+        for count in rates:
+            with stub_servers(count, teacher, "--latency=0.1", "--capacity=32") as urls:
+                timed = label(path, folder / f"labels-{count}-{number}", urls, teacher, *config.client_flags or [])
+            rates[count].append(timed.pairs_per_second)
+    return {"one": rates[1], "two": rates[2], "ratio": median(rates[2]) / median(rates[1])}
+
+
+def memory(config: Config, folder: Path) -> dict[str, Any]:
+    teacher = folder / "teacher"
+    if not teacher.exists():
+        make_teacher(teacher, 64, 2)
+    figures = {}
+    for rows in (config.small, config.large):
+        path = folder / f"{rows}.parquet"
+        if not path.exists():
+            write_candidates(path, rows, seed=0)
+        with stub_servers(1, teacher) as urls:
+            flags = config.client_flags or []
+            timed = label(path, folder / f"labels-{rows}", urls, teacher, *flags, stop_after=config.session_seconds)
+        figures[str(rows)] = timed.__dict__
+    difference = figures[str(config.large)]["peak_mb"] - figures[str(config.small)]["peak_mb"]
+    return {"runs": figures, "difference_mb": round(difference, 1)}
+
+
+def main(config: Config) -> None:
+    if config.part == "inprocess":
+        serve_in_process()
+        return
+    parts = {"throughput": throughput, "prefix": prefix, "endpoints": endpoints, "memory": memory}
+    with tempfile.TemporaryDirectory(prefix="labelling-") as scratch:
+        folder = config.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        print(json.dumps({"part": config.part, **parts[config.part](config, folder)}, indent=1))
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python -m benchmarks.teacher.labelling --part endpoints --pairs 2000")

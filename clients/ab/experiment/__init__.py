@@ -1,0 +1,1 @@
+"""What an experiment is: arms, shares, coverage, the assignment of users, interleaving."""

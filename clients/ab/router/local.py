@@ -1,0 +1,51 @@
+"""Start the router beside a test, a benchmark or a demo, on a free port of 127.0.0.1, and stop it by its process id.
+
+with start_router(Path("experiments.yaml"), "127.0.0.1:8001", Path("runs/ab/log")) as router:
+    httpx.post(f"{router.url}/rank", json=...)
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class LocalRouter:
+    """A running router. url: where it answers; output: everything it printed."""
+
+    url: str
+    process: subprocess.Popen
+    output: Path
+
+
+@contextmanager
+def start_router(experiment: Path, triton: str, log: Path, *flags: str, timeout: float = 60.0) -> Iterator[LocalRouter]:
+    """Start `ab_router.py` and wait until it listens; SIGTERM at the end. RuntimeError with its output if it does not start."""
+    log.mkdir(parents=True, exist_ok=True)
+    output = log / f"router-{time.time_ns()}.txt"
+    program = Path(__file__).parents[2] / "ab_router.py"
+    named = ["--experiment", str(experiment), "--triton", triton, "--log", str(log), "--port", "0", *flags]
+    with output.open("wb") as stream:
+        process = subprocess.Popen([sys.executable, str(program), *named], stderr=stream, stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + timeout
+        while not (found := re.search(r"listening on (\S+)", output.read_text(errors="replace"))):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the router did not start:\n{output.read_text(errors='replace')}")
+            time.sleep(0.02)
+        yield LocalRouter(found[1], process, output)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,268 @@
+"""The A/B report: from a log with a known truth to the page that a person reads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clients import ab_report
+from clients.ab_report import Config
+from ranking.errors import DataError, InputError
+from ranking.schema import TABLES, write_table
+from tests.helpers.browser import browser, errors, needs_browser, overflow, set_width
+
+START = np.datetime64("2026-11-01T00:00:00", "us")
+
+
+def exposures(
+    users: int = 6000, lift: float = 0.15, seed: int = 0, days: float = 10, treatment_share: float = 0.5
+) -> pa.Table:
+    """A log of one experiment: pages of users with their own click rate, the student's raised by `lift`."""
+    rng = np.random.default_rng(seed)
+    pages = rng.geometric(0.25, users)
+    user = np.repeat(np.arange(users), pages)
+    n = len(user)
+    student = (rng.random(users) < treatment_share)[user]
+    rate = rng.beta(1.2, 2.8, users)[user] * (1 + lift * student)
+    clicked = rng.random(n) < np.minimum(rate, 1)
+    moments = START + (rng.random(n) * days * 86_400e6).astype("timedelta64[us]")
+    queries = np.array([f"{'very ' * (i % 5)}good thing {i}" for i in range(200)])
+    columns = {
+        "request_id": [f"r{i}" for i in range(n)],
+        "user_id": [f"u{i}" for i in user],
+        "timestamp": pa.array(moments).cast(pa.timestamp("us", tz="UTC")),
+        "experiment": ["shoes"] * n,
+        "arm": np.where(student, "student", "baseline"),
+        "served_by": np.where(student, "student", "baseline"),
+        "fallback": np.where(rng.random(n) < 0.02, "timeout", ""),
+        "model_version": np.where(student, "2", "1"),
+        "latency_ms": rng.lognormal(2.3, 0.4, n),
+        "query": queries[np.minimum(rng.zipf(1.5, n), 200) - 1],
+        "query_length": [9] * n,
+        "platform": np.where(rng.random(n) < 0.6, "mobile", "desktop"),
+        "segments": ["{}"] * n,
+        "forced": np.zeros(n, bool),
+        "documents": [["a", "b"]] * n,
+        "scores": [[1.0, 0.5]] * n,
+        "teams": pa.array([[]] * n, pa.list_(pa.string())),
+        "clicks": clicked.astype(np.int32),
+        "clicked_positions": pa.array([[1] if c else [] for c in clicked], pa.list_(pa.int32())),
+        "dwell_seconds": clicked * rng.lognormal(3.5, 0.8, n),
+        "config": ["c"] * n,
+    }
+    schema = TABLES["exposures"].schema
+    return pa.table(
+        {name: pa.array(columns[name]).cast(schema.field(name).type) for name in schema.names}, schema=schema
+    )
+
+
+def save(folder: Path, log: pa.Table) -> Path:
+    write_table(folder / "exposures" / "2026-11-01.parquet", "exposures", log)
+    return folder
+
+
+def replace_column(log: pa.Table, name: str, values) -> pa.Table:
+    kind = log.schema.field(name).type
+    return log.set_column(log.column_names.index(name), log.schema.field(name), pa.array(values, kind))
+
+
+def report(folder: Path, **settings) -> dict:
+    config = Config(events=folder, out=folder / "report.html", **settings)
+    ab_report.main(config)
+    return json.loads((folder / "report.json").read_text())
+
+
+def metric(figures: dict, name: str) -> dict:
+    return next(m for m in figures["metrics"] if m["name"] == name)
+
+
+@pytest.fixture(scope="module")
+def winning(tmp_path_factory) -> tuple[Path, dict]:
+    folder = save(tmp_path_factory.mktemp("ab"), exposures())
+    return folder, report(folder)
+
+
+def test_a_better_student_wins_and_the_interval_covers_the_truth(winning):
+    _, figures = winning
+    page = metric(figures, "page CTR")
+    assert figures["trustworthy"] and figures["verdict"].startswith("student wins: page CTR")
+    assert page["low"] < 0.15 < page["high"] and page["adjusted_p"] < 0.001
+    assert page["always_low"] < page["low"] and page["high"] < page["always_high"]
+
+
+def test_every_figure_is_the_plain_count_of_the_log(winning):
+    folder, figures = winning
+    log = pq.read_table(folder / "exposures" / "2026-11-01.parquet").to_pandas()
+    for arm in ("baseline", "student"):
+        pages = log[log.arm == arm]
+        users = pages.groupby("user_id").clicks.sum()
+        side = "control" if arm == "baseline" else "treatment"
+        assert figures["users"][arm] == len(users)
+        assert metric(figures, "page CTR")[side] == pytest.approx((pages.clicks > 0).mean(), rel=1e-9)
+        assert metric(figures, "user CTR")[side] == pytest.approx((users > 0).mean(), rel=1e-9)
+        capped = np.minimum(pages.dwell_seconds, figures["dwell_cap"] * pages.clicks).sum() / pages.clicks.sum()
+        assert metric(figures, "dwell per click")[side] == pytest.approx(capped, rel=1e-5)
+        assert metric(figures, "fallback share")[side] == pytest.approx((pages.fallback != "").mean(), rel=1e-9)
+        assert metric(figures, "latency p95")[side] == pytest.approx(np.quantile(pages.latency_ms, 0.95), rel=1e-6)
+
+
+def test_the_cumulative_lift_ends_at_the_reported_lift(winning):
+    _, figures = winning
+    assert len(figures["cumulative"]["time"]) > 5
+    assert figures["cumulative"]["lift"][-1] == pytest.approx(metric(figures, "page CTR")["lift"], rel=1e-9)
+
+
+def test_segments_cover_platform_query_frequency_and_length(winning):
+    _, figures = winning
+    assert {s["family"] for s in figures["segments"]} == {"platform", "query frequency", "query length"}
+
+
+def test_an_events_table_gives_the_same_clicks_as_the_exposures(winning, tmp_path):
+    folder, figures = winning
+    log = pq.read_table(folder / "exposures" / "2026-11-01.parquet")
+    rows = []
+    for position in (1, 2):
+        shown = {
+            "doc_id": [f"d{position}"] * len(log),
+            "title": ["t"] * len(log),
+            "summary": ["s"] * len(log),
+            "position": pa.array([position] * len(log), pa.int32()),
+            "clicked": pa.array(log.column("clicks").to_numpy() > 0) if position == 1 else pa.array([False] * len(log)),
+            "dwell_seconds": log.column("dwell_seconds") if position == 1 else pa.array([0.0] * len(log), pa.float32()),
+        }
+        table = log.select(["request_id", "user_id", "timestamp", "query", "arm"])
+        for name, values in shown.items():
+            table = table.append_column(name, pa.array(values) if isinstance(values, list) else values)
+        rows.append(table.select(TABLES["events"].schema.names))
+    write_table(tmp_path / "events.parquet", "events", rows)
+    from_events = report(tmp_path)
+    for name in ("page CTR", "user CTR", "dwell per click"):
+        assert metric(from_events, name)["lift"] == pytest.approx(metric(figures, name)["lift"], rel=1e-6)
+    assert "latency p50" not in {m["name"] for m in from_events["metrics"]}
+
+
+def test_a_sample_ratio_mismatch_forbids_a_verdict(tmp_path):
+    figures = report(save(tmp_path, exposures(treatment_share=0.45)))
+    assert figures["srm_p"] < 1e-6 and not figures["trustworthy"]
+    assert figures["verdict"].startswith("No verdict")
+
+
+def test_a_leaky_split_is_found(tmp_path):
+    log = exposures(2000)
+    arms = np.array(log.column("arm").to_pylist())
+    arms[::20] = "student"  # one page in twenty served by the other arm, whoever the user
+    figures = report(save(tmp_path, replace_column(log, "arm", arms)))
+    assert not figures["trustworthy"]
+    assert any("both arms" in check["text"] and not check["passed"] for check in figures["checks"])
+
+
+def test_a_bot_is_found_and_can_be_left_out(tmp_path):
+    log = exposures(2000)
+    users = np.array(log.column("user_id").to_pylist(), dtype=object)
+    students = np.array(log.column("arm").to_pylist()) == "student"
+    users[np.flatnonzero(students)[:1000]] = "bot"
+    folder = save(tmp_path, replace_column(log, "user_id", users))
+    figures = report(folder, weights=[0.57, 0.43])
+    assert any("busiest" in check["text"] and not check["passed"] for check in figures["checks"])
+    without = report(folder, weights=[0.57, 0.43], max_pages_per_user=200)
+    assert any(
+        "1 users with more than 200 pages left out (1,000 pages)" in check["text"] for check in without["checks"]
+    )
+    assert without["pages"] == figures["pages"] - 1000
+
+
+def test_pages_before_the_start_narrow_the_interval_by_cuped(tmp_path):
+    folder = save(tmp_path, exposures(8000, days=20))
+    plain = metric(report(folder, start="2026-11-11"), "page CTR")
+    assert plain["cuped_variance"] is not None and plain["cuped_variance"] < 0.95
+
+
+def test_forced_pages_are_left_out_and_counted(tmp_path):
+    log = exposures(1000)
+    forced = np.arange(len(log)) % 10 == 0
+    figures = report(save(tmp_path, replace_column(log, "forced", forced)))
+    assert figures["pages"] == len(log) - forced.sum()
+    assert f"{forced.sum():,} forced pages, 0 pages outside" in figures["basis"]["left out"]
+
+
+def test_interleaved_pages_are_credited_to_the_team_that_was_clicked(tmp_path):
+    log = exposures(1000)
+    n = len(log)
+    log = replace_column(log, "teams", [["student", "baseline"]] * n)
+    clicked = [[1] if i % 3 else [2] for i in range(n)]  # two pages in three go to the student's document
+    figures = report(save(tmp_path, replace_column(log, "clicked_positions", clicked)))
+    assert figures["interleaving"]["share"] == pytest.approx(2 / 3, abs=0.01)
+    assert figures["interleaving"]["p"] < 1e-6
+
+
+def test_an_experiment_of_interleaved_pages_alone_has_its_own_report(tmp_path):
+    log = exposures(1000)
+    n = len(log)
+    log = replace_column(log, "teams", [["baseline", "student"]] * n)
+    folder = save(tmp_path, replace_column(log, "arm", ["mixed"] * n))
+    found = report(folder, interleaved=True, experiment="shoes")["interleaving"]
+    assert found["share"] == 0.0 and found["pages"] == sum(c > 0 for c in log.column("clicks").to_pylist())
+    with pytest.raises(InputError, match="'hats' has no interleaved page"):
+        report(folder, interleaved=True, experiment="hats")
+
+
+def test_judgements_are_counted_and_a_strange_verdict_names_its_row(tmp_path):
+    folder = save(tmp_path, exposures(1000))
+    judged = tmp_path / "judged.csv"
+    judged.write_text("query,verdict\n" + "a,good\n" * 54 + "b,same\n" * 116 + "c,bad\n" * 30)
+    figures = report(folder, judgements=judged)
+    assert (figures["judged"]["good"], figures["judged"]["bad"]) == (54, 30)
+    judged.write_text("query,verdict\na,good\nb,better\n")
+    with pytest.raises(DataError, match="row 2: verdict 'better'"):
+        report(folder, judgements=judged)
+
+
+def test_a_log_without_clicks_gives_reasons_instead_of_lifts(tmp_path):
+    log = exposures(500)
+    log = replace_column(log, "clicks", [0] * len(log))
+    log = replace_column(log, "dwell_seconds", [0.0] * len(log))
+    figures = report(save(tmp_path, log))
+    assert metric(figures, "page CTR")["lift"] is None and "zero" in metric(figures, "page CTR")["reason"]
+    assert figures["verdict"] == "No verdict: there are no clicks to compare."
+
+
+def test_an_arm_that_is_not_in_the_log_is_named(tmp_path):
+    with pytest.raises(InputError, match="0 users in arm 'studnet'; the log has arms baseline, student"):
+        report(save(tmp_path, exposures(200)), treatment="studnet")
+
+
+def test_a_plan_follows_from_the_logs_variance(winning, capsys):
+    folder, _ = winning
+    ab_report.main(Config(events=folder, plan=True, effect=0.05))
+    lines = capsys.readouterr().out
+    assert "a lift of +5.00% with power 80%" in lines and "days" in lines
+
+
+def test_a_missing_folder_is_one_line_and_a_failure(tmp_path):
+    command = [sys.executable, "clients/ab_report.py", "--events", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4])
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == [
+        f"error: {tmp_path / 'none'}: no Parquet file there; run clients/ab_compact.py on the router's log first"
+    ]
+
+
+@needs_browser
+def test_the_page_has_no_error_no_outside_resource_and_no_overflow(winning):
+    folder, _ = winning
+    with browser() as driver:
+        for width in (1280, 400):
+            set_width(driver, width)
+            driver.get((folder / "report.html").as_uri())
+            assert overflow(driver) == 0, width
+            assert errors(driver) == []
+            assert len(driver.find_elements("css selector", "svg")) == 4
+        loaded = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+        assert [name for name in loaded if not name.startswith("data:")] == []

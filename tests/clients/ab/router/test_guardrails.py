@@ -1,0 +1,151 @@
+"""Guardrails and breakers: when they act, what they leave alone, what survives a restart."""
+
+from __future__ import annotations
+
+import pytest
+
+from clients.ab.experiment.file import parse
+from clients.ab.router.guardrails import GuardrailWatch, quantile
+from clients.ab.router.scoring import Breaker
+from ranking.errors import InputError
+
+EXPERIMENT = """
+default_model: baseline
+experiments:
+  - name: exp
+    coverage: 0.8
+    arms: [{name: baseline, model: baseline}, {name: student, model: student}]
+    guardrails: {max_error_share: 0.1, max_p99_ms: 100, window_seconds: 10, min_pages: 50, min_coverage: 0.15}
+"""
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watch(tmp_path, text: str = EXPERIMENT):
+    experiments = parse(text, "x").experiments
+    clock = Clock()
+    guard = GuardrailWatch(tmp_path, clock)
+    guard.adopt(experiments)
+    return guard, experiments, clock
+
+
+def serve(guard, experiment, pages: int, arm: str = "student", ms: float = 10, failed: int = 0):
+    for i in range(pages):
+        guard.observe(experiment, arm, ms / 1000, i < failed)
+
+
+def test_failures_halve_the_coverage_until_it_is_zero(tmp_path):
+    guard, experiments, _ = watch(tmp_path)
+    seen = []
+    for _ in range(4):
+        serve(guard, experiments[0], 60, failed=20)
+        seen += [(r.before, r.after) for r in guard.judge(experiments)]
+    assert seen == [(0.8, 0.4), (0.4, 0.2), (0.2, 0.0), (0.0, 0.0)]
+    assert guard.splits["exp"].coverage == 0.0
+
+
+def test_a_slow_arm_is_ramped_down_with_the_reason(tmp_path):
+    guard, experiments, _ = watch(tmp_path)
+    serve(guard, experiments[0], 95)
+    serve(guard, experiments[0], 5, ms=300)
+    (ramp,) = guard.judge(experiments)
+    assert ramp.reason == "p99 of 100 pages is 300 ms, 100 ms are allowed"
+    assert ramp.arm == "student"
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        {"pages": 49, "failed": 49},  # too few
+        {"pages": 100, "failed": 10},  # exactly the limit
+        {"pages": 500, "failed": 500, "arm": "baseline"},  # the control is not judged
+        {"pages": 200, "ms": 100},
+    ],
+)
+def test_what_is_within_limits_is_left_alone(tmp_path, pages):
+    guard, experiments, _ = watch(tmp_path)
+    serve(guard, experiments[0], **pages)
+    assert guard.judge(experiments) == [] and not guard.splits
+
+
+def test_pages_outside_the_window_do_not_count(tmp_path):
+    guard, experiments, clock = watch(tmp_path)
+    serve(guard, experiments[0], 100, failed=100)
+    clock.now += 11
+    serve(guard, experiments[0], 60)
+    assert guard.judge(experiments) == []
+
+
+def test_one_breach_is_judged_once(tmp_path):
+    guard, experiments, _ = watch(tmp_path)
+    serve(guard, experiments[0], 100, failed=100)
+    assert len(guard.judge(experiments)) == 1
+    assert guard.judge(experiments) == []
+
+
+def test_a_ramp_down_outlives_a_restart_and_ends_with_an_edit(tmp_path):
+    guard, experiments, _ = watch(tmp_path)
+    serve(guard, experiments[0], 100, failed=100)
+    guard.judge(experiments)
+    again, _, _ = watch(tmp_path)
+    assert again.splits["exp"].coverage == 0.4
+    edited, _, _ = watch(tmp_path, EXPERIMENT.replace("coverage: 0.8", "coverage: 0.7"))
+    assert not edited.splits and not edited.ramps
+    assert not watch(tmp_path)[0].ramps  # forgotten on disk too
+
+
+def test_an_unreadable_state_stops_the_start_rather_than_restoring_full_traffic(tmp_path):
+    (tmp_path / "ramp.json").write_text('{"exp": {"half": ')
+    with pytest.raises(InputError, match=r"ramp\.json: cannot be read"):
+        watch(tmp_path)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.001, 1)])
+def test_quantile_is_the_smallest_value_that_covers_the_share(share, expected):
+    assert quantile([float(i) for i in range(100, 0, -1)], share) == expected
+
+
+def test_a_breaker_opens_after_enough_failures_and_not_before():
+    breaker = Breaker(window=10, failures=5, cooldown=2, clock=Clock())
+    for outcome in [False, True] * 4:
+        breaker.report(outcome)
+    assert not breaker.is_open and breaker.admits()
+    breaker.report(False)
+    assert breaker.is_open and not breaker.admits()
+
+
+def test_an_open_breaker_lets_one_probe_through_at_a_time():
+    clock = Clock()
+    breaker = Breaker(window=4, failures=2, cooldown=2, clock=clock)
+    for _ in range(2):
+        breaker.report(False)
+    clock.now += 1.9
+    assert not breaker.admits()
+    clock.now += 0.2
+    assert breaker.admits() and not breaker.admits()
+    breaker.report(False)
+    assert not breaker.admits()
+    clock.now += 2.1
+    assert breaker.admits()
+    breaker.report(True)
+    assert not breaker.is_open and breaker.admits() and breaker.admits()
+
+
+def test_stragglers_of_the_time_before_do_not_close_an_open_breaker():
+    clock = Clock()
+    breaker = Breaker(window=4, failures=2, cooldown=2, clock=clock)
+    for outcome in (False, False, True, True):
+        breaker.report(outcome)
+    assert breaker.is_open
+
+
+def test_old_failures_leave_the_window():
+    breaker = Breaker(window=4, failures=2, cooldown=2, clock=Clock())
+    for outcome in (False, True, True, True, True, False):
+        breaker.report(outcome)
+    assert not breaker.is_open

@@ -1,0 +1,246 @@
+"""The router's HTTP side with no Triton behind it: bad input, fallbacks to the incoming order, reload, what is stored.
+
+Real servers: tests/e2e/test_ab_router.py.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from clients.ab.log import ReadCounts, read_folder
+from clients.ab_router import Config, create_app
+
+ROOT = Path(__file__).parents[4]
+EXPERIMENT = """
+default_model: baseline
+experiments:
+  - name: exp
+    arms: [{name: baseline, model: baseline}, {name: student, model: student}]
+    forced: {tester: student}
+"""
+PAGE = {"user_id": "u1", "query": "alpha beta", "documents": [{"doc_id": d, "title": f"t{d}"} for d in "abc"]}
+
+
+def closed_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function (settings) -> TestClient of a started router whose Triton is not there."""
+    clients = []
+
+    def make(text: str = EXPERIMENT, **settings) -> TestClient:
+        (tmp_path / "e.yaml").write_text(text)
+        config = Config(tmp_path / "e.yaml", closed_port(), tmp_path / "log", reload_seconds=0.05, **settings)
+        client = TestClient(create_app(config))
+        client.__enter__()
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+def records(tmp_path, kind: str = "exposure") -> list[dict]:
+    return [r for r in read_folder(tmp_path / "log", ReadCounts()) if r["type"] == kind]
+
+
+def test_without_triton_every_page_is_answered_in_the_incoming_order_and_logged_before(start, tmp_path):
+    answer = start().post("/rank", json={**PAGE, "platform": "ios", "segments": {"country": "nz"}}).json()
+    assert answer["ranking"] == ["a", "b", "c"] and answer["scores"] is None
+    assert (answer["served_by"], answer["fallback"], answer["logged"]) == ("incoming", "unavailable", True)
+    (record,) = records(tmp_path)
+    assert record["arm"] == answer["arm"] in ("baseline", "student")
+    assert record["documents"] == ["a", "b", "c"] and record["scores"] == []
+    assert (record["platform"], record["segments"]) == ("ios", '{"country": "nz"}')
+    assert (record["title"], record["query_length"]) == (["ta", "tb", "tc"], 10)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        (b"{", 400, "Invalid JSON"),
+        (b"\xff\xfe", 400, "Invalid JSON"),
+        (b"[]", 422, "Input should be an object"),
+        (b'{"user_id": "\\ud800", "query": "q", "documents": [{"doc_id": "a"}]}', 400, "Invalid JSON"),
+        ({"user_id": None}, 422, "user_id"),
+        ({"user_id": ""}, 422, "user_id: String should have at least 1 character"),
+        ({"user_id": " \t"}, 422, "user_id"),
+        ({"user_id": 7}, 422, "user_id: Input should be a valid string"),
+        ({"query": "  "}, 422, "query"),
+        ({"documents": []}, 422, "documents: List should have at least 1 item"),
+        ({"documents": [{"doc_id": "a"}, {"doc_id": "a"}]}, 422, "doc_id 'a' is given twice"),
+        ({"documents": [{"doc_id": "a"}, {"title": "t"}]}, 422, "documents[1].doc_id: Field required"),
+        ({"documents": [{"doc_id": str(i)} for i in range(9)]}, 422, "9 are given, 8 are allowed"),
+        ({"docs": []}, 422, "docs: Extra inputs are not permitted"),
+        ({"arm": "student"}, 403, "--allow-forced-arm"),
+        ({"query": "x" * 300_000}, 422, "query: String should have at most"),
+        ({"documents": [{"doc_id": "a", "title": "x" * 1_100_000}]}, 413, "larger than 1048576 bytes"),
+    ],
+)
+def test_bad_input_gets_a_4xx_with_the_field_and_the_reason(start, tmp_path, body, status, reason):
+    client = start(max_documents=8, max_body_mb=1)
+    content = body if isinstance(body, bytes) else json.dumps({**PAGE, **body}).encode()
+    answer = client.post("/rank", content=content)
+    assert answer.status_code == status and reason in answer.json()["detail"]
+    assert not records(tmp_path)
+    assert f'ab_refused_total{{status="{status}"}} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        ({"type": "hover"}, "type"),
+        ({"type": "dwell"}, "dwell_seconds belongs to type dwell"),
+        ({"type": "click", "dwell_seconds": 3}, "dwell_seconds belongs to type dwell"),
+        ({"type": "dwell", "dwell_seconds": -1}, "events[0].dwell_seconds"),
+        ({"type": "dwell", "dwell_seconds": 1e9}, "events[0].dwell_seconds"),
+        ({"doc_id": ""}, "events[0].doc_id"),
+    ],
+)
+def test_bad_events_are_refused(start, tmp_path, event, reason):
+    answer = start().post("/events", json={"events": [{"request_id": "r", "doc_id": "a", "type": "click", **event}]})
+    assert answer.status_code == 422 and reason in answer.json()["detail"]
+    assert not records(tmp_path, "event")
+
+
+def test_events_are_on_disk_when_they_are_accepted(start, tmp_path):
+    events = [
+        {"request_id": "r", "doc_id": "a", "type": "click", "timestamp": 1700000000.5},
+        {"request_id": "r", "doc_id": "a", "type": "dwell", "dwell_seconds": 12},
+    ]
+    assert start().post("/events", json={"events": events}).json() == {"accepted": 2}
+    logged = [(r["event"], r["dwell_seconds"], r["timestamp"]) for r in records(tmp_path, "event")]
+    assert logged == [("click", 0.0, 1700000000.5), ("dwell", 12.0, None)]
+
+
+def test_a_user_keeps_the_arm_over_restarts_and_forced_pages_are_marked(start, tmp_path):
+    first, second = start(), start()
+    for user in (f"user-{i}" for i in range(20)):
+        arms = {client.post("/rank", json={**PAGE, "user_id": user}).json()["arm"] for client in (first, second)}
+        assert len(arms) == 1
+    assert first.post("/rank", json={**PAGE, "user_id": "tester"}).json()["arm"] == "student"
+    assert [r["forced"] for r in records(tmp_path) if r["user_id"] == "tester"] == [True]
+
+
+def test_an_arm_can_be_forced_where_the_router_allows_it(start, tmp_path):
+    client = start(allow_forced_arm=True)
+    for arm in ("student", "baseline"):
+        assert client.post("/rank", json={**PAGE, "arm": arm}).json()["arm"] == arm
+    assert client.post("/rank", json={**PAGE, "arm": "nobody"}).status_code == 422
+    assert all(r["forced"] for r in records(tmp_path))
+
+
+def test_a_given_request_id_is_kept_and_a_made_one_is_unique(start):
+    client = start()
+    assert client.post("/rank", json={**PAGE, "request_id": "mine"}).json()["request_id"] == "mine"
+    assert len({client.post("/rank", json=PAGE).json()["request_id"] for _ in range(20)}) == 20
+
+
+def until(condition, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_edits_are_taken_up_while_running_and_a_bad_one_is_told(start, tmp_path):
+    client = start()
+    (tmp_path / "e.yaml").write_text(EXPERIMENT.replace("name: exp", "name: later"))
+    until(lambda: client.post("/rank", json=PAGE).json()["experiment"] == "later")
+    (tmp_path / "e.yaml").write_text("default_model: [")
+    until(lambda: client.get("/health").json()["status"] == "degraded")
+    assert "not YAML" in client.get("/health").json()["experiment_file_error"]
+    until(lambda: "ab_experiment_file_error 1.0" in client.get("/metrics").text)
+    assert client.post("/rank", json=PAGE).json()["experiment"] == "later"
+    (tmp_path / "e.yaml").write_text(EXPERIMENT + "kill_switch: true\n")
+    until(lambda: client.post("/rank", json=PAGE).json()["experiment"] == "")
+    assert [r["definition"]["name"] for r in records(tmp_path, "config")] == ["exp", "later", "exp"]
+
+
+def test_guardrails_ramp_down_a_failing_arm_and_the_log_says_why(start, tmp_path):
+    rails = "    guardrails: {max_error_share: 0.5, min_pages: 20, ramp_factor: 0.0}\n"
+    client = start(EXPERIMENT.replace("    forced", rails + "    forced"))
+    for i in range(60):
+        client.post("/rank", json={**PAGE, "user_id": f"user-{i}"})
+    until(lambda: client.get("/health").json()["experiments"]["exp"] == 0.0)
+    assert "fell back" in client.get("/health").json()["ramp_downs"]["exp"]
+    assert client.post("/rank", json=PAGE).json()["experiment"] == ""
+    assert client.post("/rank", json={**PAGE, "user_id": "tester"}).json()["arm"] == "student"
+    until(lambda: [(r["arm"], r["after"]) for r in records(tmp_path, "ramp")] == [("student", 0.0)])
+
+
+def test_a_killed_arm_keeps_its_users_and_is_no_breach(start, tmp_path):
+    rails = "    guardrails: {max_error_share: 0.5, min_pages: 1}\n"
+    text = EXPERIMENT.replace("model: student}", "model: student, killed: true}").replace(
+        "    forced", rails + "    forced"
+    )
+    client = start(text)
+    answers = [client.post("/rank", json={**PAGE, "user_id": f"user-{i}"}).json() for i in range(30)]
+    time.sleep(0.2)
+    assert {a["fallback"] for a in answers if a["arm"] == "student"} == {"killed"}
+    assert {a["fallback"] for a in answers if a["arm"] == "baseline"} <= {"unavailable", "breaker_open"}
+    assert client.get("/health").json()["experiments"] == {"exp": 1.0}
+
+
+def test_stored_ids_and_queries_are_hashed_and_texts_left_out_on_request(start, tmp_path):
+    (tmp_path / "salt").write_text("a secret of more than 16 bytes")
+    open_arm = start().post("/rank", json=PAGE).json()["arm"]
+    private = start(salt_file=tmp_path / "salt", queries="hash", log_text=False)
+    assert private.post("/rank", json=PAGE).json()["arm"] == open_arm  # the raw id decides
+    raw = b"".join(p.read_bytes() for p in sorted((tmp_path / "log").glob("*.ablog"))[-1:])
+    assert b"alpha" not in raw and b'"u1"' not in raw and b'"title"' not in raw
+    assert len(records(tmp_path)[-1]["user_id"]) == 32
+
+
+def test_a_log_that_cannot_be_written_costs_no_answer_and_is_told(start, monkeypatch):
+    client = start()
+
+    def full(descriptor, block):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clients.ab.log.os.write", full)
+    answer = client.post("/rank", json=PAGE)
+    assert answer.status_code == 200 and answer.json()["logged"] is False
+    event = {"request_id": "r", "doc_id": "a", "type": "click"}
+    assert client.post("/events", json={"events": [event]}).status_code == 503
+    health = client.get("/health").json()
+    assert health["status"] == "degraded" and "No space left" in health["log_error"] and health["log_failures"] == 2
+
+
+def test_the_openapi_document_describes_bodies_and_answers(start):
+    document = start().get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert {"RankRequest", "Document", "RankAnswer", "EventsRequest", "Event", "EventsAnswer"} <= schemas.keys()
+    body = document["paths"]["/rank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/RankRequest"}
+    text = json.dumps(document)
+    assert all(ref.split('"')[0] in schemas for ref in text.split('"#/components/schemas/')[1:])
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--experiment", "absent.yaml"], "absent.yaml: cannot be read"),
+        (["--experiment", "clients/experiments/example.yaml", "--log", "README.md/log"], "cannot write the log"),
+        (["--experiment", "clients/experiments/example.yaml", "--arm-share", "1.5"], "arm_share is 1.5"),
+    ],
+)
+def test_a_bad_start_is_one_line_and_an_exit_code(flags, reason):
+    done = subprocess.run(
+        [sys.executable, "clients/ab_router.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode in (1, 2)
+    assert reason in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,201 @@
+"""Raw log to Parquet: the join, deduplication, days, retention, damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+
+from clients.ab.log import DAY_MICROSECONDS, encode
+from clients.ab_compact import Config, compact, retire
+from ranking.errors import DataError, InputError
+from ranking.schema import read_table
+
+ROOT = Path(__file__).parents[3]
+DAY = 20_000  # 2024-10-04
+NOON = DAY * DAY_MICROSECONDS + DAY_MICROSECONDS // 2
+
+
+def exposure(request_id: str, logged: int = NOON, **changes) -> dict:
+    return {
+        "type": "exposure", "logged": logged, "request_id": request_id, "user_id": "u1", "experiment": "exp", "arm": "student",
+        "served_by": "student", "fallback": "", "model_version": "1", "latency_ms": 12.5, "query": "q", "query_length": 1,
+        "platform": "ios", "segments": "{}", "forced": False, "documents": ["a", "b", "c"], "scores": [3.0, 2.0, -1.0],
+        "teams": [], "title": ["ta", "tb", "tc"], "summary": ["sa", "sb", "sc"], "config": "f1", **changes,
+    }  # fmt: skip
+
+
+def event(request_id: str, doc_id: str, kind: str = "click", dwell: float = 0.0, logged: int = NOON + 5) -> dict:
+    return {
+        "type": "event",
+        "logged": logged,
+        "request_id": request_id,
+        "doc_id": doc_id,
+        "event": kind,
+        "dwell_seconds": dwell,
+        "timestamp": None,
+    }
+
+
+def write_log(folder: Path, records: list[dict], tail: bytes = b"", name: str = "2024-10-04T120000.000000-1-1") -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.ablog"
+    path.write_bytes(b"".join(map(encode, records)) + tail)
+    return path
+
+
+def compacted(tmp_path: Path, records: list[dict], **options):
+    write_log(tmp_path / "log", records)
+    return compact(Config(tmp_path / "log", tmp_path / "out", **options))
+
+
+def page(tmp_path: Path, day: str = "2024-10-04") -> list[dict]:
+    return read_table(tmp_path / "out/exposures" / f"{day}.parquet", "exposures").to_pylist()
+
+
+def test_clicks_and_dwell_meet_their_page(tmp_path):
+    summary = compacted(
+        tmp_path,
+        [
+            exposure("r1"),
+            exposure("r2", user_id="u2", arm="baseline"),
+            event("r1", "c"),
+            event("r1", "a"),
+            event("r1", "c", "dwell", 4.0),
+            event("r1", "c", "dwell", 30.0),
+            event("r1", "c", "dwell", 9.0),
+        ],
+    )
+    first, second = page(tmp_path)
+    assert (first["clicks"], first["clicked_positions"], first["dwell_seconds"]) == (2, [1, 3], 30.0)
+    assert (second["clicks"], second["clicked_positions"], second["dwell_seconds"]) == (0, [], 0.0)
+    assert first["timestamp"].isoformat() == "2024-10-04T12:00:00+00:00"
+    assert first["scores"] == [3.0, 2.0, -1.0]
+    rows = read_table(tmp_path / "out/events/2024-10-04.parquet", "events").to_pylist()
+    assert [(r["request_id"], r["doc_id"], r["position"], r["clicked"], r["dwell_seconds"]) for r in rows] == [
+        ("r1", "a", 1, True, 0.0), ("r1", "b", 2, False, 0.0), ("r1", "c", 3, True, 30.0),
+        ("r2", "a", 1, False, 0.0), ("r2", "b", 2, False, 0.0), ("r2", "c", 3, False, 0.0),
+    ]  # fmt: skip
+    assert (rows[1]["title"], rows[1]["summary"], rows[3]["arm"]) == ("tb", "sb", "baseline")
+    assert (summary.exposures, summary.events, summary.events_orphaned) == (2, 5, 0)
+    assert summary.rows_written == {"exposures": 2, "events": 6}
+
+
+def test_a_repeated_request_keeps_the_later_exposure_and_counts_the_other(tmp_path):
+    records = [exposure("r1", fallback="timeout", documents=["b", "a", "c"]), exposure("r1", NOON + 9), exposure("r2")]
+    summary = compacted(tmp_path, [*records, event("r1", "a")])
+    kept = {r["request_id"]: r for r in page(tmp_path)}
+    assert len(kept) == 2 and kept["r1"]["fallback"] == "" and kept["r1"]["clicked_positions"] == [1]
+    assert (summary.exposures, summary.exposures_repeated) == (2, 1)
+
+
+def test_events_without_a_page_and_repeated_events_are_counted_not_joined(tmp_path):
+    records = [exposure("r1"), event("r1", "a"), event("r1", "a"), event("r1", "zz"), event("nowhere", "a")]
+    summary = compacted(tmp_path, records)
+    assert page(tmp_path)[0]["clicks"] == 1
+    assert (summary.events, summary.events_orphaned) == (2, 2)
+
+
+def test_a_dwell_is_a_click_and_is_counted(tmp_path):
+    summary = compacted(tmp_path, [exposure("r1"), event("r1", "b", "dwell", 7.0)])
+    assert (page(tmp_path)[0]["clicks"], page(tmp_path)[0]["dwell_seconds"]) == (1, 7.0)
+    assert summary.dwells_without_click == 1
+
+
+def test_a_click_after_midnight_belongs_to_the_day_of_the_page(tmp_path):
+    night = (DAY + 1) * DAY_MICROSECONDS
+    write_log(tmp_path / "log", [exposure("r1", night - 1)])
+    write_log(tmp_path / "log", [event("r1", "a", logged=night + 10), exposure("r2", night)], name="2024-10-05T0-1-1")
+    summary = compact(Config(tmp_path / "log", tmp_path / "out"))
+    assert summary.days == ["2024-10-04", "2024-10-05"]
+    assert page(tmp_path, "2024-10-04")[0]["clicks"] == 1
+    assert [r["request_id"] for r in page(tmp_path, "2024-10-05")] == ["r2"]
+
+
+def test_compacting_again_gives_the_same_files(tmp_path):
+    records = [exposure(f"r{i}") for i in range(50)] + [event(f"r{i}", "a") for i in range(0, 50, 3)]
+    compacted(tmp_path, records)
+    before = page(tmp_path)
+    compact(Config(tmp_path / "log", tmp_path / "out"))
+    assert page(tmp_path) == before
+    assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+
+
+def test_a_torn_tail_and_damage_are_counted_and_the_rest_is_kept(tmp_path):
+    path = write_log(tmp_path / "log", [exposure("r1")], tail=b"00000000 {}\n" + encode(exposure("r2"))[:100])
+    summary = compact(Config(tmp_path / "log", tmp_path / "out"))
+    assert (summary.exposures, summary.torn_tails, summary.damaged) == (1, 1, [f"{path}:2"])
+    assert json.loads((tmp_path / "out/compact.json").read_text())["torn_tails"] == 1
+
+
+def test_pages_without_text_or_scores_and_interleaved_pages_pass(tmp_path):
+    bare = exposure("r1", served_by="incoming", scores=[], model_version="", query="(dropped)")
+    del bare["title"], bare["summary"]
+    mixed = exposure("r2", served_by="interleaved", teams=["student", "baseline", "student"], experiment="", arm="")
+    compacted(tmp_path, [bare, mixed])
+    assert [r["teams"] for r in page(tmp_path)] == [[], ["student", "baseline", "student"]]
+    events = read_table(tmp_path / "out/events/2024-10-04.parquet", "events")
+    assert pc.sum(pc.equal(events["title"], "")).as_py() == 3
+
+
+def test_shadows_definitions_and_ramps_are_written(tmp_path):
+    shadow = {
+        k: v
+        for k, v in exposure("r1").items()
+        if k in ("logged", "request_id", "experiment", "arm", "scores", "documents")
+    }
+    compacted(
+        tmp_path,
+        [
+            exposure("r1"),
+            {"type": "config", "logged": NOON, "fingerprint": "f1", "definition": {"name": "exp"}},
+            {"type": "ramp", "logged": NOON, "experiment": "exp", "arm": "student", "reason": "p99", "before": 1, "after": 0.5},
+            {**shadow, "type": "shadow", "model": "baseline", "failure": "", "latency_ms": 3.0},
+        ],
+    )  # fmt: skip
+    assert read_table(tmp_path / "out/shadows/2024-10-04.parquet", "shadows")["model"].to_pylist() == ["baseline"]
+    assert json.loads((tmp_path / "out/experiments.json").read_text())["f1"]["definition"] == {"name": "exp"}
+    (ramp,) = json.loads((tmp_path / "out/ramps.json").read_text()).values()
+    assert ramp == {"experiment": "exp", "arm": "student", "reason": "p99", "before": 1, "after": 0.5}
+
+
+def test_retention_removes_whole_old_days_and_never_rewrites_them(tmp_path):
+    config = Config(tmp_path / "log", tmp_path / "out", retain_days=2)
+    old = write_log(tmp_path / "log", [exposure("r1")])
+    new = write_log(
+        tmp_path / "log", [exposure("r2", NOON + DAY_MICROSECONDS), event("r1", "a")], name="2024-10-05T0-1-1"
+    )
+    compact(Config(tmp_path / "log", tmp_path / "out"))
+    kept = (tmp_path / "out/exposures/2024-10-05.parquet").read_bytes()
+    assert retire(config, date(2024, 10, 6)) == []
+    removed = retire(config, date(2024, 10, 7))
+    assert len(removed) == 3 and not old.exists() and new.exists()
+    assert not (tmp_path / "out/exposures/2024-10-04.parquet").exists()
+    summary = compact(Config(tmp_path / "log", tmp_path / "out"))
+    assert summary.days == ["2024-10-05"] and summary.events_orphaned == 1
+    assert (tmp_path / "out/exposures/2024-10-05.parquet").read_bytes() == kept
+
+
+def test_a_record_that_breaks_the_table_names_file_and_reason(tmp_path):
+    with pytest.raises(DataError, match=r"exposures/2024-10-04.parquet, row 1: latency_ms is NaN"):
+        compacted(tmp_path, [exposure("r1", latency_ms=float("nan"))])
+
+
+def test_a_record_of_an_unknown_kind_is_not_dropped_silently(tmp_path):
+    with pytest.raises(InputError, match="newer release"):
+        compacted(tmp_path, [{"type": "hologram", "logged": NOON}])
+
+
+def test_the_command_prints_counts_and_fails_with_one_line(tmp_path):
+    write_log(tmp_path / "log", [exposure("r1"), event("r1", "b")])
+    command = [sys.executable, "clients/ab_compact.py", "--out", str(tmp_path / "out"), "--log"]
+    good = subprocess.run([*command, str(tmp_path / "log")], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert good.returncode == 0 and "1 exposures (0 repeated), 1 events (0 orphaned)" in good.stdout
+    bad = subprocess.run([*command, str(tmp_path / "absent")], cwd=ROOT, capture_output=True, text=True)
+    assert bad.returncode == 1 and bad.stderr.strip().splitlines()[-1].endswith("no such log folder")

@@ -1,0 +1,350 @@
+"""clients/label_corpus.py against a deterministic teacher: whatever fails, a rerun leaves the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ranking.errors import DataError
+from ranking.labels import iter_labelled, read_labels
+from ranking.schema import TABLES
+from ranking.text import TeacherFormat
+
+ROWS, SHARD_ROWS = 3000, 250
+SHARDS = ("--shard-rows", str(SHARD_ROWS))
+
+_spec = importlib.util.spec_from_file_location(
+    "stub_teacher", Path(__file__).parents[2] / "helpers" / "stub_teacher.py"
+)
+assert _spec is not None and _spec.loader is not None
+stub_teacher = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(stub_teacher)
+
+
+@pytest.fixture(scope="module")
+def candidates(write_candidates):
+    return write_candidates(ROWS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(candidates, label, stub, tmp_path_factory):
+    """The folder of a run in which nothing failed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "labels"
+    code, text = label.run(candidates, out, "--url", stub.url, *SHARDS)
+    assert code == 0, text
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that must not depend on what happened on the way; the manifest holds rates and times."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("manifest.json", ".lock")}
+
+
+def assert_same_labels(out: Path, undisturbed: Path):
+    assert contents(out) == contents(undisturbed)
+    assert len(read_labels(out)) == ROWS
+
+
+def test_every_pair_gets_the_score_of_its_own_text(candidates, undisturbed, teacher_folder):
+    rows = pa.concat_tables(iter_labelled(candidates, undisturbed))
+    fields = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
+    prompts = TeacherFormat.of_checkpoint(teacher_folder).texts(*fields)
+    expected = [stub_teacher.stub_score(prompt.text.encode()) for prompt in prompts]
+    assert rows.column("teacher_score").to_pylist() == expected
+    assert rows.select(TABLES["candidates"].schema.names).equals(pq.read_table(candidates))
+    manifest = json.loads((undisturbed / "manifest.json").read_text())
+    assert manifest["counts"] == {"rows": ROWS, "labels": ROWS, "rejects": 0, "reasons": {}}
+    assert sum(manifest["scores"]["histogram"].values()) == ROWS
+    assert manifest["scores"]["mean"] == pytest.approx(sum(expected) / ROWS)
+
+
+def test_twenty_kills_at_random_moments_leave_no_trace(candidates, undisturbed, label, start_stub, tmp_path):
+    server = start_stub("--latency", "0.05", "--capacity", "64")
+    flags = ("--url", server.url, "--in-flight", "64", *SHARDS)
+    draw = random.Random(4)
+    found_by_kill = []
+    folders = [tmp_path / "0"]
+    for _ in range(20):
+        process = label(candidates, folders[-1], *flags)
+        while not holds_lock(process, folders[-1]):  # a kill before the first write shows nothing
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0.0, 1.6))
+        process.kill()
+        process.communicate()
+        found_by_kill.append(len(list(folders[-1].glob("labels-*.json"))))
+        if found_by_kill[-1] == ROWS // SHARD_ROWS:
+            folders.append(tmp_path / str(len(folders)))
+    assert len(set(found_by_kill)) > 2, f"the kills fell into too few different states: {found_by_kill}"
+    for folder in folders:
+        code, text = label.run(candidates, folder, *flags)
+        assert code == 0, text
+        assert_same_labels(folder, undisturbed)
+
+
+def holds_lock(process: subprocess.Popen, out: Path) -> bool:
+    lock = out / ".lock"
+    return process.poll() is not None or (lock.exists() and lock.read_text() == str(process.pid))
+
+
+def wait_for_shards(out: Path, count: int):
+    until = time.monotonic() + 60
+    while len(list(out.glob("labels-*.json"))) < count:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_errors_delays_lost_answers_and_dropped_streams_leave_no_trace(
+    candidates, undisturbed, label, start_stub, tmp_path
+):
+    faults = {"error": "0.1", "delay": "0.05", "silent": "0.002", "drop": "0.002"}
+    flags = [word for fault, rate in faults.items() for word in (f"--{fault}-rate", rate)]
+    server = start_stub("--latency", "0.02", *flags)
+    code, text = label.run(candidates, tmp_path, "--url", server.url, "--deadline", "1", "--retries", "8", *SHARDS)
+    assert code == 0, text
+    assert "stream dropped by the stub" in text
+    assert_same_labels(tmp_path, undisturbed)
+
+
+def test_a_nan_is_asked_for_again_and_never_written(candidates, undisturbed, label, start_stub, tmp_path):
+    now_and_then = start_stub("--nan-rate", "0.02")
+    code, text = label.run(candidates, tmp_path / "some", "--url", now_and_then.url, *SHARDS)
+    assert code == 0, text
+    assert_same_labels(tmp_path / "some", undisturbed)
+    always = start_stub("--nan-rate", "1")
+    code, text = label.run(candidates, tmp_path / "all", "--url", always.url, "--retries", "1", *SHARDS)
+    assert code == 1
+    assert "the teacher fails on" in text and "the teacher's score is nan" in text
+
+
+def test_a_prompt_that_the_teacher_refuses_goes_to_the_rejects(candidates, label, start_stub, tmp_path):
+    server = start_stub("--final-mark", "title 77\n")
+    code, text = label.run(candidates, tmp_path, "--url", server.url, *SHARDS)
+    assert code == 3, text
+    assert "retries 0" in text  # asking again would not help
+    (reject,) = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    assert (reject["row"], reject["query_id"], reject["doc_id"], reject["cause"]) == (78, "q9", "d5", "teacher")
+    assert "maximum model length" in reject["reason"]
+    labels = read_labels(tmp_path)
+    assert len(labels) == ROWS - 1
+    server.kill()
+    server.options = server.options[:-2]  # a teacher with room for it
+    server.start()
+    code, text = label.run(candidates, tmp_path, "--url", server.url, "--retry-rejects", *SHARDS)
+    assert code == 0, text
+    assert len(read_labels(tmp_path)) == ROWS
+
+
+def test_bad_rows_are_listed_with_their_reason_and_the_rest_is_labelled(candidates, label, stub, tmp_path):
+    columns = {
+        name: pq.read_table(candidates).slice(0, 600).column(name).to_pylist() for name in TABLES["candidates"].key
+    }
+    columns |= {name: pq.read_table(candidates).slice(0, 600).column(name).to_pylist() for name in ("query", "title")}
+    columns["summary"] = ["fine"] * 600
+    columns["query"][3] = "  "
+    columns["title"][4] = None
+    columns["doc_id"][5] = columns["doc_id"][2]  # the same query_id as row 3
+    columns["summary"][6] = "x" * (1 << 20) + "y"
+    columns["query_id"][250], columns["doc_id"][250] = columns["query_id"][249], columns["doc_id"][249]  # over a border
+    table = pa.table(columns)
+    broken = pa.array([b"\xff\xfe" if i == 7 else t.encode() if t else None for i, t in enumerate(columns["title"])])
+    title = pa.Array.from_buffers(pa.string(), 600, broken.buffers())
+    table = table.set_column(table.column_names.index("title"), "title", title)
+    path = tmp_path / "bad.parquet"
+    pq.write_table(table, path, row_group_size=100)
+    code, text = label.run(path, tmp_path / "out", "--url", stub.url, *SHARDS)
+    assert code == 3, text
+    rejects = {r["row"]: r["reason"] for r in pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()}
+    assert rejects == {
+        4: "query is empty",
+        5: "title is null",
+        6: "duplicate key (query_id, doc_id)",
+        7: "summary is longer than 1048576 bytes",
+        8: "title is not valid UTF-8",
+        251: "duplicate key (query_id, doc_id)",
+    }
+    assert len(read_labels(tmp_path / "out")) == 594
+
+
+def test_a_candidate_file_without_a_column_or_cut_off_is_refused_in_one_line(candidates, label, stub, tmp_path):
+    pq.write_table(pq.read_table(candidates).drop_columns(["title"]), tmp_path / "short.parquet")
+    (tmp_path / "cut.parquet").write_bytes(candidates.read_bytes()[:-100])
+    for name, reason in (("short", "no column title"), ("cut", "cannot be read as Parquet"), ("none", "no such file")):
+        code, text = label.run(tmp_path / f"{name}.parquet", tmp_path / "out", "--url", stub.url)
+        assert code == 1 and reason in text and "Traceback" not in text, text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small file system")
+def test_a_full_disk_ends_the_run_in_one_line_and_a_rerun_goes_on(
+    candidates, undisturbed, stub, teacher_folder, tmp_path
+):
+    command = (
+        f"{sys.executable} clients/label_corpus.py --candidates {candidates} --out mount/out --teacher {teacher_folder} "
+        f"--url {stub.url} --shard-rows {SHARD_ROWS}"
+    ).replace("clients/", f"{Path(__file__).parents[3]}/clients/")
+    script = (
+        f"mkdir -p mount && mount -t tmpfs -o size=48k tmpfs mount && {command}; echo code $?; ls mount/out/*.parquet; "
+        f"mount -o remount,size=8m mount && {command}; echo code $?; cp -r mount/out out"
+    )
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    if "unshare failed" in done.stderr or "Operation not permitted" in done.stderr:
+        pytest.skip("no user namespaces here")
+    first, second = done.stdout.split("code ")[1:]
+    assert first.startswith("1\n") and second.startswith("0"), done.stdout + done.stderr
+    assert "No space left on device; finished shards are kept" in done.stderr and "Traceback" not in done.stderr
+    assert 0 < first.count("labels-") < ROWS // SHARD_ROWS
+    assert_same_labels(tmp_path / "out", undisturbed)
+
+
+def test_damaged_shards_are_found_and_labelled_again(candidates, undisturbed, label, stub, tmp_path):
+    out = tmp_path / "labels"
+    shutil.copytree(undisturbed, out)
+    flipped = bytearray((out / "labels-00003.parquet").read_bytes())
+    flipped[100] ^= 4
+    (out / "labels-00003.parquet").write_bytes(bytes(flipped))
+    (out / "labels-00005.parquet").unlink()
+    (out / "labels-00007.json").write_text('{"version": 1, "ori')
+    with pytest.raises(DataError, match="differs from the manifest's checksum"):
+        read_labels(out)
+    code, text = label.run(candidates, out, "--url", stub.url, *SHARDS)
+    assert code == 0 and text.count("the shard is labelled again") == 3, text
+    assert "750/3000" not in text and f"{ROWS}/{ROWS}" in text
+    assert_same_labels(out, undisturbed)
+    assert json.loads((out / "manifest.json").read_text())["runs"][-1]["pairs"] == 3 * SHARD_ROWS
+
+
+def test_a_folder_takes_no_second_teacher_file_writer_or_shard_size(
+    candidates, undisturbed, label, start_stub, stub, write_candidates, tmp_path
+):
+    out = tmp_path / "labels"
+    shutil.copytree(undisturbed, out)
+    other = start_stub("--teacher-id", "another")
+    code, text = label.run(candidates, out, "--url", other.url, *SHARDS)
+    assert code == 1 and "labels by teacher stub0, the server has another" in text, text
+    code, text = label.run(candidates, out, "--url", f"{stub.url},{other.url}", *SHARDS)
+    assert code == 1 and "the endpoints serve different teachers" in text, text
+    code, text = label.run(write_candidates(ROWS + 1), out, "--url", stub.url, *SHARDS)
+    assert code == 1 and "labels of another candidate file" in text, text
+    code, text = label.run(candidates, out, "--url", stub.url, "--shard-rows", "251")
+    assert code == 1 and "--shard-rows 250" in text, text
+    slow = start_stub("--latency", "5")
+    process = label(candidates, tmp_path / "held", "--url", slow.url, *SHARDS)
+    wait_until = time.monotonic() + 30
+    while not (tmp_path / "held/manifest.json").exists():
+        assert time.monotonic() < wait_until
+        time.sleep(0.05)
+    code, text = label.run(candidates, tmp_path / "held", "--url", slow.url, *SHARDS)
+    process.kill()
+    process.communicate()
+    assert code == 1 and f"process {process.pid} is labelling into this folder" in text, text
+
+
+def test_a_checkpoint_of_another_teacher_is_refused(candidates, label, stub, teacher_folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(teacher_folder, other)
+    card = json.loads((other / "ranker.json").read_text())
+    (other / "ranker.json").write_text(json.dumps(card | {"max_title_tokens": 16}))
+    code, text = label.run(candidates, tmp_path / "out", "--url", stub.url, "--teacher", str(other))
+    assert code == 1 and "its score card is not that of the served teacher stub0" in text, text
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_sigterm_finishes_the_shards_in_hand_and_a_rerun_the_job(candidates, undisturbed, label, start_stub, tmp_path):
+    server = start_stub("--latency", "0.05", "--capacity", "32")
+    process = label(candidates, tmp_path, "--url", server.url, *SHARDS)
+    wait_for_shards(tmp_path, 1)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[1]
+    finished = len(list(tmp_path.glob("labels-*.json")))
+    assert process.returncode == 130 and 1 <= finished < ROWS // SHARD_ROWS, text
+    assert f"stopped with {ROWS - finished * SHARD_ROWS} of {ROWS} pairs to label" in text
+    code, text = label.run(candidates, tmp_path, "--url", server.url, *SHARDS)
+    assert code == 0, text
+    assert_same_labels(tmp_path, undisturbed)
+
+
+def test_no_server_is_said_in_one_line(candidates, label, tmp_path):
+    code, text = label.run(candidates, tmp_path, "--url", "127.0.0.1:9", "--give-up", "1")
+    assert code == 1 and "no endpoint has model 'teacher' ready" in text and "Traceback" not in text, text
+
+
+def test_a_server_that_never_answers_ends_the_run(candidates, label, start_stub, tmp_path):
+    mute = start_stub("--silent-rate", "1")
+    began = time.monotonic()
+    code, text = label.run(candidates, tmp_path, "--url", mute.url, "--give-up", "3", "--deadline", "1")
+    assert code == 1 and "no endpoint has answered for" in text and "no answer for 1 s" in text, text
+    assert time.monotonic() - began < 30
+
+
+def test_a_dry_run_counts_tokens_time_and_cost_without_a_server(candidates, label, teacher_folder, tmp_path):
+    flags = ("--dry-run", "--rate", "50", "--price-per-hour", "3", "--url", "a:1,b:1")
+    code, text = label.run(candidates, tmp_path / "out", *flags)
+    assert code == 0, text
+    rows = pq.read_table(candidates)
+    text_format = TeacherFormat.of_checkpoint(teacher_folder)
+    prompts = text_format.texts(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+    tokens = sum(len(text_format.tokenizer.encode(prompt.text).ids) for prompt in prompts)
+    assert f"pairs   {ROWS}" in text and f"tokens  {tokens} " in text
+    assert "0.02 hours at 50.0 pairs/s over 2 endpoint(s)" in text
+    assert "cost    0.10 at 3 an hour and endpoint" in text  # 3000 / 50 s = 1/60 h, twice, at 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_measures_the_rate_on_the_servers(candidates, label, start_stub, tmp_path):
+    server = start_stub("--latency", "0.02", "--capacity", "16")  # at most 800 pairs/s
+    code, text = label.run(candidates, tmp_path / "out", "--dry-run", "--url", server.url)
+    assert code == 0, text
+    rate = float(text.split(" pairs/s")[0].split()[-1])
+    assert 100 < rate <= 840
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stratified_sample_sees_the_whole_file_and_shows_its_scores(candidates, label, stub, tmp_path):
+    code, text = label.run(candidates, tmp_path, "--url", stub.url, "--sample", "300", "--stratify")
+    assert code == 0, text
+    drawn = pq.read_table(tmp_path / "sample/300-seed0/candidates.parquet")
+    queries = [int(q[1:]) for q in drawn.column("query_id").to_pylist()]
+    assert 250 <= len(drawn) <= 300
+    assert min(queries) < ROWS / 8 * 0.1 and max(queries) > ROWS / 8 * 0.9
+    assert len(read_labels(tmp_path / "sample/300-seed0/labels")) == len(drawn)
+    assert f"{len(drawn)} scores: mean" in text and "standard deviation within a query" in text
+    assert f"the {ROWS} pairs of the file take" in text
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_prometheus_can_read_a_running_job(candidates, label, start_stub, tmp_path):
+    import socket
+    import urllib.request
+
+    server = start_stub("--latency", "0.1", "--capacity", "32")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = label(candidates, tmp_path, "--url", server.url, "--metrics-port", str(port), *SHARDS)
+    wait_for_shards(tmp_path, 1)
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    process.kill()
+    process.communicate()
+    values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    assert float(values["disranker_label_pairs_total_planned"]) == ROWS
+    assert float(values[f'disranker_label_endpoint_scored_total{{endpoint="{server.url}"}}']) >= SHARD_ROWS
+    assert float(values[f'disranker_label_endpoint_in_flight{{endpoint="{server.url}"}}']) > 0
+
+
+def test_the_ray_engine_writes_the_same_bytes(candidates, undisturbed, label, stub, tmp_path):
+    code, text = label.run(candidates, tmp_path, "--url", stub.url, "--engine", "ray", "--ray-workers", "2", *SHARDS)
+    assert code == 0, text
+    assert_same_labels(tmp_path, undisturbed)

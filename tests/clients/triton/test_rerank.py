@@ -1,0 +1,94 @@
+"""The rerank client without a server: URLs, documents, deadlines. What a server answers is in tests/e2e/test_students.py."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clients.rerank import AsyncReranker, Reranker, RerankError, as_fields, read_documents
+from clients.triton.connection import Connection, split_url
+from ranking.errors import DataError, InputError
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def silent():
+    """host:port of something that accepts connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_the_scheme_picks_the_protocol_and_grpc_is_the_default():
+    assert split_url("localhost:8001") == ("grpc", "localhost:8001")
+    assert split_url("https://search.example:443/triton/") == ("https", "search.example:443/triton")
+    for wrong in ("ftp://a:1", "grpc://nohost", "http://a"):
+        with pytest.raises(InputError, match=r"scheme|port"):
+            split_url(wrong)
+
+
+def test_text_that_is_no_unicode_reaches_the_server_as_valid_utf8():
+    fields = as_fields("a\ud800b", ["ü"], [""])
+    assert fields["query"][0] == b"a?b" and fields["title"][0].decode() == "ü" and fields["summary"].shape == (1,)
+
+
+def test_titles_and_summaries_must_be_as_many():
+    with pytest.raises(RerankError, match="2 titles and 1 summaries") as refused:
+        as_fields("q", ["a", "b"], ["c"])
+    assert refused.value.bad_request
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_silent_server_costs_no_more_than_the_deadline(silent, scheme):
+    start = time.monotonic()
+    with Reranker([f"{scheme}://{silent}"], deadline=0.5) as ranker, pytest.raises(RerankError, match=r"within 0\.5 s"):
+        ranker.rank("q", ["a"], ["b"])
+    assert time.monotonic() - start < 2
+
+    async def ask() -> None:
+        async with AsyncReranker([f"{scheme}://{silent}"], deadline=0.5) as ranker:
+            await ranker.rank("q", ["a"], ["b"])
+
+    start = time.monotonic()
+    with pytest.raises(RerankError, match=r"within 0\.5 s"):
+        asyncio.run(ask())
+    assert time.monotonic() - start < 2
+
+
+def test_every_url_is_tried_and_named(silent):
+    with (
+        Reranker([f"grpc://{silent}", "http://127.0.0.1:1", "127.0.0.1:2"], deadline=1.0) as ranker,
+        pytest.raises(RerankError) as failed,
+    ):
+        ranker.rank("q", ["a"], ["b"])
+    assert all(url in str(failed.value) for url in (silent, "http://127.0.0.1:1", "grpc://127.0.0.1:2"))
+
+
+def test_the_token_goes_into_the_authorization_header():
+    assert Connection(token="secret").headers() == {"authorization": "Bearer secret"}
+    assert Connection().headers() == {}
+
+
+def test_documents_name_their_first_bad_line(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"title": "a", "doc_id": 7}\n\n{"summary": "no title"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="row 3: an object with a text `title`"):
+        read_documents(path)
+    path.write_text('{"title": "a", "doc_id": 7}\n{"title": "b", "summary": "s"}\n', encoding="utf-8")
+    assert [d["doc_id"] for d in read_documents(path)] == ["7", "2"]
+
+
+def test_the_command_says_in_one_line_that_no_server_is_there(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"title": "a"}\n', encoding="utf-8")
+    command = [sys.executable, "clients/rerank.py", "--query", "q", "--documents", str(path), "--url", "127.0.0.1:1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "no server answered" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,134 @@
+"""A teacher server without a model: Triton's gRPC service, scores that are a pure function of the prompt, faults on demand.
+
+    python tests/helpers/stub_teacher.py --teacher FOLDER --port 0 --latency 0.05 --capacity 16 --error-rate 0.1
+
+Prints its port as the first line. Served: the calls that clients/label_corpus.py makes, on the model `teacher`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import random
+import struct
+from pathlib import Path
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from ranking.card import CARD_NAME
+
+
+def stub_score(prompt: bytes) -> float:
+    """A float32-exact score in -8..8 from the prompt's digest."""
+    return int.from_bytes(hashlib.blake2b(prompt, digest_size=2).digest(), "little") / 4096 - 8
+
+
+class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Faults are drawn per request: an error answer, NaN, an answer after 5 latencies, no answer, a broken stream."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.card = (Path(options.teacher) / CARD_NAME).read_text(encoding="utf-8")
+        self.slots = asyncio.Semaphore(options.capacity)
+        self.draw = random.Random(options.seed)
+        self.served = 0
+
+    async def ModelReady(self, request, context):
+        return pb.ModelReadyResponse(ready=request.name == "teacher")
+
+    async def ModelConfig(self, request, context):
+        answer = pb.ModelConfigResponse()
+        answer.config.name = "teacher"
+        given = {"teacher_id": self.options.teacher_id, "score_token_id": "1", "ranker_card": self.card}
+        for name, value in given.items():
+            answer.config.parameters[name].string_value = value
+        return answer
+
+    async def ModelStreamInfer(self, request_iterator, context):
+        answers: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue()
+        tasks: set[asyncio.Task] = set()
+        broken = asyncio.Event()
+
+        async def take() -> None:
+            async for request in request_iterator:
+                if self.options.latency:
+                    task = asyncio.create_task(self._answer(request, answers, broken))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                else:
+                    await self._answer(request, answers, broken)
+            await answers.put(None)
+
+        taker = asyncio.create_task(take())
+        try:
+            while (answer := await answers.get()) is not None:
+                if broken.is_set():
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "stream dropped by the stub")
+                await context.write(answer)
+        finally:
+            for task in (taker, *tasks):
+                task.cancel()
+
+    async def _answer(self, request, answers: asyncio.Queue, broken: asyncio.Event) -> None:
+        options, fate = self.options, self.draw.random()
+        faults = ("error", "nan", "delay", "silent", "drop")
+        chosen = ""
+        for fault in faults:
+            rate = getattr(options, f"{fault}_rate")
+            if fate < rate:
+                chosen = fault
+                break
+            fate -= rate
+        if options.latency:
+            async with self.slots:
+                await asyncio.sleep(options.latency * (5 if chosen == "delay" else 1))
+        if chosen == "silent":
+            return
+        if chosen == "drop":
+            broken.set()
+        answer = pb.ModelStreamInferResponse()
+        answer.infer_response.id = request.id
+        prompt = request.raw_input_contents[0][4:]
+        if chosen == "error":
+            answer.error_message = "the stub was asked to fail"
+        elif options.final_mark and options.final_mark.encode() in prompt:
+            answer.error_message = "The prompt is longer than the maximum model length of 64"
+        else:
+            answer.infer_response.model_name = "teacher"
+            answer.infer_response.outputs.add(name="cumulative_logprob", datatype="FP32", shape=[1])
+            value = float("nan") if chosen == "nan" else stub_score(prompt)
+            answer.infer_response.raw_output_contents.append(struct.pack("<f", value))
+        self.served += 1
+        await answers.put(answer)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    server = grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(StubTeacher(options), server)
+    port = server.add_insecure_port(f"127.0.0.1:{options.port}")
+    if not port:
+        raise SystemExit(f"port {options.port} is taken")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--teacher-id", default="stub0")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds a request takes; 0 answers at once")
+    parser.add_argument("--capacity", type=int, default=64, help="requests worked on at a time, where latency > 0")
+    parser.add_argument("--final-mark", default="", help="text that makes a prompt too long for the model")
+    for fault in ("error", "nan", "delay", "silent", "drop"):
+        parser.add_argument(f"--{fault}-rate", type=float, default=0.0)
+    asyncio.run(serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

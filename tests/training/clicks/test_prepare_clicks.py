@@ -1,0 +1,294 @@
+"""The click log to click pairs, on Parquet files written here and on a world log whose propensities are known."""
+
+import datetime as dt
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ranking.click_models import ClickModel
+from ranking.errors import DataError, InputError
+from ranking.schema import TABLES, read_table, write_table
+from training.clicks.propensities import log_propensities
+from training.clicks.query_numbers import normalise_query
+from training.prepare_clicks import ClickConfig, write_clicks
+from training.world.dataset import WorldConfig, make_world
+from training.world.log import event_tables, simulate_log
+
+NOON = dt.datetime(2026, 1, 5, 12, tzinfo=dt.UTC)
+ALL_USERS = {"bot_rate_quantile": 1.0, "bot_volume_quantile": 1.0}
+
+
+def event(request: int, doc: str, query="red tent", position=1, dwell=60.0, clicked=True, user="u1", **more) -> dict:
+    row = {"request_id": f"r{request}", "doc_id": doc, "user_id": user, "timestamp": NOON + dt.timedelta(hours=request)}
+    row |= {"query": query, "title": f"title of {doc}", "summary": f"summary of {doc}", "position": position}
+    return row | {"clicked": clicked, "dwell_seconds": dwell if clicked else 0.0, "arm": "logged"} | more
+
+
+def write_events(path, rows: list[dict]):
+    pq.write_table(pa.Table.from_pylist(rows, TABLES["events"].schema), path)
+    return path
+
+
+def clicks_of(tmp_path, rows: list[dict], **settings) -> list[dict]:
+    path = write_events(tmp_path / "events.parquet", rows)
+    config = ClickConfig(
+        events=str(path), out=tmp_path / "clicks.parquet", **{"debias": False, **ALL_USERS, **settings}
+    )
+    write_clicks(config)
+    return read_table(tmp_path / "clicks.parquet", "clicks").to_pylist()
+
+
+def weights(rows: list[dict]) -> dict[tuple[str, str], float]:
+    return {(row["query"], row["doc_id"]): pytest.approx(row["weight"]) for row in rows}
+
+
+def test_spellings_of_a_query_are_one_query(tmp_path):
+    spellings = ["Red  Tent", "red tent", " RED TENT ", "\uff32ed tent", "red\ttent"]
+    rows = clicks_of(tmp_path, [event(i, "d1", query=query) for i, query in enumerate(spellings)])
+    assert weights(rows) == {("red tent", "d1"): 5}
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"), [("Ｌａｐｔｏｐ", "laptop"), ("a\u00a0\n b", "a b"), ("Ⅷ", "viii"), ("\x00 \t", "")]
+)
+def test_queries_are_normalised_as_model_text_is_and_lowered(raw, clean):
+    assert normalise_query(raw) == clean
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.text(max_size=30))
+@example("\u01c1\u033e\u0130\u0355")
+def test_a_normalised_query_is_normalised(text):
+    clean = normalise_query(text)
+    assert normalise_query(clean) == clean
+    assert normalise_query(f"  {text} ") == clean
+    assert clean == clean.strip() and "  " not in clean
+
+
+def test_a_click_counts_from_the_dwell_threshold_on(tmp_path):
+    rows = [event(1, "d1", dwell=29.9), event(2, "d2", dwell=30.0), event(3, "d3", clicked=False)]
+    assert weights(clicks_of(tmp_path, rows)) == {("red tent", "d2"): 1}
+    assert set(weights(clicks_of(tmp_path, rows, dwell_seconds=10))) == {("red tent", "d1"), ("red tent", "d2")}
+
+
+def test_clicks_weigh_the_inverse_of_their_positions_propensity_up_to_the_cap(tmp_path):
+    rows = [
+        event(1, "d1", position=1),
+        event(2, "d1", position=2),
+        event(3, "d2", position=3),
+        event(4, "d3", position=9),
+    ]
+    found = clicks_of(tmp_path, rows, debias=True, propensities=[1.0, 0.5, 0.04], max_weight=10)
+    assert weights(found) == {("red tent", "d1"): 3, ("red tent", "d2"): 10, ("red tent", "d3"): 10}
+
+
+def test_pairs_shown_too_rarely_are_dropped(tmp_path):
+    rows = [event(1, "d1"), event(2, "d1", clicked=False), event(3, "d2"), event(4, "d2", query="tent", clicked=False)]
+    assert weights(clicks_of(tmp_path, rows, min_impressions=2)) == {("red tent", "d1"): 1}
+
+
+def test_a_document_has_the_text_it_last_satisfied_with(tmp_path):
+    rows = [event(2, "d1", title="new"), event(1, "d1", title="old"), event(3, "d1", title="unseen", clicked=False)]
+    assert [row["title"] for row in clicks_of(tmp_path, rows)] == ["new"]
+
+
+def test_robots_are_dropped_by_click_rate_and_by_volume(tmp_path):
+    people = [event(i, f"d{i % 7}", user=f"u{i % 50}", clicked=i // 50 % 5 == 0) for i in range(1000)]
+    clicker = [event(2000 + i, f"d{i % 9}", user="clicker") for i in range(30)]
+    reader = [event(3000 + i, f"d{i % 9}", user="reader", clicked=i % 10 == 0) for i in range(400)]
+    limits = {"bot_min_impressions": 20, "bot_rate_quantile": 0.99, "bot_volume_quantile": 0.99}
+    path = write_events(tmp_path / "events.parquet", people + clicker + reader)
+    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "c.parquet", debias=False, **limits))
+    assert (report["users"], report["bot_users"], report["bot_events"]) == (52, 2, 430)
+    total = sum(row["weight"] for row in read_table(tmp_path / "c.parquet", "clicks").to_pylist())
+    assert total == sum(row["clicked"] for row in people)
+
+
+def test_users_with_few_impressions_are_no_robots_however_much_they_click(tmp_path):
+    rows = [event(i, f"d{i}", user=f"u{i % 40}", clicked=i % 40 == 0 or i % 3 == 0) for i in range(400)]
+    report_rows = clicks_of(tmp_path, rows, bot_rate_quantile=0.5, bot_min_impressions=100)
+    assert sum(row["weight"] for row in report_rows) == sum(row["clicked"] for row in rows)
+
+
+@pytest.fixture(scope="module")
+def pbm_log(tmp_path_factory):
+    """A log of 60,000 pages by people of a PBM, at most three pages a query so that pairs are sparse."""
+    world = make_world(
+        WorldConfig.small(documents=2_000, log_queries=6_000, train_queries=1, dev_queries=1, test_queries=1)
+    )
+    model, rng = ClickModel(), np.random.default_rng(5)
+    candidates = np.array([world.corpus.candidates(query, 14, world.luck) for query in world.logged])
+    grades = np.stack([world.grades(query, row) for query, row in zip(world.logged, candidates)])
+    log = simulate_log(candidates, grades, model, rng, 14_000, 10, robot_share=0.01)
+    path = tmp_path_factory.mktemp("log") / "events.parquet"
+    write_table(path, "events", event_tables(log, [q.text for q in world.logged], world.documents, rng, 0.05))
+    return path, model, log
+
+
+def test_the_log_gives_back_the_propensities_it_was_made_with(pbm_log, tmp_path):
+    path, model, log = pbm_log
+    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet"))
+    found = np.array(list(report["position_bias"]["propensities"].values()))
+    errors = np.array(list(report["position_bias"]["standard_errors_of_log"].values()))
+    true = model.propensities(10)
+    np.testing.assert_allclose(found, true, rtol=0.08)
+    assert np.all(np.abs(np.log(found / true)) <= 4 * errors + 1e-9)
+    # what the naive click rate by position would say is far off: the ranker puts good documents on top
+    naive = log.clicked[~log.robot].mean(0)
+    assert np.abs(np.log(naive / naive[0] / true)[1:]).max() > 0.3
+
+
+def test_robots_of_the_log_are_dropped_and_their_clicks_with_them(pbm_log, tmp_path):
+    path, _, log = pbm_log
+    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet"))
+    assert report["bot_events"] >= log.robot.sum() * 10
+    assert report["bot_users"] < 0.01 * report["users"]
+
+
+def test_a_sample_of_pairs_estimates_the_same_within_its_error(pbm_log, tmp_path):
+    path, model, _ = pbm_log
+    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet", estimation_events=150_000))
+    found = np.array(list(report["position_bias"]["propensities"].values()))
+    np.testing.assert_allclose(found, model.propensities(10), rtol=0.2)
+
+
+def test_little_memory_and_one_thread_give_the_same_file(pbm_log, tmp_path):
+    path, _, _ = pbm_log
+    for name, memory, threads in (("a", 2.0, 2), ("b", 0.15, 1)):
+        write_clicks(ClickConfig(events=str(path), out=tmp_path / f"{name}.parquet", memory_gb=memory, threads=threads))
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.parquet",
+        "a.report.json",
+        "b.parquet",
+        "b.report.json",
+    ]  # nothing spilled stays behind
+
+
+def test_least_squares_recovers_exact_ratios_through_any_chain_of_position_pairs():
+    true = np.array([1.0, 0.5, 0.2])
+    sums = np.zeros((4, 3, 3))
+    for k, other, pairs in ((0, 1, 90.0), (1, 2, 40.0)):  # positions 1 and 3 share no pair
+        sums[:, k, other] = pairs * true[k], pairs * true[other], 1.0, 2.0
+    np.testing.assert_allclose(np.exp(log_propensities(sums)), true)
+
+
+def test_least_squares_believes_the_pair_of_positions_with_more_clicks():
+    sums = np.zeros((4, 3, 3))
+    for k, other, ratio, variance in ((0, 1, 2.0, 1.0), (1, 2, 2.0, 1.0), (0, 2, 9.0, 1e6)):
+        sums[:, k, other] = 10 * ratio, 10, variance, variance
+    np.testing.assert_allclose(np.exp(log_propensities(sums)), [1, 0.5, 0.25], rtol=1e-3)
+
+
+def test_positions_that_share_no_pair_with_the_top_cannot_be_corrected(tmp_path):
+    rows = [event(i, "d1", position=1 + i % 2, user=f"u{i}") for i in range(10)]
+    rows += [event(100 + i, "d2", position=3, user=f"u{i}") for i in range(5)]
+    with pytest.raises(InputError, match=r"position 3 .*--propensities"):
+        clicks_of(tmp_path, rows, debias=True)
+
+
+def test_a_folder_and_a_glob_read_all_their_files(tmp_path):
+    folder = tmp_path / "log" / "day=1"
+    folder.mkdir(parents=True)
+    write_events(folder / "a.parquet", [event(1, "d1")])
+    write_events(tmp_path / "log" / "b.parquet", [event(2, "d1"), event(3, "d2", query="tent")])
+    expected = {("red tent", "d1"): 2, ("tent", "d2"): 1}
+    for events in (tmp_path / "log", tmp_path / "log" / "**" / "*.parquet"):
+        write_clicks(ClickConfig(events=str(events), out=tmp_path / "clicks.parquet", debias=False, **ALL_USERS))
+        assert weights(read_table(tmp_path / "clicks.parquet", "clicks").to_pylist()) == expected
+
+
+GOOD = [event(i, f"d{i}") for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"query": " \t"}, "query is empty"),
+        ({"user_id": ""}, "user_id is empty"),
+        ({"query": None}, "query is null"),
+        ({"summary": None}, "summary is null"),
+        ({"position": 0}, "position is outside"),
+        ({"dwell_seconds": float("nan")}, "dwell_seconds is NaN or infinite"),
+        ({"dwell_seconds": -1.0}, "dwell_seconds is outside 0 to inf"),
+        ({"title": "x" * (1 << 20) + "x"}, "title is longer"),
+        ({"request_id": "r1", "doc_id": "d1"}, "duplicate key"),
+    ],
+)
+def test_a_bad_event_is_named_with_file_and_row_or_goes_to_the_rejects(tmp_path, bad, reason):
+    rows = [*GOOD, event(7, "d7") | bad]
+    schema = pa.schema([field.with_nullable(True) for field in TABLES["events"].schema])
+    path = tmp_path / "events.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    settings = {"events": str(path), "out": tmp_path / "clicks.parquet", "debias": False, **ALL_USERS}
+    with pytest.raises(DataError, match=reason) as caught:
+        write_clicks(ClickConfig(**settings))
+    assert (caught.value.path, caught.value.row) == (str(path), 6)
+    assert not (tmp_path / "clicks.parquet").exists()
+
+    report = write_clicks(ClickConfig(**settings, on_bad_row="reject"))
+    assert (report["events_read"], report["events_rejected"], report["clicks"]) == (6, 1, 5)
+    assert reason in (tmp_path / "clicks.rejects.tsv").read_text()
+
+
+def test_unreadable_files_are_named(tmp_path):
+    good = write_events(tmp_path / "good.parquet", GOOD)
+    torn = tmp_path / "torn.parquet"
+    torn.write_bytes(good.read_bytes()[:-20])
+    short = tmp_path / "short.parquet"
+    pq.write_table(pq.read_table(good).drop_columns(["dwell_seconds"]), short)
+    typed = tmp_path / "typed.parquet"
+    table = pq.read_table(good)
+    pq.write_table(table.set_column(0, "request_id", pa.array(range(len(table)))), typed)
+    for path, reason in (
+        (torn, "cannot be read as Parquet"),
+        (short, "no column dwell_seconds"),
+        (typed, "request_id"),
+    ):
+        with pytest.raises(DataError, match=reason) as caught:
+            write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet"))
+        assert caught.value.path == str(path)
+    with pytest.raises(InputError, match="no Parquet file"):
+        write_clicks(ClickConfig(events=str(tmp_path / "none*.parquet"), out=tmp_path / "clicks.parquet"))
+
+
+def test_invalid_utf8_is_refused(tmp_path):
+    table = pa.Table.from_pylist(GOOD, TABLES["events"].schema)
+    broken = pa.Array.from_buffers(
+        pa.string(), 5, [None, pa.py_buffer(np.arange(0, 12, 2, dtype=np.int32)), pa.py_buffer(b"\xff\xfe" * 5)]
+    )
+    path = tmp_path / "events.parquet"
+    pq.write_table(table.set_column(4, "query", broken), path)
+    with pytest.raises(DataError, match=r"(?i)utf|encoding"):
+        write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet", **ALL_USERS))
+
+
+def test_a_log_without_a_satisfied_click_leaves_no_file(tmp_path):
+    with pytest.raises(DataError, match="no satisfied click"):
+        clicks_of(tmp_path, [event(1, "d1", dwell=1.0)])
+    assert not (tmp_path / "clicks.parquet").exists()
+
+
+def test_the_command_line_writes_clicks_and_ends_in_one_line_on_bad_input(tmp_path):
+    path = write_events(tmp_path / "events.parquet", GOOD)
+    command = [
+        sys.executable,
+        "-m",
+        "training.prepare_clicks",
+        "--out",
+        str(tmp_path / "clicks.parquet"),
+        "--no-debias",
+    ]
+    done = subprocess.run([*command, "--events", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["clicks"] == 5
+    failed = subprocess.run([*command, "--events", str(tmp_path / "nowhere")], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in failed.stderr

@@ -1,0 +1,79 @@
+"""Splits by query: near-identical queries stay together, given test splits stay whole, draws are stable."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.sources.query_splits import assign_splits, fold, near_identical, shuffled, split_name
+
+
+def together(*queries: str) -> bool:
+    return len(set(near_identical({str(i): q for i, q in enumerate(queries)}).values())) == 1
+
+
+def test_rewordings_are_near_identical():
+    assert together("Red shoes", "shoes  RED", "red, shoe!", "ｒｅｄ shoes")
+    assert together("spider man 2022", "2022 spiderman", "spiderman 2022")
+    assert together("café in rome", "CAFE IN ROME")
+    assert together("resident evil", "resident evl", "residnet evil", "residemt evil")
+    assert together("a1", "b1", "c") is False
+
+
+def test_short_queries_are_not_taken_for_typos_of_each_other():
+    assert not together("cat", "bat")
+    assert not together("iron man", "iron mat")  # seven letters
+    assert together("iron mann 2", "iron man 2")
+
+
+def test_queries_without_letters_are_told_apart():
+    assert fold("???") == ["???"]
+    assert not together("???", "!!!")
+
+
+def words(n: int) -> dict[str, str]:
+    names = ("amber", "birch", "cedar", "daisy", "elder", "fjord", "grove", "hazel", "ivory", "jolly")
+    return {f"q{i}": f"{names[i % 10]} {names[i // 10 % 10]} {'x' * (i // 100 % 10)}" for i in range(n)}
+
+
+def test_missing_splits_are_carved_in_the_asked_shares():
+    queries = {f"q{i}": chr(0x4E00 + 7 * i) for i in range(1000)}
+    unsplit: dict[str, set[str]] = {query_id: set() for query_id in queries}
+    found = assign_splits(queries, unsplit, dev_fraction=0.1, test_fraction=0.2, seed=0)
+    counts = {name: list(found.split.values()).count(name) for name in ("train", "dev", "test")}
+    assert counts == {"train": 720, "dev": 80, "test": 200}
+    assert not found.removed
+    other = assign_splits(queries, unsplit, dev_fraction=0.1, test_fraction=0.2, seed=1)
+    assert other.split != found.split
+
+
+def test_a_given_test_split_stays_and_its_near_identical_train_queries_leave():
+    queries = {"a": "red shoes", "b": "shoes red", "c": "blue hat", "d": "green coat", "e": "grey scarf"}
+    given_splits = {"a": {"train"}, "b": {"test"}, "c": {"train", "test"}, "d": {"train"}, "e": {"dev"}}
+    found = assign_splits(queries, given_splits, dev_fraction=0.5, test_fraction=0.5, seed=0)
+    assert found.split == {"b": "test", "c": "test", "d": "train", "e": "dev"}
+    assert found.removed == ["a"]
+
+
+@given(st.lists(st.text("abc ", min_size=1, max_size=12), min_size=1, max_size=40), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_no_group_ever_straddles(texts, seed):
+    queries = {str(i): text for i, text in enumerate(texts)}
+    given_splits = {q: [set(), {"train"}, {"test"}, {"train", "dev"}][int(q) % 4] for q in queries}
+    found = assign_splits(queries, given_splits, dev_fraction=0.2, test_fraction=0.2, seed=seed)
+    groups = near_identical(queries)
+    splits_of_group: dict[str, set[str]] = {}
+    for query_id, split in found.split.items():
+        splits_of_group.setdefault(groups[query_id], set()).add(split)
+    assert all(len(splits) == 1 for splits in splits_of_group.values())
+    assert set(found.split) | set(found.removed) == set(queries)
+    assert all(found.split[q] == "test" for q in queries if given_splits[q] == {"test"})
+
+
+def test_a_new_query_moves_no_other():
+    order = shuffled(["a", "b", "c", "d"], 3)
+    assert [q for q in shuffled(["a", "b", "c", "d", "e"], 3) if q != "e"] == order
+
+
+def test_the_usual_names_of_splits_are_known():
+    assert [split_name(n) for n in ("Train", "validation", "valid", "dev", "test", "foo")] == [
+        "train", "dev", "dev", "dev", "test", None,
+    ]  # fmt: skip

@@ -1,0 +1,270 @@
+"""Baseline and student training end to end on a tiny world, and the parts they are made of."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+
+from ranking.card import ScoreCard
+from ranking.errors import InputError
+from ranking.program import run
+from ranking.schema import read_table
+from ranking.text import FieldLimits, StudentFormat, load_tokenizer
+from training.distill_student import Config as StudentConfig
+from training.distill_student import StudentLossSettings, distill, distillation_loss
+from training.distill_student import main as distill_main
+from training.evaluation.scoring import score_pairs
+from training.student import groups as student_data
+from training.student.encoder import StudentModelSettings, create_student, scale_head
+from training.student.groups import groups_of, joined, judged_groups, sampler
+from training.student.warm_up import MaskedTexts, start_student
+from training.train_baseline import Config as BaselineConfig
+from training.train_baseline import main as baseline_main
+from training.train_baseline import train_baseline
+from training.trainer.losses import hybrid, ranknet
+from training.world.dataset import WorldConfig, write_world
+
+TINY = {
+    "size": "tiny-2", "vocabulary_size": 800, "max_query_tokens": 8, "max_title_tokens": 8, "max_summary_tokens": 12,
+    "epochs": 1, "learning_rate": 3e-3, "batch_groups": 8, "precision": "fp32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("world")
+    write_world(WorldConfig.small(train_queries=24, dev_queries=12, test_queries=4, unlabelled_queries=40), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def baseline(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "baseline"
+    train_baseline(BaselineConfig(data=data, out=out, loss="ranknet", calibrate="isotonic", **TINY))
+    return out
+
+
+def word_count_labels(data: Path) -> pa.Table:
+    """Candidates with a teacher anyone can learn: 5 + 2 for each word that query and title share."""
+    rows = read_table(data / "candidates.parquet", "candidates")
+    shared = [len({*r["query"].lower().split()} & {*r["title"].lower().split()}) for r in rows.to_pylist()]
+    return rows.append_column("teacher_score", pa.array(5.0 + 2.0 * np.array(shared), pa.float32()))
+
+
+def distilled(data: Path, out: Path, **knobs) -> ScoreCard:
+    config = StudentConfig(data=data, labels=data, out=out, **(TINY | knobs))
+    student = start_student(config, config, config.data, config.out)
+    labelled = groups_of([word_count_labels(data)], "teacher_score", student.text)
+    return distill(config, student, labelled, None, {"labels": "words"})
+
+
+def text_columns(rows: pa.Table):
+    return [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
+
+
+def test_a_baseline_reloads_to_the_scores_that_its_card_describes(baseline, data):
+    card = ScoreCard.load(baseline)
+    dev = read_table(data / "judgments/dev.parquet", "judgments")
+    scores = score_pairs(baseline, *text_columns(dev))
+    assert (card.role, card.pooling, card.max_summary_tokens) == ("baseline", "cls", 12)
+    assert scores.mean() == pytest.approx(card.score_mean, abs=1e-5)
+    assert scores.std() == pytest.approx(card.score_spread, rel=1e-3)
+    assert card.calibration["kind"] == "isotonic" and set(card.trained_on) == {"train", "dev"}
+    assert not list(baseline.glob("*.bin")), "checkpoints are safetensors, never pickle"
+
+
+def test_a_student_scores_on_the_teachers_raw_scale(data, tmp_path):
+    distilled(data, tmp_path / "student", epochs=6, loss="point")
+    rows = word_count_labels(data)
+    teacher = rows.column("teacher_score").to_numpy()
+    scores = score_pairs(tmp_path / "student", *text_columns(rows))
+    assert scores.mean() == pytest.approx(teacher.mean(), abs=0.5)  # a standardised student would be near 0
+    assert ((scores - teacher) ** 2).mean() < 1.1 * teacher.var()
+
+
+def test_the_teachers_card_sets_the_scale_if_it_is_given(data, tmp_path):
+    groups = groups_of([word_count_labels(data)], "teacher_score", _text(data, tmp_path))
+    card = ScoreCard("teacher", "f", 1, 1, 1, 1, "linear", "last_token", score_mean=4.0, score_spread=3.0)
+    from training.distill_student import teacher_scale
+
+    assert teacher_scale(groups, card).standardise(np.array([4.0, 10.0])).tolist() == [0.0, 2.0]
+    assert teacher_scale(groups, None).mean == pytest.approx(float(groups.targets.mean()))
+
+
+@pytest.mark.parametrize("loss", ["hybrid", "margin", "ranknet", "kl"])
+def test_every_loss_trains_with_judgements_mixed_in(data, tmp_path, loss):
+    card = distilled(data, tmp_path / loss, loss=loss, judged_weight=0.5, group_documents=6)
+    assert card.role == "student" and 0 <= card.metrics["ndcg@5"] <= 1 and "train" in card.trained_on
+
+
+def test_a_student_starts_from_a_baseline_with_its_limits_and_standardised_scores(baseline, data, tmp_path):
+    settings = StudentModelSettings(init=str(baseline), max_query_tokens=31)
+    student = create_student(settings, data, tmp_path, seed=1)
+    assert student.text.limits == FieldLimits(8, 8, 12)
+    dev = judged_groups(data / "judgments/dev.parquet", student.text)
+    with torch.no_grad():
+        logits = student.model(**dev.store.pad(range(len(dev.store)), 0, token_types=True)).logits[:, 0]
+    assert logits.mean().item() == pytest.approx(0.0, abs=1e-3) and logits.std().item() == pytest.approx(1.0, rel=0.01)
+
+
+def test_init_layers_keeps_the_chosen_layers_in_their_order(baseline, data, tmp_path):
+    source = load_file(baseline / "model.safetensors")
+    student = create_student(StudentModelSettings(init=str(baseline), init_layers=[1]), data, tmp_path, seed=1)
+    kept = student.model.state_dict()
+    name = "attention.self.query.weight"
+    assert torch.equal(kept[f"bert.encoder.layer.0.{name}"], source[f"bert.encoder.layer.1.{name}"])
+    student.model.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())["num_hidden_layers"] == 1
+    with pytest.raises(InputError, match="layers 0 to 1"):
+        create_student(StudentModelSettings(init=str(baseline), init_layers=[0, 6]), data, tmp_path, seed=1)
+
+
+def test_a_checkpoint_that_is_no_whole_bert_is_refused(data, tmp_path, baseline):
+    config = BertConfig(
+        vocab_size=800, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(tmp_path / "short")
+    (tmp_path / "short" / "tokenizer.json").write_bytes((baseline / "tokenizer.json").read_bytes())
+    (tmp_path / "short" / "tokenizer_config.json").write_bytes((baseline / "tokenizer_config.json").read_bytes())
+    config.num_hidden_layers = 2
+    config.save_pretrained(tmp_path / "short")
+    with pytest.raises(InputError, match="not a whole BERT encoder"):
+        create_student(StudentModelSettings(init=str(tmp_path / "short")), data, tmp_path / "work", seed=1)
+    with pytest.raises(InputError, match="no tokenizer"):
+        create_student(StudentModelSettings(init=str(tmp_path / "nowhere")), data, tmp_path / "work", seed=1)
+
+
+def test_same_seed_same_model_other_seed_other_model(data, tmp_path):
+    settings = StudentModelSettings(size="tiny-2", vocabulary_size=500)
+    heads = [
+        create_student(settings, data, tmp_path / str(i), seed).model.classifier.weight
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_scaling_the_head_scales_every_score(baseline, data, tmp_path):
+    student = create_student(StudentModelSettings(init=str(baseline)), data, tmp_path, seed=1)
+    batch = judged_groups(data / "judgments/dev.parquet", student.text).store.pad(range(8), 0, token_types=True)
+    with torch.no_grad():
+        before = student.model(**batch).logits
+        scale_head(student.model, 3.0, -2.0)
+        after = student.model(**batch).logits
+    assert torch.allclose(after, 3.0 * before - 2.0, atol=1e-5)
+
+
+def test_a_warm_up_is_kept_for_a_resumed_run(data, tmp_path):
+    config = StudentConfig(data=data, labels=data, out=tmp_path, warm_up_epochs=1, **TINY)
+    first = start_student(config, config, data, tmp_path).model.state_dict()
+    config.resume = True
+    again = start_student(config, config, data, tmp_path).model.state_dict()
+    config.warm_up_epochs = 0
+    cold = start_student(config, config, data, tmp_path).model.state_dict()
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(first[name], again[name]) and not torch.equal(first[name], cold[name])
+
+
+def test_masks_spare_special_tokens_and_are_the_same_for_all_processes(data, tmp_path):
+    text = _text(data, tmp_path)
+    store = groups_of([word_count_labels(data)], "teacher_score", text).store
+    whole = MaskedTexts(store, text, 2000, seed=1)[0]
+    shares = []
+    for rank in range(2):
+        texts = MaskedTexts(store, text, 2000, seed=1)
+        texts.rank, texts.world = rank, 2
+        shares.append(texts[0])
+    masked = [sum(int((labels != -100).sum()) for labels in share["labels"]) for share in (whole, *shares)]
+    assert masked[0] == masked[1] + masked[2] == whole["documents"] == shares[0]["documents"]
+    assert 0.1 < masked[0] / store.lengths[whole_rows(whole, store)].sum() < 0.2
+    for labels in whole["labels"]:
+        assert not torch.isin(labels, torch.tensor([text.cls_id, text.sep_id])).any()
+
+
+def whole_rows(item, store):
+    return slice(0, sum(len(forward["input_ids"]) for forward in item["forwards"]))
+
+
+def test_stratified_sampling_spreads_over_the_score_range():
+    scores = np.concatenate([np.zeros(90), np.linspace(1, 10, 10)]).astype(np.float32)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        assert (scores[sampler("stratified", 8)(scores, rng)] > 0).sum() >= 6
+        assert len(set(sampler("stratified", 8)(scores, rng))) == 8
+    uniform = [(scores[sampler("uniform", 8)(scores, np.random.default_rng(s))] > 0).mean() for s in range(200)]
+    assert np.mean(uniform) == pytest.approx(0.1, abs=0.03)
+    assert sorted(sampler("top", 3)(scores, np.random.default_rng(0))) == [97, 98, 99]
+
+
+def test_sampling_takes_all_of_a_small_group_and_ties():
+    rng = np.random.default_rng(0)
+    assert sampler("stratified", 0) is None
+    for kind in ("stratified", "uniform", "top"):
+        assert sampler(kind, 5)(np.ones(3, np.float32), rng).tolist() == [0, 1, 2]
+        assert len(set(sampler(kind, 5)(np.ones(9, np.float32), rng))) == 5
+
+
+def test_a_query_in_both_sets_stays_two_groups(data, tmp_path):
+    groups = judged_groups(data / "judgments/dev.parquet", _text(data, tmp_path))
+    both = joined(groups, groups)
+    assert len(both) == 2 * len(groups) and both.starts[-1] == 2 * groups.starts[-1]
+    assert both.targets[:, 1].mean() == 0.5
+    assert (both.store[len(groups.store)] == groups.store[0]).all()
+
+
+def test_mixed_targets_split_into_labels_and_grades():
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.randn(2, 6, generator=generator)
+    groups, grades = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([2.0, 0.0, 1.0])
+    targets = torch.stack([torch.cat([labels[:3], grades]), torch.tensor([0.0, 0, 0, 1, 1, 1])], dim=1)
+    loss = distillation_loss(StudentLossSettings(alpha=0.5, beta=2.0, judged_weight=0.25))
+    expected = hybrid(scores[:3], labels[:3], groups[:3], 0.5, 2.0, "sum")
+    expected = (expected + 0.25 * ranknet(scores[3:], grades, groups[3:], "sum")) / 6
+    assert torch.allclose(loss(scores, targets, groups), expected)
+
+
+def test_a_share_of_queries_is_drawn_whole_and_repeatably(data, tmp_path):
+    groups = judged_groups(data / "judgments/train.parquet", _text(data, tmp_path))
+    draw = partial(student_data.first_queries, groups, 0.25)
+    assert draw(1).query_ids == draw(1).query_ids != draw(2).query_ids
+    few = draw(1)
+    assert len(few) == 6 and few.starts[-1] == len(few.targets) == len(few.store)
+    place = groups.query_ids.index(few.query_ids[2])
+    assert (few.store[few.starts[2]] == groups.store[groups.starts[place]]).all()
+
+
+@pytest.mark.parametrize(
+    "knobs, name",
+    [({"loss": "hybrid", "alpha": 0.0, "beta": 0.0}, "alpha"), ({"temperature": 0.0}, "temperature"),
+     ({"size": "huge"}, "size"), ({"init_layers": [1]}, "init"), ({"epochs": 0}, "epochs")],
+)  # fmt: skip
+def test_a_wrong_knob_is_named_at_construction(knobs, name):
+    with pytest.raises(ValueError, match=name):
+        StudentConfig(data=Path("d"), labels=Path("l"), out=Path("o"), **knobs)
+
+
+def _text(data: Path, work: Path) -> StudentFormat:
+    settings = StudentModelSettings(size="tiny-2", vocabulary_size=800)
+    folder = create_student(settings, data, work / "text", seed=1).tokenizer_folder
+    return StudentFormat(load_tokenizer(folder), FieldLimits(8, 8, 12))
+
+
+def test_missing_labels_and_judgements_end_in_one_line(data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(
+            distill_main, StudentConfig, example="",
+            argv=["--data", str(data), "--labels", str(tmp_path), "--out", str(tmp_path / "o"), "--size", "tiny-2"],
+        )  # fmt: skip
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path}: no manifest.json")
+    with pytest.raises(SystemExit) as ended:
+        run(baseline_main, BaselineConfig, example="", argv=["--data", str(tmp_path), "--out", str(tmp_path / "p")])
+    assert ended.value.code == 1
+    assert "no candidates, clicks or train judgements" in capsys.readouterr().err.splitlines()[-1]

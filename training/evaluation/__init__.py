@@ -1,0 +1,1 @@
+"""Scores of any checkpoint, rankers compared on judged documents, the table of results, calibration."""

@@ -1,0 +1,276 @@
+"""What prepare_data reads: BEIR folders, MSRD in its upstream format, ir_datasets, and prepared datasets.
+
+Every reader returns a JudgedSource: documents, queries, and judged pairs by split, each row checked on the way in. Of a
+corpus only the judged documents are kept, unless the whole is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ranking.errors import InputError
+from ranking.schema import iter_table
+from training.sources.query_splits import SPLITS, split_name
+from training.sources.source_rows import BadRows, Row, column, grade_field, json_rows, separated_rows, text_field
+
+UNSPLIT = ""  # the split of judgements whose source names none
+
+
+@dataclass
+class JudgedSource:
+    """Documents and queries by id, and who judged what.
+
+    documents: id -> (title, summary); queries: id -> text; judged: split -> {(query id, doc id): grade}, the split being
+    train, dev, test or UNSPLIT; unlabelled: pairs without a grade; licence: as dataset.json shall state it;
+    corpus_size: documents in the source, kept or not.
+    """
+
+    licence: str
+    documents: dict[str, tuple[str, str]] = field(default_factory=dict)
+    queries: dict[str, str] = field(default_factory=dict)
+    judged: dict[str, dict[tuple[str, str], int]] = field(default_factory=dict)
+    unlabelled: set[tuple[str, str]] = field(default_factory=set)
+    corpus_size: int = 0
+
+
+@dataclass
+class _Qrel:
+    """A judgement with where it stood, so that one naming an unknown document can be pointed at."""
+
+    path: Path
+    row: int
+    split: str
+    query_id: str
+    doc_id: str
+    grade: int
+
+
+def read_beir(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
+    """corpus.jsonl (_id, title, text), queries.jsonl (_id, text) and qrels/{train,dev,test}.tsv (query-id corpus-id score).
+
+    The two .jsonl files may be gzipped. Errors: see module source_rows.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; beir:PATH needs corpus.jsonl, queries.jsonl and qrels/*.tsv in it")
+    files = sorted(file for pattern in ("*.tsv", "*.tsv.gz") for file in (folder / "qrels").glob(pattern))
+    if not files:
+        raise InputError(f"{folder / 'qrels'}: no .tsv file; judgements are expected there")
+    qrels: list[_Qrel] = []
+    for file in files:
+        split = split_name(file.name.split(".")[0])
+        if split is None:
+            raise InputError(f"{file}: name it for its split: {', '.join(SPLITS)}")
+        for number, row in separated_rows(file, bad):
+            names = ("query-id", "corpus-id", "score")
+            query_id, doc_id, grade = (column(row, name, file) for name in names)
+            try:
+                qrels.append(
+                    _Qrel(file, number, split, text_field(query_id, "query-id"), text_field(doc_id, "corpus-id"),
+                          grade_field(grade))
+                )  # fmt: skip
+            except ValueError as problem:
+                bad.refuse(file, number, str(problem))
+    source = JudgedSource(licence="as its publisher states")
+    source.queries = dict(_read_queries(_one_of(folder, "queries"), bad))
+    corpus = _one_of(folder, "corpus")
+    wanted = None if whole_corpus else {qrel.doc_id for qrel in qrels}
+    source.corpus_size = _read_corpus(source, json_rows(corpus, bad), corpus, bad, wanted, "_id", _title_and_text)
+    _add_judgements(source, qrels, bad)
+    return source
+
+
+def _one_of(folder: Path, stem: str) -> Path:
+    return next((path for end in (".jsonl", ".jsonl.gz") if (path := folder / (stem + end)).is_file()),
+                folder / f"{stem}.jsonl")  # fmt: skip
+
+
+def _read_queries(path: Path, bad: BadRows) -> Iterator[tuple[str, str]]:
+    seen: dict[str, int] = {}
+    for number, row in json_rows(path, bad):
+        try:
+            query_id = text_field(column(row, "_id", path), "_id")
+            if query_id in seen:
+                raise ValueError(f"query {query_id!r} stands already in row {seen[query_id]}")
+            text = text_field(column(row, "text", path), "query")
+        except ValueError as problem:
+            bad.refuse(path, number, str(problem))
+            continue
+        seen[query_id] = number
+        yield query_id, text
+
+
+def _title_and_text(row: dict[str, Any], path: Path) -> tuple[str, str]:
+    return (
+        text_field(row.get("title"), "title", blank_ok=True),
+        text_field(column(row, "text", path), "text", blank_ok=True),
+    )
+
+
+def _read_corpus(source, rows: Iterator[Row], path: Path, bad: BadRows, wanted: set[str] | None, key: str, text) -> int:
+    """Check every document and keep the wanted ones (None: all). Returns how many good ones there were."""
+    seen: set[str] = set()
+    for number, row in rows:
+        try:
+            doc_id = text_field(column(row, key, path), key)
+            if doc_id in seen:
+                raise ValueError(f"document {doc_id!r} stands already in an earlier row")
+            document = text(row, path)
+        except ValueError as problem:
+            bad.refuse(path, number, str(problem))
+            continue
+        seen.add(doc_id)
+        if wanted is None or doc_id in wanted:
+            source.documents[doc_id] = document
+    return len(seen)
+
+
+def _add_judgements(source: JudgedSource, qrels: list[_Qrel], bad: BadRows) -> None:
+    for qrel in qrels:
+        grades = source.judged.setdefault(qrel.split, {})
+        pair = (qrel.query_id, qrel.doc_id)
+        if qrel.query_id not in source.queries:
+            bad.refuse(qrel.path, qrel.row, f"query {qrel.query_id!r} is not among the queries")
+        elif qrel.doc_id not in source.documents:
+            bad.refuse(qrel.path, qrel.row, f"document {qrel.doc_id!r} is not in the corpus")
+        elif pair in grades:
+            bad.refuse(qrel.path, qrel.row, f"duplicate key (query {qrel.query_id!r}, document {qrel.doc_id!r})")
+        else:
+            grades[pair] = qrel.grade
+
+
+MSRD_LICENCE = "CC BY-SA 4.0, MSRD by Metarank Labs, as redistributed in elastic/elasticsearch-labs"
+MSRD_FILES = ("movies-corpus.jsonl.gz", "movies-judgments.tsv.gz")
+
+
+def read_msrd(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
+    """movies-corpus.jsonl.gz and movies-judgments.tsv.gz (query_id, query, doc_id, grade), as published upstream."""
+    corpus, judgements = (folder / name for name in MSRD_FILES)
+    source = JudgedSource(licence=MSRD_LICENCE)
+    qrels: list[_Qrel] = []
+    for number, row in separated_rows(judgements, bad):
+        try:
+            query_id = text_field(column(row, "query_id", judgements), "query_id").removeprefix("qid:")
+            query = text_field(column(row, "query", judgements), "query")
+            doc_id = text_field(column(row, "doc_id", judgements), "doc_id")
+            if source.queries.setdefault(query_id, query) != query:
+                raise ValueError(f"query {query_id!r} reads {source.queries[query_id]!r} in an earlier row")
+            grade = grade_field(column(row, "grade", judgements))
+        except ValueError as problem:
+            bad.refuse(judgements, number, str(problem))
+            continue
+        qrels.append(_Qrel(judgements, number, UNSPLIT, query_id, doc_id, grade))
+    wanted = None if whole_corpus else {qrel.doc_id for qrel in qrels}
+    source.corpus_size = _read_corpus(source, json_rows(corpus, bad), corpus, bad, wanted, "id", _movie)
+    _add_judgements(source, qrels, bad)
+    return source
+
+
+def _movie(row: dict[str, Any], path: Path) -> tuple[str, str]:
+    """A movie's title, and its overview, year and people as one text: searches name actors and characters."""
+    parts = [text_field(column(row, "overview", path), "overview", blank_ok=True)]
+    named = (("Year", "year"), ("Genres", "genres"), ("Director", "director"), ("Cast", "actors"),
+             ("Characters", "characters"), ("Tags", "tags"))  # fmt: skip
+    for label, name in named:
+        value = row.get(name)
+        values = value if isinstance(value, list) else [value]
+        text = ", ".join(text_field(v, name, blank_ok=True) for v in values if v)
+        if text:
+            parts.append(f"{label}: {text}.")
+    return text_field(column(row, "title", path), "title"), " ".join(part for part in parts if part)
+
+
+def read_ir_dataset(name: str, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
+    """A dataset of ir_datasets by its id; where it has no judgements itself, its train, dev and test parts are taken.
+
+    InputError: ir_datasets is not installed, knows no such id, or has no queries, documents or judgements for it.
+    """
+    try:
+        import ir_datasets
+    except ImportError as problem:
+        raise InputError("ir:DATASET_ID needs the package ir-datasets: pip install 'disranker[datasets]'") from problem
+
+    def load(dataset_id: str):
+        try:
+            return ir_datasets.load(dataset_id)
+        except KeyError as problem:
+            raise InputError(f"ir_datasets knows no dataset {dataset_id!r}") from problem
+
+    dataset = load(name)
+    last = split_name(name.rpartition("/")[2])
+    if dataset.has_qrels():
+        parts = {last or UNSPLIT: dataset}
+    else:
+        ids = [i for i in ir_datasets.registry if i.startswith(f"{name}/") and split_name(i[len(name) + 1 :])]
+        parts = {split_name(i[len(name) + 1 :]) or UNSPLIT: load(i) for i in ids}
+    parts = {split: part for split, part in parts.items() if part.has_qrels()}
+    if not parts or not dataset.has_docs():
+        raise InputError(f"ir:{name} has no documents with judgements, nor parts /train, /dev, /test that do")
+    source = JudgedSource(licence=f"see the documentation of ir_datasets for {name}")
+    qrels: list[_Qrel] = []
+    for split, part in parts.items():
+        for number, query in enumerate(part.queries_iter(), 1):
+            try:
+                text = text_field(query.default_text(), "query")
+            except ValueError as problem:
+                bad.refuse(f"ir:{name} queries", number, str(problem))
+                continue
+            source.queries.setdefault(query.query_id, text)
+        for number, qrel in enumerate(part.qrels_iter(), 1):
+            place = Path(f"ir:{name} qrels {split}")
+            try:
+                qrels.append(_Qrel(place, number, split, qrel.query_id, qrel.doc_id, grade_field(qrel.relevance)))
+            except ValueError as problem:
+                bad.refuse(place, number, str(problem))
+    place = Path(f"ir:{name} docs")
+    wanted = None if whole_corpus else {qrel.doc_id for qrel in qrels}
+    documents = ((n, {"doc_id": d.doc_id, "document": d}) for n, d in enumerate(dataset.docs_iter(), 1))
+    source.corpus_size = _read_corpus(source, documents, place, bad, wanted, "doc_id", _ir_document)
+    _add_judgements(source, qrels, bad)
+    return source
+
+
+def _ir_document(row: dict[str, Any], path: Path) -> tuple[str, str]:
+    document = row["document"]
+    title = getattr(document, "title", "")
+    text = next((v for name in ("text", "body", "abstract") if (v := getattr(document, name, None))), None)
+    if text is None:
+        text = document.default_text()
+    return text_field(title, "title", blank_ok=True), text_field(text, "text", blank_ok=True)
+
+
+def read_dataset(folder: Path, bad: BadRows) -> JudgedSource:
+    """A dataset folder that prepare_data or write_world made, to draw a smaller one from: its splits, candidates, licence."""
+    if not (folder / "dataset.json").is_file():
+        raise InputError(f"{folder}: no dataset.json; dataset:PATH needs a folder that prepare_data wrote")
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    source = JudgedSource(licence=content["licence"], corpus_size=content["counts"]["documents"])
+    files = {split: folder / f"judgments/{split}.parquet" for split in SPLITS}
+    for split, path in {**files, "": folder / "candidates.parquet"}.items():
+        table = "judgments" if split else "candidates"
+        number = 0
+        for piece in iter_table(path, table):
+            for row in piece.to_pylist():
+                number += 1
+                try:
+                    _add_row(source, row, split)
+                except ValueError as problem:
+                    bad.refuse(path, number, str(problem))
+    return source
+
+
+def _add_row(source: JudgedSource, row: dict[str, Any], split: str) -> None:
+    pair, document = (row["query_id"], row["doc_id"]), (row["title"], row["summary"])
+    if source.queries.setdefault(row["query_id"], row["query"]) != row["query"]:
+        raise ValueError(f"query {row['query_id']!r} has another text in an earlier row")
+    if source.documents.setdefault(row["doc_id"], document) != document:
+        raise ValueError(f"document {row['doc_id']!r} has another title or summary in an earlier row")
+    if split and pair in source.judged.setdefault(split, {}):
+        raise ValueError(f"duplicate key (query {pair[0]!r}, document {pair[1]!r})")
+    if split:
+        source.judged[split][pair] = row["grade"]
+    else:
+        source.unlabelled.add(pair)

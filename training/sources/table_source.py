@@ -1,0 +1,114 @@
+"""The user's own judgements in one table: Parquet, JSONL, CSV or TSV, with a map from our column names to theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ranking.errors import DataError, InputError
+from ranking.text import normalise
+from training.sources.judged_collections import UNSPLIT, JudgedSource
+from training.sources.query_splits import SPLITS, split_name
+from training.sources.source_rows import BadRows, Row, grade_field, json_rows, parquet_rows, separated_rows, text_field
+
+REQUIRED = ("query", "title", "grade")
+OPTIONAL = ("query_id", "doc_id", "summary", "split")
+
+
+def parse_columns(pairs: list[str]) -> dict[str, str]:
+    """["query=search_term", ...] -> {"query": "search_term"}. InputError names a pair that is no such thing."""
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not equals or not theirs or ours not in REQUIRED + OPTIONAL:
+            raise InputError(f"--columns {pair}: write OURS=THEIRS, OURS being one of {', '.join(REQUIRED + OPTIONAL)}")
+        columns[ours] = theirs
+    return columns
+
+
+def read_table_source(path: Path, columns: dict[str, str], bad: BadRows) -> JudgedSource:
+    """One row per judged pair: query, title, grade, and query_id, doc_id, summary, split where there are such columns.
+
+    Without query_id the normalised query is the id; without doc_id a hash of title and summary is. An empty grade makes
+    the pair a candidate to be labelled. DataError: a required or mapped column is missing, or a row is bad.
+    """
+    source = JudgedSource(licence="the user's own")
+    names: dict[str, str] | None = None
+    judged: set[tuple[str, str]] = set()
+    for number, row in _rows(path, bad):
+        if names is None:
+            names = _resolve(path, columns, row)
+        try:
+            values = {ours: row.get(theirs) for ours, theirs in names.items()}
+            query_id, doc_id = _ids_and_texts(source, values)
+            split = _split(values)
+            pair = (query_id, doc_id)
+            if pair in judged:
+                raise ValueError(f"duplicate key (query {query_id!r}, document {doc_id!r})")
+            if values["grade"] is None or values["grade"] == "":
+                source.unlabelled.add(pair)
+            else:
+                source.judged.setdefault(split, {})[pair] = grade_field(values["grade"])
+            judged.add(pair)
+        except ValueError as problem:
+            bad.refuse(path, number, str(problem))
+    if names is None:
+        raise DataError(path, "no usable query: the table has no row")
+    source.corpus_size = len(source.documents)
+    return source
+
+
+def _rows(path: Path, bad: BadRows) -> Iterator[Row]:
+    name = path.name.removesuffix(".gz")
+    if not path.is_file():
+        raise DataError(path, "no such file")
+    if name.endswith(".parquet"):
+        return parquet_rows(path, bad)
+    if name.endswith((".jsonl", ".ndjson")):
+        return json_rows(path, bad)
+    if name.endswith((".csv", ".tsv")):
+        return separated_rows(path, bad)
+    raise InputError(f"{path}: .parquet, .jsonl, .csv or .tsv is expected (the last three may be gzipped)")
+
+
+def _resolve(path: Path, columns: dict[str, str], row: dict[str, Any]) -> dict[str, str]:
+    """Our name -> the file's column, for the columns that are there."""
+    names = {ours: columns.get(ours, ours) for ours in REQUIRED + OPTIONAL}
+    missing = [f"{ours} ({theirs})" if ours != theirs else ours for ours, theirs in names.items()
+               if theirs not in row and (ours in REQUIRED or ours in columns)]  # fmt: skip
+    if missing:
+        raise DataError(
+            path, f"no column {', '.join(missing)}; there are {', '.join(map(str, row))}; map them with --columns"
+        )
+    return {ours: theirs for ours, theirs in names.items() if theirs in row}
+
+
+def _ids_and_texts(source: JudgedSource, values: dict[str, Any]) -> tuple[str, str]:
+    """Register the row's query and document; the same id with another text is an error, not the first one's text."""
+    query = text_field(values["query"], "query")
+    title = text_field(values["title"], "title", blank_ok=True)
+    summary = text_field(values.get("summary"), "summary", blank_ok=True)
+    query_id = text_field(values["query_id"], "query_id") if "query_id" in values else normalise(query).casefold()
+    if "doc_id" in values:
+        doc_id = text_field(values["doc_id"], "doc_id")
+    else:
+        doc_id = hashlib.sha256(f"{title}\t{summary}".encode()).hexdigest()[:16]
+    if "query_id" in values and source.queries.get(query_id, query) != query:
+        raise ValueError(f"query {query_id!r} has another text in an earlier row")
+    if source.documents.get(doc_id, (title, summary)) != (title, summary):
+        raise ValueError(f"document {doc_id!r} has another title or summary in an earlier row")
+    source.queries.setdefault(query_id, query)
+    source.documents.setdefault(doc_id, (title, summary))
+    return query_id, doc_id
+
+
+def _split(values: dict[str, Any]) -> str:
+    given = values.get("split")
+    if given is None or given == "":
+        return UNSPLIT
+    split = split_name(text_field(given, "split"))
+    if split is None:
+        raise ValueError(f"split {given!r}: one of {', '.join(SPLITS)} is expected")
+    return split

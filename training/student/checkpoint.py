@@ -1,0 +1,88 @@
+"""Ends a student's or baseline's training: head on the target's scale, dev figures, calibration, checkpoint and card."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ranking.card import ScoreCard, fingerprint
+from ranking.metrics import JudgedRanking, mean
+from ranking.text import FORMAT_VERSION, STUDENT_FORMAT
+from training.evaluation import calibration
+from training.student.encoder import StudentModel, scale_head
+from training.trainer.group_batches import RankingGroups
+from training.trainer.ranking_trainer import RankingTrainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ScoreScale:
+    """The targets' raw scale: training sees (target - mean) / spread, the saved model scores on the raw scale again."""
+
+    mean: float = 0.0
+    spread: float = 1.0
+
+    def standardise(self, targets: np.ndarray) -> np.ndarray:
+        return ((targets - self.mean) / self.spread).astype(np.float32)
+
+
+def save_student(
+    student: StudentModel,
+    trainer: RankingTrainer,
+    dev: RankingGroups,
+    out: Path,
+    *,
+    role: Literal["student", "baseline"],
+    scale: ScoreScale,
+    trained_on: dict[str, str],
+    calibrate: calibration.Kind | None,
+) -> ScoreCard:
+    """Fold the scale into the head, score dev, calibrate, and (on the main process) write the checkpoint folder.
+
+    Folding is exact and costs nothing when served: whoever loads the checkpoint reads raw scores on the teacher's scale.
+    """
+    scale_head(student.model, scale.spread, scale.mean)
+    scores = trainer.score(dev)
+    grades = dev.targets.astype(np.int64)
+    card = ScoreCard(
+        role=role,
+        text_format=STUDENT_FORMAT,
+        format_version=FORMAT_VERSION,
+        max_query_tokens=student.text.limits.query,
+        max_title_tokens=student.text.limits.title,
+        max_summary_tokens=student.text.limits.summary,
+        head="linear",
+        pooling="cls",
+        score_mean=float(scores.mean()),
+        score_spread=float(max(scores.std(), 1e-6)),
+        vocabulary=fingerprint(student.tokenizer_folder / "tokenizer.json"),
+        base_model=student.base,
+        trained_on=trained_on,
+        metrics=_dev_figures(scores, grades, dev.group_of_document()),
+    )
+    if trainer.args.process_index == 0:
+        student.model.save_pretrained(out)
+        for file in student.tokenizer_folder.iterdir():
+            shutil.copyfile(file, out / file.name)
+        card.save(out)  # last: a folder with a card is a whole checkpoint
+    if calibrate is not None:  # after saving: judgements that cannot be calibrated on must not cost the training
+        card.calibration = calibration.fit(calibrate, scores, grades > 0)
+        if trainer.args.process_index == 0:
+            card.save(out)
+    trainer.accelerator.wait_for_everyone()
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in card.metrics.items())
+    log.info("%s in %s: dev %s", role, out, figures)
+    return card
+
+
+def _dev_figures(scores: np.ndarray, grades: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    judged = JudgedRanking(scores, grades, groups)
+    figures = {f"ndcg@{k}": mean(judged.ndcg(k)) for k in (5, 10)} | {"pnr": judged.pairs().pnr}
+    # a tiny dev split can have no discordant pair at all, and JSON knows no infinity
+    return {name: value for name, value in figures.items() if np.isfinite(value)}

@@ -1,0 +1,236 @@
+"""The BERT cross-encoder that students and baselines are: where its weights and its vocabulary come from.
+
+Four starting points: a Hugging Face checkpoint (`--init`), some layers of a deeper one (`--init-layers 0,2,4,6,8,10`),
+a baseline or student of ours (`--init runs/baseline`), or from scratch by size, with a WordPiece vocabulary trained on
+the dataset and, if asked for, a masked-LM warm-up on its candidates.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
+
+from ranking.card import CARD_NAME, ScoreCard
+from ranking.errors import InputError
+from ranking.text import FieldLimits, StudentFormat, load_tokenizer
+from training.student.vocabulary import train_wordpiece
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """layers, width, heads, inner width of a BERT encoder."""
+
+    layers: int
+    width: int
+    heads: int
+    inner: int
+
+
+SIZES = {
+    "bert-12": Shape(12, 768, 12, 3072),
+    "bert-6": Shape(6, 768, 12, 3072),
+    "minilm-6": Shape(6, 384, 12, 1536),
+    "small-4": Shape(4, 256, 4, 1024),
+    "mini-12": Shape(12, 128, 2, 512),  # the two shapes of the paper, narrow enough for a CPU
+    "mini-6": Shape(6, 128, 2, 512),
+    "mini-3": Shape(3, 128, 2, 512),
+    "tiny-2": Shape(2, 32, 2, 64),
+}
+
+
+@dataclass(kw_only=True)
+class StudentModelSettings:
+    """Where a student starts.
+
+    Args:
+        init: checkpoint folder or hub id of a BERT to start from, a baseline or student of ours included; none: from scratch
+        init_layers: layers of that checkpoint to keep, e.g. 0,2,4,6,8,10 for a BERT-6 from a BERT-12; none: all
+        size: shape of a model from scratch, see docs/students.md
+        vocabulary_size: WordPiece tokens of a model from scratch
+        warm_up_epochs: masked-LM passes over the candidates before training; worth it from scratch, 0 for none
+        warm_up_learning_rate: peak learning rate of the masked-LM warm-up
+        match_steps: late-interaction steps that fit the word embeddings of a model from scratch to the training set's order,
+            seconds before training; 0 for none (training/student/word_matching.py)
+        dropout: dropout of the encoder and before the head; 0.1 for long runs on a GPU, 0 is faster on a CPU
+        max_query_tokens: length limit of the query; ignored with --init of a checkpoint of ours, whose card has it
+        max_title_tokens: length limit of the title, as above
+        max_summary_tokens: length limit of the summary, as above
+    """
+
+    init: str | None = None
+    init_layers: list[int] | None = None
+    size: str = "bert-6"
+    vocabulary_size: int = 8000
+    match_steps: int = 0
+    warm_up_epochs: float = 0.0
+    warm_up_learning_rate: float = 5e-4
+    dropout: float = 0.0
+    max_query_tokens: int = 32
+    max_title_tokens: int = 32
+    max_summary_tokens: int = 128
+
+    def __post_init__(self):
+        if self.size not in SIZES:
+            raise ValueError(f"size is {self.size!r}: one of {', '.join(SIZES)} is needed")
+        if self.init_layers and self.init is None:
+            raise ValueError("init_layers selects layers of a checkpoint: init is needed with it")
+        if self.init_layers and min(self.init_layers) < 0:
+            raise ValueError(f"init_layers is {self.init_layers}: layers count from 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: a number from 0 to below 1 is needed")
+        if self.vocabulary_size < 100:
+            raise ValueError(f"vocabulary_size is {self.vocabulary_size}: at least 100 is needed")
+        if self.warm_up_epochs < 0 or not self.warm_up_learning_rate > 0:
+            raise ValueError("warm_up_epochs must not be negative and warm_up_learning_rate must be positive")
+        self.limits()
+
+    def limits(self) -> FieldLimits:
+        return FieldLimits(self.max_query_tokens, self.max_title_tokens, self.max_summary_tokens)
+
+
+@dataclass
+class StudentModel:
+    """A model to train: its text format, its tokenizer (saved with it), and what it started from, for the card."""
+
+    model: BertForSequenceClassification
+    text: StudentFormat
+    tokenizer_folder: Path
+    base: str
+
+
+def create_student(
+    settings: StudentModelSettings, data: str | Path, work: str | Path, seed: int, resume: bool = False
+) -> StudentModel:
+    """Make the model that the settings describe. work: folder for the tokenizer, which a resumed run finds there.
+
+    InputError if the start does not fit.
+    """
+    set_seed(seed)  # a head from scratch is part of the seed
+    processes, folder = PartialState(), Path(work) / "tokenizer"
+    with processes.main_process_first():  # one process writes the tokenizer, the others read it
+        if processes.is_main_process and not (resume and (folder / "tokenizer.json").is_file()):
+            if settings.init is None:
+                train_wordpiece(data, folder, settings.vocabulary_size)
+            else:
+                _tokenizer_of(settings.init).save_pretrained(folder)
+    limits = settings.limits()
+    if settings.init is None:
+        text = StudentFormat(load_tokenizer(folder), limits)
+        model = _from_scratch(settings, text)
+        base = f"scratch:{settings.size}"
+    else:
+        if (Path(settings.init) / CARD_NAME).is_file():
+            limits = FieldLimits.of_card(ScoreCard.load(settings.init).require(settings.init, "student", "baseline"))
+        text = StudentFormat(load_tokenizer(folder), limits)
+        model = _from_checkpoint(settings)
+        base = settings.init + (f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else "")
+    positions, rows = model.config.max_position_embeddings, cast(Any, model.get_input_embeddings()).weight.shape[0]
+    if text.max_tokens() > positions:
+        raise InputError(f"{base}: {text.max_tokens()} tokens a pair, {positions} positions: lower the field limits")
+    if text.tokenizer.get_vocab_size() > rows:
+        raise InputError(f"{base}: a tokenizer of {text.tokenizer.get_vocab_size()} tokens, {rows} embeddings")
+    parameters = sum(p.numel() for p in model.parameters())
+    shape = (model.config.num_hidden_layers, model.config.hidden_size)
+    log.info("%s: %d layers, %d wide, %d parameters", base, *shape, parameters)
+    return StudentModel(model, text, folder, base)
+
+
+def _tokenizer_of(init: str):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(init, use_fast=True)
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{init}: no tokenizer can be loaded: {_line(problem)}") from problem
+    if not tokenizer.is_fast:
+        raise InputError(f"{init}: has no fast tokenizer (tokenizer.json)")
+    return tokenizer
+
+
+def _from_scratch(settings: StudentModelSettings, text: StudentFormat) -> BertForSequenceClassification:
+    shape = SIZES[settings.size]
+    config = BertConfig(
+        vocab_size=text.tokenizer.get_vocab_size(),
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.inner,
+        max_position_embeddings=max(64, text.max_tokens()),
+        pad_token_id=text.pad_id,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+    )
+    config.num_labels = 1
+    model = BertForSequenceClassification(config)
+    attend_to_equal_tokens(model)
+    return model
+
+
+@torch.no_grad()
+def attend_to_equal_tokens(model: BertForSequenceClassification) -> None:
+    """Start a small cross-encoder so that it learns to compare query and document words within a few hundred steps.
+
+    BERT's own start (all weights 0.02, made for 768 dimensions and long pre-training) leaves a narrow model near a
+    constant score for thousands of steps. Here every matrix starts at unit scale (std 1 / sqrt(inputs)), and in half
+    of the heads query and key projections are equal, so a token attends to its like elsewhere in the pair (mimetic
+    initialisation, Trockman and Kolter, arXiv 2305.09828); the other half gathers. Figures: docs/decisions.md.
+    """
+    width, heads = model.config.hidden_size, model.config.num_attention_heads
+    matching = width // heads * (heads // 2)
+    for layer in cast(Any, model.bert.encoder.layer):
+        attention = layer.attention.self
+        attention.query.weight[:matching].normal_(0.0, width**-0.5)
+        attention.key.weight[:matching] = attention.query.weight[:matching]
+        for dense in (attention.value, layer.attention.output.dense, layer.intermediate.dense, layer.output.dense):
+            dense.weight.normal_(0.0, dense.in_features**-0.5)
+    cast(Any, model.bert.pooler).dense.weight.normal_(0.0, width**-0.5)
+    for small in (model.bert.embeddings.position_embeddings, model.bert.embeddings.token_type_embeddings):
+        small.weight.mul_(0.3)  # beside words of 0.02: equal words should be near wherever they stand
+
+
+def _from_checkpoint(settings: StudentModelSettings) -> BertForSequenceClassification:
+    init = str(settings.init)
+    try:
+        config = AutoConfig.from_pretrained(init)
+        if config.model_type != "bert":
+            raise InputError(f"{init}: a {config.model_type} model; students are BERT")
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = settings.dropout
+        config.num_labels = 1
+        opened: Any = BertForSequenceClassification.from_pretrained(
+            init, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{init}: cannot be opened as a BERT: {_line(problem)}") from problem
+    model: BertForSequenceClassification = opened[0]
+    # the head, and the pooler before it, may be new; an encoder with made-up layers would train and be worthless
+    lost = sorted(key for key in opened[1]["missing_keys"] if not key.startswith(("classifier.", "bert.pooler.")))
+    if lost:
+        raise InputError(f"{init}: its weights lack {lost[0]} and {len(lost) - 1} more: not a whole BERT encoder")
+    if settings.init_layers:
+        layers = cast(nn.ModuleList, model.bert.encoder.layer)
+        if max(settings.init_layers) >= len(layers):
+            raise InputError(f"{init}: init_layers {settings.init_layers}, but it has layers 0 to {len(layers) - 1}")
+        model.bert.encoder.layer = nn.ModuleList(layers[i] for i in settings.init_layers)
+        model.config.num_hidden_layers = len(settings.init_layers)
+    if (Path(init) / CARD_NAME).is_file():
+        card = ScoreCard.load(init)
+        scale_head(model, 1 / card.score_spread, -card.score_mean / card.score_spread)
+    return model
+
+
+@torch.no_grad()
+def scale_head(model: BertForSequenceClassification, factor: float, offset: float) -> None:
+    """Make every score `factor * score + offset`, exactly, by the head's weight and bias alone."""
+    model.classifier.weight.mul_(factor)
+    model.classifier.bias.mul_(factor).add_(offset)
+
+
+def _line(problem: Exception) -> str:
+    return " ".join(str(problem).split())[:300]

@@ -1,0 +1,130 @@
+"""Judgements and labelled candidates as the groups that students and baselines train on, and how groups are sampled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ranking.errors import InputError
+from ranking.labels import iter_labelled
+from ranking.schema import read_table
+from ranking.text import StudentFormat
+from training.trainer.group_batches import GroupSampler, RankingGroups, sample_up_to
+from training.trainer.token_store import TokenStore
+
+log = logging.getLogger(__name__)
+
+Sampling = Literal["stratified", "uniform", "top"]
+
+
+def judged_groups(path: str | Path, text: StudentFormat) -> RankingGroups:
+    """The groups of a judgements file; targets are the grades."""
+    return groups_of([read_table(path, "judgments")], "grade", text)
+
+
+def labelled_groups(candidates: str | Path, labels: str | Path, text: StudentFormat) -> RankingGroups:
+    """The groups of the labelled candidates; targets are the teacher's raw scores. Rejected candidates are left out."""
+    return groups_of(iter_labelled(candidates, labels), "teacher_score", text)
+
+
+def groups_of(pieces: Iterable[pa.Table], target: str, text: StudentFormat) -> RankingGroups:
+    """Tokenise tables with query_id, query, title, summary and a target column, piece by piece.
+
+    Memory: the token ids (4 bytes each) of all rows, the texts of one piece. InputError if there is no row.
+    """
+    query_ids: list[str] = []
+    ids: list[np.ndarray] = []
+    marks: list[int] = []
+    targets: list[np.ndarray] = []
+    for rows in pieces:
+        query_ids += rows.column("query_id").to_pylist()
+        targets.append(rows.column(target).to_numpy().astype(np.float32))
+        for pair in text.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary"))):
+            ids.append(np.asarray(pair.ids, np.int32))
+            marks.append(len(pair.types) - sum(pair.types))
+    if not ids:
+        raise InputError("there is no judged or labelled document to train on")
+    return RankingGroups.of_rows(query_ids, np.concatenate(targets), ids, marks)
+
+
+def first_queries(groups: RankingGroups, share: float, seed: int) -> RankingGroups:
+    """A random share of the queries with all their documents, the same for the same seed."""
+    count = max(1, round(share * len(groups)))
+    return select_queries(groups, np.sort(np.random.default_rng(seed).permutation(len(groups))[:count]))
+
+
+def select_queries(groups: RankingGroups, chosen: Iterable[int]) -> RankingGroups:
+    """The groups of the chosen queries (indices), in that order."""
+    chosen = [int(query) for query in chosen]
+    rows = np.concatenate([np.arange(groups.starts[q], groups.starts[q + 1]) for q in chosen])
+    sizes = [groups.starts[q + 1] - groups.starts[q] for q in chosen]
+    store = TokenStore.build((groups.store[row] for row in rows), _marks(groups)[rows])
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return RankingGroups(store, groups.targets[rows], starts, [groups.query_ids[q] for q in chosen])
+
+
+def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
+    """Both sets' groups in one, with targets [documents, 2]: the target, and 0 or 1 for the set it came from.
+
+    A query id that stands in both stays two groups: a teacher's score and a grade are no pair.
+    """
+    store = TokenStore.build(
+        (s[row] for s in (first.store, second.store) for row in range(len(s))),
+        np.concatenate([_marks(first), _marks(second)]),
+    )
+    source = np.repeat([0.0, 1.0], [len(first.store), len(second.store)])
+    targets = np.stack([np.concatenate([first.targets, second.targets]), source], axis=1).astype(np.float32)
+    starts = np.concatenate([first.starts, first.starts[-1] + second.starts[1:]])
+    return RankingGroups(store, targets, starts, first.query_ids + second.query_ids)
+
+
+def _marks(groups: RankingGroups) -> np.ndarray:
+    assert groups.store.marks is not None, "a student's texts have two parts"
+    return groups.store.marks
+
+
+def sampler(kind: Sampling, documents: int) -> GroupSampler | None:
+    """How a query's documents are drawn each epoch, at most `documents` of them; 0 takes all.
+
+    stratified: one of each of `documents` equal score ranges between the query's lowest and highest score, then more at
+    random: a group shows the whole range, although most candidates of a query score alike. uniform: at random.
+    top: the highest scores, always the same.
+    """
+    if documents == 0:
+        return None
+    draw: Callable = {"stratified": _stratified, "uniform": _uniform, "top": _top}[kind]
+
+    def sample(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if len(targets) <= documents:
+            return np.arange(len(targets))
+        return draw(targets if targets.ndim == 1 else targets[:, 0], documents, rng)
+
+    return sample
+
+
+def graded_sampler(documents: int) -> GroupSampler | None:
+    """At most `documents` of a judged query, every grade kept; 0 takes all."""
+    return sample_up_to(documents) if documents else None
+
+
+def _stratified(scores: np.ndarray, documents: int, rng: np.random.Generator) -> np.ndarray:
+    low, high = scores.min(), scores.max()
+    stratum = np.minimum(((scores - low) / max(high - low, 1e-9) * documents).astype(np.int64), documents - 1)
+    shuffled = rng.permutation(len(scores))
+    _, firsts = np.unique(stratum[shuffled], return_index=True)
+    one_each = shuffled[firsts]
+    rest = np.setdiff1d(shuffled, one_each)
+    return np.concatenate([one_each, rng.permutation(rest)])[:documents]
+
+
+def _uniform(scores: np.ndarray, documents: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.permutation(len(scores))[:documents]
+
+
+def _top(scores: np.ndarray, documents: int, _: np.random.Generator) -> np.ndarray:
+    return np.argsort(-scores, kind="stable")[:documents]

@@ -1,0 +1,99 @@
+"""The decoder with a score head: one state of each text, through a linear layer without bias, to one scalar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MethodType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from ranking.errors import InputError
+from training.trainer.ranking_trainer import keep_head_exact
+
+Pooling = Literal["last_token", "mean"]
+
+
+def open_teacher(name: str | Path, *, reinitialise: bool = False, frozen_bf16: bool = False) -> Any:
+    """A sequence classifier with one score from a decoder (new head) or from a teacher (its own head).
+
+    reinitialise: keep the architecture, draw all weights anew; frozen_bf16: weights in bfloat16, for LoRA, whose own
+    weights stay float32. InputError if it is no decoder, if a weight other than a new head's is missing, or for a LoRA
+    adapter: a second one on top would be saved without the first.
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        raise InputError(f"{name}: a LoRA adapter; training goes on from checkpoints with all weights only")
+    try:
+        config = AutoConfig.from_pretrained(name, num_labels=1)
+        if reinitialise:
+            model, missing = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), set()
+        else:
+            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+                name, config=config, dtype=torch.bfloat16 if frozen_bf16 else torch.float32, output_loading_info=True
+            )
+            model, missing = loaded[0], set(loaded[1]["missing_keys"])
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{name}: cannot be opened as a decoder: {' '.join(str(problem).split())[:300]}") from problem
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise InputError(f"{name}: {type(model).__name__} is no decoder with a score head")
+    if missing - {"score.weight"}:
+        raise InputError(f"{name}: weights are missing: {', '.join(sorted(missing - {'score.weight'}))}")
+    model.score.float()
+    return model
+
+
+def text_config(model: Any) -> PretrainedConfig:
+    return model.config.get_text_config()
+
+
+def install_pooling(model: Any, pooling: Pooling) -> None:
+    """Replace the model's forward by backbone, pooling by the attention mask, head in float32; weights stay as they are.
+
+    transformers pools the last token that is not padding by its id, which is the wrong one where pad = eos; the mask
+    knows. On right- or left-padded rows of distinct pad and eos both agree (tests/training/teacher/test_teacher_families.py).
+    """
+    keep_head_exact(model)
+    model.disranker_pooling = pooling
+    model.forward = MethodType(_forward, model)
+
+
+def _forward(self: Any, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SequenceClassifierOutputWithPast:
+    """input_ids, attention_mask: int64 [rows, tokens], padded on either side. Returns logits float32 [rows, 1]."""
+    states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    pool = last_state if self.disranker_pooling == "last_token" else mean_state
+    return SequenceClassifierOutputWithPast(logits=self.score(pool(states, attention_mask)))
+
+
+def last_state(states: Tensor, mask: Tensor) -> Tensor:
+    """[rows, tokens, width] -> [rows, width]: the last token that the mask keeps, whichever side the padding is on."""
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def mean_state(states: Tensor, mask: Tensor) -> Tensor:
+    """[rows, tokens, width] -> [rows, width]: the float32 mean over the tokens that the mask keeps."""
+    weights = mask[:, :, None].float()
+    return (states.float() * weights).sum(1) / weights.sum(1)
+
+
+def fastest_attention(model: Any, longest: int) -> None:
+    """On a CPU plain attention trains short texts a quarter faster than PyTorch's fused one, whose backward is slow."""
+    if not torch.accelerator.is_available() and longest <= 256:
+        model.set_attn_implementation("eager")
+
+
+def add_lora(model: Any, rank: int, alpha: int, targets: str) -> Any:
+    """Wrap the model with LoRA adapters; the head trains whole and is saved with them.
+
+    targets: "all-linear", or module names joined by commas.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    modules = targets if targets == "all-linear" else targets.split(",")
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=alpha, target_modules=modules, modules_to_save=["score"]
+    )
+    return get_peft_model(model, config)

@@ -1,0 +1,178 @@
+"""Trains a model that gives one score per document: teacher, student and baseline alike.
+
+trainer = RankingTrainer(model, settings, train, dev, loss=partial(hinge, margin=1.0), pad_id=..., out=out)
+trainer.start()                    # the model now is the one with the best dev NDCG@5
+scores = trainer.score(dev)        # float32 [documents]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ranking.errors import InputError
+from ranking.metrics import JudgedRanking, mean
+from training.trainer.group_batches import GroupBatches, GroupSampler, RankingGroups
+from training.trainer.token_store import split_by_tokens
+from training.trainer.trainer_setup import BatchTrainer, TrainingSettings
+
+# (scores float32 [n], targets float32 [n] or [n, k], groups int64 [n]) -> scalar: the mean over documents, as in losses.py
+RankingLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+BEST_METRIC = "eval_ndcg@5"
+
+
+class RankingTrainer(BatchTrainer):
+    """Group-wise training: each document encoded once, the loss over the whole groups of the batch.
+
+    model: gives logits [rows, 1]; train: groups with targets; dev: judged groups (targets are grades), None for no
+    selection; loss: see RankingLoss; pad_id: token id that fills rows up; token_types: the model takes token_type_ids
+    (train.store has marks); sample_group: draws a query's documents anew each epoch (None: all); out: output folder.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: TrainingSettings,
+        train: RankingGroups,
+        dev: RankingGroups | None,
+        *,
+        loss: RankingLoss,
+        pad_id: int,
+        out: Path,
+        token_types: bool = False,
+        sample_group: GroupSampler | None = None,
+    ):
+        if not len(train):
+            raise InputError("there is no query to train on")
+        batches = GroupBatches(
+            train,
+            batch_groups=settings.batch_groups,
+            forward_tokens=settings.forward_tokens,
+            pad_id=pad_id,
+            seed=settings.seed,
+            token_types=token_types,
+            sample_group=sample_group,
+        )
+        self.loss, self.pad_id, self.token_types = loss, pad_id, token_types
+        keep_head_exact(model)
+        super().__init__(model, settings, batches, dev, out, BEST_METRIC)
+        self.pairs = _PairStatistics(self.args.device)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+        outputs = [model(**forward).logits.float().reshape(-1) for forward in inputs["forwards"]]
+        scores = torch.cat([output[:rows] for output, rows in zip(outputs, inputs["rows"])])
+        unused = sum((output[rows:].sum() * 0 for output, rows in zip(outputs, inputs["rows"])), scores.new_zeros(()))
+        targets, groups = inputs["targets"], inputs["groups"]
+        mean = self.loss(scores, targets, groups) if len(scores) else scores.sum()
+        self.pairs.add(scores.detach(), targets if targets.dim() == 1 else targets[:, 0], groups)
+        # fillers stay in the graph: DDP and FSDP expect every forward of a step in its backward
+        return self.global_loss(mean * len(scores) + unused, num_items_in_batch or inputs["documents"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and "eval_loss" not in logs:
+            logs |= self.pairs.take(self.accelerator)
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """NDCG (linear gain) of the dev groups, from one score per document; every process gets the same figures."""
+        groups: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        scores = self.score(groups)
+        metrics = dev_metrics(scores, groups)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def score(self, groups: RankingGroups) -> np.ndarray:
+        """float32 [documents]: the current model's scores, computed by all processes together, the same on each."""
+        model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
+        training = model.training
+        model.eval()
+        chunks = split_by_tokens(groups.store.lengths, 4 * self.settings.forward_tokens)
+        rank, world = self.args.process_index, self.args.world_size
+        scores = torch.zeros(len(groups.store), device=self.args.device)
+        rounds = range(0, len(chunks), world)
+        for first in tqdm(rounds, desc="score", leave=False, disable=self.args.disable_tqdm or rank != 0):
+            # as many forwards on every process: past the end the last chunk is computed and thrown away
+            chunk = chunks[min(first + rank, len(chunks) - 1)]
+            inputs = self._prepare_inputs(groups.store.pad(chunk, self.pad_id, self.token_types))
+            with self.accelerator.autocast():
+                output = model(**inputs).logits.float().reshape(-1)
+            if first + rank < len(chunks):
+                scores[torch.from_numpy(chunk)] = output
+        model.train(training)
+        result = self.accelerator.reduce(scores, "sum").cpu().numpy()
+        if not np.isfinite(result).all():
+            raise InputError(
+                f"{int((~np.isfinite(result)).sum())} of {len(result)} scores are not finite: training diverged; "
+                "lower the learning rate"
+            )
+        return result
+
+
+def dev_metrics(scores: np.ndarray, groups: RankingGroups) -> dict[str, float]:
+    """Means over queries of NDCG with linear gain, and the share of same-query pairs in the right order."""
+    grades = groups.targets if groups.targets.ndim == 1 else groups.targets[:, 0]
+    judged = JudgedRanking(scores, grades.astype(np.int64), groups.group_of_document())
+    pairs = judged.pairs()
+    concordant, total = pairs.concordant.sum(), (pairs.concordant + pairs.discordant + pairs.tied).sum()
+    metrics = {f"ndcg@{k}": mean(judged.ndcg(k)) for k in (5, 10)}
+    return metrics | ({"pair_accuracy": float(concordant / total)} if total else {})
+
+
+def keep_head_exact(model: nn.Module) -> None:
+    """Make the score head compute in float32 whatever autocast says: a bf16 logit has 8 bits, too few to keep order."""
+    heads = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and {"score", "classifier"} & set(name.split("."))
+    ]
+    if not heads:
+        raise InputError(f"{type(model).__name__} has no linear head named score or classifier")
+    for head in heads:  # PEFT keeps the original beside the one that trains
+        head.forward = MethodType(_float32_linear, head)  # type: ignore[method-assign]
+
+
+def _float32_linear(self: nn.Linear, states: Tensor) -> Tensor:
+    with torch.autocast(states.device.type, enabled=False):
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(states.float(), self.weight.float(), bias)
+
+
+class _PairStatistics:
+    """Margin, accuracy and score range over the training pairs since the last log line; no synchronisation until then."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums = torch.zeros(3, device=self.device)  # pairs, correct pairs, margins
+        self.low = torch.full((1,), torch.inf, device=self.device)
+        self.high = torch.full((1,), -torch.inf, device=self.device)
+
+    def add(self, scores: Tensor, targets: Tensor, groups: Tensor) -> None:
+        if not len(scores):
+            return
+        usable = (groups[:, None] == groups) & (targets[:, None] > targets)
+        margins = scores[:, None] - scores
+        self.sums += torch.stack([usable.sum(), (usable & (margins > 0)).sum(), (margins * usable).sum()])
+        self.low = torch.minimum(self.low, scores.min())
+        self.high = torch.maximum(self.high, scores.max())
+
+    def take(self, accelerator) -> dict[str, float]:
+        sums = accelerator.reduce(self.sums, "sum").tolist()
+        low, high = accelerator.gather(self.low).min().item(), accelerator.gather(self.high).max().item()
+        self._clear()
+        pairs = max(sums[0], 1.0)
+        return {"pair_accuracy": sums[1] / pairs, "margin": sums[2] / pairs, "score_min": low, "score_max": high}

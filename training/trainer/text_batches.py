@@ -1,0 +1,90 @@
+"""Pre-training texts in batches of little padding; the counterpart of group_batches for texts without groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from training.trainer.token_store import TokenStore, split_by_tokens
+
+SPAN = 32  # batches whose texts are sorted together: a compromise between padding and random batches
+
+
+class TextBatches(Dataset):
+    """The batches of one epoch as this process sees them: item i is its share of global batch i.
+
+    Texts are shuffled, sorted by length within SPAN batches and cut into batches of batch_texts, whose order is shuffled
+    again. No two texts share a row, so attention never crosses from one pair into another. The order is a pure function
+    of (seed, epoch). An item is {
+      "forwards": list of {input_ids, attention_mask, weights: float [rows, longest], 0 where nothing is predicted},
+      "documents": sum of the weights of the global batch on all processes, the loss's normaliser }.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        weights: np.ndarray | None,
+        *,
+        batch_texts: int,
+        forward_tokens: int,
+        pad_id: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        assert store.marks is not None
+        self.store, self.weights, self.batch_texts = store, weights, batch_texts
+        self.forward_tokens, self.pad_id, self.seed = forward_tokens, pad_id, seed
+        self.rank, self.world, self.examples = rank, world, len(store)
+        self.predicted = store.lengths - store.marks  # tokens of the output part
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.store))
+        span = SPAN * self.batch_texts
+        # tie-free within a span: equal lengths keep the shuffled order
+        order = np.concatenate(
+            [part[np.argsort(self.store.lengths[part], kind="stable")] for part in np.split(order, range(span, len(order), span))]
+        )  # fmt: skip
+        self.batches = np.split(order, range(self.batch_texts, len(order), self.batch_texts))
+        self.order = rng.permutation(len(self.batches))
+
+    def __len__(self) -> int:
+        return -(-len(self.store) // self.batch_texts)
+
+    def real_share(self) -> float:
+        """Share of the positions of this epoch's forwards that hold a real token, on one process."""
+        lengths = self.store.lengths
+        padded = 0
+        for batch in self.batches:
+            for chunk in split_by_tokens(lengths[batch], self.forward_tokens):
+                padded += len(chunk) * int(lengths[batch][chunk].max())
+        return float(lengths.sum() / padded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        batch = self.batches[self.order[index]]
+        # sorted by length, so every world-th text gives each process about the same tokens
+        shares = [batch[rank :: self.world] for rank in range(self.world)]
+        plans = [split_by_tokens(self.store.lengths[share], self.forward_tokens) for share in shares]
+        mine = [self.inputs(shares[self.rank][chunk]) for chunk in plans[self.rank]]
+        filler = self.inputs(batch[:1])
+        filler["weights"].zero_()
+        mine += [filler] * (max(map(len, plans)) - len(mine))
+        return {"forwards": mine, "documents": float((self.predicted[batch] * self.text_weights(batch)).sum())}
+
+    def text_weights(self, rows: np.ndarray) -> np.ndarray:
+        return np.ones(len(rows)) if self.weights is None else self.weights[rows].astype(np.float64)
+
+    def inputs(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        inputs = self.store.pad(rows.tolist(), self.pad_id)
+        positions = np.arange(inputs["input_ids"].shape[1])
+        assert self.store.marks is not None
+        output = (positions >= self.store.marks[rows][:, None]) & (positions < self.store.lengths[rows][:, None])
+        inputs["weights"] = torch.from_numpy((output * self.text_weights(rows)[:, None]).astype(np.float32))
+        return inputs

@@ -1,0 +1,1 @@
+"""The synthetic collection for trying the product: generated documents, queries, judgments, click log."""
