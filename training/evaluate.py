@@ -21,7 +21,7 @@ from ranking.labels import read_labels
 from ranking.program import run
 from ranking.schema import read_table, replacing
 from training.evaluation.comparison import Judgments, compare, per_query_table
-from training.evaluation.report import calibration_table, disagreement_page, table, teacher_table
+from training.evaluation.result_tables import calibration_table, disagreement_page, table, teacher_table
 from training.sources.bm25 import bm25_scores
 
 LOGGER = logging.getLogger(__name__)
@@ -134,7 +134,9 @@ def score_system(spec: str, judgments: Judgments, config: Config) -> System:
     if kind == "labels" and where:
         return System(name, source, label_scores(Path(where), judgments), is_teacher=True, is_logit=True)
     if kind == "checkpoint" and where:
-        from training.evaluation.scoring import Scorer  # torch takes seconds to import, and bm25 needs none of it
+        from training.evaluation.checkpoint_scores import (
+            Scorer,  # torch takes seconds to import, and bm25 needs none of it
+        )
 
         scorer = Scorer.load(where)
         scores = scorer.score(

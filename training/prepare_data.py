@@ -1,4 +1,4 @@
-"""Write a dataset folder (docs/data.md) from a BEIR folder, MSRD, ir_datasets, a table of judgements, or the built-in world."""
+"""Write a dataset folder (docs/data.md) from a BEIR folder, MSRD, ir_datasets, a table of judgments, or the built-in world."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ranking.card import fingerprint
 from ranking.errors import DataError, InputError
 from ranking.program import run
 from ranking.schema import MAX_GRADE, OnBadRow, Rejects, read_table, replacing, write_table
-from training.sources.dataset_tables import add_negatives, clicks_from_judgments, pair_table
+from training.sources.dataset_folder import add_negatives, clicks_from_judgments, pair_table
 from training.sources.download import fetch_msrd
 from training.sources.judged_collections import (
     MSRD_FILES,
@@ -24,9 +24,9 @@ from training.sources.judged_collections import (
     read_ir_dataset,
     read_msrd,
 )
+from training.sources.judgment_table import parse_columns, read_table_source
 from training.sources.query_splits import SPLITS, QuerySplits, assign_splits, shuffled
-from training.sources.source_rows import BadRows
-from training.sources.table_source import parse_columns, read_table_source
+from training.sources.row_readers import BadRows
 from training.world.dataset import WorldConfig, write_world
 
 LOGGER = logging.getLogger(__name__)
@@ -223,9 +223,9 @@ def _limited(pairs: _Pairs, limit: int, seed: int, stream: int) -> _Pairs:
 
 
 def _write(source, judged, candidates, splits, config, rejected, dropped) -> dict:
-    counts = {"documents": source.corpus_size, "queries_without_judgements": len(source.queries) - len(splits.split)}
-    counts["queries_without_judgements"] -= len(splits.removed)
-    counts |= {"queries_near_a_held_out_one": len(splits.removed), "judgements_of_those": dropped}
+    counts = {"documents": source.corpus_size, "queries_without_judgments": len(source.queries) - len(splits.split)}
+    counts["queries_without_judgments"] -= len(splits.removed)
+    counts |= {"queries_near_a_held_out_one": len(splits.removed), "judgments_of_those": dropped}
     counts["rejected_rows"] = rejected
     grades: dict[str, dict[str, int]] = {}
     files = []

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass
 class Config:
-    """Time and check ranking/metrics.py on generated judgements and write a results page.
+    """Time and check ranking/metrics.py on generated judgments and write a results page.
 
     Args:
         pairs: judged query-document pairs

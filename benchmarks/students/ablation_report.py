@@ -13,11 +13,11 @@ from ranking.errors import InputError
 from ranking.metrics import JudgedRanking
 from ranking.schema import replacing
 from ranking.significance import paired_bootstrap, randomisation_test
-from training.evaluation.calibration import fit
+from training.evaluation.calibration_fit import fit
 
 
 def write_report(rows: list[dict[str, Any]], out: Path, beats: dict[str, str | None], report: Path | None) -> str:
-    """The Markdown table; with `report`, also ablation.md (what stands between its two marks) and ablation.png there.
+    """The Markdown table; with `report`, also ablation.md (what stands between its two document_starts) and ablation.png there.
 
     rows: lines of results.jsonl; out: the ablation's folder; beats: row -> the row it must beat.
     """

@@ -34,7 +34,7 @@ from ranking.program import run
 from ranking.schema import read_table
 from ranking.text import TeacherFormat
 from serving.local_server import start_triton
-from training.evaluation.scoring import Scorer
+from training.evaluation.checkpoint_scores import Scorer
 
 LOGGER = logging.getLogger(__name__)
 Variant = Literal["float32", "bfloat16", "bfloat16-model-head"]
@@ -47,7 +47,7 @@ class Config:
 
     Args:
         checkpoint: teacher checkpoint, as training.finetune_teacher wrote it
-        data: dataset folder whose test judgements give the pairs
+        data: dataset folder whose test judgments give the pairs
         pairs: how many pairs, taken query by query
         variants: number formats to serve in: float32, bfloat16, bfloat16-model-head
         eager: start vLLM without compiling the model: faster to start, slower to score

@@ -4,7 +4,7 @@
 
 Each seed pre-trains the same small decoder twice, with equal steps: on clicked pairs, and on the same documents with words
 of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for both: the
-decoder's own likelihood becomes its score, then judgements train it. (From random weights a decoder this small learns nothing
+decoder's own likelihood becomes its score, then judgments train it. (From random weights a decoder this small learns nothing
 from a few hundred judged queries: benchmarks/students/ablation.py, teacher-random.)
 Every finished stage is kept, with the settings that made it: run again to continue. The figures are NDCG@5 (linear gain) of
 the test queries; intervals resample training seeds and queries.
@@ -33,12 +33,12 @@ from ranking.program import run
 from ranking.schema import read_table, replacing
 from ranking.significance import Interval, paired_bootstrap, randomisation_test, seeds_bootstrap
 from ranking.text import TeacherFormat
-from training.evaluation.scoring import score_pairs
+from training.evaluation.checkpoint_scores import score_pairs
 from training.sources.bm25 import bm25_scores
 from training.teacher.decoder import open_decoder
 from training.teacher.likelihood import evidence
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 SECONDS, SETTINGS = "seconds.txt", "settings.txt"
 
@@ -48,11 +48,11 @@ class Config:
     """Measure what continued pre-training adds to the teacher.
 
     Args:
-        data: dataset folder with clicks and judgements
+        data: dataset folder with clicks and judgments
         runs: folder for checkpoints and scores; finished parts are not trained again
         seeds: training seeds
         pretrain_config: YAML of stage 1
-        likelihood_config: YAML of stage 2's start from the likelihood; null to train on judgements at once
+        likelihood_config: YAML of stage 2's start from the likelihood; null to train on judgments at once
         finetune_config: YAML of stage 2
         pretrain_flags: further flags of stage 1, e.g. click_share=0.05 for a quick look
         finetune_flags: further flags of stage 2, for both teachers
@@ -151,7 +151,7 @@ def train(program: str, out: Path, words: Sequence[object]) -> float:
     if not (whole and settings.is_file() and settings.read_text(encoding="utf-8") == wanted):
         if out.exists():
             shutil.rmtree(out)  # a part of a run, whose time would mean nothing, or another recipe
-        log.info("training %s", out.name)
+        LOGGER.info("training %s", out.name)
         start = time.perf_counter()
         command = [sys.executable, "-m", f"training.{program}", *map(str, words), "--out", str(out)]
         finished = subprocess.run(command, cwd=ROOT, env=os.environ, check=False)
@@ -178,8 +178,8 @@ def kept_evidence(pretrained: Path, query: list[str], title: list[str], summary:
     """How much likelier the query makes each document, by the decoder of stage 1 itself (training/teacher/likelihood.py)."""
 
     def find() -> NDArray:
-        layout, decoder = TeacherFormat.of_checkpoint(pretrained), open_decoder(pretrained)
-        return evidence(decoder, layout, decoder.config.pad_token_id, query, title, summary)[1]
+        text_format, decoder = TeacherFormat.of_checkpoint(pretrained), open_decoder(pretrained)
+        return evidence(decoder, text_format, decoder.config.pad_token_id, query, title, summary)[1]
 
     return kept(pretrained, find)
 

@@ -32,7 +32,7 @@ from training.teacher.score_head import fastest_attention, install_pooling
 from training.trainer.group_batches import RankingGroups, sample_up_to
 from training.trainer.losses import ranknet
 from training.trainer.ranking_trainer import RankingTrainer
-from training.trainer.trainer_setup import TrainingSettings
+from training.trainer.training_settings import TrainingSettings
 
 WARM_UP_STEPS = 2
 
@@ -97,12 +97,12 @@ def main(config: Config) -> None:
     fields = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
     tokenizer = train_bpe([(fields[0], fields[1], fields[2])], 3000)
     with tempfile.TemporaryDirectory() as folder:
-        layout = save_tokenizer(tokenizer, Path(folder) / "tokenizer", FieldLimits(), None)
-        ids, _ = encode_pairs(layout, fields[0], fields[1], fields[2])
+        text_format = save_tokenizer(tokenizer, Path(folder) / "tokenizer", FieldLimits(), None)
+        ids, _ = encode_pairs(text_format, fields[0], fields[1], fields[2])
         groups = sampled_groups(rows.column("query_id").to_pylist(), rows.column("grade").to_numpy(), ids, config)
         model_folder = Path(folder) / "decoder"
         set_seed(1)
-        build_decoder(config.size, tokenizer, layout.max_tokens()).save_pretrained(model_folder)
+        build_decoder(config.size, tokenizer, text_format.max_tokens()).save_pretrained(model_folder)
         pairs = pairs_of(groups)
         group_wise, reward = [], []
         for turn in range(config.rounds):
@@ -117,7 +117,7 @@ def sampled_groups(query_ids: list[str], grades: np.ndarray, ids: list[list[int]
     rng, sample = np.random.default_rng(0), sample_up_to(config.group_size)
     rows, names = [], []
     for query in range(min(config.queries, len(everything))):
-        start, end = everything.starts[query], everything.starts[query + 1]
+        start, end = everything.group_starts[query], everything.group_starts[query + 1]
         for row in start + sample(everything.targets[start:end], rng):
             rows.append(row)
             names.append(everything.query_ids[query])

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 
 from ranking.errors import InputError
 from ranking.metrics import JudgedRanking, mean
+from training.trainer.batch_trainer import BatchTrainer
 from training.trainer.group_batches import GroupBatches, GroupSampler, RankingGroups
 from training.trainer.token_store import split_by_tokens
-from training.trainer.trainer_setup import BatchTrainer, TrainingSettings
+from training.trainer.training_settings import TrainingSettings
 
 # (scores float32 [n], targets float32 [n] or [n, k], groups int64 [n]) -> scalar: the mean over documents, as in losses.py
 RankingLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,7 +36,7 @@ class RankingTrainer(BatchTrainer):
 
     model: gives logits [rows, 1]; train: groups with targets; dev: judged groups (targets are grades), None for no
     selection; loss: see RankingLoss; pad_id: token id that fills rows up; token_types: the model takes token_type_ids
-    (train.store has marks); sample_group: draws a query's documents anew each epoch (None: all); out: output folder.
+    (train.store has document_starts); sample_group: draws a query's documents anew each epoch (None: all); out: output folder.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class RankingTrainer(BatchTrainer):
         mean = self.loss(scores, targets, groups) if len(scores) else scores.sum()
         self.pairs.add(scores.detach(), targets if targets.dim() == 1 else targets[:, 0], groups)
         # fillers stay in the graph: DDP and FSDP expect every forward of a step in its backward
-        return self.global_loss(mean * len(scores) + unused, num_items_in_batch or inputs["documents"])
+        return self.global_loss(mean * len(scores) + unused, num_items_in_batch or inputs["normaliser"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and "eval_loss" not in logs:
@@ -99,16 +100,16 @@ class RankingTrainer(BatchTrainer):
         training = model.training
         model.eval()
         chunks = split_by_tokens(groups.store.lengths, 4 * self.settings.forward_tokens)
-        rank, world = self.args.process_index, self.args.world_size
+        process, process_count = self.args.process_index, self.args.world_size
         scores = torch.zeros(len(groups.store), device=self.args.device)
-        rounds = range(0, len(chunks), world)
-        for first in tqdm(rounds, desc="score", leave=False, disable=self.args.disable_tqdm or rank != 0):
+        rounds = range(0, len(chunks), process_count)
+        for first in tqdm(rounds, desc="score", leave=False, disable=self.args.disable_tqdm or process != 0):
             # as many forwards on every process: past the end the last chunk is computed and thrown away
-            chunk = chunks[min(first + rank, len(chunks) - 1)]
+            chunk = chunks[min(first + process, len(chunks) - 1)]
             inputs = self._prepare_inputs(groups.store.pad(chunk, self.pad_id, self.token_types))
             with self.accelerator.autocast():
                 output = model(**inputs).logits.float().reshape(-1)
-            if first + rank < len(chunks):
+            if first + process < len(chunks):
                 scores[torch.from_numpy(chunk)] = output
         model.train(training)
         result = self.accelerator.reduce(scores, "sum").cpu().numpy()

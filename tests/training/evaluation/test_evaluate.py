@@ -15,7 +15,7 @@ from ranking.metrics import JudgedRanking
 from ranking.schema import write_table
 from training.evaluate import Config, main, score_system
 from training.evaluation.comparison import Judgments, compare
-from training.evaluation.report import disagreement_page, disagreements, table, teacher_table
+from training.evaluation.result_tables import disagreement_page, disagreements, table, teacher_table
 from training.sources.bm25 import bm25_scores, words
 
 QUERIES, DOCUMENTS = 40, 8
@@ -166,7 +166,7 @@ def test_checkpoints_are_rows_with_the_calibration_of_their_cards(data, tmp_path
     from ranking.card import ScoreCard
     from tests.helpers.tiny_student import make_student
     from tests.helpers.tiny_teacher import make_teacher
-    from training.evaluation.scoring import score_pairs
+    from training.evaluation.checkpoint_scores import score_pairs
 
     student, teacher = make_student(tmp_path / "student"), make_teacher(tmp_path / "teacher")
     card = ScoreCard.load(student)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ranking.errors import DataError, InputError
 from ranking.schema import MAX_FIELD_BYTES, Rejects, read_table
 from training.prepare_data import Config, main
-from training.sources.source_rows import (
+from training.sources.row_readers import (
     BadRows,
     grade_field,
     json_rows,

@@ -15,7 +15,7 @@ from training.sources.query_splits import shuffled
 
 
 def pair_table(source: JudgedSource, grades: dict[tuple[str, str], int], seed: int, graded: bool) -> pa.Table:
-    """Rows by query; within a query the documents stand in a drawn order, since ties break by it and judgement files
+    """Rows by query; within a query the documents stand in a drawn order, since ties break by it and judgment files
     often list the relevant documents first."""
     of_query: dict[str, list[str]] = {}
     for query_id, doc_id in grades:
