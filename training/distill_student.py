@@ -1,4 +1,4 @@
-"""Distils a teacher's scores of unlabelled candidates into a BERT cross-encoder (DisRanker, arXiv 2411.04539, stage 3)."""
+"""Distils a teacher's scores of candidates into a BERT cross-encoder (DisRanker, arXiv 2411.04539, stage 3)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class StudentLossSettings:
     """How a student learns from the teacher's scores.
 
     Args:
-        loss: hybrid = alpha * point-wise MSE + beta * margin MSE; point and margin alone; ranknet on the teacher's order;
+        loss: hybrid = alpha * point-wise MSE + beta * margin MSE; point and margin alone; ranknet on the teacher's
+            order;
             kl: list-wise softmax cross-entropy
         alpha: weight of point-wise MSE in hybrid; more keeps scores comparable between queries (thresholds)
         beta: weight of margin MSE in hybrid; more spends capacity on the order within a query

@@ -47,16 +47,19 @@ class Config(TrainingSettings, LoraSettings):
     """Fine-tune a decoder on judgments into the teacher: one score per document, learned from pairs.
 
     Args:
-        data: dataset folder with judgments/dev.parquet, and judgments/train.parquet (the likelihood loss: candidates.parquet)
-        model: pre-trained checkpoint of stage 1, any other decoder, or a teacher to train further (no LoRA adapter); a folder or
-            hub id
+        data: dataset folder with judgments/dev.parquet, and judgments/train.parquet (the likelihood loss:
+            candidates.parquet)
+        model: pre-trained checkpoint of stage 1, any other decoder, or a teacher to train further (no LoRA adapter); a
+            folder or hub id
         out: checkpoint folder to write
         loss: hinge with margin, ranknet (logistic), or point: squared error to the grade, the point-wise ablation;
-            likelihood: no judgments, but what the model of stage 1 says of candidates.parquet (training/teacher/likelihood.py)
+            likelihood: no judgments, but what the model of stage 1 says of candidates.parquet
+                (training/teacher/likelihood.py)
         margin: score difference that hinge asks of every pair
-        group_size: documents of a query per step, drawn anew each epoch over all its grades (for the likelihood loss: drawn
-            once); 0 for all
-        pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token serves
+        group_size: documents of a query per step, drawn anew each epoch over all its grades (for the likelihood loss:
+            drawn once); 0 for all
+        pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token
+            serves
         reinitialise: draw all weights anew: the ablation without any pre-training
         max_query_tokens: query tokens kept; none: as the checkpoint's score card says, else 32
         max_title_tokens: title tokens kept; none: as the card says, else 32
@@ -187,7 +190,7 @@ def rank_loss(name: str, margin: float) -> Callable[[Tensor, Tensor, Tensor], Te
 
 
 def _base_card(model: str, loss: str) -> ScoreCard | None:
-    """The score card of the model to start from, None where it has none. InputError: a role or format that does not fit."""
+    """The card of the model to start from, None where it has none. InputError: a role or format that does not fit."""
     if not (Path(model) / CARD_NAME).is_file():
         return None
     # a teacher has unlearnt to predict words, and has no likelihood to hand on

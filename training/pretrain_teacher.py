@@ -1,4 +1,4 @@
-"""Stage 1: continued pre-training of a decoder on clicks: the query in, the clicked title and summary out (docs/teacher.md).
+"""Stage 1: continued pre-training of a decoder on clicks, from query to clicked document (docs/teacher.md).
 
 python -m training.pretrain_teacher --data data/world --from-scratch 3M --out runs/pretrained
 """
@@ -57,7 +57,8 @@ class Config(TrainingSettings):
         max_summary_tokens: summary tokens kept
         click_weights: weight each pair's loss by log(1 + click weight), so that often clicked documents count more
         held_out: share of the queries kept aside to measure perplexity
-        queries: clicked; or document, without a click log's knowledge: the query is one to three words of the document itself
+        queries: clicked; or document, without a click log's knowledge: the query is one to three words of the document
+            itself
         click_share: share of the clicked pairs to train on, drawn at random; lower it where time is short
     """
 
@@ -87,6 +88,7 @@ class Config(TrainingSettings):
         self.limits()
 
     def limits(self) -> FieldLimits:
+        """The length limits of the three fields."""
         return FieldLimits(self.max_query_tokens, self.max_title_tokens, self.max_summary_tokens)
 
 
@@ -178,7 +180,7 @@ def _texts(piece: pa.Table) -> tuple[list[str], list[str], list[str]]:
 def _encode(
     config: Config, clicks: Path, text_format: TeacherFormat, folder: Path
 ) -> tuple[TokenStore, np.ndarray | None, TokenStore]:
-    """(train texts mapped from disk, their weights, held-out texts). Whole queries are held out, by a hash of the query."""
+    """(train texts mapped from disk, their weights, held-out texts). A hash of the query decides what is held out."""
     weights: list[np.ndarray] = []
     held_texts: list[list[int]] = []
     held_starts: list[int] = []

@@ -79,5 +79,6 @@ if __name__ == "__main__":
     run(
         main,
         Config,
-        example="python -m training.train_baseline --data data/world --out runs/baseline --size mini-6 --warm-up-epochs 1",
+        example="python -m training.train_baseline --data data/world --out runs/baseline --size mini-6 "
+        "--warm-up-epochs 1",
     )

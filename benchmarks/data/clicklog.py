@@ -72,12 +72,14 @@ class Texts:
 
 
 def texts() -> Texts:
+    """The texts of a world, from which the log's pages draw."""
     world = make_world(WorldConfig(documents=20_000, log_queries=20_000, unlabelled_queries=1))
     documents = world.documents
     return Texts(pa.array([query.text for query in world.logged]), documents.titles, documents.summaries)
 
 
 def numbered(prefix: str, numbers: np.ndarray) -> pa.Array:
+    """The prefix followed by each number, as text [n]."""
     return pc.binary_join_element_wise(prefix, pc.cast(pa.array(numbers), pa.string()), "")
 
 
@@ -129,6 +131,7 @@ def _distinct_on_page(doc: np.ndarray, documents: int) -> np.ndarray:
 
 
 def write_log(path: Path, events: int, pool: Texts, model: ClickModel) -> None:
+    """Write a generated log of about that many events, piece by piece."""
     names = ("query", "title", "summary", "arm")
     schema = pa.schema([f.with_type(DICTIONARY) if f.name in names else f for f in TABLES["events"].schema])
     total = -(-events // SHOWN // CHUNK_PAGES)
@@ -151,6 +154,7 @@ def measure(log: Path, config: Config, out: Path) -> tuple[float, float]:
 
 
 def main(config: Config) -> None:
+    """Measure every log size and write the results page."""
     model = ClickModel()
     pool = texts()
     rows = []
@@ -180,8 +184,9 @@ def _page(config: Config, rows: list[str]) -> str:
     lines = [
         "# Click log to click pairs",
         "",
-        f"`python -m benchmarks.data.clicklog`, {time.strftime('%Y-%m-%d')}. prepare_clicks with {settings}; every check, the",
-        "bot filter and the estimation of position bias included. Peak memory is the process's own maximum resident set.",
+        f"`python -m benchmarks.data.clicklog`, {time.strftime('%Y-%m-%d')}. prepare_clicks with {settings}; every check,",
+        "the bot filter and the estimation of position bias included. Peak memory is the process's own maximum",
+        "resident set.",
         *([config.note] if config.note else []),
         "",
         "| events | log GiB | queries | click pairs | seconds | million events/s | peak GiB | worst propensity error |",

@@ -60,7 +60,8 @@ class Config:
         seeds: seeds of world and training; three or more for a mean and a spread
         rows: rows to run, in this order; none: all of them, the main ones first
         data: dataset folder for all seeds; none: each seed makes a world of its own
-        teachers: --runs folder of benchmarks/teacher/pretraining_gain.py on that data, whose teachers need not be trained again
+        teachers: --runs folder of benchmarks/teacher/pretraining_gain.py on that data, whose teachers need not be
+            trained again
         sample: small makes a tiny world and trains for moments, to see that everything runs; full is what is reported
         student_size: shape of students and baselines, see docs/students.md
         student_epochs: passes over the labelled queries

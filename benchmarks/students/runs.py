@@ -1,4 +1,4 @@
-"""What the students' benchmarks share: texts of a table, scores of a checkpoint, figures of a ranking, finished rows."""
+"""Shared by the students' benchmarks: a table's texts, a checkpoint's scores, rankings, finished rows."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ Three ways to train the same start on the same groups of documents with teacher 
   ours        each document of a group encoded once a step, margin MSE over all pairs of the group, length-bucketed
   st-triplets MarginMSELoss on (query, document, document) rows: two encodings a pair, its usual form
   st-lists    MarginMSELoss on (query, first, others...) rows: one encoding a document, pairs with the first only
-Pairs/s counts the score margins that enter the loss. The clock is CPU seconds by default, because another program on the
-machine then changes little; what runs on other devices needs --clock wall.
+Pairs/s counts the score margins that enter the loss. The clock is CPU seconds by default, because another program on
+the machine then changes little; what runs on other devices needs --clock wall.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 DuckDB reads the Parquet log out of core. What leaves is one row per (query, document) with at least one satisfied
 click: the sum of its satisfied clicks, each weighted by the inverse of its position's examination propensity
-(Joachims, Swaminathan and Schnabel, WSDM 2017). The propensities come from the log itself (training/clicks/propensities.py)
-unless they are given. See docs/clicks.md.
+(Joachims, Swaminathan and Schnabel, WSDM 2017). The propensities come from the log itself
+(training/clicks/propensities.py) unless they are given. See docs/clicks.md.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ClickPairSettings(DuckDbSettings):
         dwell_seconds: a click counts as satisfied from this dwell on; lower it for snippets that are read quickly
         min_impressions: drop pairs shown fewer times than this; raise it for large logs
         debias: weight clicks by inverse propensity; --no-debias counts every satisfied click as one
-        propensities: known examination probabilities of positions 1, 2, ... (the last holds for all later ones), as from
-            a randomisation experiment; none estimates them from the log
+        propensities: known examination probabilities of positions 1, 2, ... (the last holds for all later ones), as
+            from a randomisation experiment; none estimates them from the log
         max_weight: cap of one click's weight; lower it if few clicks at deep positions dominate
         estimation_events: estimate propensities on a sample of pairs with about this many events
         bot_rate_quantile: drop users whose click rate is above this quantile of all users'; 1 keeps all

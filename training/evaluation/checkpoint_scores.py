@@ -1,9 +1,10 @@
-"""Scores of (query, title, summary) pairs by any checkpoint: teacher, student, baseline, or a plain Hugging Face cross-encoder.
+"""Scores pairs with any checkpoint: teacher, student, baseline, or a plain Hugging Face cross-encoder.
 
     scores = score_pairs("runs/student", queries, titles, summaries)   # float32 [n], raw logits
 
-Documents are batched by length within a token budget, so a CPU spends little on padding. The teacher is pooled here by the
-length of each text, not by the model's own search for the last non-pad token, which finds the wrong one where pad = eos.
+Documents are batched by length within a token budget, so a CPU spends little on padding. The teacher is pooled here by
+the length of each text, not by the model's own search for the last non-pad token, which finds the wrong one where pad =
+eos.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Scorer:
 
     @classmethod
     def load(cls, checkpoint: str | Path, device: str | None = None) -> Scorer:
-        """Open a checkpoint folder (or, without a card, a hub id). InputError: no score head, or card and folder disagree."""
+        """Open a checkpoint folder, or a hub id. InputError: no score head, or card and folder disagree."""
         card = ScoreCard.load(checkpoint) if (Path(checkpoint) / CARD_NAME).is_file() else None
         if card is not None:
             card.require(checkpoint, "teacher", "student", "baseline")
@@ -76,8 +77,8 @@ class Scorer:
     ) -> NDArray[np.float32]:
         """Raw scores, float32 [n], one per row; the order of rows does not change them beyond rounding.
 
-        batch_tokens: padded tokens of one forward; precision: bfloat16 runs matrix products under autocast; progress: the
-        progress bar's label, None for no bar. InputError if a score is not finite.
+        batch_tokens: padded tokens of one forward; precision: bfloat16 runs matrix products under autocast; progress:
+        the progress bar's label, None for no bar. InputError if a score is not finite.
         """
         if not len(queries) == len(titles) == len(summaries):
             raise ValueError(f"{len(queries)} queries, {len(titles)} titles, {len(summaries)} summaries: must be equal")

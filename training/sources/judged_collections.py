@@ -24,8 +24,8 @@ UNSPLIT = ""  # the split of judgments whose source names none
 class JudgedSource:
     """Documents and queries by id, and who judged what.
 
-    documents: id -> (title, summary); queries: id -> text; judged: split -> {(query id, doc id): grade}, the split being
-    train, dev, test or UNSPLIT; unlabelled: pairs without a grade; licence: as dataset.json shall state it;
+    documents: id -> (title, summary); queries: id -> text; judged: split -> {(query id, doc id): grade}, the split
+    being train, dev, test or UNSPLIT; unlabelled: pairs without a grade; licence: as dataset.json shall state it;
     corpus_size: documents in the source, kept or not.
     """
 
@@ -50,9 +50,11 @@ class _Qrel:
 
 
 def read_beir(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
-    """corpus.jsonl (_id, title, text), queries.jsonl (_id, text) and qrels/{train,dev,test}.tsv (query-id corpus-id score).
+    """A BEIR folder: corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/{train,dev,test}.tsv.
 
-    The two .jsonl files may be gzipped. Errors: see module source_rows.
+    The columns of the qrels are query-id, corpus-id and score.
+
+    The two .jsonl files may be gzipped. Errors: see module row_readers.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; beir:PATH needs corpus.jsonl, queries.jsonl and qrels/*.tsv in it")
@@ -243,7 +245,7 @@ def _ir_document(row: dict[str, Any], path: Path) -> tuple[str, str]:
 
 
 def read_dataset(folder: Path, bad: BadRows) -> JudgedSource:
-    """A dataset folder that prepare_data or write_world made, to draw a smaller one from: its splits, candidates, licence."""
+    """A prepared dataset folder, to draw a smaller one from: its splits, candidates and licence."""
     if not (folder / "dataset.json").is_file():
         raise InputError(f"{folder}: no dataset.json; dataset:PATH needs a folder that prepare_data wrote")
     content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))

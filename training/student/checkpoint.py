@@ -1,4 +1,4 @@
-"""Ends a student's or baseline's training: head on the target's scale, dev figures, calibration, checkpoint and card."""
+"""Ends a student's or baseline's training: scale of the head, dev figures, calibration, checkpoint, card."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def save_student(
 ) -> ScoreCard:
     """Fold the scale into the head, score dev, calibrate, and (on the main process) write the checkpoint folder.
 
-    Folding is exact and costs nothing when served: whoever loads the checkpoint reads raw scores on the teacher's scale.
+    Folding is exact and costs nothing when served: whoever loads the checkpoint reads raw scores on the teacher's
+    scale.
     """
     scale_head(student.model, scale.spread, scale.mean)
     scores = trainer.score(dev)

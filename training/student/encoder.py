@@ -52,7 +52,8 @@ class StudentModelSettings:
     """Where a student starts.
 
     Args:
-        init: checkpoint folder or hub id of a BERT to start from, a baseline or student of ours included; none: from scratch
+        init: checkpoint folder or hub id of a BERT to start from, a baseline or student of ours included; none: from
+            scratch
         init_layers: layers of that checkpoint to keep, e.g. 0,2,4,6,8,10 for a BERT-6 from a BERT-12; none: all
         size: shape of a model from scratch, see docs/students.md
         vocabulary_size: WordPiece tokens of a model from scratch
@@ -85,6 +86,7 @@ class StudentModelSettings:
         self.limits()
 
     def limits(self) -> FieldLimits:
+        """The length limits of the three fields."""
         return FieldLimits(self.max_query_tokens, self.max_title_tokens, self.max_summary_tokens)
 
 

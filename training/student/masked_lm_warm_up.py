@@ -50,7 +50,8 @@ class MaskedTexts(Dataset):
     """Batches of masked texts; item i is this process's share of global batch i, as in GroupBatches.
 
     Masks are a pure function of (seed, epoch, text): of 15% of the tokens, at least one, 80% become [MASK], 10% another
-    token, 10% stay. [CLS] and [SEP] are never masked. Item: {"forwards": [model inputs], "labels": [int64 [rows, tokens],
+    token, 10% stay. [CLS] and [SEP] are never masked. Item: {"forwards": [model inputs], "labels": [int64 [rows,
+    tokens],
     -100 where nothing is predicted], "normaliser": masked tokens of the global batch}.
     """
 
@@ -65,6 +66,7 @@ class MaskedTexts(Dataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of the texts, and from now on their masks, for an epoch."""
         self.epoch = epoch
         self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.store))
 
@@ -111,6 +113,7 @@ class WarmUpTrainer(BatchTrainer):
         super().__init__(model, settings, texts, None, out, "eval_loss")
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+        """This process's part of the mean cross-entropy per masked token: a scalar."""
         losses = []
         for forward, labels in zip(inputs["forwards"], inputs["labels"]):
             logits = model(**forward).logits[labels != -100].float()

@@ -86,7 +86,7 @@ def train_student(
     scale: ScoreScale,
     trained_on: dict[str, str],
 ) -> ScoreCard:
-    """Train the model, keep the weights with the best dev NDCG@5, write the checkpoint to settings.out, return its card.
+    """Train, keep the weights with the best dev NDCG@5, write the checkpoint to settings.out, return its card.
 
     train: groups with targets on the standardised scale; dev: groups with grades; word_groups: groups with one target
     per document, from which word embeddings are fitted first where the settings ask for it (a start from scratch only);

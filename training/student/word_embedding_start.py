@@ -3,8 +3,8 @@
 A cross-encoder from random weights stays near a constant score for hundreds of steps: no gradient reaches the word
 embeddings while attention does not compare words, and attention learns nothing while like words do not lie near each
 other. A scorer without an encoder has no such knot: score = sum over query tokens of logsumexp over document tokens of
-their embeddings' product (ColBERT's sum of maxima, arXiv 2004.12832, made soft, since a maximum credits one word alone).
-Its embeddings become the encoder's, and the first layers' attention starts by comparing them (see _hand_over).
+their embeddings' product (ColBERT's sum of maxima, arXiv 2004.12832, made soft, since a maximum credits one word
+alone). Its embeddings become the encoder's, and the first layers' attention starts by comparing them (see _hand_over).
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class WordEmbeddingSettings:
 
 
 def late_interaction(words: nn.Embedding, ids: Tensor, is_query: Tensor, is_document: Tensor) -> Tensor:
-    """Scores float [rows] of padded pairs. ids: int [rows, tokens]; the masks, bool [rows, tokens], say whose a token is."""
+    """Scores float [rows] of padded pairs.
+
+    ids: int [rows, tokens]; is_query, is_document: bool [rows, tokens], which tokens are whose.
+    """
     vectors = words(ids)
     products = vectors @ vectors.transpose(1, 2)
     per_word = products.masked_fill(~is_document[:, None, :], -1e4).logsumexp(2)
@@ -58,7 +61,9 @@ def late_interaction(words: nn.Embedding, ids: Tensor, is_query: Tensor, is_docu
 
 
 def fit_word_embeddings(student: StudentModel, groups: RankingGroups, steps: int, seed: int) -> float:
-    """Fit embeddings to the groups' order and put them into the student; returns the mean RankNet loss of the last tenth.
+    """Fit word embeddings to the groups' order and put them into the student.
+
+    Returns the mean RankNet loss of the last tenth of the steps.
 
     groups: the training groups, targets grades or teacher scores [documents]. The student must be from scratch.
     """

@@ -104,7 +104,8 @@ def open_tokenizer(name: str | Path) -> Any:
     if not tokenizer.is_fast or tokenizer.eos_token is None:
         raise InputError(f"{name}: a fast tokenizer with an end-of-sequence token is needed")
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # no new token: the embeddings keep their size. Any id but eos will do, since pads stand after eos and are masked
+        # no new token: the embeddings keep their size. Any id but eos will do, since pads stand after eos and are
+        # masked
         tokenizer.pad_token = next(
             token
             for token in (tokenizer.unk_token, tokenizer.bos_token, *tokenizer.convert_ids_to_tokens([0, 1]))
@@ -133,8 +134,8 @@ def open_decoder(name: str | Path) -> Any:
 def save_tokenizer(tokenizer: Any, folder: Path, limits: FieldLimits, max_positions: int | None) -> TeacherFormat:
     """Write the tokenizer into a checkpoint folder and return the teacher format read back from there.
 
-    InputError if the Hugging Face tokenizer and tokenizer.json (which ranking/text.py and serving read) disagree, or if a
-    pair of full fields is longer than the model's positions.
+    InputError if the Hugging Face tokenizer and tokenizer.json (which ranking/text.py and serving read) disagree, or if
+    a pair of full fields is longer than the model's positions.
     """
     tokenizer.save_pretrained(folder)
     text_format = TeacherFormat(load_tokenizer(folder), tokenizer.eos_token, limits)
@@ -145,7 +146,8 @@ def save_tokenizer(tokenizer: Any, folder: Path, limits: FieldLimits, max_positi
             raise InputError(f"{folder}: the tokenizer class and tokenizer.json tokenise {text.text!r} differently")
     if max_positions is not None and text_format.max_tokens() > max_positions:
         raise InputError(
-            f"a pair can have {text_format.max_tokens()} tokens, the model has {max_positions} positions; lower the field limits"
+            f"a pair can have {text_format.max_tokens()} tokens, the model has {max_positions} positions; "
+            "lower the field limits"
         )
     return text_format
 

@@ -26,6 +26,7 @@ class LanguageTrainer(BatchTrainer):
         self.pad_id = train.pad_id
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+        """This process's part of the weighted mean loss per predicted token: a scalar."""
         total = torch.stack([self._loss_sum(model, dict(forward)) for forward in inputs["forwards"]]).sum()
         return self.global_loss(total, num_items_in_batch or inputs["normaliser"])
 

@@ -2,10 +2,10 @@
 
     evidence = log p(title, summary | query) - log p(title, summary | no query)
 
-The second term takes out what makes any document likely, its length above all (pointwise mutual information; for language
-models, Holtzman et al., arXiv 2104.08315). Stage 1 learns the first from clicks, so the evidence orders documents before
-anyone has judged one. It takes two passes with a vocabulary of logits at every token, and a server gives no such score:
-`finetune_teacher --loss likelihood` teaches it to the state of the end-of-sequence token instead.
+The second term takes out what makes any document likely, its length above all (pointwise mutual information; for
+language models, Holtzman et al., arXiv 2104.08315). Stage 1 learns the first from clicks, so the evidence orders
+documents before anyone has judged one. It takes two passes with a vocabulary of logits at every token, and a server
+gives no such score: `finetune_teacher --loss likelihood` teaches it to the state of the end-of-sequence token instead.
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ def log_likelihood(
 def sample_groups(candidates: Path, queries: int, documents: int, seed: int) -> pa.Table:
     """Random queries of a candidates table with at most `documents` random documents of each; 0 for all.
 
-    Queries with one document are left out: there is nothing to compare. Read in pieces; memory is that of the sample. The
-    same for the same seed, whatever the order of the rows. InputError if nothing is left; DataError: a pair stands twice.
+    Queries with one document are left out: there is nothing to compare. Read in pieces; memory is that of the sample.
+    The same for the same seed, whatever the order of the rows. InputError if nothing is left; DataError: a pair stands
+    twice.
     """
     kept: pa.Table | None = None
     for piece in iter_table(candidates, "candidates"):

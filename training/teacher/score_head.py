@@ -73,10 +73,11 @@ def text_config(model: Any) -> PretrainedConfig:
 
 
 def install_pooling(model: Any, pooling: Pooling) -> None:
-    """Replace the model's forward by backbone, pooling by the attention mask, head in float32; weights stay as they are.
+    """Replace the model's forward by backbone, pooling by the attention mask, head in float32; weights stay.
 
     transformers pools the last token that is not padding by its id, which is the wrong one where pad = eos; the mask
-    knows. On right- or left-padded rows of distinct pad and eos both agree (tests/training/teacher/test_teacher_families.py).
+    knows. On right- or left-padded rows of distinct pad and eos both agree
+    (tests/training/teacher/test_teacher_families.py).
     """
     keep_head_exact(model)
     model.disranker_pooling = pooling

@@ -2,8 +2,9 @@
 
 Batches come from a Dataset whose item i is *this process's share of global batch i* (group_batches.GroupBatches), so
 accelerate must not shard them again. A share is {"forwards": [model inputs, ...], ..., "normaliser": documents (tokens)
-of the global batch}. Losses are sums over whole documents (or tokens) divided by the number of all documents of the optimiser
-step, over all processes and accumulated batches: DDP, accumulation and one process give the same loss and gradient.
+of the global batch}. Losses are sums over whole documents (or tokens) divided by the number of all documents of the
+optimiser step, over all processes and accumulated batches: DDP, accumulation and one process give the same loss and
+gradient.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class BatchTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
 
     def get_train_dataloader(self) -> DataLoader:
+        """The dataset's items as they are: each is a whole batch already."""
         return DataLoader(
             self.batches,
             collate_fn=_only,
@@ -67,7 +69,8 @@ class BatchTrainer(Trainer):
         )
 
     def num_examples(self, dataloader: DataLoader) -> int:
-        return self.batches.examples  # queries or texts, not batches: the Trainer reports them per second
+        """Queries or texts of an epoch, which the Trainer reports per second; batches would mislead."""
+        return self.batches.examples
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> int:
         """Documents (tokens) of all processes and accumulated batches of this optimiser step."""
@@ -78,7 +81,8 @@ class BatchTrainer(Trainer):
         return loss_sum * (self.args.world_size / documents)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # a share is several forwards of different shapes: the Trainer's estimate would be wrong
+        """Always 0: a share is several forwards of different shapes, which the Trainer's estimate does not know."""
+        return 0
 
     def start(self) -> None:
         """Train, or continue the run in the output folder. InputError if that is not the same run, or there is one."""

@@ -25,8 +25,8 @@ class RankingGroups:
     """Documents ordered by query.
 
     store: one text per document; targets: float32 [documents] (grade or teacher score) or [documents, k] where a loss
-    wants several (the first column is the one that pair accuracy and NDCG are taken on); group_starts: int [queries + 1],
-    query q has the documents group_starts[q]..group_starts[q + 1]; query_ids: one name per query.
+    wants several (the first column is the one that pair accuracy and NDCG are taken on); group_starts: int [queries +
+    1], query q has the documents group_starts[q]..group_starts[q + 1]; query_ids: one name per query.
     """
 
     store: TokenStore
@@ -37,7 +37,8 @@ class RankingGroups:
     def __post_init__(self):
         if len(self.store) != len(self.targets) or self.group_starts[-1] != len(self.targets):
             raise ValueError(
-                f"{len(self.store)} texts, {len(self.targets)} targets, groups up to {self.group_starts[-1]}: must be equal"
+                f"{len(self.store)} texts, {len(self.targets)} targets, groups up to "
+                f"{self.group_starts[-1]}: must be equal"
             )
 
     @classmethod
@@ -68,7 +69,7 @@ class RankingGroups:
 
 
 def group_rows(query_ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """(distinct query ids in order of first row, row order that puts each query's rows together, group starts [queries + 1])."""
+    """(query ids in order of first row, row order that puts each query's rows together, group starts [queries + 1])."""
     numbers: dict[str, int] = {}
     group = np.fromiter((numbers.setdefault(q, len(numbers)) for q in query_ids), np.int64, len(query_ids))
     group_starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(numbers)))]).astype(np.int64)
@@ -76,7 +77,7 @@ def group_rows(query_ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndar
 
 
 def sample_up_to(limit: int) -> GroupSampler:
-    """At most limit documents of a query, drawn so that every target value keeps a share: a pair needs two different ones.
+    """At most limit documents of a query, every target value keeping a share: a pair needs two different ones.
 
     Rounds over the distinct values, one random document of each a round, until limit is reached.
     """
@@ -134,6 +135,7 @@ class GroupBatches(Dataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of the queries, and from now on the sampled documents, for an epoch."""
         self.epoch = epoch
         self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
 

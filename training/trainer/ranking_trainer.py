@@ -25,7 +25,8 @@ from training.trainer.group_batches import GroupBatches, GroupSampler, RankingGr
 from training.trainer.token_store import split_by_tokens
 from training.trainer.training_settings import TrainingSettings
 
-# (scores float32 [n], targets float32 [n] or [n, k], groups int64 [n]) -> scalar: the mean over documents, as in losses.py
+# (scores float32 [n], targets float32 [n] or [n, k], groups int64 [n]) -> scalar: the mean over documents, as in
+# losses.py
 RankingLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BEST_METRIC = "eval_ndcg@5"
@@ -36,7 +37,8 @@ class RankingTrainer(BatchTrainer):
 
     model: gives logits [rows, 1]; train: groups with targets; dev: judged groups (targets are grades), None for no
     selection; loss: see RankingLoss; pad_id: token id that fills rows up; token_types: the model takes token_type_ids
-    (train.store has document_starts); sample_group: draws a query's documents anew each epoch (None: all); out: output folder.
+    (train.store has document_starts); sample_group: draws a query's documents anew each epoch (None: all); out: output
+    folder.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class RankingTrainer(BatchTrainer):
         self.pairs = _PairStatistics(self.args.device)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+        """This process's part of the loss's mean over the documents of the optimiser step: a scalar."""
         outputs = [model(**forward).logits.float().reshape(-1) for forward in inputs["forwards"]]
         scores = torch.cat([output[:rows] for output, rows in zip(outputs, inputs["rows"])])
         unused = sum((output[rows:].sum() * 0 for output, rows in zip(outputs, inputs["rows"])), scores.new_zeros(()))
@@ -79,6 +82,7 @@ class RankingTrainer(BatchTrainer):
         return self.global_loss(mean * len(scores) + unused, num_items_in_batch or inputs["normaliser"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the pair statistics since the last log line to the training loss."""
         if "loss" in logs and "eval_loss" not in logs:
             logs |= self.pairs.take(self.accelerator)
         super().log(logs, start_time)
@@ -151,7 +155,7 @@ def _float32_linear(self: nn.Linear, states: Tensor) -> Tensor:
 
 
 class _PairStatistics:
-    """Margin, accuracy and score range over the training pairs since the last log line; no synchronisation until then."""
+    """Margin, accuracy and score range of the training pairs since the last log line, synchronised only then."""
 
     def __init__(self, device: torch.device):
         self.device = device

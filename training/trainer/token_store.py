@@ -13,8 +13,8 @@ from torch import Tensor
 class TokenStore:
     """n texts as one array of ids and n + 1 offsets; text i is ids[offsets[i]:offsets[i + 1]].
 
-    document_starts: per text, the position where its second part starts: token type 1 of a BERT input, or the first token to
-    predict of a pre-training text; None where texts have one part only.
+    document_starts: per text, the position where its second part starts: token type 1 of a BERT input, or the first
+    token to predict of a pre-training text; None where texts have one part only.
     """
 
     def __init__(self, ids: np.ndarray, offsets: np.ndarray, document_starts: np.ndarray | None = None):

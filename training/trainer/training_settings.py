@@ -69,6 +69,7 @@ class TrainingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: must not be negative")
 
     def bf16(self) -> bool:
+        """Whether forwards run under bf16 autocast; `auto` asks the device."""
         if self.precision != "auto":
             return self.precision == "bf16"
         if torch.cuda.is_available():
@@ -77,7 +78,7 @@ class TrainingSettings:
 
 
 def training_arguments(settings: TrainingSettings, out: Path, best_metric: str | None) -> TrainingArguments:
-    """Trainer arguments; best_metric ("eval_ndcg@5", higher is better; "eval_loss", lower) selects the kept checkpoint."""
+    """The Trainer's arguments; best_metric ("eval_ndcg@5", or "eval_loss", lower is better) selects the checkpoint."""
     every: dict[str, Any] = (
         {"save_strategy": "steps", "save_steps": settings.eval_steps}
         if settings.eval_steps

@@ -88,7 +88,7 @@ class WorldConfig:
 
     @classmethod
     def small(cls, **changes) -> WorldConfig:
-        """A world for tests, made in about a second: 600 documents, 1,000 clicked pairs, 40 + 20 + 40 judged queries."""
+        """A world made in about a second: 600 documents, 1,000 clicked pairs, 40 + 20 + 40 judged queries."""
         sizes = {"documents": 600, "clicked_pairs": 1_000, "log_queries": 800, "train_queries": 40, "dev_queries": 20}
         sizes |= {"test_queries": 40, "judged_documents": 12, "unlabelled_queries": 60, "candidates": 12}
         return cls(**{**sizes, **changes})
@@ -96,7 +96,7 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class World:
-    """A generated world in memory. judged: queries by split; hidden: synonyms (concept, form) outside the train split."""
+    """A world in memory. judged: queries by split; hidden: synonyms (concept, form) outside the train split."""
 
     config: WorldConfig
     lexicon: Lexicon
@@ -109,9 +109,11 @@ class World:
 
     @property
     def documents(self) -> Documents:
+        """The documents of the corpus."""
         return self.corpus.documents
 
     def grades(self, query: Query, rows: list[int]) -> np.ndarray:
+        """Grades 0..4 of document rows for a query, int8 [rows]."""
         return grade(query, self.documents, np.asarray(rows, dtype=np.int64), self.corpus.family)
 
 

@@ -232,7 +232,8 @@ def test_ir_datasets_are_read_by_their_interface(tmp_path):
 
 
 MOVIES = [
-    {"id": str(i), "title": f"Movie {i}", "overview": f"About {WORDS[i % 10]}.", "tags": [], "genres": ["Action", "War"],
+    {"id": str(i), "title": f"Movie {i}", "overview": f"About {WORDS[i % 10]}.", "tags": [],
+             "genres": ["Action", "War"],
      "director": "A. Person", "actors": ["B. Person"], "characters": [], "year": 1990 + i}
     for i in range(30)
 ]  # fmt: skip
