@@ -184,8 +184,8 @@ def _page(config: Config, rows: list[str]) -> str:
     lines = [
         "# Click log to click pairs",
         "",
-        f"`python -m benchmarks.data.clicklog`, {time.strftime('%Y-%m-%d')}. prepare_clicks with {settings}; every check,",
-        "the bot filter and the estimation of position bias included. Peak memory is the process's own maximum",
+        f"`python -m benchmarks.data.clicklog`, {time.strftime('%Y-%m-%d')}. prepare_clicks with {settings};",
+        "every check, the bot filter and the estimation of position bias included. Peak memory is the process's own maximum",
         "resident set.",
         *([config.note] if config.note else []),
         "",

@@ -204,11 +204,9 @@ def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> 
     lines = [
         "# What pre-training on clicks is worth",
         "",
-        f"Test queries of {config.data.name}, NDCG@5 with linear gain, {len(config.seeds)} training seeds. Both teachers "
-        "have "
-        "the same architecture, vocabulary size, number of pre-training steps and stage-2 recipe; the one without clicks "
-        "was "
-        "pre-trained on the same documents with words of their own in place of the query."
+        f"Test queries of {config.data.name}, NDCG@5 with linear gain, {len(config.seeds)} training seeds. Both "
+        "teachers have the same architecture, vocabulary size, number of pre-training steps and stage-2 recipe; the "
+        "one without clicks was pre-trained on the same documents with words of their own in place of the query."
         + (" The seeds are stage 2's; stage 1 ran once for each." if config.one_pretraining else ""),
         "",
         "| system | NDCG@5 (mean over seeds) | per seed | PNR | training seconds per seed |",
