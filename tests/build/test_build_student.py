@@ -99,11 +99,11 @@ def test_without_tensorrt_the_cast_graph_is_gated_and_staged_and_the_command_pri
     staged = tmp_path / "engine" / "student"
     assert f"docker compose run --rm build-engine --staged {staged}" in capsys.readouterr().out
     assert not repository.exists()
-    facts, pairs, arrays = finish_engine.read_stage(staged)
+    facts, pairs, reference = finish_engine.read_stage(staged)
     assert facts["cast_gate"]["tau"] > 0.97 and facts["lengths"] == [32, 64]
-    assert len(pairs) == len(arrays["reference"]) == 120 and np.isfinite(arrays["reference"]).all()
+    assert len(pairs) == len(reference.scores) == 120 and np.isfinite(reference.scores).all()
     with pytest.raises(InputError, match="TensorRT is not installed here"):
-        finish_engine.main(finish_engine.Config(staged, repository))
+        finish_engine.main(finish_engine.Config(staged, repository=repository))
     (staged / "cast.onnx").write_bytes(b"another graph")
     with pytest.raises(InputError, match="not the graph that passed the gate"):
         finish_engine.read_stage(staged)

@@ -22,9 +22,10 @@ from build.export_onnx import (
     torch_runner,
     widen_positions,
 )
-from build.runners import onnx_runner, pad, score_pairs
+from build.runners import onnx_runner, score_pairs
 from build.tensorrt_engine import cast_runner
 from ranking.card import ScoreCard
+from ranking.encoder_inputs import pad
 from ranking.errors import InputError
 from ranking.text import EncodedPair
 
@@ -93,7 +94,7 @@ def test_a_model_with_an_odd_number_of_positions_takes_padded_lengths(checkpoint
     )
     encoder.model.config.max_position_embeddings = 61
     pairs = [EncodedPair([2, *range(5, 5 + n), 3], [0] * 3 + [1] * (n - 1)) for n in (59, 4)]
-    alone = [torch_runner(encoder)(pad([pair], 0, multiple=1))[0] for pair in pairs]
+    alone = [torch_runner(encoder)(pad([pair], len(pair.ids), pad_id=0))[0] for pair in pairs]
     assert widen_positions(encoder) == 64 == widen_positions(encoder)
     np.testing.assert_allclose(score_pairs(torch_runner(encoder), pairs, pad_id=0), alone, atol=1e-5)
     assert parity(encoder, export(encoder, tmp_path / "model.onnx")) < 1e-5
@@ -103,7 +104,7 @@ def test_padding_and_batching_do_not_change_scores(checkpoint):
     runner = torch_runner(load_encoder(checkpoint))
     pairs = [EncodedPair([2, *range(5, 5 + n), 3], [0] * 3 + [1] * (n - 1)) for n in (4, 30, 11, 60, 2)]
     together = score_pairs(runner, pairs, pad_id=0)
-    alone = [runner(pad([pair], 0, multiple=1))[0] for pair in pairs]
+    alone = [runner(pad([pair], len(pair.ids), pad_id=0))[0] for pair in pairs]
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
