@@ -10,6 +10,7 @@ to this project's own server (docs/serving-teacher.md).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -33,6 +34,9 @@ LOGGER = logging.getLogger(__name__)
 
 # What the score depends on: with another value the server would answer, but not with the score.
 FIXED_ARGUMENTS = {"model", "tokenizer", "logprobs_mode", "runner", "convert", "task", "enable_lora", "dtype"}
+
+# Engine arguments that are free to set and change the scores: they make another teacher.
+SCORE_ARGUMENTS = ("quantization", "kv_cache_dtype", "calculate_kv_scales", "hf_overrides")
 
 
 @dataclass
@@ -77,7 +81,8 @@ def main(config: Config) -> None:
         served = (config.served_from or repository) / config.name / version
         arguments = engine_arguments(teacher, served, config.engine_args)
         write_json(aside / version / "model.json", arguments)
-        model_config = triton_config(teacher.card, teacher.score_token_id, fingerprint(checkpoint))
+        identity = teacher_id(checkpoint, config.engine_args)
+        model_config = triton_config(teacher.card, teacher.score_token_id, identity)
         (aside / "config.pbtxt").write_text(text_format.MessageToString(model_config), encoding="utf-8")
         aside.chmod(0o755)
         _publish(aside, target)
@@ -111,6 +116,19 @@ def engine_arguments(teacher: FoldedTeacher, served: Path, given: dict[str, Any]
             f"score card allows; leave it out, or fine-tune with smaller field limits"
         )
     return arguments
+
+
+def teacher_id(checkpoint: Path, given: dict[str, Any]) -> str:
+    """What labels name their teacher by: the served checkpoint's fingerprint, and what bends its scores while serving.
+
+    given: the engine arguments of the command line. Those of SCORE_ARGUMENTS are part of the id, since a quantised model
+    or KV cache gives other scores from the same checkpoint. Without any of them the id is the fingerprint alone.
+    """
+    bending = {name: given[name] for name in SCORE_ARGUMENTS if given.get(name) not in (None, "auto", False)}
+    if not bending:
+        return fingerprint(checkpoint)
+    settings = hashlib.sha256(json.dumps(bending, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{fingerprint(checkpoint)}-{settings}"
 
 
 def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> model_config_pb2.ModelConfig:

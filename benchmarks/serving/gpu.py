@@ -30,6 +30,8 @@ from ranking.errors import InputError
 from ranking.program import run
 
 PAPER_MS = {"BERT-6": 10, "BERT-12": 20, "teacher 7B": 100}
+TEACHER_PARAMETERS = 7e9
+A10_FLOPS = 125e12  # dense fp16 matrix rate of NVIDIA's data sheet
 VOCABULARY = 30522
 
 
@@ -162,7 +164,19 @@ def report(config: Config, rows: list[tuple[str, str, dict[int, float]]]) -> str
     for name, engine, times in rows:
         cells = "".join(f" {times[length]:.2f} |" for length in config.lengths)
         lines.append(f"| {name} | {engine} |{cells} ~{PAPER_MS[name]} |")
+    if "teacher 7B" in config.models:
+        lines += ["", teacher_footnote(config.batch, min(config.lengths))]
     return "\n".join(lines) + "\n"
+
+
+def teacher_footnote(batch: int, length: int) -> str:
+    """Why the paper's 100 ms of its 7B teacher do not stand beside a batch of this size: an A10 cannot be that fast."""
+    floor_ms = 2 * TEACHER_PARAMETERS * batch * length / A10_FLOPS * 1e3
+    return (
+        f"The paper does not say what its {PAPER_MS['teacher 7B']} ms of the 7B teacher cover. A batch of {batch} pairs of "
+        f"{length} tokens takes an A10 at least {floor_ms:.0f} ms (2 FLOP per parameter and token at its matrix rate of "
+        f"{A10_FLOPS / 1e12:.0f} TFLOP/s), so that figure cannot be of such a batch."
+    )
 
 
 if __name__ == "__main__":

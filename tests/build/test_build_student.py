@@ -110,6 +110,7 @@ def test_without_tensorrt_the_cast_graph_is_gated_and_staged_and_the_command_pri
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(NO_TENSORRT, reason="TensorRT is not installed")
 def test_the_engine_is_built_gated_and_published(build, tmp_path):
     repository = build("tensorrt", precision="fp16", gate=GateLimits(min_tau=0.97, max_ndcg_change=0.02))
     assert (repository / "student_encoder" / "1" / "model.plan").stat().st_size > 10_000
