@@ -48,8 +48,8 @@ class Config(PublicationSettings):
         checkpoint: student or baseline checkpoint folder
         name: name of the Triton model, and the arm in its metrics: student, baseline, or a further arm
         target: "tensorrt" for NVIDIA GPUs, "openvino" for CPUs
-        data: dataset folder whose judgements the build is gated on
-        split: judgements to gate on
+        data: dataset folder whose judgments the build is gated on
+        split: judgments to gate on
         precision: "auto" builds every precision the hardware computes in and publishes the fastest that passes the gate
         gate: what a build may cost; see docs/build.md before widening
         gate_queries: judged queries to gate on, drawn at random with a fixed seed

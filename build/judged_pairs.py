@@ -52,7 +52,7 @@ def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: 
 
 
 def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[EncodedPair]:
-    """Up to `count` real pairs: candidates, else train judgements. InputError if the dataset has neither.
+    """Up to `count` real pairs: candidates, else train judgments. InputError if the dataset has neither.
 
     Every k-th row is taken, because neighbouring rows belong to one query.
     """
@@ -69,4 +69,4 @@ def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[E
             LOGGER.info("calibrating on %d pairs of %s", min(count, len(fields[0])), path)
             step = max(1, len(fields[0]) // count)
             return text.encode(*(column[::step][:count] for column in fields))
-    raise InputError(f"{data}: neither candidates nor train judgements to calibrate on")
+    raise InputError(f"{data}: neither candidates nor train judgments to calibrate on")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ranking.encoder_inputs import OUTPUT, Feed, pad
+from ranking.encoder_inputs import Feed, pad
 from ranking.text import EncodedPair
 
 LENGTH_MULTIPLE = 8  # TensorRT's bucket lengths are multiples of it, so a padded batch fits the last one
@@ -49,14 +49,6 @@ def score_pairs(
     for rows in tqdm(batches(pairs, batch_tokens), desc=label, disable=None if label else True, leave=False):
         scores[rows] = runner(pad_to_longest([pairs[row] for row in rows], pad_id))
     return scores
-
-
-def onnx_runner(path: str | Path) -> Runner:
-    """An ONNX file in ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda feed: session.run([OUTPUT], feed)[0][:, 0].astype(np.float32)
 
 
 def openvino_runner(model_path: str | Path, settings: dict[str, str | int]) -> Runner:

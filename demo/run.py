@@ -104,7 +104,7 @@ def flow(config: Config) -> dict[str, Any]:
     )  # fmt: skip
     start = ["--init", config.student_init] if config.student_init else []
     stages.program(
-        "baseline", "baseline: a small BERT on judgements alone",
+        "baseline", "baseline: a small BERT on judgments alone",
         "-m", "training.train_baseline", "--config", "training/configs/baseline_small.yaml", "--data", data,
         "--out", out / "baseline", *start, *brief, made=out / "baseline",
     )  # fmt: skip

@@ -94,11 +94,11 @@ def measure(config: Config, data: Path, repository: Path, truth: Path) -> None:
     )  # fmt: skip
 
 
-def click_figures(events: Path, judgements: Path) -> dict[str, list[float]]:
+def click_figures(events: Path, judgments: Path) -> dict[str, list[float]]:
     """Figure -> [baseline, student], per page: what the arms' users clicked, which the report does not break down."""
     grades = ", ".join(f"count(*) filter (clicked and grade = {grade}) / pages as grade_{grade}" for grade in range(5))
     query = f"""
-        with judged as (select query, doc_id, any_value(grade) as grade from read_parquet($judgements) group by all),
+        with judged as (select query, doc_id, any_value(grade) as grade from read_parquet($judgments) group by all),
         rows as (
             select e.arm, e.request_id, e.clicked, e.position, e.dwell_seconds, judged.grade,
                 count(distinct e.request_id) over (partition by e.arm) as pages
@@ -110,7 +110,7 @@ def click_figures(events: Path, judgements: Path) -> dict[str, list[float]]:
         from rows group by arm, pages order by arm
     """
     with duckdb.connect() as connection:
-        values = {"events": f"{events}/**/*.parquet", "judgements": str(judgements)}
+        values = {"events": f"{events}/**/*.parquet", "judgments": str(judgments)}
         found = connection.execute(query, values).fetchnumpy()
     return {name: column.tolist() for name, column in found.items() if name != "arm"}
 

@@ -46,7 +46,7 @@ class Config:
     """Compare ways to serve one student.
 
     Args:
-        data: dataset folder with dev and test judgements, e.g. from prepare_data --source msrd
+        data: dataset folder with dev and test judgments, e.g. from prepare_data --source msrd
         model: "minilm" (6 layers of 384) or "bert768" (6 layers of 768)
         checkpoint: a trained student to measure instead
         precision: of the served engine, see build_student.py; the gate's figures are printed whatever it says

@@ -37,7 +37,7 @@ class Config:
 
     Args:
         repository: repository with a published OpenVINO student
-        data: dataset folder with test judgements
+        data: dataset folder with test judgments
         name: the student
         length: documents in a list
         clients: clients at the same time
