@@ -337,10 +337,10 @@ def test_a_smaller_dataset_is_drawn_from_a_prepared_one(tmp_path):
 
 def test_settings_out_of_range_and_unknown_sources_are_named(tmp_path):
     with pytest.raises(ValueError, match="judged_fraction"):
-        Config("world", tmp_path, judged_fraction=0)
+        Config(source="world", out=tmp_path, judged_fraction=0)
     with pytest.raises(ValueError, match="dev_fraction"):
-        Config("world", tmp_path, dev_fraction=1)
+        Config(source="world", out=tmp_path, dev_fraction=1)
     with pytest.raises(ValueError, match="negatives"):
-        Config("world", tmp_path, negatives=-1)
+        Config(source="world", out=tmp_path, negatives=-1)
     with pytest.raises(InputError, match="one of beir:PATH"):
         prepare("parquet:x", tmp_path)
