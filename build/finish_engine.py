@@ -26,6 +26,7 @@ from build.tensorrt_engine import EnginePlan
 from build.triton_config import ServingLimits
 from ranking.card import CARD_NAME, fingerprint
 from ranking.errors import InputError
+from ranking.files import replacing_folder, write_json
 from ranking.program import run
 from ranking.text import EncodedPair
 
@@ -56,22 +57,18 @@ def stage(
     folder: Path, checkpoint: Path, graph: Path, pairs: list[EncodedPair], arrays: dict[str, Any], facts: dict[str, Any]
 ) -> Path:
     """Write everything that the second half needs into `folder`, replacing an older stage. Returns it."""
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    shutil.copy2(graph, aside / GRAPH_NAME)
-    for file in ("tokenizer.json", CARD_NAME):
-        shutil.copy2(checkpoint / file, aside / file)
-    np.savez_compressed(
-        aside / PAIRS_NAME,
-        ids=np.concatenate([pair.ids for pair in pairs]).astype(np.int32),
-        types=np.concatenate([pair.types for pair in pairs]).astype(np.int8),
-        lengths=np.asarray([len(pair.ids) for pair in pairs], np.int32),
-        **arrays,
-    )
-    (aside / STAGE_NAME).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with replacing_folder(folder) as aside:
+        shutil.copy2(graph, aside / GRAPH_NAME)
+        for file in ("tokenizer.json", CARD_NAME):
+            shutil.copy2(checkpoint / file, aside / file)
+        np.savez_compressed(
+            aside / PAIRS_NAME,
+            ids=np.concatenate([pair.ids for pair in pairs]).astype(np.int32),
+            document_starts=np.asarray([pair.document_start for pair in pairs], np.int32),
+            lengths=np.asarray([len(pair.ids) for pair in pairs], np.int32),
+            **arrays,
+        )
+        write_json(aside / STAGE_NAME, facts)
     return folder
 
 
@@ -127,8 +124,8 @@ def read_stage(folder: Path) -> tuple[dict[str, Any], list[EncodedPair], dict[st
         raise InputError(f"{folder / GRAPH_NAME}: not the graph that passed the gate; stage the build again")
     ends = np.cumsum(arrays["lengths"])
     pairs = [
-        EncodedPair(arrays["ids"][end - n : end].tolist(), arrays["types"][end - n : end].tolist())
-        for n, end in zip(arrays["lengths"], ends)
+        EncodedPair(arrays["ids"][end - n : end].tolist(), int(start))
+        for n, end, start in zip(arrays["lengths"], ends, arrays["document_starts"])
     ]
     return facts, pairs, arrays
 

@@ -28,8 +28,8 @@ from tritonclient.utils import InferenceServerException
 from build.triton_config import CONFIG_NAME, as_text, encoder_name, read_config, serve_versions
 from ranking.card import fingerprint
 from ranking.errors import InputError
+from ranking.files import write_json, write_text
 from ranking.program import run
-from ranking.schema import replacing
 
 MANIFEST_NAME = "manifest.json"
 HISTORY_NAME = "promoted.json"
@@ -132,7 +132,7 @@ def promote(repository: str | Path, name: str, version: int, urls: Sequence[str]
     history = read_history(repository, name)
     _serve(Path(repository), name, version, urls, timeout)
     if history[-1:] != [version]:
-        _replace(Path(repository) / name / HISTORY_NAME, json.dumps([*history, version]) + "\n")
+        write_json(Path(repository) / name / HISTORY_NAME, [*history, version], indent=None)
 
 
 def rollback(repository: str | Path, name: str, urls: Sequence[str] = (), timeout: float = 300.0) -> int:
@@ -141,7 +141,7 @@ def rollback(repository: str | Path, name: str, urls: Sequence[str] = (), timeou
     if len(history) < 2:
         raise InputError(f"{Path(repository) / name}: nothing to roll back to; promote a version by number")
     _serve(Path(repository), name, history[-2], urls, timeout)
-    _replace(Path(repository) / name / HISTORY_NAME, json.dumps(history[:-1]) + "\n")
+    write_json(Path(repository) / name / HISTORY_NAME, history[:-1], indent=None)
     return history[-2]
 
 
@@ -185,7 +185,7 @@ def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeo
             for done, had in reversed(changed):
                 _change_over(triton.InferenceServerClient(done), repository, name, had, [version], timeout)
             for path, text in before.items():
-                _replace(path, text)
+                write_text(path, text)
             state = _restore(server, [home.name for home in homes], timeout)
             raise InputError(f"{name} version {version} does not load on {url}: {reason}; {state}") from problem
         changed.extend((url, number) for number in old[-1:])
@@ -243,12 +243,7 @@ def _restore(server: triton.InferenceServerClient, models: list[str], load_timeo
 
 def _write_policy(home: Path, version: int, wanted: list[int]) -> None:
     config = read_config(home / str(version) / CONFIG_NAME)
-    _replace(home / CONFIG_NAME, as_text(serve_versions(config, wanted)))
-
-
-def _replace(path: Path, text: str) -> None:
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_text(home / CONFIG_NAME, as_text(serve_versions(config, wanted)))
 
 
 if __name__ == "__main__":

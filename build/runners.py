@@ -26,7 +26,7 @@ def pad(pairs: Sequence[EncodedPair], pad_id: int, multiple: int = 16) -> Feed:
     for row, pair in enumerate(pairs):
         feed["input_ids"][row, : len(pair.ids)] = pair.ids
         feed["attention_mask"][row, : len(pair.ids)] = 1
-        feed["token_type_ids"][row, : len(pair.types)] = pair.types
+        feed["token_type_ids"][row, pair.document_start : len(pair.ids)] = 1
     return feed
 
 

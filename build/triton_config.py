@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from build.runners import INPUTS, OUTPUT
 from ranking.errors import InputError
+from ranking.limits import MAX_DOCUMENTS
 
 Target = Literal["openvino", "tensorrt"]
 CONFIG_NAME = "config.pbtxt"
@@ -42,7 +43,7 @@ class ServingLimits:
         queue_delay_us: how long TensorRT's batcher waits for more requests to merge
     """
 
-    max_documents: int = 1000
+    max_documents: int = MAX_DOCUMENTS
     max_batch: int = 64
     batch_tokens: int = 4096
     call_tokens: int = 128

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from buckets import Bucket, cut
 
+from ranking.limits import MAX_FIELD_BYTES
 from ranking.text import EncodedPair, StudentFormat
-
-MAX_FIELD_BYTES = 1 << 20
+from ranking.visible import is_visible
 
 
 class BadRequest(Exception):
@@ -110,8 +110,8 @@ def read_fields(request, max_documents: int) -> tuple[list[str], list[str], list
     if count > max_documents:
         raise BadRequest(f"{count} documents in one request; at most {max_documents} are served, send several requests")
     asked = decode("query", query)[0]
-    if not asked.strip():
-        raise BadRequest("query is empty")
+    if not is_visible(asked):
+        raise BadRequest("query is blank: it has no visible character")
     return [asked] * count, decode("title", title), decode("summary", summary)
 
 
@@ -134,5 +134,5 @@ def pad(pairs: list[EncodedPair], length: int, pad_id: int) -> tuple[np.ndarray,
     ids, mask, types = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, pair in enumerate(pairs):
         end = len(pair.ids)
-        ids[row, :end], mask[row, :end], types[row, :end] = pair.ids, 1, pair.types
+        ids[row, :end], mask[row, :end], types[row, pair.document_start : end] = pair.ids, 1, 1
     return ids, mask, types
