@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +40,11 @@ class TokenStore:
     @classmethod
     def of_pairs(cls, pairs: Iterable[EncodedPair]) -> TokenStore:
         """Collect pairs in memory: 4 bytes a token, whatever the pairs' own lists take."""
+        pieces: list[np.ndarray] = []
         document_starts: list[int] = []
-
-        def texts() -> Iterator[np.ndarray]:
-            for pair in pairs:
-                document_starts.append(pair.document_start)
-                yield np.asarray(pair.ids, np.int32)
-
-        pieces = list(texts())
+        for pair in pairs:
+            pieces.append(np.asarray(pair.ids, np.int32))
+            document_starts.append(pair.document_start)
         return cls.build(pieces, document_starts)
 
     @classmethod
