@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS, field_bytes
 from ranking.visible import is_visible
@@ -26,13 +27,13 @@ from ranking.visible import is_visible
 
 def _short_enough(text: str) -> str:
     if len(text) > MAX_FIELD_BYTES // 4 and field_bytes(text) > MAX_FIELD_BYTES:  # a character has at most four bytes
-        raise ValueError(f"is longer than {MAX_FIELD_BYTES} bytes")
+        raise PydanticCustomError("too_long", "longer than {limit} bytes", {"limit": MAX_FIELD_BYTES})
     return text
 
 
 def _not_blank(text: str) -> str:
     if not is_visible(text):
-        raise ValueError("has no visible character")
+        raise PydanticCustomError("blank", "blank: no visible character")
     return text
 
 
