@@ -33,9 +33,10 @@ from ranking.files import new_folder, write_json
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 FRONT_SOURCES = ("serving/front/model.py", "serving/front/buckets.py")
-# ranking/text.py and all that it imports of ours
+# ranking/text.py, ranking/encoder_inputs.py and all that they import of ours
 TEXT_MODULES = tuple(
-    f"ranking/{name}.py" for name in ("__init__", "errors", "files", "limits", "visible", "card", "text")
+    f"ranking/{name}.py"
+    for name in ("__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs")
 )
 
 
@@ -87,8 +88,8 @@ def publish_engine(
 ) -> int:
     """Publish a gated engine with its configs and manifest, and promote it unless told not to. Returns the version.
 
-    facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json and ranker.json; parameters: of
-    the encoder's Triton backend.
+    facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json and ranker.json; parameters:
+    those of the encoder's Triton backend.
     """
     name, target, lengths = facts["name"], facts["target"], facts["lengths"]
     limits = ServingLimits(**facts["serving"])

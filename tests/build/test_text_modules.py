@@ -13,7 +13,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 for absent in ("pyarrow", "duckdb", "jsonargparse", "torch", "transformers"):
     sys.modules[absent] = None
-import ranking.limits, ranking.text, ranking.visible
+import ranking.encoder_inputs, ranking.limits, ranking.text, ranking.visible
 assert ranking.text.__file__.startswith(sys.argv[1]), ranking.text.__file__
 print(ranking.text.normalise("a\\u00a0b"), ranking.visible.is_visible("\\u200b"))
 """

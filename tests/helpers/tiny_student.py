@@ -95,7 +95,7 @@ def make_student(folder: Path, role: Literal["student", "baseline"] = "student",
 
 
 def make_judged(folder: Path, queries: int = 12, documents: int = 10, seed: int = 0) -> Path:
-    """A dataset folder with dev judgements and candidates of random words."""
+    """A dataset folder with dev judgments and candidates of random words."""
     rng = random.Random(seed)
     rows = [
         {
