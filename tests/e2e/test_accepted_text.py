@@ -95,7 +95,7 @@ def exposure(request: RankRequest, number: int) -> dict[str, Any]:
         "served_by": "incoming", "fallback": "", "model_version": "", "latency_ms": 1.0, "query": request.query,
         "query_length": len(request.query), "platform": request.platform,
         "segments": json.dumps(request.segments, ensure_ascii=False, sort_keys=True), "forced": False,
-        "documents": [d.doc_id for d in request.documents], "scores": None, "teams": None, "config": "",
+        "documents": [d.doc_id for d in request.documents], "scores": [], "teams": [], "config": "",
         "title": [d.title for d in request.documents], "summary": [d.summary for d in request.documents],
     }  # fmt: skip
 
