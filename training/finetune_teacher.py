@@ -20,8 +20,9 @@ from transformers import set_seed
 
 from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
-from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits, TeacherFormat
+from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, TeacherFormat
 from training.teacher.decoder import open_tokenizer, save_tokenizer
 from training.teacher.likelihood import evidence_groups, sample_groups
 from training.teacher.score_head import (
@@ -61,9 +62,8 @@ class Config(TrainingSettings, LoraSettings):
         pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token
             serves
         reinitialise: draw all weights anew: the ablation without any pre-training
-        max_query_tokens: query tokens kept; none: as the checkpoint's score card says, else 32
-        max_title_tokens: title tokens kept; none: as the card says, else 32
-        max_summary_tokens: summary tokens kept; none: as the card says, else 128
+        limits: tokens of each field that the teacher reads, all three; none: as the checkpoint's score card says, and
+            without a card as stage 1's default
         train_queries: use only so many queries: the first judged ones, or random ones of the candidates; 0 for all
     """
 
@@ -75,9 +75,7 @@ class Config(TrainingSettings, LoraSettings):
     group_size: int = 8
     pooling: Pooling = "last_token"
     reinitialise: bool = False
-    max_query_tokens: int | None = None
-    max_title_tokens: int | None = None
-    max_summary_tokens: int | None = None
+    limits: FieldLimits | None = None
     train_queries: int = 0
 
     def __post_init__(self):
@@ -115,7 +113,8 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     positions = getattr(text_config(model), "max_position_embeddings", None)
     with state.main_process_first():
-        text_format = save_tokenizer(tokenizer, config.out, _limits(config, base_card), positions)
+        limits = config.limits or (base_card.limits if base_card is not None else DEFAULT_LIMITS)
+        text_format = save_tokenizer(tokenizer, config.out, limits, positions)
     _check_vocabulary(config.model, model, text_format)
 
     source = "candidates" if config.loss == "likelihood" else "judgments/train"
@@ -159,9 +158,7 @@ def main(config: Config) -> None:
         role="teacher",
         text_format=TEACHER_FORMAT,
         format_version=FORMAT_VERSION,
-        max_query_tokens=text_format.limits.query,
-        max_title_tokens=text_format.limits.title,
-        max_summary_tokens=text_format.limits.summary,
+        limits=limits,
         head="linear",
         pooling=config.pooling,
         score_mean=float(scores.mean()),
@@ -199,15 +196,6 @@ def _base_card(model: str, loss: str) -> ScoreCard | None:
     if (card.text_format, card.format_version) != (TEACHER_FORMAT, FORMAT_VERSION):
         raise InputError(f"{model}: text format {card.text_format!r} {card.format_version}: train stage 1 again")
     return card
-
-
-def _limits(config: Config, card: ScoreCard | None) -> FieldLimits:
-    known = FieldLimits.of_card(card) if card is not None else FieldLimits()
-    return FieldLimits(
-        config.max_query_tokens or known.query,
-        config.max_title_tokens or known.title,
-        config.max_summary_tokens or known.summary,
-    )
 
 
 def _check_vocabulary(name: str, model: Any, text_format: TeacherFormat) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ranking.errors import DataError, InputError
+from ranking.files import replacing
 from ranking.program import run
-from ranking.schema import OnBadRow, Rejects, replacing
+from ranking.schema import OnBadRow, Rejects
 from training.sources.dataset_folder import DatasetSettings, write_dataset
 from training.sources.download import fetch_msrd
 from training.sources.judged_collections import (

@@ -34,9 +34,11 @@ from benchmarks.students.runs import (
 )
 from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.files import replacing
+from ranking.limits import FieldLimits
 from ranking.metrics import JudgedRanking, mean
 from ranking.program import parse, run
-from ranking.schema import read_table, replacing
+from ranking.schema import read_table
 from training import finetune_teacher, pretrain_teacher
 from training.distill_student import DistillationSettings, distill
 from training.sources.bm25 import bm25_scores
@@ -197,7 +199,8 @@ class Seed:
         return self._made(name, make)
 
     def _start_knobs(self, size: str | None) -> dict[str, Any]:
-        return LIMITS | {
+        return {
+            "limits": LIMITS,
             "size": size or self.config.student_size,
             "match_steps": self.config.match_steps,
             "learning_rate": self.config.learning_rate,
@@ -239,7 +242,7 @@ SAME_AS_GAIN = {
 # the best of those tried for a teacher that goes from stage 1 to judgments at once
 RATE_WITHOUT_START = 8e-4
 
-LIMITS: dict[str, Any] = {"max_query_tokens": 16, "max_title_tokens": 24, "max_summary_tokens": 48}
+LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
 
 # row -> (checkpoint or None for BM25, the row it must beat); the main rows first
 ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {

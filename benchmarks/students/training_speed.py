@@ -29,6 +29,7 @@ import torch
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.metrics import ndcg
 from ranking.program import run
 from ranking.schema import read_table
@@ -41,6 +42,7 @@ from training.trainer.training_settings import TrainingSettings
 
 LOGGER = logging.getLogger(__name__)
 
+SHORT = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
 WAYS = ("ours", "st-triplets", "st-lists")
 
 
@@ -64,9 +66,7 @@ class Config(StudentModelSettings):
     seconds: float = 120
     clock: Literal["cpu", "wall"] = "cpu"
     size: str = "mini-3"
-    max_query_tokens: int = 16
-    max_title_tokens: int = 24
-    max_summary_tokens: int = 48
+    limits: FieldLimits = SHORT
     documents: int = 8
     batch_groups: int = 8
     learning_rate: float = 2e-4
@@ -114,7 +114,7 @@ def main(config: Config) -> None:
     found: dict[str, Tally] = {}
     for way in config.ways:
         with tempfile.TemporaryDirectory() as folder:
-            student = create_student(config.data, folder, seed=1)
+            student = create_student(config, config.data, folder, seed=1)
             train = train_ours if way == "ours" else partial(train_theirs, lists=way == "st-lists")
             found[way] = train(config, student, rows, Path(folder))
             found[way].ndcg = dev_ndcg(config, student, Path(folder))

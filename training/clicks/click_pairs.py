@@ -8,7 +8,6 @@ click: the sum of its satisfied clicks, each weighted by the inverse of its posi
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ import pyarrow as pa
 
 from ranking.click_models import SATISFIED_SECONDS
 from ranking.errors import DataError, InputError
-from ranking.schema import TABLES, replacing, write_table
+from ranking.files import write_json
+from ranking.schema import TABLES, write_table
 from training.clicks.duckdb_tables import DuckDbSettings, connect, open_view, parquet_files
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 from training.clicks.propensities import Propensities, estimate_propensities
@@ -102,8 +102,7 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
         out.unlink()
         raise DataError(settings.events, f"no satisfied click: no click stayed {settings.dwell_seconds:g} s or more")
     report["settings"] = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(settings).items()}
-    with replacing(out.with_suffix(".report.json")) as aside:
-        aside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out.with_suffix(".report.json"), report)
     return report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +15,8 @@ import pyarrow.compute as pc
 
 from ranking.card import fingerprint
 from ranking.errors import DataError
-from ranking.schema import MAX_GRADE, read_table, replacing, write_table
+from ranking.files import write_json
+from ranking.schema import MAX_GRADE, read_table, write_table
 from ranking.text import normalise
 from training.sources.bm25 import Bm25
 from training.sources.judged_collections import JudgedSource
@@ -200,8 +200,7 @@ def _write_tables(
         "grades": grades,
         "fingerprint": fingerprint(*files),
     }
-    with replacing(out / "dataset.json") as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / "dataset.json", content)
     return content
 
 

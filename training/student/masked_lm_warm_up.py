@@ -6,6 +6,7 @@ For models from scratch: words that occur in like documents come to lie near eac
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from ranking.errors import InputError
 from ranking.schema import iter_table
-from ranking.text import StudentFormat
+from ranking.text import EncodedPair, StudentFormat
 from training.trainer.batch_trainer import BatchTrainer
 from training.trainer.token_store import TokenStore, split_by_tokens
 from training.trainer.training_settings import TrainingSettings
@@ -141,13 +142,11 @@ def warm_up(
 
 
 def _texts(candidates: Path, text_format: StudentFormat) -> TokenStore:
-    ids: list[np.ndarray] = []
-    document_starts: list[int] = []
-    for rows in iter_table(candidates, "candidates"):
-        columns = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
-        for pair in text_format.encode(*columns):
-            ids.append(np.asarray(pair.ids, np.int32))
-            document_starts.append(len(pair.types) - sum(pair.types))
-    if not ids:
+    def pairs() -> Iterator[EncodedPair]:
+        for rows in iter_table(candidates, "candidates"):
+            yield from text_format.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+
+    store = TokenStore.of_pairs(pairs())
+    if not len(store):
         raise InputError(f"{candidates}: no candidate to warm up on")
-    return TokenStore.build(ids, document_starts)
+    return store

@@ -9,7 +9,7 @@ from typing import Literal
 from safetensors.torch import load_file, save_file
 
 from ranking.card import ScoreCard
-from ranking.schema import replacing
+from ranking.files import replacing
 from training.evaluation.calibration_fit import Kind
 from training.student.checkpoint import ScoreScale, save_student
 from training.student.encoder import StudentModel, StudentModelSettings, create_student

@@ -9,12 +9,12 @@ import numpy as np
 from ranking.errors import InputError
 from ranking.schema import read_table
 from ranking.text import TeacherFormat
-from training.teacher.decoder import encode_pairs
 from training.trainer.group_batches import RankingGroups
+from training.trainer.token_store import TokenStore
 
 
 def judged_groups(path: Path, text_format: TeacherFormat, queries: int = 0) -> RankingGroups:
-    """The groups of a judgments file as teacher texts, document starts marked; targets are the grades.
+    """The groups of a judgments file as teacher texts; targets are the grades.
 
     queries: keep the first so many, 0 all.
     """
@@ -25,6 +25,6 @@ def judged_groups(path: Path, text_format: TeacherFormat, queries: int = 0) -> R
         kept = dict.fromkeys(rows.column("query_id").to_pylist())
         chosen = set(list(kept)[:queries])
         rows = rows.take([i for i, q in enumerate(rows.column("query_id").to_pylist()) if q in chosen])
-    ids, starts = encode_pairs(text_format, *(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+    texts = text_format.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
     grades = rows.column("grade").to_numpy().astype(np.float32)
-    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), grades, ids, starts)
+    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), grades, TokenStore.of_pairs(texts))
