@@ -22,24 +22,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """(address of the page, its judgements file) in front of a real tritonserver."""
+    """(address of the page, its file of judgments) in front of a real tritonserver."""
     folder = tmp_path_factory.mktemp("page")
-    data, judgements = write_data(folder / "data"), folder / "judged.csv"
+    data, judgments = write_data(folder / "data"), folder / "judged.csv"
     with start_triton(write_repository(folder / "repository")) as server:
         port = str(free_port())
-        command = [
-            sys.executable,
-            "clients/search_page.py",
-            "--data",
-            str(data),
-            "--triton",
-            server.grpc,
-            "--port",
-            port,
-        ]
-        process = subprocess.Popen(
-            [*command, "--judgements", str(judgements)], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "clients/search_page.py", "--data", str(data), "--triton", server.grpc]
+        command += ["--port", port, "--judgements", str(judgments)]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None
             printed = ""
@@ -48,7 +38,7 @@ def page(tmp_path_factory):
                 assert line, f"the page did not start: {printed}"
                 printed += line
             _wait(address[1])
-            yield address[1], judgements
+            yield address[1], judgments
         finally:
             process.terminate()
             process.wait(15)
@@ -61,7 +51,7 @@ def free_port() -> int:
 
 
 def _wait(address: str) -> None:
-    for _ in range(100):
+    for _ in range(600):
         try:
             httpx.get(address, trust_env=False)
             return
@@ -86,23 +76,23 @@ def test_an_answer_has_two_rankings_and_a_bad_query_has_a_reason(page):
 def test_a_person_searches_judges_and_reveals(page):
     from selenium.webdriver.support.ui import WebDriverWait
 
-    address, judgements = page
-    judgements.unlink(missing_ok=True)
+    address, judgments = page
+    judgments.unlink(missing_ok=True)
     with browser() as driver:
         for width in (1280, 400):
             set_width(driver, width)
             driver.get(address)
             driver.find_element("id", "query").send_keys("query 3\n")
-            WebDriverWait(driver, 20).until(lambda d: len(d.find_elements("css selector", ".side li")) == 20)
+            WebDriverWait(driver, 60).until(lambda d: len(d.find_elements("css selector", ".side li")) == 20)
             names = [e.text for e in driver.find_elements("css selector", ".name")]
             assert names == ["Left", "Right"]  # nobody knows who is who
             first = driver.find_element("css selector", ".side .title").text
             better = "left" if first == "grade 4" else "right"
             driver.find_element("css selector", f"[data-better={better}]").click()
-            WebDriverWait(driver, 20).until(lambda d: d.find_element("css selector", ".name").text != "Left")
+            WebDriverWait(driver, 60).until(lambda d: d.find_element("css selector", ".name").text != "Left")
             names = [e.text for e in driver.find_elements("css selector", ".name")]
             assert names == (["student", "baseline"] if better == "left" else ["baseline", "student"])
             assert overflow(driver) == 0 and errors(driver) == []
-        driver.save_screenshot(str(judgements.with_name("page.png")))
-    with judgements.open() as stream:
+        driver.save_screenshot(str(judgments.with_name("page.png")))
+    with judgments.open() as stream:
         assert [row["verdict"] for row in csv.DictReader(stream)] == ["good", "good"]

@@ -20,37 +20,10 @@ from ranking.schema import TABLES, write_table
 from ranking.text import FORMAT_VERSION, STUDENT_FORMAT
 
 WORDS = [
-    "red",
-    "blue",
-    "green",
-    "fast",
-    "slow",
-    "film",
-    "actor",
-    "story",
-    "night",
-    "river",
-    "king",
-    "queen",
-    "ship",
-    "war",
-    "love",
-    "star",
-    "moon",
-    "house",
-    "road",
-    "train",
-    "doctor",
-    "robot",
-    "ghost",
-    "summer",
-    "winter",
-    "island",
-    "city",
-    "dream",
-    "secret",
-    "dragon",
-]
+    "red", "blue", "green", "fast", "slow", "film", "actor", "story", "night", "river", "king", "queen", "ship", "war",
+    "love", "star", "moon", "house", "road", "train", "doctor", "robot", "ghost", "summer", "winter", "island", "city",
+    "dream", "secret", "dragon",
+]  # fmt: skip
 
 
 def sentence(rng: random.Random, least: int, most: int) -> str:
@@ -96,7 +69,7 @@ def make_student(folder: Path, role: Literal["student", "baseline"] = "student",
 
 
 def make_judged(folder: Path, queries: int = 12, documents: int = 10, seed: int = 0) -> Path:
-    """A dataset folder with dev judgements and candidates of random words."""
+    """A dataset folder with dev judgments and candidates of random words."""
     rng = random.Random(seed)
     rows = [
         {
