@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import code_map
+from tests.helpers.code_map import ROOT, SERVED, TOP_FOLDERS
 
-ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 TREE, TABLE = "The tree", "Who may import whom"
-SERVED = ("ranking", "training", "build", "serving", "clients", "loadtest")
-ROOMS = (*SERVED, "demo", "benchmarks")
 HEAVY = {"torch", "transformers", "accelerate", "peft", "vllm", "openvino", "tensorrt", "onnxruntime"}
 NETWORK = {"tritonclient", "requests", "httpx", "grpc", "fastapi", "uvicorn", "aiohttp"}
-MOST_ENTRIES = 16  # programs and folders at the top of a room: what a person takes in at one look
+MOST_ENTRIES = 16  # programs and folders at the top of a folder: what a person takes in at one look
 MOST_ARROWS = {"training": 25, "clients": 10}
 
 
@@ -25,15 +23,15 @@ def packages(path: Path, top_level_only: bool = False) -> set[str]:
 
 def test_the_code_imports_what_the_table_says_and_nothing_else():
     allowed = code_map.allowed_arrows(PAGE, TABLE)
-    assert code_map.differences(allowed, code_map.code_arrows(ROOT, ROOMS)) == []
+    assert code_map.differences(allowed, code_map.code_arrows(ROOT, TOP_FOLDERS)) == []
 
 
 def test_folders_form_no_circle():
-    assert code_map.circles(code_map.code_arrows(ROOT, ROOMS)) == []
+    assert code_map.circles(code_map.code_arrows(ROOT, TOP_FOLDERS)) == []
 
 
 def test_the_tree_names_every_folder_and_file():
-    missing = code_map.missing_from_tree(ROOT, ROOMS, code_map.tree_paths(PAGE, TREE))
+    missing = code_map.missing_from_tree(ROOT, TOP_FOLDERS, code_map.tree_paths(PAGE, TREE))
     # of the benchmarks a line per folder is enough: each is one measurement, named like its page in docs/results/
     assert [path for path in missing if path.endswith("/") or not path.startswith("benchmarks/")] == []
 
@@ -42,18 +40,18 @@ def test_every_path_of_the_tree_exists():
     assert [path for path in code_map.tree_paths(PAGE, TREE) if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("room", MOST_ARROWS)
-def test_a_large_room_stays_readable_at_its_top(room):
+@pytest.mark.parametrize("folder", MOST_ARROWS)
+def test_a_large_folder_stays_readable_at_its_top(folder):
     entries = [
-        p for p in (ROOT / room).iterdir() if (p.suffix == ".py" and p.stem != "__init__") or list(p.glob("*.py"))
+        p for p in (ROOT / folder).iterdir() if (p.suffix == ".py" and p.stem != "__init__") or list(p.glob("*.py"))
     ]
     assert len(entries) <= MOST_ENTRIES
-    arrows = code_map.entry_arrows(ROOT, room)
-    assert len(arrows) <= MOST_ARROWS[room], sorted(arrows)
+    arrows = code_map.entry_arrows(ROOT, folder)
+    assert len(arrows) <= MOST_ARROWS[folder], sorted(arrows)
 
 
-def test_no_room_but_the_benchmarks_imports_tests():
-    files = [p for room in (*SERVED, "demo") for p in code_map.sources(ROOT, room)]
+def test_no_folder_but_the_benchmarks_imports_tests():
+    files = [p for folder in (*SERVED, "demo") for p in code_map.sources(ROOT, folder)]
     assert [p for p in files if packages(p) & {"tests", "benchmarks"}] == []
 
 
@@ -63,12 +61,12 @@ def test_ranking_needs_neither_torch_nor_network():
 
 
 def test_clients_and_load_tests_stay_light():
-    files = [p for room in ("clients", "loadtest") for p in code_map.sources(ROOT, room)]
+    files = [p for folder in ("clients", "loadtest") for p in code_map.sources(ROOT, folder)]
     assert not {p.name: bad for p in files if (bad := packages(p) & HEAVY)}
 
 
 def test_nothing_imports_tensorrt_at_module_level():
-    files = [p for room in SERVED for p in code_map.sources(ROOT, room)]
+    files = [p for folder in SERVED for p in code_map.sources(ROOT, folder)]
     assert [p for p in files if "tensorrt" in packages(p, top_level_only=True)] == []
 
 

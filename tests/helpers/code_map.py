@@ -1,4 +1,7 @@
-"""Compares docs/architecture.md with the code: which folders and files there are, and which folder imports which."""
+"""Compares docs/architecture.md with the code: which folders and files there are, and which folder imports which.
+
+python -m tests.helpers.code_map        # the rows of the page's table as the code has them
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from pathlib import Path
 
 Arrows = dict[str, set[str]]  # a folder -> the folders that its files import; paths from the repository's root
 
+ROOT = Path(__file__).parents[2]
+SERVED = ("ranking", "training", "build", "serving", "clients", "loadtest")
+TOP_FOLDERS = (*SERVED, "demo", "benchmarks")
 ROW = re.compile(r"^\| `([\w/]+)` \| (.*?) \|", flags=re.M)
 TREE_LINE = re.compile(r"( *)(\S+)(?:\s{2,}\S.*)?$")
 
@@ -41,14 +47,14 @@ def section(page: str, title: str) -> str:
     return re.split(r"^## ", page.split(f"\n## {title}\n", 1)[1], maxsplit=1, flags=re.M)[0]
 
 
-def sources(root: Path, room: str) -> list[Path]:
-    return sorted(path for path in (root / room).rglob("*.py") if not path.parent.name.startswith((".", "_")))
+def sources(root: Path, folder: str) -> list[Path]:
+    return sorted(path for path in (root / folder).rglob("*.py") if not path.parent.name.startswith((".", "_")))
 
 
-def modules(root: Path, rooms: tuple[str, ...]) -> dict[str, Path]:
-    """Dotted name -> file, for every Python file of the rooms; a package's name leads to its __init__.py."""
+def modules(root: Path, folders: tuple[str, ...]) -> dict[str, Path]:
+    """Dotted name -> file, for every Python file under the folders; a package's name leads to its __init__.py."""
     found = {}
-    for path in (p for room in rooms for p in sources(root, room)):
+    for path in (p for folder in folders for p in sources(root, folder)):
         parts = path.relative_to(root).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
@@ -66,9 +72,9 @@ def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def imported_files(root: Path, rooms: tuple[str, ...]) -> dict[Path, set[Path]]:
-    """Every Python file of the rooms -> the files of the rooms that it imports, wherever in it the import stands."""
-    known = modules(root, rooms)
+def imported_files(root: Path, folders: tuple[str, ...]) -> dict[Path, set[Path]]:
+    """Every Python file under the folders -> those of these files that it imports, anywhere in its code."""
+    known = modules(root, folders)
     return {
         path: {known[name] for name in (longest_known(n, known) for n in imports(path)) if name}
         for path in known.values()
@@ -82,10 +88,10 @@ def longest_known(name: str, known: Mapping[str, Path]) -> str:
     return name
 
 
-def code_arrows(root: Path, rooms: tuple[str, ...]) -> Arrows:
+def code_arrows(root: Path, folders: tuple[str, ...]) -> Arrows:
     """Every folder with Python files -> the other folders that its files import."""
     arrows: Arrows = {}
-    for path, targets in imported_files(root, rooms).items():
+    for path, targets in imported_files(root, folders).items():
         folder = path.parent.relative_to(root).as_posix()
         arrows.setdefault(folder, set()).update(
             {target.parent.relative_to(root).as_posix() for target in targets} - {folder}
@@ -115,23 +121,39 @@ def circles(arrows: Arrows) -> list[str]:
     return sorted(left)
 
 
-def entry_arrows(root: Path, room: str) -> set[tuple[str, str]]:
-    """Arrows between the entries at the top of a room, which are its programs and its folders."""
-    top = root / room
+def entry_arrows(root: Path, folder: str) -> set[tuple[str, str]]:
+    """Arrows between the entries at the top of a folder, which are its programs and its sub-folders."""
 
     def entry(path: Path) -> str:
-        return path.relative_to(top).parts[0]
+        return path.relative_to(root / folder).parts[0]
 
-    files = imported_files(root, (room,))
+    files = imported_files(root, (folder,))
     return {(entry(a), entry(b)) for a, targets in files.items() for b in targets if entry(a) != entry(b)}
 
 
-def missing_from_tree(root: Path, rooms: tuple[str, ...], named: list[str]) -> list[str]:
-    """Folders and Python files of the rooms that the tree does not name; __init__.py files need no line."""
-    files = [path for room in rooms for path in sources(root, room)]
-    folders = {parent for path in files for parent in path.parents if root in parent.parents}
-    needed = {f"{folder.relative_to(root).as_posix()}/" for folder in folders}
+def missing_from_tree(root: Path, folders: tuple[str, ...], named: list[str]) -> list[str]:
+    """Folders and Python files under the folders that the tree does not name; __init__.py files need no line."""
+    files = [path for folder in folders for path in sources(root, folder)]
+    inside = {parent for path in files for parent in path.parents if root in parent.parents}
+    needed = {f"{folder.relative_to(root).as_posix()}/" for folder in inside}
     needed |= {path.relative_to(root).as_posix() for path in files if path.name != "__init__.py"}
     # a folder that holds one file may stand with it in one line: backends/openvino/model.py
     inner = {f"{parent.as_posix()}/" for name in named for parent in Path(name).parents}
     return sorted(needed - set(named) - inner)
+
+
+def table(arrows: Arrows, folders: tuple[str, ...]) -> str:
+    """The table's rows as the code has them, in the order of the top folders."""
+
+    def place(path: str) -> tuple[int, str]:
+        return folders.index(path.split("/")[0]), path
+
+    def row(folder: str) -> str:
+        imported = ", ".join(f"`{other}`" for other in sorted(arrows[folder], key=place))
+        return f"| `{folder}` | {imported or 'nothing'} |"
+
+    return "\n".join(row(folder) for folder in sorted(arrows, key=place))
+
+
+if __name__ == "__main__":
+    print(table(code_arrows(ROOT, TOP_FOLDERS), TOP_FOLDERS))
