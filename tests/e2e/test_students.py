@@ -36,7 +36,7 @@ from tests.helpers.tiny_student import make_judged, make_student, sentence
 TITLES = ["night train", "the red queen", "", "moon", "winter ghost story"]
 SUMMARIES = ["a doctor and a robot", "king and ship " * 12, "blue", "", "dream city star house " * 4]
 LIMITS = ServingLimits(
-    max_documents=60, queue_size=4, queue_timeout_ms=30_000, threads=1, batch_tokens=512, call_tokens=16
+    max_documents=60, queue_size=4, queue_timeout_ms=120_000, threads=1, batch_tokens=512, call_tokens=16
 )
 
 
@@ -207,7 +207,7 @@ def test_a_full_queue_refuses_at_once_while_accepted_requests_finish(served):
     answers: list[str] = []  # in order of arrival
 
     async def flood() -> None:
-        async with AsyncReranker([f"grpc://{served.server.grpc}"], "baseline", deadline=30) as ranker:
+        async with AsyncReranker([f"grpc://{served.server.grpc}"], "baseline", deadline=120) as ranker:
 
             async def one() -> None:
                 try:
