@@ -23,7 +23,7 @@ from ranking.card import fingerprint
 from ranking.click_models import ClickModel
 from ranking.errors import InputError
 from ranking.schema import MAX_GRADE, replacing, write_table
-from training.prepare_clicks import ClickConfig, write_clicks
+from training.clicks.click_pairs import ClickConfig, write_clicks
 from training.world.documents import Documents, make_documents
 from training.world.lexicon import Lexicon, load_lexicon
 from training.world.log import event_tables, simulate_log

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from ranking.click_models import ClickModel
 from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, read_table, write_table
+from training.clicks.click_pairs import ClickConfig, write_clicks
 from training.clicks.propensities import log_propensities
 from training.clicks.query_numbers import normalise_query
-from training.prepare_clicks import ClickConfig, write_clicks
 from training.world.dataset import WorldConfig, make_world
 from training.world.log import event_tables, simulate_log
 
