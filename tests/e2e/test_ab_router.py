@@ -23,7 +23,7 @@ from clients.ab.router.local import start_router
 from clients.ab_compact import Config as CompactConfig
 from clients.ab_compact import compact
 from ranking.schema import read_table
-from serving.local_server import TritonServer, start_triton
+from serving.temporary_server import TritonServer, start_triton
 
 EXPERIMENT = """
 default_model: baseline

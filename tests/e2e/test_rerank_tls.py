@@ -13,7 +13,7 @@ import pytest
 
 from clients.rerank import AsyncReranker, Reranker, RerankError
 from clients.triton.connection import Connection
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 
 x509 = pytest.importorskip("cryptography.x509")
 

@@ -30,7 +30,7 @@ from clients.rerank import AsyncReranker, Reranker, RerankError
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.text import StudentFormat
-from serving.local_server import TritonServer, start_triton
+from serving.temporary_server import TritonServer, start_triton
 from tests.helpers.tiny_student import make_judged, make_student, sentence
 
 TITLES = ["night train", "the red queen", "", "moon", "winter ghost story"]
