@@ -1,9 +1,9 @@
-"""Click log to click pairs, larger than memory: satisfied clicks per normalised query and document, position-debiased.
+"""Click pairs from a log larger than memory: satisfied clicks per normalised query and document, position-debiased.
 
 DuckDB reads the Parquet log out of core. What leaves is one row per (query, document) with at least one satisfied
 click: the sum of its satisfied clicks, each weighted by the inverse of its position's examination propensity
-(Joachims, Swaminathan and Schnabel, WSDM 2017). The propensities come from the log itself (training/clicks/propensities.py)
-unless they are given. See docs/clicks.md.
+(Joachims, Swaminathan and Schnabel, WSDM 2017). The propensities come from the log itself
+(training/clicks/propensities.py) unless they are given. See docs/clicks.md.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import pyarrow as pa
 from ranking.click_models import SATISFIED_SECONDS
 from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, replacing, write_table
-from training.clicks.checked_view import connect, open_view, parquet_files
+from training.clicks.duckdb_tables import DuckDbSettings, connect, open_view, parquet_files
+from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 from training.clicks.propensities import Propensities, estimate_propensities
-from training.clicks.query_numbers import BATCH_ROWS, number_queries
 
 LOGGER = logging.getLogger(__name__)
 
 
-@dataclass
-class ClickConfig:
+@dataclass(kw_only=True)
+class ClickPairSettings(DuckDbSettings):
     """Turn a click log into weighted click pairs.
 
     Args:
@@ -39,17 +39,14 @@ class ClickConfig:
         dwell_seconds: a click counts as satisfied from this dwell on; lower it for snippets that are read quickly
         min_impressions: drop pairs shown fewer times than this; raise it for large logs
         debias: weight clicks by inverse propensity; --no-debias counts every satisfied click as one
-        propensities: known examination probabilities of positions 1, 2, ... (the last holds for all later ones), as from
-            a randomisation experiment; none estimates them from the log
+        propensities: known examination probabilities of positions 1, 2, ... (the last holds for all later ones), as
+            from a randomisation experiment; none estimates them from the log
         max_weight: cap of one click's weight; lower it if few clicks at deep positions dominate
         estimation_events: estimate propensities on a sample of pairs with about this many events
         bot_rate_quantile: drop users whose click rate is above this quantile of all users'; 1 keeps all
         bot_volume_quantile: drop users with more impressions than this quantile of all users'; 1 keeps all
         bot_min_impressions: users with fewer impressions are too small to have a click rate
         on_bad_row: "stop" at the first bad row, or "reject" them to a .rejects.tsv beside the output
-        memory_gb: memory that DuckDB may use before it spills to disk
-        threads: threads; 0 uses every core
-        temp_folder: where to spill; by default beside the output
     """
 
     events: str
@@ -64,55 +61,53 @@ class ClickConfig:
     bot_volume_quantile: float = 0.999
     bot_min_impressions: int = 100
     on_bad_row: Literal["stop", "reject"] = "stop"
-    memory_gb: float = 3.0
-    threads: int = 0
-    temp_folder: Path | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("bot_rate_quantile", "bot_volume_quantile"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a quantile above 0 and up to 1 is needed")
         if not all(0 < p <= 1 for p in self.propensities):
             raise ValueError(f"propensities are {self.propensities}: probabilities above 0 and up to 1 are needed")
-        if self.max_weight < 1 or self.memory_gb <= 0 or self.dwell_seconds < 0:
-            raise ValueError("max_weight must be at least 1, memory_gb above 0, dwell_seconds 0 or more")
+        if self.max_weight < 1 or self.dwell_seconds < 0:
+            raise ValueError("max_weight must be at least 1, dwell_seconds 0 or more")
 
 
-def write_clicks(config: ClickConfig) -> dict[str, Any]:
+def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     """Write the clicks table and its report; returns the report. DataError or InputError on bad input."""
-    files = parquet_files(config.events, TABLES["events"])
-    out = Path(config.out)
+    files = parquet_files(settings.events, TABLES["events"])
+    out = Path(settings.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".clicks-", dir=config.temp_folder or out.parent) as spill:
-        connection = connect(spill, config.memory_gb, config.threads)
+    with tempfile.TemporaryDirectory(prefix=".clicks-", dir=settings.temp_folder or out.parent) as spill:
+        connection = connect(spill, settings)
         try:
-            rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
+            rejects = out.with_suffix(".rejects.tsv") if settings.on_bad_row == "reject" else None
             read, refused = open_view(connection, "events", TABLES["events"], files, rejects)
             report: dict[str, Any] = {"events_read": read, "events_rejected": refused}
-            report |= _drop_bots(connection, config)
+            report |= _drop_bots(connection, settings)
             report["distinct_queries"], report["normalised_queries"] = number_queries(connection, "kept")
             connection.execute("""
                 CREATE VIEW impressions AS
                 SELECT kept.*, query_no FROM kept JOIN spellings ON kept.query = spellings.raw
             """)
-            propensities = _propensities(connection, config, report["events_kept"])
+            propensities = _propensities(connection, settings, report["events_kept"])
             report["position_bias"] = propensities.report() if propensities else None
-            _sum_clicks(connection, config, propensities)
+            _sum_clicks(connection, settings, propensities)
             report["clicks"] = write_table(out, "clicks", _clicks(connection))
         except duckdb.Error as problem:
-            raise DataError(config.events, f"DuckDB: {' '.join(str(problem).split())}") from problem
+            raise DataError(settings.events, f"DuckDB: {' '.join(str(problem).split())}") from problem
         finally:
             connection.close()
     if not report["clicks"]:
         out.unlink()
-        raise DataError(config.events, f"no satisfied click: no click stayed {config.dwell_seconds:g} s or more")
-    report["settings"] = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
+        raise DataError(settings.events, f"no satisfied click: no click stayed {settings.dwell_seconds:g} s or more")
+    report["settings"] = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(settings).items()}
     with replacing(out.with_suffix(".report.json")) as aside:
         aside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 
 
-def _drop_bots(connection: duckdb.DuckDBPyConnection, config: ClickConfig) -> dict[str, int]:
+def _drop_bots(connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings) -> dict[str, int]:
     """Make `bots` (users above either quantile) and the view `kept` without them; returns counts."""
     connection.execute("""
         CREATE TABLE users AS
@@ -128,9 +123,9 @@ def _drop_bots(connection: duckdb.DuckDBPyConnection, config: ClickConfig) -> di
         WHERE impressions > most OR (impressions >= $enough AND rate > highest)
         """,
         {
-            "volume": config.bot_volume_quantile,
-            "rate": config.bot_rate_quantile,
-            "enough": config.bot_min_impressions,
+            "volume": settings.bot_volume_quantile,
+            "rate": settings.bot_rate_quantile,
+            "enough": settings.bot_min_impressions,
         },
     )
     connection.execute("CREATE VIEW kept AS SELECT * FROM events ANTI JOIN bots USING (user_id)")
@@ -142,20 +137,24 @@ def _drop_bots(connection: duckdb.DuckDBPyConnection, config: ClickConfig) -> di
     return {"users": users, "bot_users": bots, "bot_events": int(dropped), "events_kept": int(events - dropped)}
 
 
-def _propensities(connection: duckdb.DuckDBPyConnection, config: ClickConfig, events: int) -> Propensities | None:
-    if not config.debias:
+def _propensities(
+    connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings, events: int
+) -> Propensities | None:
+    if not settings.debias:
         return None
-    if config.propensities:
-        return Propensities.given(config.propensities)
-    return estimate_propensities(connection, "impressions", events, config.estimation_events)
+    if settings.propensities:
+        return Propensities.given(settings.propensities)
+    return estimate_propensities(connection, "impressions", events, settings.estimation_events)
 
 
-def _sum_clicks(connection: duckdb.DuckDBPyConnection, config: ClickConfig, propensities: Propensities | None) -> None:
+def _sum_clicks(
+    connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings, propensities: Propensities | None
+) -> None:
     """Make `weights` (query_no, doc_id, weight) from satisfied clicks, after the impression limit."""
-    satisfied = f"clicked AND dwell_seconds >= {float(config.dwell_seconds)!r}"
+    satisfied = f"clicked AND dwell_seconds >= {float(settings.dwell_seconds)!r}"
     connection.execute("CREATE TABLE position_weights (position INTEGER, weight DOUBLE)")
     positions = connection.execute("SELECT DISTINCT position FROM impressions WHERE " + satisfied).fetchall()
-    rows = [(p, min(config.max_weight, 1 / propensities.at(p)) if propensities else 1.0) for (p,) in positions]
+    rows = [(p, min(settings.max_weight, 1 / propensities.at(p)) if propensities else 1.0) for (p,) in positions]
     if rows:
         connection.executemany("INSERT INTO position_weights VALUES (?, ?)", rows)
     # rounded: the order in which threads add floats must not change the file
@@ -164,7 +163,7 @@ def _sum_clicks(connection: duckdb.DuckDBPyConnection, config: ClickConfig, prop
         SELECT query_no, doc_id, round(sum(weight), 4) AS weight
         FROM impressions JOIN position_weights USING (position) WHERE {satisfied} GROUP BY ALL
     """)
-    if config.min_impressions > 1:
+    if settings.min_impressions > 1:
         connection.execute(
             """
             CREATE OR REPLACE TABLE weights AS
@@ -172,7 +171,7 @@ def _sum_clicks(connection: duckdb.DuckDBPyConnection, config: ClickConfig, prop
                            FROM impressions SEMI JOIN weights USING (query_no, doc_id) GROUP BY ALL)
             SELECT weights.* FROM weights JOIN shown USING (query_no, doc_id) WHERE times >= ?
             """,
-            [config.min_impressions],
+            [settings.min_impressions],
         )
     # a document's text as it last was when it satisfied somebody
     connection.execute(f"""

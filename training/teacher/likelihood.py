@@ -2,10 +2,10 @@
 
     evidence = log p(title, summary | query) - log p(title, summary | no query)
 
-The second term takes out what makes any document likely, its length above all (pointwise mutual information; for language
-models, Holtzman et al., arXiv 2104.08315). Stage 1 learns the first from clicks, so the evidence orders documents before
-anyone has judged one. It takes two passes with a vocabulary of logits at every token, and a server gives no such score:
-`finetune_teacher --loss likelihood` teaches it to the state of the end-of-sequence token instead.
+The second term takes out what makes any document likely, its length above all (pointwise mutual information; for
+language models, Holtzman et al., arXiv 2104.08315). Stage 1 learns the first from clicks, so the evidence orders
+documents before anyone has judged one. It takes two passes with a vocabulary of logits at every token, and a server
+gives no such score: `finetune_teacher --loss likelihood` teaches it to the state of the end-of-sequence token instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.trainer.token_store import TokenStore, split_by_tokens
 
 
 def evidence_groups(
-    model: str, layout: TeacherFormat, pad_id: int, rows: pa.Table, *, bf16: bool, forward_tokens: int
+    model: str, text_format: TeacherFormat, pad_id: int, rows: pa.Table, *, bf16: bool, forward_tokens: int
 ) -> RankingGroups:
     """Candidates grouped by query, targets the evidence of a pre-trained decoder in standard deviations.
 
@@ -41,16 +41,16 @@ def evidence_groups(
     InputError if the evidence tells no document from another.
     """
     texts = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
-    given, found = evidence(open_decoder(model), layout, pad_id, *texts, bf16=bf16, forward_tokens=forward_tokens)
+    given, found = evidence(open_decoder(model), text_format, pad_id, *texts, bf16=bf16, forward_tokens=forward_tokens)
     if not (np.isfinite(found).all() and found.std() > 0):
         raise InputError(f"{model}: its likelihoods tell no document from another")
     ids = [given[row] for row in range(len(given))]
-    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), found / found.std(), ids, given.marks)
+    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), found / found.std(), ids, given.document_starts)
 
 
 def evidence(
     decoder: Any,
-    layout: TeacherFormat,
+    text_format: TeacherFormat,
     pad_id: int,
     queries: Sequence[str],
     titles: Sequence[str],
@@ -60,8 +60,8 @@ def evidence(
     forward_tokens: int = 4096,
 ) -> tuple[TokenStore, np.ndarray]:
     """(token ids of the pairs, the evidence of each: float32 [pairs], in nats)."""
-    given = TokenStore.build(*encode_pairs(layout, queries, titles, summaries))
-    alone = TokenStore.build(*encode_pairs(layout, [""] * len(queries), titles, summaries))
+    given = TokenStore.build(*encode_pairs(text_format, queries, titles, summaries))
+    alone = TokenStore.build(*encode_pairs(text_format, [""] * len(queries), titles, summaries))
     likelihoods = (
         log_likelihood(decoder, texts, pad_id, bf16=bf16, forward_tokens=forward_tokens) for texts in (given, alone)
     )
@@ -76,7 +76,7 @@ def log_likelihood(
 
     Computed by all processes together, the same on each; each has a whole decoder on its device.
     """
-    assert texts.marks is not None, "a likelihood needs to know where the document begins"
+    assert texts.document_starts is not None, "a likelihood needs to know where the document begins"
     state = PartialState()
     decoder = decoder.to(state.device).eval()
     found = torch.zeros(len(texts), device=state.device)
@@ -97,8 +97,9 @@ def log_likelihood(
 def sample_groups(candidates: Path, queries: int, documents: int, seed: int) -> pa.Table:
     """Random queries of a candidates table with at most `documents` random documents of each; 0 for all.
 
-    Queries with one document are left out: there is nothing to compare. Read in pieces; memory is that of the sample. The
-    same for the same seed, whatever the order of the rows. InputError if nothing is left; DataError: a pair stands twice.
+    Queries with one document are left out: there is nothing to compare. Read in pieces; memory is that of the sample.
+    The same for the same seed, whatever the order of the rows. InputError if nothing is left; DataError: a pair stands
+    twice.
     """
     kept: pa.Table | None = None
     for piece in iter_table(candidates, "candidates"):

@@ -42,10 +42,10 @@ def plain(decoder: LlamaForCausalLM, text: list[int], mark: int) -> float:
 def test_the_likelihood_is_that_of_the_document_tokens_whatever_they_are_batched_with(decoder):
     rng = np.random.default_rng(0)
     texts = [rng.integers(3, 40, length).tolist() for length in (5, 30, 12, 12, 7)]
-    marks = [2, 4, 1, 11, 3]
-    expected = [plain(decoder, text, mark) for text, mark in zip(texts, marks)]
+    document_starts = [2, 4, 1, 11, 3]
+    expected = [plain(decoder, text, mark) for text, mark in zip(texts, document_starts)]
     for budget in (8192, 20):
-        found = log_likelihood(decoder, TokenStore.build(texts, marks), 0, forward_tokens=budget)
+        found = log_likelihood(decoder, TokenStore.build(texts, document_starts), 0, forward_tokens=budget)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -62,11 +62,11 @@ def test_evidence_is_what_the_query_adds_to_the_likelihood(decoder, tmp_path):
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(tmp_path)
-    layout = save_tokenizer(tokenizer, tmp_path, FieldLimits(8, 16, 16), 64)
-    groups = evidence_groups(str(tmp_path), layout, tokenizer.pad_token_id, rows, bf16=False, forward_tokens=64)
+    text_format = save_tokenizer(tokenizer, tmp_path, FieldLimits(8, 16, 16), 64)
+    groups = evidence_groups(str(tmp_path), text_format, tokenizer.pad_token_id, rows, bf16=False, forward_tokens=64)
 
     def likelihood(queries: list[str]) -> np.ndarray:
-        texts, starts = encode_pairs(layout, queries, documents, ["a summary"] * 4)
+        texts, starts = encode_pairs(text_format, queries, documents, ["a summary"] * 4)
         return np.array([plain(model, text, start) for text, start in zip(texts, starts)])
 
     expected = likelihood(["boots", "kettle"] * 2) - likelihood([""] * 4)
@@ -76,7 +76,7 @@ def test_evidence_is_what_the_query_adds_to_the_likelihood(decoder, tmp_path):
         torch.nn.init.zeros_(weights)
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="tell no document from another"):
-        evidence_groups(str(tmp_path), layout, tokenizer.pad_token_id, rows, bf16=False, forward_tokens=64)
+        evidence_groups(str(tmp_path), text_format, tokenizer.pad_token_id, rows, bf16=False, forward_tokens=64)
 
 
 def candidates(folder: Path, queries: int, order: np.random.Generator | None = None) -> Path:

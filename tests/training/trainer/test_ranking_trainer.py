@@ -20,7 +20,7 @@ from training.trainer.group_batches import GroupBatches, RankingGroups, deal, gr
 from training.trainer.losses import hinge
 from training.trainer.ranking_trainer import RankingTrainer
 from training.trainer.token_store import TokenStore, split_by_tokens
-from training.trainer.trainer_setup import TrainingSettings
+from training.trainer.training_settings import TrainingSettings
 
 ROOT = Path(__file__).parents[3]
 VOCABULARY = 50
@@ -39,7 +39,7 @@ def make_groups(queries: int = 12, documents: int = 6, seed: int = 0) -> Ranking
             texts.append(rng.permutation(text).tolist())
             grades.append(grade)
             names.append(f"q{query}")
-    return RankingGroups.of_rows(names, np.array(grades), texts, marks=[2] * len(texts))
+    return RankingGroups.of_rows(names, np.array(grades), texts, document_starts=[2] * len(texts))
 
 
 def make_model(seed: int = 3) -> BertForSequenceClassification:
@@ -70,7 +70,7 @@ def losses(trainer: RankingTrainer) -> list[float]:
 
 
 def test_a_padded_batch_holds_the_documents_and_their_token_types():
-    batch = TokenStore.build([[5, 6, 2], [7, 2]], marks=[1, 1]).pad([0, 1], pad_id=0, token_types=True)
+    batch = TokenStore.build([[5, 6, 2], [7, 2]], document_starts=[1, 1]).pad([0, 1], pad_id=0, token_types=True)
     assert batch["input_ids"].tolist() == [[5, 6, 2], [7, 2, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 1, 0]]
@@ -81,7 +81,7 @@ def test_a_store_on_disk_reads_as_one_in_memory(tmp_path):
     mapped = TokenStore.write(tmp_path, [(texts[:2], [1, 0]), (texts[2:], [1])])
     assert isinstance(mapped.ids, np.memmap)
     assert [mapped[i].tolist() for i in range(3)] == texts
-    assert mapped.marks.tolist() == [1, 0, 1]
+    assert mapped.document_starts.tolist() == [1, 0, 1]
 
 
 def test_forwards_hold_every_document_once_within_the_budget_and_nearly_no_padding():
@@ -115,18 +115,21 @@ def test_an_epoch_holds_every_query_once_and_epochs_differ():
         batches.set_epoch(epoch)
         orders.append([batches[i]["groups"].unique().tolist() for i in range(len(batches))])
         assert sorted(chain(*orders[-1])) == list(range(12))
-        assert sum(batches[i]["documents"] for i in range(len(batches))) == 72
+        assert sum(batches[i]["normaliser"] for i in range(len(batches))) == 72
     assert orders[0] == orders[2] != orders[1]
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
-def test_processes_share_a_batch_by_whole_queries_with_equally_many_forwards(world):
+@pytest.mark.parametrize("process_count", [2, 3, 5])
+def test_processes_share_a_batch_by_whole_queries_with_equally_many_forwards(process_count):
     groups = make_groups(queries=4)
     settings = {"batch_groups": 4, "forward_tokens": 40, "pad_id": 0, "seed": 1, "sample_group": sample_up_to(3)}
     whole = GroupBatches(groups, **settings)[0]
-    shares = [GroupBatches(groups, **settings, rank=rank, world=world)[0] for rank in range(world)]
+    shares = [
+        GroupBatches(groups, **settings, process_index=process, process_count=process_count)[0]
+        for process in range(process_count)
+    ]
     assert len({len(share["forwards"]) for share in shares}) == 1
-    assert {share["documents"] for share in shares} == {whole["documents"]} == {12}
+    assert {share["normaliser"] for share in shares} == {whole["normaliser"]} == {12}
     dealt = [share["groups"].unique().tolist() for share in shares]
     assert sorted(chain(*dealt)) == [0, 1, 2, 3]
     for share in shares:
@@ -236,7 +239,7 @@ def test_two_processes_get_the_losses_of_one(tmp_path):
     run = subprocess.run([*command, str(tmp_path)], env=environment, timeout=240, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     double, one = json.loads((tmp_path / "double.json").read_text()), curves(single)
-    assert double.pop("world") == 2
+    assert double.pop("process_count") == 2
     # a shift of all scores costs a pairwise loss nothing: the bias drifts with rounding, the range does not
     for figures in (double, one):
         figures["range"] = np.subtract(figures.pop("score_max"), figures.pop("score_min"))
@@ -265,7 +268,7 @@ def _second_process_main(out: Path) -> None:
     trainer = make_trainer(out / "double", **UNEVEN)
     trainer.start()
     if trainer.args.process_index == 0:
-        result = curves(trainer) | {"world": trainer.args.world_size}
+        result = curves(trainer) | {"process_count": trainer.args.world_size}
         (out / "double.json").write_text(json.dumps(result))
 
 

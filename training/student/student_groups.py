@@ -1,4 +1,4 @@
-"""Judgements and labelled candidates as the groups that students and baselines train on, and how groups are sampled."""
+"""Judgments and labelled candidates as the groups that students and baselines train on, and how groups are sampled."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from ranking.text import StudentFormat
 from training.trainer.group_batches import GroupSampler, RankingGroups, sample_up_to
 from training.trainer.token_store import TokenStore
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 Sampling = Literal["stratified", "uniform", "top"]
 
 
-def judged_groups(path: str | Path, text: StudentFormat) -> RankingGroups:
-    """The groups of a judgements file; targets are the grades."""
-    return groups_of([read_table(path, "judgments")], "grade", text)
+def judged_groups(path: str | Path, text_format: StudentFormat) -> RankingGroups:
+    """The groups of a judgments file; targets are the grades."""
+    return groups_of([read_table(path, "judgments")], "grade", text_format)
 
 
-def labelled_groups(candidates: str | Path, labels: str | Path, text: StudentFormat) -> RankingGroups:
+def labelled_groups(candidates: str | Path, labels: str | Path, text_format: StudentFormat) -> RankingGroups:
     """The groups of the labelled candidates; targets are the teacher's raw scores. Rejected candidates are left out."""
-    return groups_of(iter_labelled(candidates, labels), "teacher_score", text)
+    return groups_of(iter_labelled(candidates, labels), "teacher_score", text_format)
 
 
-def groups_of(pieces: Iterable[pa.Table], target: str, text: StudentFormat) -> RankingGroups:
+def groups_of(pieces: Iterable[pa.Table], target: str, text_format: StudentFormat) -> RankingGroups:
     """Tokenise tables with query_id, query, title, summary and a target column, piece by piece.
 
     Memory: the token ids (4 bytes each) of all rows, the texts of one piece. InputError if there is no row.
     """
     query_ids: list[str] = []
     ids: list[np.ndarray] = []
-    marks: list[int] = []
+    document_starts: list[int] = []
     targets: list[np.ndarray] = []
     for rows in pieces:
         query_ids += rows.column("query_id").to_pylist()
         targets.append(rows.column(target).to_numpy().astype(np.float32))
-        for pair in text.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary"))):
+        for pair in text_format.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary"))):
             ids.append(np.asarray(pair.ids, np.int32))
-            marks.append(len(pair.types) - sum(pair.types))
+            document_starts.append(len(pair.types) - sum(pair.types))
     if not ids:
         raise InputError("there is no judged or labelled document to train on")
-    return RankingGroups.of_rows(query_ids, np.concatenate(targets), ids, marks)
+    return RankingGroups.of_rows(query_ids, np.concatenate(targets), ids, document_starts)
 
 
 def first_queries(groups: RankingGroups, share: float, seed: int) -> RankingGroups:
@@ -61,11 +61,11 @@ def first_queries(groups: RankingGroups, share: float, seed: int) -> RankingGrou
 def select_queries(groups: RankingGroups, chosen: Iterable[int]) -> RankingGroups:
     """The groups of the chosen queries (indices), in that order."""
     chosen = [int(query) for query in chosen]
-    rows = np.concatenate([np.arange(groups.starts[q], groups.starts[q + 1]) for q in chosen])
-    sizes = [groups.starts[q + 1] - groups.starts[q] for q in chosen]
+    rows = np.concatenate([np.arange(groups.group_starts[q], groups.group_starts[q + 1]) for q in chosen])
+    sizes = [groups.group_starts[q + 1] - groups.group_starts[q] for q in chosen]
     store = TokenStore.build((groups.store[row] for row in rows), _marks(groups)[rows])
-    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return RankingGroups(store, groups.targets[rows], starts, [groups.query_ids[q] for q in chosen])
+    group_starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return RankingGroups(store, groups.targets[rows], group_starts, [groups.query_ids[q] for q in chosen])
 
 
 def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
@@ -79,13 +79,13 @@ def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
     )
     source = np.repeat([0.0, 1.0], [len(first.store), len(second.store)])
     targets = np.stack([np.concatenate([first.targets, second.targets]), source], axis=1).astype(np.float32)
-    starts = np.concatenate([first.starts, first.starts[-1] + second.starts[1:]])
-    return RankingGroups(store, targets, starts, first.query_ids + second.query_ids)
+    group_starts = np.concatenate([first.group_starts, first.group_starts[-1] + second.group_starts[1:]])
+    return RankingGroups(store, targets, group_starts, first.query_ids + second.query_ids)
 
 
 def _marks(groups: RankingGroups) -> np.ndarray:
-    assert groups.store.marks is not None, "a student's texts have two parts"
-    return groups.store.marks
+    assert groups.store.document_starts is not None, "a student's texts have two parts"
+    return groups.store.document_starts
 
 
 def sampler(kind: Sampling, documents: int) -> GroupSampler | None:
