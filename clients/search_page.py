@@ -113,9 +113,7 @@ def make_app(config: Config) -> FastAPI:
     @asynccontextmanager
     async def rankers(app: FastAPI):
         credentials = config.credentials()
-        app.state.rankers = {
-            arm: AsyncReranker([config.url], arm, config.deadline_ms, credentials) for arm in arms
-        }
+        app.state.rankers = {arm: AsyncReranker([config.url], arm, config.deadline_ms, credentials) for arm in arms}
         yield
         await asyncio.gather(*(ranker.close() for ranker in app.state.rankers.values()))
 

@@ -111,9 +111,7 @@ class Reranker:
         failures: list[str] = []
         for number, client, remaining_ms in self._servers.attempts():
             try:
-                return self._servers.answered(
-                    number, client.score(self._servers.model, page, remaining_ms, version)
-                )
+                return self._servers.answered(number, client.score(self._servers.model, page, remaining_ms, version))
             except ScoringFailure as failure:
                 failures.append(self._servers.failed(number, failure))
         raise self._servers.no_answer(failures)

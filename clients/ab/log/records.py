@@ -66,7 +66,9 @@ def complete(kind: str, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _neutral(kind: pa.DataType) -> Any:
-    return [] if pa.types.is_list(kind) else "" if pa.types.is_string(kind) else False if pa.types.is_boolean(kind) else 0
+    return (
+        [] if pa.types.is_list(kind) else "" if pa.types.is_string(kind) else False if pa.types.is_boolean(kind) else 0
+    )
 
 
 # an earlier release did not know a column that was added later: its records read as if the value were empty

@@ -63,7 +63,10 @@ def test_access_settings_name_the_file_that_is_missing_and_take_the_token_of_the
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_a_silent_server_costs_no_more_than_the_deadline(silent, scheme):
     start = time.monotonic()
-    with Reranker([f"{scheme}://{silent}"], deadline_ms=500) as ranker, pytest.raises(RerankError, match=r"within 500 ms"):
+    with (
+        Reranker([f"{scheme}://{silent}"], deadline_ms=500) as ranker,
+        pytest.raises(RerankError, match=r"within 500 ms"),
+    ):
         ranker.rank("q", ["a"], ["b"])
     assert time.monotonic() - start < 2
 
