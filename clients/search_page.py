@@ -31,7 +31,7 @@ from ranking.errors import InputError
 from ranking.program import run
 from ranking.schema import iter_table
 
-log = logging.getLogger("search_page")
+logger = logging.getLogger("search_page")
 
 PAGE = Path(__file__).parent / "pages" / "search_page.html"
 SHOWN = 10

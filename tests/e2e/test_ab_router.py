@@ -21,7 +21,7 @@ from benchmarks.ab.toy_rankers import set_delay, write_toy_repository
 from clients.ab.database import DuckdbSettings
 from clients.ab.log.compaction import compact
 from clients.ab.log.reader import ReadCounts, read_folder
-from clients.ab.router.local import start_router
+from clients.ab.router.local_router import start_router
 from ranking.schema import read_table
 from serving.local_server import TritonServer, start_triton
 

@@ -60,7 +60,8 @@ def comparison_rows(pages: ExperimentPages, rates: ErrorRates) -> list[ReportRow
         row.adjusted_p = adjusted
     quantiles = [metric for metric in QUANTILE_METRICS if metric.column in pages.columns]
     rows += [_quantile_row(pages, metric, rates) for metric in quantiles]
-    for row, metric in zip(rows, [*ratios, *quantiles]):
+    metrics: list[Metric] = [*ratios, *quantiles]
+    for row, metric in zip(rows, metrics):
         if row.lift is not None and row.adjusted_p is not None and row.adjusted_p < rates.alpha:
             row.tone = "up" if (row.lift > 0) == metric.higher_is_better else "down"
     return rows

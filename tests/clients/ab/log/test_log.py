@@ -13,7 +13,7 @@ import pytest
 
 from clients.ab.log import writer
 from clients.ab.log.lines import DAY_MICROSECONDS, decode, encode
-from clients.ab.log.privacy import Privacy
+from clients.ab.log.privacy import Privacy, PrivacySettings
 from clients.ab.log.reader import ReadCounts, log_files, read_file, read_folder
 from clients.ab.log.writer import ExposureLog
 from ranking.errors import InputError
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_start(tmp_path):
 def test_hashed_ids_are_stable_differ_by_salt_and_do_not_hold_the_id(tmp_path):
     salt = tmp_path / "salt"
     salt.write_text("0123456789abcdef0123\n")
-    private = Privacy.of_file(salt, "hash", text=False)
+    private = PrivacySettings(salt_file=salt, queries="hash", log_text=False).privacy()
     assert private.user("user-1") == private.user("user-1") != private.user("user-2")
     assert len(private.user("user-1")) == 32 and "user" not in private.user("user-1")
     assert private.user("user-1") != Privacy(b"another salt of 16").user("user-1")
@@ -188,8 +188,8 @@ def test_hashed_ids_are_stable_differ_by_salt_and_do_not_hold_the_id(tmp_path):
 def test_weak_or_missing_salts_are_refused(tmp_path):
     (tmp_path / "short").write_text("abc")
     with pytest.raises(InputError, match="16 bytes"):
-        Privacy.of_file(tmp_path / "short", "keep", True)
+        PrivacySettings(salt_file=tmp_path / "short").privacy()
     with pytest.raises(InputError, match="cannot be read"):
-        Privacy.of_file(tmp_path / "absent", "keep", True)
+        PrivacySettings(salt_file=tmp_path / "absent").privacy()
     with pytest.raises(InputError, match="salt"):
         Privacy(queries="hash")
