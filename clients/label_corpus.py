@@ -1,6 +1,7 @@
 """Label a corpus: every (query, title, summary) candidate gets the teacher's score, whatever fails (docs/labelling.md).
 
-    python clients/label_corpus.py --candidates data/world/candidates.parquet --out runs/world/labels --url localhost:8001
+    python clients/label_corpus.py --candidates data/world/candidates.parquet --out runs/world/labels --url
+    localhost:8001
 
 Exit code: 0 every pair labelled; 3 finished, some pairs are in rejects.parquet; 130 interrupted, run it again to go on;
 1 it cannot go on (the line says why; what is finished stays finished).
@@ -49,14 +50,16 @@ class Config(TritonAccess):
         candidates: candidates.parquet to label, a query's candidates side by side
         out: folder of the label shards; one folder per candidate file and teacher
         url: teacher servers, host:port or grpcs://host:port, separated by commas
-        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits; of a published
+        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits; of a
+            published
             model's folder the highest version is taken
         model: name of the served model
         in_flight: requests in flight per endpoint; left out, the number is found by trying
         shard_rows: candidate rows per shard; raise it for corpora above 10^8 pairs
         deadline_ms: time that a request may take before it is sent again
         retries: failures of one pair before it goes to the rejects
-        give_up_seconds: time without an answer from any endpoint before the run ends; at its start it waits a minute at most
+        give_up_seconds: time without an answer from any endpoint before the run ends; at its start it waits a minute at
+            most
         max_refused: share of pairs that the teacher may fail on before the run ends
         retry_rejects: label shards again in which the teacher failed on some pairs
         engine: local labels from this process; ray spreads shards over a Ray cluster
@@ -122,6 +125,7 @@ class StopSignals:
         print("\nfinishing the shards in hand; once more to leave at once", file=sys.stderr)
 
     def __call__(self) -> bool:
+        """Whether a first signal has come."""
         return self.asked
 
 
@@ -216,6 +220,7 @@ def dry_run(config: Config, candidates: CandidateFile) -> int:
 
 
 def main(config: Config) -> int:
+    """Label, sample or forecast, as the settings say. Returns the exit code."""
     candidates = CandidateFile.open(config.candidates)
     if config.dry_run:
         return dry_run(config, candidates)

@@ -1,4 +1,5 @@
-"""--dry-run: what a labelling run will take in tokens, hours and money, from a count and a short probe of the servers."""
+"""--dry-run: what a labelling run will take in tokens, hours and money, from a count and a short probe of the
+servers."""
 
 from __future__ import annotations
 
@@ -33,6 +34,7 @@ class RunForecast:
 
     @property
     def hours(self) -> float:
+        """Hours that the run takes at this rate."""
         return self.pairs / self.rate / 3600
 
     def __str__(self) -> str:
@@ -40,7 +42,8 @@ class RunForecast:
         lines = [
             f"pairs   {self.pairs}",
             f"tokens  {about}{self.tokens} ({self.tokens / max(1, self.pairs):.1f} a pair; "
-            f"{self.prefix_tokens / max(1, self.tokens):.0%} are a query seen just before, which the prefix cache may save)",
+            f"{self.prefix_tokens / max(1, self.tokens):.0%} are a query seen just before, "
+            "which the prefix cache may save)",
             f"time    {self.hours:.2f} hours at {self.rate:.1f} pairs/s over {self.endpoints} endpoint(s)",
         ]
         if self.price_per_hour is not None:
@@ -81,7 +84,8 @@ def forecast(
 
 
 def probe(job: Job, scratch: Path, ranges: Sequence[RowRange]) -> float:
-    """Pairs a second over all endpoints, measured for about PROBE_SECONDS on the first rows; the labels are thrown away.
+    """Pairs a second over all endpoints, measured for about PROBE_SECONDS on the first rows; the labels are thrown
+    away.
 
     The clock starts at the first answer: a cold server's first request is not its rate.
     """

@@ -1,4 +1,5 @@
-"""The teacher that a server has loaded: which one it is, how to ask it for a score, and its tokenizer on this machine."""
+"""The teacher that a server has loaded: which one it is, how to ask it for a score, and its tokenizer on this
+machine."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from ranking.text import TeacherFormat
 
 @dataclass(frozen=True)
 class ServedTeacher:
-    """A served teacher, from its model config. card: its score card as JSON, which carries the text format and limits."""
+    """A served teacher, from its model config.
+
+    card: its score card as JSON, which carries the text format and limits.
+    """
 
     model: str
     teacher_id: str
@@ -36,7 +40,10 @@ class ServedTeacher:
             ) from problem
 
     def text_format(self, folder: Path) -> TeacherFormat:
-        """The text format of the local checkpoint folder, once it is known to be the served teacher's. InputError if not."""
+        """The text format of the local checkpoint folder, once it is known to be the served teacher's.
+
+        InputError if not.
+        """
         card = ScoreCard.load(folder)
         # the published copy has its head folded into the language model, the training checkpoint beside it
         if asdict(card) | {"head": ""} != json.loads(self.card) | {"head": ""}:
@@ -49,7 +56,8 @@ class ServedTeacher:
         return TeacherFormat.of_checkpoint(folder)
 
     def request(self) -> pb.ModelInferRequest:
-        """The request that asks for a score, less its id and text: one token out of one, whose raw logit is the score."""
+        """The request that asks for a score, less its id and text: one token out of one, whose raw logit is the
+        score."""
         request = pb.ModelInferRequest(model_name=self.model)
         for name, kind in (
             ("text_input", "BYTES"),
@@ -62,6 +70,7 @@ class ServedTeacher:
         return request
 
     def sampling_parameters(self) -> bytes:
+        """The tensor that asks vLLM for one token, the score token, at temperature 0."""
         asked = {"max_tokens": 1, "temperature": 0, "logprobs": 0, "allowed_token_ids": [self.score_token_id]}
         return bytes_tensor(json.dumps(asked).encode())
 

@@ -1,4 +1,5 @@
-"""From the raw log to Parquet by day: pages with their clicks joined, one row per document, shadow scores (docs/ab-log.md)."""
+"""From the raw log to Parquet by day: pages with their clicks joined, one row per document, shadow scores
+(docs/ab-log.md)."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Summary:
 _PREPARE = f"""
 CREATE TABLE page AS SELECT *, logged // {DAY_MICROSECONDS} AS day FROM exposure
     QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY logged DESC, rowid DESC) = 1;
-CREATE TABLE touched AS SELECT request_id, doc_id, max(dwell_seconds) AS dwell_seconds, bool_or(event = 'click') AS clicked,
+CREATE TABLE touched AS SELECT request_id, doc_id, max(dwell_seconds) AS dwell_seconds,
+    bool_or(event = 'click') AS clicked,
     count(*) AS sent FROM event GROUP BY request_id, doc_id;
 CREATE TABLE action AS SELECT p.request_id, p.day, t.doc_id, t.clicked, t.sent, t.dwell_seconds,
     list_position(p.documents, t.doc_id)::INTEGER AS position
@@ -88,7 +90,8 @@ _TABLE_QUERIES = {
     "exposures": f"""
         SELECT {_EXPOSURE_COLUMNS}
         FROM page p LEFT JOIN (
-            SELECT request_id, count(*) AS clicks, list(position ORDER BY position) AS positions, sum(dwell_seconds) AS dwell
+            SELECT request_id, count(*) AS clicks, list(position ORDER BY position) AS positions,
+                sum(dwell_seconds) AS dwell
             FROM action WHERE day = $day GROUP BY request_id
         ) a USING (request_id)
         WHERE p.day = $day ORDER BY logged, p.request_id""",
@@ -235,6 +238,9 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _merge_json(path: Path, fresh: dict[str, Any]) -> None:
-    """Add to a JSON object. What stood there stays: the raw files of earlier days may be gone, and exposures refer to it."""
+    """Add to a JSON object.
+
+    What stood there stays: the raw files of earlier days may be gone, and exposures refer to it.
+    """
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     _write_json(path, {**fresh, **known})

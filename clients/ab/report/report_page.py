@@ -75,7 +75,8 @@ def _basis(pages: ExperimentPages, chosen: LogSelection, rates: ErrorRates, rows
     deciding = ", ".join(row.name for row in rows if row.decides)
     return {
         "log": str(chosen.path),
-        "arms": f"{chosen.control} (control) and {chosen.treatment}, by assignment: pages that fell back stay in their arm",
+        "arms": f"{chosen.control} (control) and {chosen.treatment}, by assignment: "
+        "pages that fell back stay in their arm",
         "model versions": versions or "not logged",
         "left out": f"{pages.left_out.forced_pages:,} forced pages, "
         f"{pages.left_out.outside_pages:,} pages outside the two arms",

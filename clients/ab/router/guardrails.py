@@ -1,7 +1,8 @@
 """Guardrails: an experiment whose arm fails or is slow loses coverage by itself, and says so.
 
-Only arms other than the control are judged. Coverage shrinks for all arms alike, so shares stay balanced and nobody changes arm.
-A ramp-down outlives a restart (ramp.json beside the log) and ends when the experiment's definition is edited.
+Only arms other than the control are judged. Coverage shrinks for all arms alike, so shares stay balanced and nobody
+changes arm. A ramp-down outlives a restart (ramp.json beside the log) and ends when the experiment's definition is
+edited.
 """
 
 from __future__ import annotations

@@ -131,7 +131,10 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 
 def _parse_body(model: type[M], body: bytes) -> M:
-    """The body as a model. HTTPException 400 for what is not JSON, 422 for a field that makes no sense; both say why."""
+    """The body as a model.
+
+    HTTPException 400 for what is not JSON, 422 for a field that makes no sense; both say why.
+    """
     try:
         return model.model_validate_json(body)
     except ValidationError as problem:

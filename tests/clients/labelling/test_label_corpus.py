@@ -1,4 +1,5 @@
-"""clients/label_corpus.py against a deterministic teacher: whatever fails, a rerun leaves the bytes of an undisturbed run."""
+"""clients/label_corpus.py against a deterministic teacher: whatever fails, a rerun leaves the bytes of an
+undisturbed run."""
 
 from __future__ import annotations
 
