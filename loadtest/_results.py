@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest._recorder import Recorder, Tally
-from ranking.schema import replacing
+from ranking.files import write_json
 
 SLICES = 10  # a run is cut into this many stretches, so that two runs can be compared with their noise
 LATE_MS = 10.0  # a request that leaves this much after its intended start was held up by the generator
@@ -112,9 +111,8 @@ def result(
 
 
 def write(found: dict[str, Any], path: Path) -> None:
-    """Write the result as JSON; a watcher sees the old file or the whole new one, never a part."""
-    with replacing(path) as aside:
-        aside.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Aside and renamed, so that a watcher never reads half a file."""
+    write_json(path, found)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

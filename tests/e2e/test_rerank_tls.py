@@ -21,7 +21,7 @@ from clients.labelling.label_ranges import find_teacher
 from clients.triton.connection import Credentials
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from ranking.errors import InputError
-from serving.local_server import TritonServer, start_triton
+from serving.temporary_server import TritonServer, start_triton
 
 x509 = pytest.importorskip("cryptography.x509")
 

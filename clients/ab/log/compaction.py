@@ -21,7 +21,8 @@ from clients.ab.log.lines import DAY_MICROSECONDS
 from clients.ab.log.reader import ReadCounts, log_files, read_file
 from clients.ab.log.records import RECORDS, SMALL_RECORDS, as_table
 from ranking.errors import InputError
-from ranking.schema import TABLES, replacing, write_table
+from ranking.files import write_json
+from ranking.schema import TABLES, write_table
 
 BLOCK_RECORDS = 20_000
 
@@ -147,7 +148,7 @@ def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path
 
 def write_summary(out: Path, summary: Summary) -> None:
     """Write compact.json."""
-    _write_json(out / "compact.json", asdict(summary))
+    write_json(out / "compact.json", asdict(summary))
 
 
 def _load(database: duckdb.DuckDBPyConnection, raw: Path, summary: Summary) -> dict[str, list[dict[str, Any]]]:
@@ -232,15 +233,10 @@ def _iso(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat()
 
 
-def _write_json(path: Path, content: Any) -> None:
-    with replacing(path) as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _merge_json(path: Path, fresh: dict[str, Any]) -> None:
     """Add to a JSON object.
 
     What stood there stays: the raw files of earlier days may be gone, and exposures refer to it.
     """
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    _write_json(path, {**fresh, **known})
+    write_json(path, {**fresh, **known})
