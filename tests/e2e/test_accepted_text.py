@@ -178,12 +178,12 @@ def test_texts_at_the_limits_pass_every_door_and_longer_ones_none(front):
         request = accepted(body, escaped=False)
         assert request is not None
         check_every_door([request], front)
-        assert accepted(one(query=longest + "a"), escaped=False) is None
-        assert accepted(one(documents=[{"doc_id": "d", "title": longest + "a"}]), escaped=False) is None
+        assert accepted(one(query=longest + character), escaped=False) is None
+        assert accepted(one(documents=[{"doc_id": "d", "title": longest + character}]), escaped=False) is None
         with pytest.raises(ValueError, match="bytes long"):
-            text_field(longest + "a", "query")
+            text_field(longest + character, "query")
         with pytest.raises(front.BadRequest, match="bytes"):
-            front.decode("query", Tensor([longest + "a"]).as_numpy())
+            front.decode("query", Tensor([longest + character]).as_numpy())
 
 
 def test_a_null_character_inside_visible_text_is_kept_by_tables_and_a_space_to_a_model(front):
