@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from clients.ab.database import DuckdbSettings, single_value
 from clients.ab.log.lines import DAY_MICROSECONDS
-from clients.ab.log.reader import ReadCounts, log_files, read_file
-from clients.ab.log.records import RECORDS, SMALL_RECORDS, as_table
+from clients.ab.log.quarantine import Line, Quarantine
+from clients.ab.log.reader import ReadCounts, log_files, read_lines
+from clients.ab.log.records import RECORDS, SMALL_RECORDS
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.schema import TABLES, write_table
@@ -35,6 +36,7 @@ class Summary:
     records: int = 0
     torn_tails: int = 0
     damaged: list[str] = field(default_factory=list)
+    rejected: int = 0
     exposures: int = 0
     exposures_repeated: int = 0
     events: int = 0
@@ -117,10 +119,12 @@ _TABLE_QUERIES = {
 def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path | None = None) -> Summary:
     """Read the raw log folder, write the days that it holds into `out`, and count what was met on the way.
 
-    scratch: folder for temporary files, `out` if None. InputError: no such folder, or a record that cannot be read;
-    DataError: a record that breaks its table, with file, row and reason.
+    A record that breaks its table goes to rejects.jsonl with file, line and reason, and is counted: one caller's page
+    must not end compaction, and with it retention, for everybody. scratch: folder for temporary files, `out` if None.
+    InputError: no such folder, or a record of a kind that this release does not know.
     """
     summary = Summary()
+    quarantine = Quarantine()
     out.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".compact-", dir=scratch or out))
     try:
@@ -128,7 +132,7 @@ def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path
             database.execute("SET enable_progress_bar = false")
             # of two exposures logged in one microsecond, the one with the higher rowid was written later
             database.execute("SET preserve_insertion_order = true")
-            small = _load(database, raw, summary)
+            small = _load(database, raw, summary, quarantine)
             database.execute(_PREPARE)
             _count(database, summary)
             _write_days(database, out, summary)
@@ -136,6 +140,8 @@ def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path
         raise InputError(f"{raw}: cannot be compacted: {' '.join(str(problem).split())[:300]}") from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    quarantine.write(out)
+    summary.rejected = len(quarantine.rejects)
     definitions: dict[str, Any] = {}
     for record in small["config"]:
         first_used = {"first_used": _iso(record["logged"]), "definition": record["definition"]}
@@ -151,39 +157,41 @@ def write_summary(out: Path, summary: Summary) -> None:
     write_json(out / "compact.json", asdict(summary))
 
 
-def _load(database: duckdb.DuckDBPyConnection, raw: Path, summary: Summary) -> dict[str, list[dict[str, Any]]]:
+def _load(
+    database: duckdb.DuckDBPyConnection, raw: Path, summary: Summary, quarantine: Quarantine
+) -> dict[str, list[dict[str, Any]]]:
     """Read every raw file into the database, block by block; returns the few records that become JSON files."""
     for kind, schema in RECORDS.items():
         database.register("empty", schema.empty_table())
         database.execute(f"CREATE TABLE {kind} AS SELECT * FROM empty")
         database.unregister("empty")
-    blocks: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RECORDS}
+    blocks: dict[str, list[Line]] = {kind: [] for kind in RECORDS}
     small: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SMALL_RECORDS}
     counts = ReadCounts()
     files = log_files(raw)
     with tqdm(total=sum(f.stat().st_size for f in files), unit="B", unit_scale=True, desc="reading") as bar:
         for path in files:
-            for record in read_file(path, counts):
-                kind = str(record.get("type"))
+            for number, record in read_lines(path, counts):
+                kind, line = str(record.get("type")), Line(path, number, record)
                 if kind in blocks:
-                    blocks[kind].append(record)
+                    blocks[kind].append(line)
                     if len(blocks[kind]) >= BLOCK_RECORDS:
-                        _insert(database, kind, blocks[kind])
+                        _insert(database, kind, blocks[kind], quarantine)
                 elif kind in small:
-                    small[kind].append(record)
+                    small[kind] += quarantine.whole(kind, line)
                 else:
                     raise InputError(f"{path}: a record of type {kind!r}; it was written by a newer release")
             bar.update(path.stat().st_size)
     for kind, block in blocks.items():
-        _insert(database, kind, block)
+        _insert(database, kind, block, quarantine)
     summary.files, summary.records, summary.torn_tails = counts.files, counts.records, counts.torn
     summary.damaged = counts.damaged
     return small
 
 
-def _insert(database: duckdb.DuckDBPyConnection, kind: str, block: list[dict[str, Any]]) -> None:
+def _insert(database: duckdb.DuckDBPyConnection, kind: str, block: list[Line], quarantine: Quarantine) -> None:
     if block:
-        database.register("block", as_table(kind, block))
+        database.register("block", quarantine.sound(kind, block))
         database.execute(f"INSERT INTO {kind} SELECT * FROM block")
         database.unregister("block")
         block.clear()
