@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from build.runners import padded_length
 from ranking.encoder_inputs import INPUTS, OUTPUT
 from ranking.errors import InputError
-from ranking.limits import MAX_DOCUMENTS
+from ranking.limits import MAX_DOCUMENTS, MAX_FIELD_BYTES
 
 Target = Literal["openvino", "tensorrt"]
 CONFIG_NAME = "config.pbtxt"
@@ -87,6 +87,7 @@ def front_config(name: str, limits: ServingLimits, lengths: Sequence[int], tags:
     parameters = {
         "encoder": encoder_name(name),
         "max_documents": str(limits.max_documents),
+        "max_field_bytes": str(MAX_FIELD_BYTES),  # for callers: the front itself knows it
         "max_batch": str(limits.max_batch),
         "batch_tokens": str(limits.batch_tokens),
         "call_tokens": str(limits.call_tokens),

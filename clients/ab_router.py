@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from clients.ab.router.http_app import HttpLimits, create_app
+from clients.ab.router.http_app import create_app
+from clients.ab.router.http_limits import HttpLimits
+from clients.ab.router.http_protocol import limited_protocol
 from clients.ab.router.page_service import ServiceSettings
 from ranking.program import run
 
@@ -61,6 +63,8 @@ def main(config: Config) -> int:
         log_config=None,
         access_log=False,
         ws="none",
+        http=limited_protocol(config),
+        limit_concurrency=config.max_connections,
         log_level="warning",
         timeout_graceful_shutdown=10,
     )

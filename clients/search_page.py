@@ -168,10 +168,15 @@ def make_app(config: Config) -> FastAPI:
             writer = csv.writer(stream)
             if fresh:
                 writer.writerow(["query", "verdict"])
-            writer.writerow([judgment.query, verdict])
+            writer.writerow([_as_plain_cell(judgment.query), verdict])
         return {"verdict": verdict}
 
     return app
+
+
+def _as_plain_cell(text: str) -> str:
+    """The text for a CSV that a spreadsheet opens: what it would run as a formula gets an apostrophe before it."""
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text[:1] in "\t\r" else text
 
 
 def main(config: Config) -> None:

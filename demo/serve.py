@@ -66,6 +66,7 @@ def commands(config: Config, out: Path) -> dict[str, tuple[list[str], str]]:
     experiment = STATE / "experiment.yaml"
     router = [
         *("clients/ab_router.py", "--experiment", str(experiment), "--url", grpc, "--log", str(STATE / "log")),
+        "--raw-ids",  # the users are made up
         *("--port", str(config.router_port), "--deadline-ms", "1000"),
     ]
     page = [

@@ -26,6 +26,7 @@ from ranking.files import write_json
 from ranking.schema import TABLES, write_table
 
 BLOCK_RECORDS = 20_000
+FILE_MODE, FOLDER_MODE = 0o640, 0o750  # what users searched for and clicked is not for every account of the machine
 
 
 @dataclass
@@ -125,7 +126,7 @@ def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path
     """
     summary = Summary()
     quarantine = Quarantine()
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".compact-", dir=scratch or out))
     try:
         with duckdb_settings.open_database(temporary) as database:
@@ -140,7 +141,8 @@ def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path
         raise InputError(f"{raw}: cannot be compacted: {' '.join(str(problem).split())[:300]}") from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    quarantine.write(out)
+    if path := quarantine.write(out):
+        path.chmod(FILE_MODE)
     summary.rejected = len(quarantine.rejects)
     definitions: dict[str, Any] = {}
     for record in small["config"]:
@@ -219,7 +221,9 @@ def _write_days(database: duckdb.DuckDBPyConnection, out: Path, summary: Summary
                 continue
             reader = database.sql(query, params={"day": day}).to_arrow_reader(65536)
             path = out / table / f"{_date(day)}.parquet"
+            path.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
             rows = write_table(path, table, _pieces(reader, table))
+            path.chmod(FILE_MODE)
             if table == "shadows" and not rows:
                 path.unlink()
             summary.rows_written[table] = summary.rows_written.get(table, 0) + rows
@@ -248,3 +252,4 @@ def _merge_json(path: Path, fresh: dict[str, Any]) -> None:
     """
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, {**fresh, **known})
+    path.chmod(FILE_MODE)

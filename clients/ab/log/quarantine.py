@@ -80,13 +80,17 @@ class Quarantine:
             return [line.record]
         return []
 
-    def write(self, out: Path) -> None:
-        """Write the rejects beside the tables; without any, the file of an earlier run goes."""
-        if self.rejects:
-            lines = [json.dumps(reject, ensure_ascii=True) for reject in self.rejects]
-            write_text(out / REJECTS, "\n".join(lines) + "\n")
-        else:
-            (out / REJECTS).unlink(missing_ok=True)
+    def write(self, out: Path) -> Path | None:
+        """Write the rejects beside the tables; without any, the file of an earlier run goes.
+
+        Returns the file, None if there is none.
+        """
+        path = out / REJECTS
+        if not self.rejects:
+            path.unlink(missing_ok=True)
+            return None
+        write_text(path, "".join(json.dumps(reject, ensure_ascii=True) + "\n" for reject in self.rejects))
+        return path
 
     def _refuse(self, line: Line, reason: str) -> None:
         self.rejects.append({"file": str(line.path), "line": line.number, "reason": reason, "record": line.record})

@@ -60,7 +60,12 @@ def test_access_settings_name_the_file_that_is_missing_and_take_the_token_of_the
         TritonAccess(certificate=tmp_path / "ca.pem").credentials()
     monkeypatch.setenv("DISRANKER_TOKEN", "of the environment")
     assert TritonAccess(ca=tmp_path / "ca.pem").credentials() == Credentials("of the environment", tmp_path / "ca.pem")
-    assert TritonAccess(token="given").credentials().token == "given"
+    (tmp_path / "token").write_text("given\n")
+    assert TritonAccess(token_file=tmp_path / "token").credentials().token == "given"
+    (tmp_path / "token").write_text("two words")
+    with pytest.raises(InputError, match=r"--token-file .*: one token without spaces"):
+        TritonAccess(token_file=tmp_path / "token").credentials()
+    assert "token" not in vars(TritonAccess())  # seen: --token stood in the list of processes for everybody
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

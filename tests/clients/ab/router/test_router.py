@@ -44,8 +44,9 @@ def start(tmp_path):
     def make(text: str = EXPERIMENT, **settings) -> TestClient:
         (tmp_path / "e.yaml").write_text(text)
         config = Config(
-            experiment=tmp_path / "e.yaml", url=closed_port(), log=tmp_path / "log", reload_seconds=0.05, **settings
-        )
+            experiment=tmp_path / "e.yaml", url=closed_port(), log=tmp_path / "log", reload_seconds=0.05,
+            raw_ids="salt_file" not in settings, **settings,
+        )  # fmt: skip
         client = TestClient(create_app(config, config, "the router"))
         client.__enter__()
         clients.append(client)
@@ -95,7 +96,7 @@ def test_without_triton_every_page_is_answered_in_the_incoming_order_and_logged_
 def test_bad_input_gets_a_4xx_with_the_field_and_the_reason(start, tmp_path, body, status, reason):
     client = start(max_documents=8, max_body_mb=1)
     content = body if isinstance(body, bytes) else json.dumps({**PAGE, **body}).encode()
-    answer = client.post("/rank", content=content)
+    answer = client.post("/rank", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status and reason in answer.json()["detail"]
     assert not records(tmp_path)
     assert f'ab_refused_total{{status="{status}"}} 1.0' in client.get("/metrics").text
@@ -201,9 +202,14 @@ def test_stored_ids_and_queries_are_hashed_and_texts_left_out_on_request(start, 
     (tmp_path / "salt").write_text("a secret of more than 16 bytes")
     open_arm = start().post("/rank", json=PAGE).json()["arm"]
     private = start(salt_file=tmp_path / "salt", queries="hash", log_text=False)
-    assert private.post("/rank", json=PAGE).json()["arm"] == open_arm  # the raw id decides
+    page = {**PAGE, "segments": {"mail": "someone@example.org"}}
+    assert private.post("/rank", json=page).json()["arm"] == open_arm  # the raw id decides
     raw = b"".join(p.read_bytes() for p in sorted((tmp_path / "log").glob("*.ablog"))[-1:])
     assert b"alpha" not in raw and b'"u1"' not in raw and b'"title"' not in raw
+    # seen: with a salt, forced ids in the definition and segment values were still stored as they came
+    assert b"tester" not in raw and b"someone@" not in raw and b'"forced":{"' in raw
+    path = sorted((tmp_path / "log").glob("*.ablog"))[-1]
+    assert path.stat().st_mode & 0o007 == 0 and (tmp_path / "log").stat().st_mode & 0o007 == 0
     assert len(records(tmp_path)[-1]["user_id"]) == 32
 
 
@@ -236,7 +242,9 @@ def test_the_openapi_document_describes_bodies_and_answers(start):
     ("flags", "reason"),
     [
         (["--experiment", "absent.yaml"], "absent.yaml: cannot be read"),
-        (["--experiment", "clients/experiments/example.yaml", "--log", "README.md/log"], "cannot write the log"),
+        (["--experiment", "clients/experiments/example.yaml", "--raw-ids", "--log", "README.md/l"], "write the log"),
+        # seen: without a salt, which was the default, e-mail addresses as user ids lay in the log
+        (["--experiment", "clients/experiments/example.yaml"], "give --salt-file FILE"),
         (["--experiment", "clients/experiments/example.yaml", "--arm-share", "1.5"], "arm_share is 1.5"),
     ],
 )
