@@ -43,7 +43,7 @@ def main(config: Config) -> int:
     print(f"{erased.pages} pages erased: {erased.lines} lines of raw files, {erased.rows} rows of Parquet days")
     if erased.in_use:
         logger.warning(
-            "a router still appends to %s: run this again once it has begun a new file (within an hour), or has stopped",
+            "a router still appends to %s: run this again once it has begun a new file (hourly) or stopped",
             ", ".join(erased.in_use),
         )
         return EXIT_IN_USE

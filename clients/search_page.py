@@ -22,8 +22,9 @@ import bm25s
 import numpy as np
 import pyarrow as pa
 import uvicorn
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from clients.triton.connection import TritonAccess
@@ -119,6 +120,12 @@ def make_app(config: Config) -> FastAPI:
         await asyncio.gather(*(ranker.close() for ranker in app.state.rankers.values()))
 
     app = FastAPI(title="DisRanker search page", lifespan=rankers)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, problem: RequestValidationError) -> JSONResponse:
+        # FastAPI's own answer quotes the input, and half a surrogate pair in it has no UTF-8
+        reasons = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in problem.errors()[:3]]
+        return JSONResponse({"detail": "; ".join(reasons).encode("ascii", "backslashreplace").decode()}, 422)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +19,10 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect
 
 from clients.ab.router.api import EventsAnswer, EventsRequest, RankAnswer, RankRequest
+from clients.ab.router.api_keys import NotAuthorised, TooManyRequests
 from clients.ab.router.body import BodyReader, BodyRefused
 from clients.ab.router.http_limits import HttpLimits
 from clients.ab.router.page_ranking import PageRefused
@@ -34,14 +37,22 @@ from clients.ab.router.page_service import (
 M = TypeVar("M", bound=BaseModel)
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "not JSON"},
+    401: {"description": "no key, or an unknown one (where the router asks for keys)"},
     403: {"description": "forced arm not allowed"},
     408: {"description": "the body did not arrive in time"},
     413: {"description": "the body is too large"},
     415: {"description": "the content type is not application/json"},
+    429: {"description": "more requests than the key's rate allows; Retry-After says when"},
     422: {"description": "a field makes no sense; the reason names it"},
     503: {"description": "too many requests at once, or the log cannot be written: try again"},
 }
-_STATUS: dict[type[Exception], int] = {ForcedArmNotAllowed: 403, UnknownArm: 422, LogUnavailable: 503, PageRefused: 422}
+_STATUS: dict[type[Exception], int] = {
+    ForcedArmNotAllowed: 403,
+    UnknownArm: 422,
+    LogUnavailable: 503,
+    PageRefused: 422,
+    NotAuthorised: 401,
+}
 
 
 def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) -> FastAPI:
@@ -63,6 +74,8 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
     working = asyncio.Semaphore(limits.max_in_flight)
 
     async def read(request: Request) -> bytes:
+        if app.state.service.keys is not None:
+            app.state.service.keys.admit(request.headers.get("authorization"))
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             raise HTTPException(415, f"the content type is {media[:80]!r}; application/json is taken")
@@ -99,6 +112,18 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
             answer = await app.state.service.take_events(parse_body(EventsRequest, body))
         return Response(_json(answer), media_type="application/json")
 
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        """200 as long as the process answers at all. Start it anew if not."""
+        return {"status": "alive"}
+
+    @app.get("/health/ready", responses={503: {"description": "being stopped: send no more requests here"}})
+    async def ready() -> Response:
+        """200 while requests may be sent here, 503 once it is being stopped; it goes on answering until it ends."""
+        draining = app.state.service.draining
+        content = {"status": "draining" if draining else "ready"}
+        return Response(_json(content), 503 if draining else 200, media_type="application/json")
+
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """`ok`, or `degraded` with what is wrong. Both answer pages, so both are 200."""
@@ -110,10 +135,14 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
         app.state.service.refresh_gauges()
         return Response(generate_latest(app.state.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def refusal(status: int, reason: str) -> Response:
+    def refusal(status: int, reason: str, retry_after: float = 1.0) -> Response:
         app.state.service.metrics.refused.labels(status).inc()
         # the rest of a refused body is not read, so that the connection is of no use any more
-        headers = {"connection": "close"} if status in (408, 413) else {"retry-after": "1"} if status == 503 else {}
+        headers = {"connection": "close"} if status in (401, 408, 413, 415, 429) else {}
+        if status in (429, 503):
+            headers["retry-after"] = str(math.ceil(retry_after))
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
         # a reason may quote half a surrogate pair of the request
         content = json.dumps({"detail": reason}, ensure_ascii=True)
         return Response(content, status, headers, media_type="application/json")
@@ -125,6 +154,15 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
     @app.exception_handler(BodyRefused)
     async def refuse_body(request: Request, problem: BodyRefused) -> Response:
         return refusal(problem.status, str(problem))
+
+    @app.exception_handler(TooManyRequests)
+    async def refuse_rate(request: Request, problem: TooManyRequests) -> Response:
+        return refusal(429, str(problem), problem.retry_after)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, problem: ClientDisconnect) -> Response:
+        app.state.service.metrics.refused.labels(499).inc()
+        return Response(status_code=400)  # nobody reads it
 
     for kind, status in _STATUS.items():
 

@@ -39,6 +39,8 @@ def start_router(
     program = Path(__file__).parents[2] / "ab_router.py"
     if "--salt-file" not in flags:
         flags += ("--raw-ids",)
+    if "--drain-seconds" not in flags:
+        flags += ("--drain-seconds", "0")  # no balancer sends requests here that would have to be told
     named = ["--experiment", str(experiment), "--url", triton_url, "--log", str(log), "--port", "0", *flags]
     with output.open("wb") as stream:
         process = subprocess.Popen([sys.executable, str(program), *named], stderr=stream, stdin=subprocess.DEVNULL)

@@ -31,7 +31,9 @@ class Metrics:
         self.log_waiting = self._make(Gauge, "ab_log_waiting_records", "records queued for the disk")
         self.log_stalled = self._make(Gauge, "ab_log_stalled_seconds", "how long the write under way takes already")
         self.renewals = self._make(Counter, "ab_connection_renewals", "connections to Triton given up as silent")
-        self.file_errors = self._make(Gauge, "ab_experiment_file_error", "1 while the experiment file is refused")
+        self.file_errors = self._make(
+            Gauge, "ab_experiment_file_error", "1 while the experiment file or the keys are refused"
+        )
 
     def follow(self, name: str, total: int) -> None:
         """Raise the counter `name` to a total that is counted elsewhere."""

@@ -24,6 +24,7 @@ from clients.ab.log.privacy import PrivacySettings
 from clients.ab.log.records import PAGE_TEXT, complete
 from clients.ab.log.writer import ExposureLog
 from clients.ab.router.api import Document, EventsRequest, RankRequest
+from clients.ab.router.api_keys import ApiKeys
 from clients.ab.router.breaker import BreakerSettings
 from clients.ab.router.guarded_scorer import GuardedScorer
 from clients.ab.router.guardrails import GuardrailWatch
@@ -66,6 +67,7 @@ class ServiceSettings(TritonAccess, PrivacySettings, BreakerSettings, DeadlineSe
         reload_seconds: how often the experiment file and the guardrails are looked at
         rotate_mb: size at which a new log file is begun
         log_wait_ms: how long an answer waits for its line to be on disk; then it leaves with `logged: "pending"`
+        api_keys: file of the callers' keys (docs/ab-router.md); without it everybody may ask
         log_queue_mb: lines that may wait for a slow disk; beyond that answers leave with `logged: false`
     """
 
@@ -77,6 +79,7 @@ class ServiceSettings(TritonAccess, PrivacySettings, BreakerSettings, DeadlineSe
     reload_seconds: float = 1.0
     rotate_mb: float = 64.0
     log_wait_ms: float = 500.0
+    api_keys: Path | None = None
     log_queue_mb: float = 64.0
 
     def __post_init__(self) -> None:
@@ -89,6 +92,8 @@ class ServiceSettings(TritonAccess, PrivacySettings, BreakerSettings, DeadlineSe
     def check(self) -> None:
         """Read every file and folder that a start needs. InputError names the one that is wrong."""
         ExperimentFile(self.experiment)
+        if self.api_keys is not None:
+            ApiKeys(self.api_keys)
         self.privacy()
         TritonConnection(self.url, self.credentials())
         ExposureLog(self.log).close()
@@ -102,6 +107,8 @@ class PageService:
         self.settings = settings
         self.file = ExperimentFile(settings.experiment)
         self.privacy = settings.privacy()
+        self.keys = ApiKeys(settings.api_keys) if settings.api_keys is not None else None
+        self.draining = False  # set before the end: readiness goes first, then requests are finished
         self.exposure_log = ExposureLog(
             settings.log, int(settings.rotate_mb * (1 << 20)), queue_bytes=int(settings.log_queue_mb * (1 << 20))
         )
@@ -239,13 +246,15 @@ class PageService:
         breakers = {model: "open" if b.is_open else "closed" for model, b in self.scorer.breakers.items()}
         log = self.exposure_log
         slow = log.stalled_seconds * 1000 > self.settings.log_wait_ms
-        degraded = self.file.error or log.failing or slow or "open" in breakers.values() or self.watch.ramps
+        file_error = self.file.error or (self.keys.error if self.keys else "")
+        degraded = file_error or log.failing or slow or "open" in breakers.values() or self.watch.ramps
         current = self.file.current
         return {
             "status": "degraded" if degraded else "ok",
             "experiments": {e.name: self._coverage(e) for e in current.experiments},
             "kill_switch": current.kill_switch,
             "experiment_file_error": self.file.error,
+            "api_keys_error": self.keys.error if self.keys else "",
             "log_error": log.failing or (f"a write takes {log.stalled_seconds:.1f} s already" if slow else ""),
             "log_failures": log.failures,
             "log_waiting": log.waiting_records,
@@ -264,7 +273,7 @@ class PageService:
         self.metrics.follow("renewals", self._client.renewals)
         self.metrics.log_waiting.set(self.exposure_log.waiting_records)
         self.metrics.log_stalled.set(self.exposure_log.stalled_seconds)
-        self.metrics.file_errors.set(bool(self.file.error))
+        self.metrics.file_errors.set(bool(self.file.error or (self.keys and self.keys.error)))
         for experiment in self.file.current.experiments:
             self.metrics.coverage.labels(experiment.name).set(self._coverage(experiment))
         for model, breaker in self.scorer.breakers.items():
@@ -298,6 +307,8 @@ class PageService:
             await asyncio.sleep(self.settings.reload_seconds)
 
     async def _look_once(self) -> None:
+        if self.keys is not None:
+            self.keys.reload()
         if self.file.reload():
             self.watch.adopt(self.file.current.experiments)
             await self._log_definitions()

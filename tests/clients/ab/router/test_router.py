@@ -5,18 +5,22 @@ Real servers: tests/e2e/test_ab_router.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.router.http_app import create_app
+from clients.ab.router.local_router import start_router
 from clients.ab_router import Config
 
 ROOT = Path(__file__).parents[4]
@@ -226,6 +230,64 @@ def test_a_log_that_cannot_be_written_costs_no_answer_and_is_told(start, monkeyp
     assert client.post("/events", json={"events": [event]}).status_code == 503
     health = client.get("/health").json()
     assert health["status"] == "degraded" and "No space left" in health["log_error"] and health["log_failures"] == 2
+
+
+def test_with_keys_a_caller_needs_one_and_has_a_rate_of_its_own(start, tmp_path):
+    """Seen: there was no authentication; whoever reached the port could ask and write into the log."""
+    keys = tmp_path / "keys"
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("one", "two")}
+    keys.write_text(f"# callers\nfront {digests['one']} 1\nother {digests['two']} 1000\n")
+    client = start(api_keys=keys)
+
+    def ask(key: str | None, path: str = "/rank"):
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return client.post(path, json=PAGE, headers=headers)
+
+    for key in (None, "three", digests["one"]):
+        for path in ("/rank", "/events"):
+            refused = ask(key, path)
+            assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+    answers = [ask("one") for _ in range(6)]
+    assert answers[0].status_code == 200 and answers[-1].status_code == 429
+    assert answers[-1].headers["retry-after"] == "1" and "front sends more" in answers[-1].json()["detail"]
+    assert {ask("two").status_code for _ in range(6)} == {200}
+    assert client.get("/health").status_code == client.get("/metrics").status_code == 200
+    assert not any(name in path.read_text() for name in ("one ", "two ") for path in [keys])
+
+    keys.write_text("front notahash 5\n")  # a bad edit locks nobody out, and is told
+    wait_until(lambda: "row 1" in client.get("/health").json()["api_keys_error"])
+    assert ask("two").status_code == 200 and "ab_experiment_file_error 1.0" in client.get("/metrics").text
+    keys.write_text(f"front {digests['one']} 1\n")
+    wait_until(lambda: ask("two").status_code == 401)
+
+
+def wait_until(true, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_over_tls_and_when_stopped_not_ready_comes_before_the_end(tmp_path):
+    """Seen: the router spoke no TLS; at SIGTERM it closed its port at once, and a balancer's next requests failed."""
+    crt, key = tmp_path / "crt.pem", tmp_path / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", crt, "-days", "2"]
+    subprocess.run([*make, "-subj", "/CN=r", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    (tmp_path / "e.yaml").write_text(EXPERIMENT)
+    flags = ("--tls-certificate", str(crt), "--tls-key", str(key), "--drain-seconds", "1.5")
+    trusted = ssl.create_default_context(cafile=str(crt))
+    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", *flags) as router:
+        assert router.url.startswith("https://")
+        with httpx.Client(base_url=router.url, verify=trusted, timeout=30) as client:
+            assert client.get("/health/ready").status_code == client.get("/health/live").status_code == 200
+            router.process.terminate()
+            started = time.monotonic()
+            wait_until(lambda: client.get("/health/ready").status_code == 503)
+            assert client.get("/health/live").status_code == 200  # alive, and not ready
+            answer = client.post("/rank", json=PAGE)
+            assert answer.status_code == 200 and answer.json()["logged"] is True
+        router.process.wait(20)
+        assert time.monotonic() - started > 1.0
 
 
 def test_the_openapi_document_describes_bodies_and_answers(start):
