@@ -2,8 +2,9 @@
 
     python clients/ab_router.py --experiment clients/experiments/example.yaml --url 127.0.0.1:8001 --log runs/ab/log
 
-POST /rank, POST /events, GET /health, /health/live, /health/ready, /metrics, /docs (docs/ab-router.md). PageService.rank in
-clients/ab/router/page_service.py is the main path; services with an HTTP server of their own call it directly.
+POST /rank, POST /events, GET /health, /health/live, /health/ready, /metrics, /docs (docs/ab-router.md).
+PageService.rank in clients/ab/router/page_service.py is the main path; services with an HTTP server of their own call
+it directly.
 """
 
 from __future__ import annotations
