@@ -24,7 +24,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _head_bytes = 0  # received of a head that is not complete
     _head_size = 0  # of the parts of the head that the parser told of
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected: its first head is awaited."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self._await_head()

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _LATENCY = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 _WRITE = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0)
+_PAUSE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
 class Metrics:
@@ -30,6 +31,8 @@ class Metrics:
         self.log_pending = self._make(Counter, "ab_log_pending", "answers that left before the log was on disk")
         self.log_waiting = self._make(Gauge, "ab_log_waiting_records", "records queued for the disk")
         self.log_stalled = self._make(Gauge, "ab_log_stalled_seconds", "how long the write under way takes already")
+        self.loop_pause = self._make(Histogram, "ab_loop_pause_seconds", "pauses of the event loop", buckets=_PAUSE)
+        self.longest_pause = self._make(Gauge, "ab_loop_pause_longest_seconds", "the longest pause since the start")
         self.renewals = self._make(Counter, "ab_connection_renewals", "connections to Triton given up as silent")
         self.file_errors = self._make(
             Gauge, "ab_experiment_file_error", "1 while the experiment file or the keys are refused"

@@ -38,6 +38,7 @@ from ranking.request_tensors import request_tensors
 
 logger = logging.getLogger("ab_router")
 
+_TICK_SECONDS = 0.02
 PENDING: Literal["pending"] = "pending"
 Logged = bool | Literal["pending"]
 
@@ -122,18 +123,18 @@ class PageService:
         self.shadows = ShadowScoring(
             self.scorer, self.metrics, self._append, settings.shadow_in_flight, settings.deadline_ms
         )
-        self._task: asyncio.Task | None = None
+        self._tasks: list[asyncio.Task] = []
 
     async def start(self) -> None:
         """Log the experiments in force and begin to look after them."""
         await self._log_definitions()
-        self._task = asyncio.create_task(self._look_after())
+        self._tasks = [asyncio.create_task(self._look_after()), asyncio.create_task(self._watch_loop())]
 
     async def stop(self) -> None:
         """End what is under way and close connection and log."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.shadows.stop()
         await self.scorer.close()
         await asyncio.to_thread(self.exposure_log.close)
@@ -305,6 +306,19 @@ class PageService:
             except Exception:  # one failure must not end the watch over the experiments, nor the serving of pages
                 logger.exception("looking after the experiments failed")
             await asyncio.sleep(self.settings.reload_seconds)
+
+    async def _watch_loop(self) -> None:
+        """Measure for how long the event loop takes no turn because it is busy: nobody is answered meanwhile."""
+        longest = 0.0
+        while True:
+            due, used = time.perf_counter() + _TICK_SECONDS, time.thread_time()
+            await asyncio.sleep(_TICK_SECONDS)
+            # late and busy: a machine that gave the time to others makes late, but that is no pause of this program
+            pause = max(0.0, min(time.perf_counter() - due, time.thread_time() - used))
+            self.metrics.loop_pause.observe(pause)
+            if pause > longest:
+                longest = pause
+                self.metrics.longest_pause.set(longest)
 
     async def _look_once(self) -> None:
         if self.keys is not None:
