@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from build.cast_graph import cast_to_fp16, quantise_qdq
 from build.runners import Runner
-from ranking.encoder_inputs import INPUTS, OUTPUT, Feed
+from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS, Feed, without_padding
 from ranking.errors import InputError
 
 PRECISIONS = ("int8", "fp16", "fp32")
@@ -89,7 +89,13 @@ def cast_runner(path: str | Path) -> Runner:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda feed: session.run([OUTPUT], feed)[0][:, 0].astype(np.float32)
+    packed = PACKED_INPUTS[-1] in {value.name for value in session.get_inputs()}
+
+    def run(feed: Feed) -> NDArray[np.float32]:
+        logits = session.run([OUTPUT], without_padding(feed) if packed else feed)[0]
+        return logits.reshape(-1).astype(np.float32)
+
+    return run
 
 
 def is_available() -> bool:

@@ -1,4 +1,4 @@
-"""The three input tensors of a student's encoder: their names, and encoded pairs padded into them.
+"""The input tensors of a student's encoder, padded or packed: their names, and encoded pairs filled into them.
 
 Building, gating and serving all fill an encoder through this file; a published version carries a copy of it.
 """
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from ranking.text import EncodedPair
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # padded: each int32 [batch, length]
+PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "lengths")  # int32 [tokens], and lengths int32 [batch]
 OUTPUT = "logits"
 
-Feed = dict[str, NDArray[np.int32]]  # the three inputs, int32 [batch, length]
+Feed = dict[str, NDArray[np.int32]]  # the inputs of one layout by name
 
 
 def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int) -> Feed:
@@ -28,3 +29,30 @@ def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int) -> Feed:
         feed["attention_mask"][row, :end] = 1
         feed["token_type_ids"][row, :end] = pair.types
     return feed
+
+
+def pack(pairs: Sequence[EncodedPair]) -> Feed:
+    """The tokens of all pairs one after the other, without padding, and how many belong to each pair.
+
+    input_ids, token_type_ids, position_ids: int32 [tokens], positions counting from 0 in every pair; lengths: int32
+    [len(pairs)].
+    """
+    lengths = [len(pair.ids) for pair in pairs]
+    return {
+        "input_ids": np.fromiter((token for pair in pairs for token in pair.ids), np.int32),
+        "token_type_ids": np.fromiter((kind for pair in pairs for kind in pair.types), np.int32),
+        "position_ids": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        "lengths": np.asarray(lengths, np.int32),
+    }
+
+
+def without_padding(feed: Feed) -> Feed:
+    """A padded batch in the packed layout: the same tokens without what the mask leaves out."""
+    inside = feed["attention_mask"] > 0
+    positions = np.broadcast_to(np.arange(inside.shape[1], dtype=np.int32), inside.shape)
+    return {
+        "input_ids": feed["input_ids"][inside],
+        "token_type_ids": feed["token_type_ids"][inside],
+        "position_ids": positions[inside],
+        "lengths": inside.sum(1, dtype=np.int32),
+    }
