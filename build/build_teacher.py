@@ -13,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from build.releases import numbers
 from build.triton_config import as_parameters
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.files import replacing_folder, write_json
 from ranking.program import run
 
 LOGGER = logging.getLogger(__name__)
@@ -73,8 +72,7 @@ def main(config: Config) -> None:
     # a published version is never written again
     version = str(max(numbers(target), default=0) + 1)
     # beside the repository, because a server takes every folder inside it for a model
-    aside = Path(tempfile.mkdtemp(prefix=f".{config.name}-", dir=repository.absolute().parent))
-    try:
+    with replacing_folder(target, aside_in=repository.absolute().parent) as aside:
         checkpoint = aside / version / "checkpoint"
         teacher = fold(config.checkpoint, checkpoint, config.dtype)
         write_serving_tokenizer(config.checkpoint, aside / version / "tokenizer")
@@ -84,10 +82,6 @@ def main(config: Config) -> None:
         identity = teacher_id(checkpoint, config.engine_args)
         model_config = triton_config(teacher.card, teacher.score_token_id, identity)
         (aside / "config.pbtxt").write_text(text_format.MessageToString(model_config), encoding="utf-8")
-        aside.chmod(0o755)
-        _publish(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     LOGGER.info("published %s version %s (%s, score token %d)", target, version, teacher.dtype, teacher.score_token_id)
 
 
@@ -134,7 +128,7 @@ def teacher_id(checkpoint: Path, given: dict[str, Any]) -> str:
 def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> model_config_pb2.ModelConfig:
     """config.pbtxt as a message: the backend, and as parameters what a client must know to ask for scores."""
     parameters = {
-        "ranker_card": json.dumps(asdict(card), ensure_ascii=False),
+        "ranker_card": card.to_json(),
         "score_token_id": str(score_token_id),
         "teacher_id": teacher_id,
         "ENABLE_VLLM_HEALTH_CHECK": "true",  # NVIDIA's backend then unloads the model when its engine has died
@@ -145,25 +139,6 @@ def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> mode
         instance_group=[model_config_pb2.ModelInstanceGroup(count=1, kind=kind)],
         parameters=as_parameters(parameters),
     )
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the content as indented UTF-8 JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _publish(aside: Path, target: Path) -> None:
-    """Rename the new folder to its place; what was there goes away after that. InputError across file systems."""
-    old = aside.with_name(aside.name + ".old")
-    try:
-        if target.exists():
-            target.replace(old)
-        aside.replace(target)
-    except OSError as problem:
-        if old.exists() and not target.exists():
-            old.replace(target)
-        raise InputError(f"{target}: cannot be renamed into place: {problem}") from problem
-    shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from build.tensorrt_engine import EnginePlan
 from build.triton_config import ServingLimits
 from ranking.card import CARD_NAME, fingerprint
 from ranking.errors import InputError
+from ranking.files import replacing_folder, write_json
 from ranking.program import run
 from ranking.text import EncodedPair
 
@@ -62,25 +63,21 @@ def stage(
 
     pairs: [n], the judged pairs of `reference`; facts: what build_student.py knows of the build, plain JSON.
     """
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    shutil.copy2(graph, aside / GRAPH_NAME)
-    for file in ("tokenizer.json", CARD_NAME):
-        shutil.copy2(checkpoint / file, aside / file)
-    np.savez_compressed(
-        aside / PAIRS_NAME,
-        ids=np.concatenate([pair.ids for pair in pairs]).astype(np.int32),
-        types=np.concatenate([pair.types for pair in pairs]).astype(np.int8),
-        lengths=np.asarray([len(pair.ids) for pair in pairs], np.int32),
-        reference=reference.scores,
-        grades=reference.grades,
-        groups=reference.groups,
-    )
-    staged = {**facts, "graph": fingerprint(graph), "queries": reference.queries, "pad_id": pad_id}
-    (aside / STAGE_NAME).write_text(json.dumps(staged, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with replacing_folder(folder) as aside:
+        shutil.copy2(graph, aside / GRAPH_NAME)
+        for file in ("tokenizer.json", CARD_NAME):
+            shutil.copy2(checkpoint / file, aside / file)
+        np.savez_compressed(
+            aside / PAIRS_NAME,
+            ids=np.concatenate([pair.ids for pair in pairs]).astype(np.int32),
+            document_starts=np.asarray([pair.document_start for pair in pairs], np.int32),
+            lengths=np.asarray([len(pair.ids) for pair in pairs], np.int32),
+            reference=reference.scores,
+            grades=reference.grades,
+            groups=reference.groups,
+        )
+        staged = {**facts, "graph": fingerprint(graph), "queries": reference.queries, "pad_id": pad_id}
+        write_json(aside / STAGE_NAME, staged)
     return folder
 
 
@@ -123,8 +120,8 @@ def read_stage(folder: Path) -> tuple[dict[str, Any], list[EncodedPair], Referen
         raise InputError(f"{folder / GRAPH_NAME}: not the graph that passed the gate; stage the build again")
     ends = np.cumsum(arrays["lengths"])
     pairs = [
-        EncodedPair(arrays["ids"][end - n : end].tolist(), arrays["types"][end - n : end].tolist())
-        for n, end in zip(arrays["lengths"], ends)
+        EncodedPair(arrays["ids"][end - n : end].tolist(), int(start))
+        for n, end, start in zip(arrays["lengths"], ends, arrays["document_starts"])
     ]
     reference = Reference(arrays["reference"], arrays["grades"], arrays["groups"], facts["queries"])
     return facts, pairs, reference

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
+from ranking.files import write_json
 from ranking.text import TeacherFormat
 
 LOGGER = logging.getLogger(__name__)
@@ -88,9 +89,7 @@ def write_serving_tokenizer(checkpoint: Path, out: Path) -> None:
     out.mkdir(parents=True)
     shutil.copy2(checkpoint / "tokenizer.json", out)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **kept}
-    (out / "tokenizer_config.json").write_text(
-        json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_json(out / "tokenizer_config.json", settings)
     served = AutoTokenizer.from_pretrained(out)
     for text in text_format.texts(*PROBE):
         if served(text.text)["input_ids"] != text_format.tokenizer.encode(text.text).ids:

@@ -29,8 +29,8 @@ from build.publication_settings import RepositorySettings
 from build.triton_config import CONFIG_NAME, as_text, encoder_name, read_config, serve_versions
 from ranking.card import fingerprint
 from ranking.errors import InputError
+from ranking.files import write_json, write_text
 from ranking.program import run
-from ranking.schema import replacing
 
 MANIFEST_NAME = "manifest.json"
 HISTORY_NAME = "promoted.json"
@@ -135,7 +135,7 @@ def promote(
     history = read_history(repository, name)
     _serve(Path(repository), name, version, urls, timeout_seconds)
     if history[-1:] != [version]:
-        _replace(Path(repository) / name / HISTORY_NAME, json.dumps([*history, version]) + "\n")
+        write_json(Path(repository) / name / HISTORY_NAME, [*history, version], indent=None)
 
 
 def rollback(repository: str | Path, name: str, urls: Sequence[str] = (), timeout_seconds: float = 300.0) -> int:
@@ -144,7 +144,7 @@ def rollback(repository: str | Path, name: str, urls: Sequence[str] = (), timeou
     if len(history) < 2:
         raise InputError(f"{Path(repository) / name}: nothing to roll back to; promote a version by number")
     _serve(Path(repository), name, history[-2], urls, timeout_seconds)
-    _replace(Path(repository) / name / HISTORY_NAME, json.dumps(history[:-1]) + "\n")
+    write_json(Path(repository) / name / HISTORY_NAME, history[:-1], indent=None)
     return history[-2]
 
 
@@ -188,7 +188,7 @@ def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeo
             for done, had in reversed(changed):
                 _change_over(triton.InferenceServerClient(done), repository, name, had, [version], timeout_seconds)
             for path, text in before.items():
-                _replace(path, text)
+                write_text(path, text)
             state = _restore(server, [home.name for home in homes], timeout_seconds)
             raise InputError(f"{name} version {version} does not load on {url}: {reason}; {state}") from problem
         changed.extend((url, number) for number in old[-1:])
@@ -256,12 +256,7 @@ def _restore(server: triton.InferenceServerClient, models: list[str], timeout_se
 
 def _write_policy(home: Path, version: int, wanted: list[int]) -> None:
     config = read_config(home / str(version) / CONFIG_NAME)
-    _replace(home / CONFIG_NAME, as_text(serve_versions(config, wanted)))
-
-
-def _replace(path: Path, text: str) -> None:
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_text(home / CONFIG_NAME, as_text(serve_versions(config, wanted)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from build.runners import padded_length
 from ranking.encoder_inputs import INPUTS, OUTPUT
 from ranking.errors import InputError
+from ranking.limits import MAX_DOCUMENTS
 
 Target = Literal["openvino", "tensorrt"]
 CONFIG_NAME = "config.pbtxt"
@@ -44,7 +45,7 @@ class ServingLimits:
         queue_delay_us: how long TensorRT's batcher waits for more requests to merge
     """
 
-    max_documents: int = 1000
+    max_documents: int = MAX_DOCUMENTS
     max_batch: int = 64
     batch_tokens: int = 4096
     call_tokens: int = 128

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from clients.ab.log import DAY_MICROSECONDS, ReadCounts, log_files, read_file
 from ranking.errors import InputError
+from ranking.files import write_json
 from ranking.program import run
-from ranking.schema import TABLES, replacing, write_table
+from ranking.schema import TABLES, write_table
 
 log = logging.getLogger("ab_compact")
 
@@ -201,7 +202,7 @@ def compact(config: Config) -> Summary:
     _merge_json(config.out / "ramps.json", ramps)
     if config.retain_days:
         summary.removed = retire(config, datetime.now(UTC).date())
-    _write_json(config.out / "compact.json", asdict(summary))
+    write_json(config.out / "compact.json", asdict(summary))
     return summary
 
 
@@ -261,15 +262,10 @@ def _iso(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat()
 
 
-def _write_json(path: Path, content: Any) -> None:
-    with replacing(path) as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _merge_json(path: Path, fresh: dict[str, Any]) -> None:
     """What stood there stays: the raw files of earlier days may be gone, and exposures still refer to it."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    _write_json(path, {**fresh, **known})
+    write_json(path, {**fresh, **known})
 
 
 def main(config: Config) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
 import platform
@@ -36,8 +35,8 @@ from clients.ab.report.statistics import (
     users_needed,
 )
 from ranking.errors import DataError, InputError
+from ranking.files import write_json, write_text
 from ranking.program import run
-from ranking.schema import replacing
 
 log = logging.getLogger("ab_report")
 
@@ -385,10 +384,8 @@ def write(figures: dict[str, Any], pictures: dict[str, str], out: Path) -> Path:
         r={**figures, "charts": pictures}, pct=ab_charts.percent, p_text=ab_charts.p_text
     )
     beside = out.with_suffix(".json")
-    with replacing(out) as aside:
-        aside.write_text(page, encoding="utf-8")
-    with replacing(beside) as aside:
-        aside.write_text(json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(out, page)
+    write_json(beside, figures)
     return beside
 
 
@@ -429,8 +426,7 @@ def interleaving_report(config: Config) -> None:
     except ValueError as problem:
         raise InputError(f"{config.events}: too few interleaved pages with a winner: {problem}") from problem
     beside = config.out.with_suffix(".json")
-    with replacing(beside) as aside:
-        aside.write_text(json.dumps({"experiment": config.experiment, "interleaving": asdict(found)}, indent=2) + "\n")
+    write_json(beside, {"experiment": config.experiment, "interleaving": asdict(found)})
     print(
         f"{config.treatment} won {found.share:.1%} of {found.pages:,} decided pages of {found.users:,} users, "
         f"p {ab_charts.p_text(found.p, True)}\n{beside}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sys
 import time
@@ -20,8 +19,9 @@ from tqdm import tqdm
 from clients.ab.experiment.split import bucket
 from ranking.click_models import ClickModel
 from ranking.errors import InputError
+from ranking.files import write_json
 from ranking.program import run
-from ranking.schema import read_table, replacing
+from ranking.schema import read_table
 
 log = logging.getLogger("simulate_traffic")
 
@@ -228,8 +228,7 @@ async def simulate(config: Config) -> Traffic:
         await traffic.drive(pages)
         if config.truth_out is not None:
             truth = {arm: await traffic.true_page_ctr(arm) for arm in config.arms}
-            with replacing(config.truth_out) as aside:
-                aside.write_text(json.dumps({"page_ctr": truth}, indent=2) + "\n")
+            write_json(config.truth_out, {"page_ctr": truth})
         return traffic
 
 

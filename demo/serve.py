@@ -19,8 +19,8 @@ import psutil
 from demo.run import ARMS, experiment_text, only_arms
 from demo.stages import ROOT
 from ranking.errors import InputError
+from ranking.files import write_json
 from ranking.program import run
-from ranking.schema import replacing
 
 STATE = ROOT / "runs" / "serve"
 READY_SECONDS = 120.0
@@ -101,8 +101,7 @@ def start(config: Config) -> None:
                 start_new_session=True,
             )
         pids[name] = process.pid
-        with replacing(STATE / "pids.json") as aside:
-            aside.write_text(json.dumps(pids))
+        write_json(STATE / "pids.json", pids)
         try:
             wait_until_ready(name, process, address, log)
         except InputError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ranking.errors import InputError
-from ranking.schema import replacing
+from ranking.files import replacing
 
 ROOT = Path(__file__).parents[1]
 

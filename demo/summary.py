@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from demo.stages import Stages
+from ranking.files import write_json
 from ranking.labels import LabelSet
-from ranking.schema import replacing
 
 SYSTEMS = ("bm25", "baseline", "teacher", "student")
 AB_METRICS = {"page_ctr": "page CTR", "user_ctr": "user CTR", "dwell": "dwell per click"}
@@ -65,8 +65,7 @@ def summarise(out: Path, stages: Stages, experiment: str) -> dict[str, Any]:
         "ab": {"experiment": experiment, **ab(out)},
         "stages": {name: {"seconds": stage["seconds"]} for name, stage in stages.known.items()},
     }
-    with replacing(out / "summary.json") as aside:
-        aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "summary.json", summary)
     return {**summary, "text": text(summary, out)}
 
 

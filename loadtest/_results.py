@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest._recorder import Recorder, Tally
+from ranking.files import write_json
 
 SLICES = 10  # a run is cut into this many stretches, so that two runs can be compared with their noise
 LATE_MS = 10.0  # a request that leaves this much after its intended start was held up by the generator
@@ -112,10 +112,7 @@ def result(
 
 def write(found: dict[str, Any], path: Path) -> None:
     """Aside and renamed, so that a watcher never reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_json(path, found)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

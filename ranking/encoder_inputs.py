@@ -27,7 +27,7 @@ def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int) -> Feed:
         end = len(pair.ids)
         feed["input_ids"][row, :end] = pair.ids
         feed["attention_mask"][row, :end] = 1
-        feed["token_type_ids"][row, :end] = pair.types
+        feed["token_type_ids"][row, pair.document_start : end] = 1
     return feed
 
 

@@ -20,8 +20,8 @@ from clients.ab.router.local import start_router
 from demo.run import experiment_text, only_arms
 from demo.stages import run_program
 from ranking.errors import InputError
+from ranking.files import replacing
 from ranking.program import run
-from ranking.schema import replacing
 from serving.temporary_server import start_triton
 
 

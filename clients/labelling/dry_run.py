@@ -63,7 +63,10 @@ def count_tokens(candidates: CandidateFile, text_format: TeacherFormat) -> tuple
         ]
         texts = text_format.texts(*fields)
         lengths = [len(e.ids) for e in text_format.tokenizer.encode_batch([t.text for t in texts])]
-        heads = [len(e.ids) for e in text_format.tokenizer.encode_batch([t.text[: t.document_start] for t in texts])]
+        heads = [
+            len(e.ids)
+            for e in text_format.tokenizer.encode_batch([t.text[: t.document_start_character] for t in texts])
+        ]
         tokens += sum(lengths)
         repeated += sum(head for i, head in enumerate(heads) if i and fields[0][i] == fields[0][i - 1])
         pairs += len(sound)

@@ -27,8 +27,8 @@ from clients.labelling.shards import (
     score_summary,
 )
 from ranking.errors import InputError
+from ranking.files import replacing, write_json
 from ranking.labels import MANIFEST_NAME, MANIFEST_VERSION, REJECTS_NAME, REJECTS_SCHEMA, load_manifest
-from ranking.schema import replacing
 
 log = logging.getLogger("labels")
 
@@ -92,8 +92,7 @@ class LabelFolder:
         return found
 
     def _save(self, manifest: dict[str, Any]) -> None:
-        with replacing(self.folder / MANIFEST_NAME) as aside:
-            aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(self.folder / MANIFEST_NAME, manifest, indent=1)
 
     def ranges(self) -> list[RowRange]:
         return self.candidates.ranges(self.origin.shard_rows)

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clients.labelling.candidates import CandidateFile, Refusal, RowRange
+from ranking.files import replacing, write_json
 from ranking.labels import shard_name
-from ranking.schema import TABLES, replacing
+from ranking.schema import TABLES
 
 RECORD_VERSION = 1
 BIN_WIDTH = 0.25  # of the score histogram
@@ -69,8 +70,7 @@ def write_shard(
     }
     with replacing(folder / shard_name(covered.index)) as aside:
         aside.write_bytes(content)
-    with replacing(record_path(folder, covered.index)) as aside:
-        aside.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(record_path(folder, covered.index), record, indent=None)
     return record
 
 

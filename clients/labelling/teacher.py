@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -39,7 +39,8 @@ class Teacher:
         """The text format of the local checkpoint folder, once it is known to be the served teacher's. InputError if not."""
         card = ScoreCard.load(folder)
         # the published copy has its head folded into the language model, the training checkpoint beside it
-        if asdict(card) | {"head": ""} != json.loads(self.card) | {"head": ""}:
+        served = ScoreCard.from_json(self.card, f"the served teacher {self.teacher_id}")
+        if replace(card, head="linear") != replace(served, head="linear"):
             raise InputError(
                 f"{folder}: its score card is not that of the served teacher {self.teacher_id}; "
                 "give --teacher the checkpoint folder that the server was built from"

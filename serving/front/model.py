@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from buckets import Bucket, cut
 
 from ranking.encoder_inputs import OUTPUT, pad
+from ranking.limits import MAX_FIELD_BYTES
 from ranking.text import EncodedPair, StudentFormat
-
-MAX_FIELD_BYTES = 1 << 20
+from ranking.visible import is_visible
 
 
 class BadRequest(Exception):
@@ -109,8 +109,8 @@ def read_fields(request, max_documents: int) -> tuple[list[str], list[str], list
     if count > max_documents:
         raise BadRequest(f"{count} documents in one request; at most {max_documents} are served, send several requests")
     asked = decode("query", query)[0]
-    if not asked.strip():
-        raise BadRequest("query is empty")
+    if not is_visible(asked):
+        raise BadRequest("query is blank: it has no visible character")
     return [asked] * count, decode("title", title), decode("summary", summary)
 
 

@@ -61,7 +61,7 @@ def test_versions_are_numbered_listed_promoted_and_rolled_back(build):
         releases.rollback(repository, "student")
     with pytest.raises(InputError, match=r"student_encoder/7|student/7"):
         releases.promote(repository, "student", 7)
-    assert not list(repository.rglob(".publish-*"))
+    assert not list(repository.rglob(".*.part"))
 
 
 def test_the_manifest_says_what_was_built_from_what(build, checkpoint):

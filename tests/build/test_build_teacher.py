@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,7 +104,7 @@ def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tm
     config = text_format.Parse((repository / "teacher" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert config.backend == "vllm"
     published = repository / "teacher" / "2" / "checkpoint"
-    assert json.loads(config.parameters["ranker_card"].string_value) == asdict(ScoreCard.load(checkpoint))
+    assert ScoreCard.from_json(config.parameters["ranker_card"].string_value, "config") == ScoreCard.load(checkpoint)
     assert config.parameters["teacher_id"].string_value == fingerprint(published)
     assert ScoreCard.load(published).head == "folded"
 

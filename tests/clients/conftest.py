@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ranking.card import ScoreCard, fingerprint
+from ranking.limits import FieldLimits
 from ranking.schema import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def teacher_folder(tmp_path_factory) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     ScoreCard(
-        "teacher", "query-title-summary-eos", 1, 32, 32, 64, "linear", "last_token",
+        "teacher", "query-title-summary-eos", 1, FieldLimits(32, 32, 64), "linear", "last_token",
         vocabulary=fingerprint(folder / "tokenizer.json"),
     ).save(folder)  # fmt: skip
     return folder

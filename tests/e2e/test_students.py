@@ -128,7 +128,7 @@ def test_asyncio_over_both_protocols_and_past_a_dead_server(served):
 
 
 BAD = {
-    "query is empty": {"query": [b" "]},
+    "query is blank": {"query": [b" "]},
     "no documents": {"title": [], "summary": []},
     "title has 1 documents, summary has 2": {"title": [b"a"]},
     r"title\[1\] is not valid UTF-8": {"title": [b"a", b"\xff\xfe"]},

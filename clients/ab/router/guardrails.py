@@ -17,7 +17,7 @@ from pathlib import Path
 from clients.ab.experiment.definition import Experiment, ramped
 from clients.ab.experiment.split import Split
 from ranking.errors import InputError
-from ranking.schema import replacing
+from ranking.files import write_json
 
 log = logging.getLogger("ab_guardrails")
 
@@ -128,7 +128,6 @@ class GuardrailWatch:
 
     def _save(self) -> None:
         try:
-            with replacing(self._path) as aside:
-                aside.write_text(json.dumps({n: asdict(r) for n, r in self.ramps.items()}, indent=2), encoding="utf-8")
+            write_json(self._path, {n: asdict(r) for n, r in self.ramps.items()})
         except OSError as problem:  # the ramp holds in this process; only a restart would forget it
             log.error("%s: cannot be written: %s", self._path, problem)

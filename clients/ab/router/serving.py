@@ -29,6 +29,7 @@ from clients.ab.router.guardrails import GuardrailWatch
 from clients.ab.router.metrics import Metrics
 from clients.ab.router.scoring import INCOMING, Breaker, Deadline, Page, Ranking, Scorer, rank_page
 from clients.ab.router.shadow import Shadows
+from ranking.limits import MAX_DOCUMENTS
 
 log = logging.getLogger("ab_serving")
 
@@ -66,7 +67,7 @@ class Config:
     port: int = 8080
     deadline_ms: float = 200.0
     arm_share: float = 0.6
-    max_documents: int = 1000
+    max_documents: int = MAX_DOCUMENTS
     max_body_mb: float = 8.0
     salt_file: Path | None = None
     queries: Literal["keep", "hash", "drop"] = "keep"
