@@ -19,9 +19,12 @@ OUTPUT = "logits"
 Feed = dict[str, NDArray[np.int32]]  # the inputs of one layout by name
 
 
-def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int) -> Feed:
-    """A batch of pairs as the three inputs, each int32 [len(pairs), length]; no pair may be longer than `length`."""
-    feed = {name: np.zeros((len(pairs), length), np.int32) for name in INPUTS}
+def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int, rows: int | None = None) -> Feed:
+    """A batch of pairs as the three inputs, each int32 [rows, length]; no pair may be longer than `length`.
+
+    rows: at least len(pairs), which is the default; the rows behind the pairs are padding alone.
+    """
+    feed = {name: np.zeros((len(pairs) if rows is None else rows, length), np.int32) for name in INPUTS}
     feed["input_ids"][:] = pad_id
     for row, pair in enumerate(pairs):
         end = len(pair.ids)
@@ -37,12 +40,14 @@ def pack(pairs: Sequence[EncodedPair]) -> Feed:
     input_ids, token_type_ids, position_ids: int32 [tokens], positions counting from 0 in every pair; lengths: int32
     [len(pairs)].
     """
-    lengths = [len(pair.ids) for pair in pairs]
+    lengths = np.asarray([len(pair.ids) for pair in pairs], np.int32)
+    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    document_starts = np.repeat([pair.document_start for pair in pairs], lengths)
     return {
-        "input_ids": np.fromiter((token for pair in pairs for token in pair.ids), np.int32),
-        "token_type_ids": np.fromiter((kind for pair in pairs for kind in pair.types), np.int32),
-        "position_ids": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-        "lengths": np.asarray(lengths, np.int32),
+        "input_ids": np.fromiter((token for pair in pairs for token in pair.ids), np.int32, len(positions)),
+        "token_type_ids": (positions >= document_starts).astype(np.int32),
+        "position_ids": positions,
+        "lengths": lengths,
     }
 
 

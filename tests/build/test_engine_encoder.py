@@ -22,7 +22,7 @@ LONGEST = 64
 def random_pairs(count: int, vocabulary: int = 200, seed: int = 0) -> list[EncodedPair]:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, LONGEST + 1, count)
-    return [EncodedPair(rng.integers(5, vocabulary, n).tolist(), [0] * (n // 3) + [1] * (n - n // 3)) for n in lengths]
+    return [EncodedPair(rng.integers(5, vocabulary, n).tolist(), int(n) // 3) for n in lengths]
 
 
 @pytest.fixture(scope="module")
