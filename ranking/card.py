@@ -35,8 +35,7 @@ class ScoreCard:
         base_model: what training started from
         trained_on: name -> fingerprint of every dataset file used
         metrics: dev metrics of the kept checkpoint, by name
-        calibration: optional monotone map from raw score to probability, as training/evaluation/calibration.py writes
-            it
+        calibration: optional monotone map from raw score to probability, see training/evaluation/calibration_fit.py
     """
 
     role: Literal["pretrained", "teacher", "student", "baseline"]

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,11 @@ def engines(name: str, config: Config) -> Iterator[tuple[str, Callable[[int], Ca
     for dtype in (torch.float16, torch.bfloat16):
         label = f"PyTorch {str(dtype).removeprefix('torch.')}"
         on_gpu = model.to("cuda", dtype)
-        yield f"{label} eager", lambda length, m=on_gpu: torch_batch(m, config.batch, length)
+        yield f"{label} eager", partial(torch_batch, on_gpu, config.batch)
         if config.compile:
             # not reduce-overhead alone: each length is compiled for its own shape
             compiled = torch.compile(on_gpu, dynamic=False)
-            yield f"{label} compiled", lambda length, m=compiled: torch_batch(m, config.batch, length)
+            yield f"{label} compiled", partial(torch_batch, compiled, config.batch)
             torch.compiler.reset()
     if name.startswith("BERT") and tensorrt_engine.is_available():
         with tempfile.TemporaryDirectory(prefix="benchmark-gpu-") as folder:

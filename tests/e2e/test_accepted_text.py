@@ -29,9 +29,9 @@ from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS
 from ranking.schema import TABLES, read_table
 from ranking.text import normalise
 from ranking.visible import SEPARATORS, UNDRAWN
-from training.clicks.checked_view import connect, open_view, parquet_files
-from training.clicks.query_numbers import number_queries
-from training.sources.source_rows import text_field
+from training.clicks.duckdb_tables import connect, open_view, parquet_files
+from training.clicks.normalised_queries import number_queries
+from training.sources.row_readers import text_field
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -23,7 +23,7 @@ from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.text import StudentFormat, load_tokenizer
 from training.student.vocabulary import train_wordpiece
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,11 @@ class StudentModelSettings:
     """Where a student starts.
 
     Args:
-        init: checkpoint folder or hub id of a BERT to start from, a baseline or student of ours included; none: from scratch
+        init: checkpoint folder or hub id of a BERT to start from, a baseline or student of ours included; none: from
+            scratch
         init_layers: layers of that checkpoint to keep, e.g. 0,2,4,6,8,10 for a BERT-6 from a BERT-12; none: all
         size: shape of a model from scratch, see docs/students.md
         vocabulary_size: WordPiece tokens of a model from scratch
-        warm_up_epochs: masked-LM passes over the candidates before training; worth it from scratch, 0 for none
-        warm_up_learning_rate: peak learning rate of the masked-LM warm-up
-        match_steps: late-interaction steps that fit the word embeddings of a model from scratch to the training set's order,
-            seconds before training; 0 for none (training/student/word_matching.py)
         dropout: dropout of the encoder and before the head; 0.1 for long runs on a GPU, 0 is faster on a CPU
         limits: tokens of each field that the model reads; ignored with --init of a checkpoint of ours, whose card has them
     """
@@ -69,9 +66,6 @@ class StudentModelSettings:
     init_layers: list[int] | None = None
     size: str = "bert-6"
     vocabulary_size: int = 8000
-    match_steps: int = 0
-    warm_up_epochs: float = 0.0
-    warm_up_learning_rate: float = 5e-4
     dropout: float = 0.0
     limits: FieldLimits = DEFAULT_LIMITS
 
@@ -86,8 +80,6 @@ class StudentModelSettings:
             raise ValueError(f"dropout is {self.dropout}: a number from 0 to below 1 is needed")
         if self.vocabulary_size < 100:
             raise ValueError(f"vocabulary_size is {self.vocabulary_size}: at least 100 is needed")
-        if self.warm_up_epochs < 0 or not self.warm_up_learning_rate > 0:
-            raise ValueError("warm_up_epochs must not be negative and warm_up_learning_rate must be positive")
 
 
 @dataclass
@@ -95,7 +87,7 @@ class StudentModel:
     """A model to train: its text format, its tokenizer (saved with it), and what it started from, for the card."""
 
     model: BertForSequenceClassification
-    text: StudentFormat
+    text_format: StudentFormat
     tokenizer_folder: Path
     base: str
 
@@ -117,24 +109,26 @@ def create_student(
                 _tokenizer_of(settings.init).save_pretrained(folder)
     limits = settings.limits
     if settings.init is None:
-        text = StudentFormat(load_tokenizer(folder), limits)
-        model = _from_scratch(settings, text)
+        text_format = StudentFormat(load_tokenizer(folder), limits)
+        model = _from_scratch(settings, text_format)
         base = f"scratch:{settings.size}"
     else:
         if (Path(settings.init) / CARD_NAME).is_file():
             limits = ScoreCard.load(settings.init).require(settings.init, "student", "baseline").limits
-        text = StudentFormat(load_tokenizer(folder), limits)
+        text_format = StudentFormat(load_tokenizer(folder), limits)
         model = _from_checkpoint(settings)
         base = settings.init + (f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else "")
     positions, rows = model.config.max_position_embeddings, cast(Any, model.get_input_embeddings()).weight.shape[0]
-    if text.max_tokens() > positions:
-        raise InputError(f"{base}: {text.max_tokens()} tokens a pair, {positions} positions: lower the field limits")
-    if text.tokenizer.get_vocab_size() > rows:
-        raise InputError(f"{base}: a tokenizer of {text.tokenizer.get_vocab_size()} tokens, {rows} embeddings")
+    if text_format.max_tokens() > positions:
+        raise InputError(
+            f"{base}: {text_format.max_tokens()} tokens a pair, {positions} positions: lower the field limits"
+        )
+    if text_format.tokenizer.get_vocab_size() > rows:
+        raise InputError(f"{base}: a tokenizer of {text_format.tokenizer.get_vocab_size()} tokens, {rows} embeddings")
     parameters = sum(p.numel() for p in model.parameters())
     shape = (model.config.num_hidden_layers, model.config.hidden_size)
-    log.info("%s: %d layers, %d wide, %d parameters", base, *shape, parameters)
-    return StudentModel(model, text, folder, base)
+    LOGGER.info("%s: %d layers, %d wide, %d parameters", base, *shape, parameters)
+    return StudentModel(model, text_format, folder, base)
 
 
 def _tokenizer_of(init: str):
@@ -147,16 +141,16 @@ def _tokenizer_of(init: str):
     return tokenizer
 
 
-def _from_scratch(settings: StudentModelSettings, text: StudentFormat) -> BertForSequenceClassification:
+def _from_scratch(settings: StudentModelSettings, text_format: StudentFormat) -> BertForSequenceClassification:
     shape = SIZES[settings.size]
     config = BertConfig(
-        vocab_size=text.tokenizer.get_vocab_size(),
+        vocab_size=text_format.tokenizer.get_vocab_size(),
         hidden_size=shape.width,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         intermediate_size=shape.inner,
-        max_position_embeddings=max(64, text.max_tokens()),
-        pad_token_id=text.pad_id,
+        max_position_embeddings=max(64, text_format.max_tokens()),
+        pad_token_id=text_format.pad_id,
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
     )
