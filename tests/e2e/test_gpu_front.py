@@ -15,6 +15,7 @@ import pytest
 from build.engine_encoder import PackedEncoder, PaddedEncoder
 from build.export_onnx import export, load_encoder, torch_runner
 from build.publish import publish
+from build.releases import promote
 from build.runners import score_pairs
 from build.triton_config import CPU, GRAPH_ROWS, ServingLimits, bucket_lengths, encoder_config, front_config
 from clients.rerank import Reranker
@@ -76,7 +77,8 @@ def publish_stand_in(repository: Path, name: str, limits: ServingLimits, checkpo
         del encoder.model_warmup[:]  # their row counts are the engine's largest, not those of the graphs
     front = front_config(name, "tensorrt", limits, lengths, {"arm": name})
     front.instance_group[0].count = 2
-    publish(repository, name, checkpoint, [folder / "model.onnx", folder / "model.py"], front, encoder, {})
+    version = publish(repository, name, checkpoint, [folder / "model.onnx", folder / "model.py"], front, encoder, {})
+    promote(repository, name, version)
 
 
 @pytest.fixture(scope="module")
