@@ -102,7 +102,7 @@ def test_lists_of_several_callers_get_the_checkpoints_scores(served, name):
     ]
     reranker = Reranker([f"grpc://{server.grpc}"], name, deadline=60.0)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda columns: reranker.score(*columns), lists * 3))
+        found = list(pool.map(lambda columns: reranker.rank(*columns).scores, lists * 3))
     runner = torch_runner(load_encoder(checkpoint))
     for (query, titles, summaries), scores in zip(lists * 3, found):
         pairs = text.encode([query] * len(titles), titles, summaries)
