@@ -119,7 +119,7 @@ def engine_arguments(teacher: FoldedTeacher, served: Path, given: dict[str, Any]
 
 
 def teacher_id(checkpoint: Path, arguments: dict[str, Any]) -> str:
-    """16 hex digits of everything that moves a score: the served checkpoint (weights, tokenizer, limits), vLLM's arguments.
+    """16 hex digits of all that moves a score: the served checkpoint (weights, tokenizer, limits), vLLM's arguments.
 
     arguments: as model.json has them.
     """

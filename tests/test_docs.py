@@ -16,7 +16,7 @@ NOT_USED = re.compile(r"judgement|\bworld[_ -]size\b|\bglobal rank\b", flags=re.
 
 
 def prose(page: Path) -> list[tuple[int, str]]:
-    """The page's lines with their numbers, without tables; the README's commands are copied line by line, so they stay."""
+    """The page's lines with numbers, without tables; the README's commands are copied line by line, so they stay."""
     lines = []
     fenced = False
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):

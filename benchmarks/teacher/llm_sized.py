@@ -175,7 +175,9 @@ def publish(config: Config) -> dict[str, float]:
     """Merge the adapter, fold the head and write the model repository."""
     arguments = {"enforce_eager": True}
     build_teacher(
-        BuildConfig(config.out / "teacher", repository=config.out / "repository", dtype=config.dtype, engine_args=arguments)
+        BuildConfig(
+            config.out / "teacher", repository=config.out / "repository", dtype=config.dtype, engine_args=arguments
+        )
     )
     files = (config.out / "repository" / "teacher").glob("*/checkpoint/*.safetensors")
     return {"gib": round(sum(file.stat().st_size for file in files) / 2**30, 2)}

@@ -28,8 +28,8 @@ def page(tmp_path_factory):
     data, judgments = write_data(folder / "data"), folder / "judged.csv"
     with start_triton(write_repository(folder / "repository")) as server:
         port = str(free_port())
-        command = [sys.executable, "clients/search_page.py", "--data", str(data), "--triton", server.grpc]
-        command += ["--port", port, "--judgements", str(judgments)]
+        command = [sys.executable, "clients/search_page.py", "--data", str(data), "--url", server.grpc]
+        command += ["--port", port, "--judgments", str(judgments)]
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None

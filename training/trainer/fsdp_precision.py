@@ -13,9 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ranking.errors import InputError
 
-SCORE_POLICY = MixedPrecisionPolicy(
-    param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
-)
+SCORE_POLICY = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
 
 
 def use_score_policy(accelerator: Accelerator) -> None:

@@ -82,7 +82,11 @@ def test_the_trainer_gives_accelerate_the_policy():
     assert plugin.mixed_precision_policy.reduce_dtype == plugin.mixed_precision_policy.output_dtype == torch.bfloat16
     use_score_policy(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="bf16"))
     policy = plugin.mixed_precision_policy
-    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
     old = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
     with pytest.raises(InputError, match="set fsdp_version to 2"):
         use_score_policy(SimpleNamespace(state=old, mixed_precision="bf16"))
