@@ -35,8 +35,8 @@ LOGGER = logging.getLogger(__name__)
 FIXED_ARGUMENTS = {"model", "tokenizer", "logprobs_mode", "runner", "convert", "task", "enable_lora", "dtype"}
 
 # What says where the model lies and how fast it runs. Every other argument may move a score (number formats,
-# quantisation, the key-value cache's type), so it is part of the teacher's id: an argument that nobody thought of changes
-# the id, and mixes nothing.
+# quantisation, the key-value cache's type), so it is part of the teacher's id: an argument that nobody thought of
+# changes the id, and mixes nothing.
 ARGUMENTS_THAT_MOVE_NO_SCORE = {
     "model", "tokenizer", "max_model_len", "enable_prefix_caching", "block_size", "enforce_eager",
     "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "swap_space", "disable_log_stats",
@@ -86,7 +86,7 @@ def main(config: Config) -> None:
         arguments = engine_arguments(teacher, served, config.engine_args)
         write_json(aside / version / "model.json", arguments)
         identity = teacher_id(checkpoint, arguments)
-        model_config = triton_config(teacher.card, teacher.score_token_id, identity)
+        model_config = triton_config(teacher.card, teacher.score_token_id, identity, head_dtype(arguments))
         (aside / "config.pbtxt").write_text(text_format.MessageToString(model_config), encoding="utf-8")
     LOGGER.info("published %s version %s (%s, score token %d)", target, version, teacher.dtype, teacher.score_token_id)
 
@@ -128,12 +128,21 @@ def teacher_id(checkpoint: Path, arguments: dict[str, Any]) -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> model_config_pb2.ModelConfig:
+def head_dtype(arguments: dict[str, Any]) -> str:
+    """Number format in which vLLM computes the score: a client can tell a server that rounds it to less."""
+    asked = arguments.get("hf_overrides", {}).get("head_dtype", "model")
+    return arguments["dtype"] if asked == "model" else asked
+
+
+def triton_config(
+    card: ScoreCard, score_token_id: int, teacher_id: str, head_dtype: str
+) -> model_config_pb2.ModelConfig:
     """config.pbtxt as a message: the backend, and as parameters what a client must know to ask for scores."""
     parameters = {
         "ranker_card": card.to_json(),
         "score_token_id": str(score_token_id),
         "teacher_id": teacher_id,
+        "head_dtype": head_dtype,
         "ENABLE_VLLM_HEALTH_CHECK": "true",  # NVIDIA's backend then unloads the model when its engine has died
     }
     kind = model_config_pb2.ModelInstanceGroup.KIND_MODEL  # vLLM itself picks its devices

@@ -1,17 +1,17 @@
 """The same BERT as a graph that a GPU engine runs with less work: fused attention inputs, and a layout without padding.
 
-PaddedEncoder takes the three tensors of ranking/encoder_inputs.py. PackedEncoder takes the tokens of all pairs one after
-the other, with no padding between them. Both compute what transformers' BertForSequenceClassification computes:
+PaddedEncoder takes the three tensors of ranking/encoder_inputs.py. PackedEncoder takes the tokens of all pairs one
+after the other, with no padding between them. Both compute what transformers' BertForSequenceClassification computes:
 
 - query, key and value come from one matrix product instead of three;
-- the factor 1/sqrt(head width) is folded into the query's weights, so that attention is product, mask, softmax, product,
-  which engines recognise and fuse;
-- the mask chooses by a Boolean between a logit and MASKED. The additive mask of -3.4e38 has no place in fp16, and would
-  keep every addition of a mask in fp32.
+- the factor 1/sqrt(head width) is folded into the query's weights, so that attention is product, mask, softmax and
+  product, which engines recognise and fuse;
+- the mask chooses by a Boolean between a logit and MASKED. The additive mask of -3.4e38 has no place in fp16, and
+  would keep every addition of a mask in fp32.
 
 In the packed layout, matrix products, LayerNorm and GELU see real tokens alone. Attention reads each pair through a
-window of the longest pair's length (a gather), and puts its result back (a second gather): plain ONNX operators, since no
-engine's ragged attention can be named from PyTorch. Attention is a few percent of the work at these lengths.
+window of the longest pair's length (a gather), and puts its result back (a second gather): plain ONNX operators, since
+no engine's ragged attention can be named from PyTorch. Attention is a few percent of the work at these lengths.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class PackedEncoder(EngineEncoder):
 
 
 def joint_projection(attention: nn.Module) -> nn.Linear:
-    """Query, key and value weights of a BERT self-attention as one linear layer, the query's divided by sqrt(head width)."""
+    """Query, key and value weights of a self-attention as one linear layer, the query's divided by sqrt(head width)."""
     parts: Sequence[nn.Linear] = (attention.query, attention.key, attention.value)
     scales = (1 / math.sqrt(attention.attention_head_size), 1.0, 1.0)
     joint = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))

@@ -99,14 +99,14 @@ def check_tensorrt(command: str) -> None:
         if not listed:
             raise InputError(f"TensorRT is not installed here; run:\n{command}")
         raise InputError(
-            f"this image has no Python module tensorrt; the server's TensorRT is {', '.join(sorted(wanted))}: build the "
-            "image with MORE_PACKAGES naming the bindings of that version (deploy/engine.Dockerfile)"
+            f"this image has no Python module tensorrt; the server's TensorRT is {', '.join(sorted(wanted))}: build "
+            "the image with MORE_PACKAGES naming the bindings of that version (deploy/engine.Dockerfile)"
         )
     found = tensorrt_engine.version()
     if wanted and ".".join(found.split(".")[:3]) not in wanted:
         raise InputError(
-            f"TensorRT {found} is installed here, the server has {', '.join(sorted(wanted))}, and an engine is loaded only "
-            "by the version that built it: build both images of one RELEASE (compose.yaml)"
+            f"TensorRT {found} is installed here, the server has {', '.join(sorted(wanted))}, and an engine is loaded "
+            "only by the version that built it: build both images of one RELEASE (compose.yaml)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Cast ONNX graph -> TensorRT engine through Polygraphy: strongly typed, one profile per bucket length, or one if packed.
+"""Cast ONNX graph -> TensorRT engine through Polygraphy: strongly typed, a profile per bucket length, or one if packed.
 
 Everything before the engine itself works without a GPU: ONNX Runtime runs the cast graph on the CPU through the same
 gate, and plan, profiles and builder configuration are made. Polygraphy imports TensorRT only when the engine is built.

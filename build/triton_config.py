@@ -198,7 +198,7 @@ def encoder_config(
 
 
 def _add_padded_tensors(config: pb.ModelConfig, limits: ServingLimits, lengths: Sequence[int], batched: bool) -> None:
-    """Inputs [batch, length] and output [batch, 1], a warm-up run per bucket length, and CUDA graphs where asked for."""
+    """Inputs [batch, length], output [batch, 1], a warm-up run per bucket length, and CUDA graphs where asked for."""
     config.max_batch_size = limits.max_batch if batched else 0
     pair = [-1] if batched else [-1, -1]
     config.input.extend(pb.ModelInput(name=tensor, data_type=pb.TYPE_INT32, dims=pair) for tensor in INPUTS)
@@ -219,7 +219,7 @@ def _add_padded_tensors(config: pb.ModelConfig, limits: ServingLimits, lengths: 
 
 
 def _add_packed_tensors(config: pb.ModelConfig, limits: ServingLimits) -> None:
-    """Ragged inputs, which Triton concatenates over requests, and an output that goes back by each request's lengths."""
+    """Ragged inputs, which Triton concatenates over requests; the output goes back by each request's lengths."""
     config.max_batch_size = limits.merged_lists
     for tensor in PACKED_INPUTS:
         config.input.add(name=tensor, data_type=pb.TYPE_INT32, dims=[-1], allow_ragged_batch=True)

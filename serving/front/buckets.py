@@ -1,4 +1,4 @@
-"""Cut the pairs of a request into calls of the encoder: length buckets where calls are padded, whole lists where not."""
+"""Cut the pairs of a request into calls of the encoder: by length where calls are padded, by size where packed."""
 
 from __future__ import annotations
 
