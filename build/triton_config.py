@@ -75,7 +75,7 @@ class ServingLimits:
     batch_tokens: int = 0
     call_tokens: int = 0
     bucket_step: int = 16
-    lengths: list[int] = field(default_factory=lambda: [32, 64, 96, 128])
+    lengths: list[int] = field(default_factory=lambda: [32, 64, 96, 128, 160])
     front_instances: int = 0
     encoder_instances: int = 0
     threads: int = 0

@@ -88,11 +88,11 @@ def run_with_only(packages: set[str], command: list[str], folder: Path) -> subpr
     known = {module for module, owned in owners.items() if packages & {canonicalize_name(name) for name in owned}}
     hidden = sorted(set(owners) - known)
     (folder / "sitecustomize.py").write_text(
-        f"import sys\nhidden = set({hidden!r})\n"
-        "class Absent:\n    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in hidden:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
+        f"import sys\nfrom importlib.machinery import PathFinder\nhidden = set({hidden!r})\n"
+        "class Known:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        absent = name.partition('.')[0] in hidden\n"
+        "        return None if absent else PathFinder.find_spec(name, path, target)\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not PathFinder] + [Known()]\n"
     )
     variables = {"PYTHONPATH": f"{folder}:{ROOT}", "PATH": "/usr/bin:/bin"}
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=variables, capture_output=True, text=True)

@@ -32,7 +32,7 @@ from ranking.program import run
 from ranking.schema import read_table, write_table
 from ranking.text import TeacherFormat
 from serving.temporary_server import start_triton
-from training.evaluation.scoring import Scorer
+from training.evaluation.checkpoint_scores import Scorer
 from training.teacher.decoder import train_bpe
 
 LOGGER = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 
 from build.build_teacher import Config, main, teacher_id
 from build.fold_teacher import fold, ordinary_token, write_serving_tokenizer
-from ranking.card import ScoreCard, fingerprint
+from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.text import TeacherFormat
 from tests.helpers.tiny_teacher import FAMILIES, make_teacher, make_tokenizer
@@ -105,10 +105,11 @@ def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tm
     assert config.backend == "vllm"
     published = repository / "teacher" / "2" / "checkpoint"
     assert ScoreCard.from_json(config.parameters["ranker_card"].string_value, "config") == ScoreCard.load(checkpoint)
-    assert config.parameters["teacher_id"].string_value == fingerprint(published)
     assert ScoreCard.load(published).head == "folded"
 
     arguments = json.loads((repository / "teacher" / "2" / "model.json").read_text())
+    assert config.parameters["teacher_id"].string_value == teacher_id(published, arguments)
+    assert config.parameters["head_dtype"].string_value == "float32"  # of a bfloat16 teacher
     assert (arguments["model"], arguments["tokenizer"]) == (str(published), str(published.parent / "tokenizer"))
     assert arguments["max_model_len"] == TeacherFormat.of_checkpoint(checkpoint).max_tokens() + 1
     assert (arguments["dtype"], arguments["hf_overrides"]) == ("bfloat16", {"head_dtype": "float32"})

@@ -100,7 +100,7 @@ def test_lists_of_several_callers_get_the_checkpoints_scores(served, name):
         (f"night {n}", [f"red queen {i}" * (i % 3) for i in range(n)], ["moon " * (7 * i % 40) for i in range(n)])
         for n in (1, 5, 23, 47)
     ]
-    reranker = Reranker([f"grpc://{server.grpc}"], name, deadline=60.0)
+    reranker = Reranker([f"grpc://{server.grpc}"], name, deadline_ms=60_000)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda columns: reranker.rank(*columns).scores, lists * 3))
     runner = torch_runner(load_encoder(checkpoint))
