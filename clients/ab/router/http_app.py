@@ -64,6 +64,7 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = service = PageService(settings)
+        app.openapi()  # takes 70 ms: made now rather than while somebody's page waits
         await service.start()
         yield
         await service.stop()

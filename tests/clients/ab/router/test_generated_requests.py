@@ -22,7 +22,9 @@ def test_every_answer_is_one_that_the_page_documents_and_no_request_holds_the_lo
             pauses.append(max(router.pauses, default=0.0))
             router.pauses.clear()
 
-        page = client.get("/openapi.json").json()
+        router.pauses.clear()
+        page = client.get("/openapi.json").json()  # making this page is no reason to hold up others either
+        assert max(router.pauses) < 0.05
         router.pauses.clear()
         tally = send_made_up(page, client, 300, after)
         assert client.get("/health/live").status_code == 200
