@@ -9,6 +9,7 @@ it directly.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import signal
@@ -100,6 +101,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets)
         if self.started:
+            # what is loaded by now stays: off the collector's lists, it makes no collection of garbage long
+            gc.collect()
+            gc.freeze()
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             logger.info("listening on %s://%s:%d", "https" if self.config.is_ssl else "http", host, port)
 

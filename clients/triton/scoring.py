@@ -117,6 +117,9 @@ class AsyncScoringClient:
     """
 
     def __init__(self, connection: TritonConnection, deadline_ms: float):
+        import aiohttp  # here rather than in a call, where it would hold up the loop for longer than a page takes
+
+        self._lost = (InferenceServerException, OSError, aiohttp.ClientError)  # TimeoutError is an OSError
         self.connection, self.renewals = connection, 0
         self._deadline_ms = deadline_ms
         self._client = connection.async_client(deadline_ms)
@@ -125,13 +128,11 @@ class AsyncScoringClient:
 
     async def score(self, model: str, page: PageTensors, deadline_ms: float, version: str = "") -> ModelScores:
         """The page's scores by a model. ScoringFailure says why there are none."""
-        import aiohttp
-
         arguments = self.connection.infer_arguments(model, page.inputs(self.connection), deadline_ms, version)
         try:
             async with asyncio.timeout(deadline_ms / 1000 + _GRACE_SECONDS):
                 answer = await self._client.infer(**arguments)
-        except (InferenceServerException, OSError, aiohttp.ClientError) as problem:  # TimeoutError is an OSError
+        except self._lost as problem:
             failure = _failure(problem, deadline_ms)
             self._count_misses(failure.reason == "timeout")
             raise failure from problem
@@ -143,12 +144,10 @@ class AsyncScoringClient:
 
         ScoringFailure if the server does not say.
         """
-        import aiohttp
-
         try:
             async with asyncio.timeout(deadline_ms / 1000):
                 answer = await self._client.get_model_config(model, headers=self.connection.credentials.headers())
-        except (InferenceServerException, OSError, aiohttp.ClientError) as problem:
+        except self._lost as problem:
             raise _failure(problem, deadline_ms) from problem
         if isinstance(answer, dict):
             given = {name: value.get("string_value", "") for name, value in answer.get("parameters", {}).items()}

@@ -21,6 +21,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     limits = HttpLimits()
     _head_clock: asyncio.TimerHandle | None = None
+    _in_head = False  # else what comes is a body, or the rest of one that was refused
     _head_bytes = 0  # received of a head that is not complete
     _head_size = 0  # of the parts of the head that the parser told of
 
@@ -40,19 +41,19 @@ class LimitedProtocol(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
             return
         super().data_received(data)
-        if self._head_clock is not None:
+        if self._in_head:
             # the parser tells of a header only once it is whole, so that what it holds back is counted here
             self._head_bytes += len(data)
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self._head_clock is None and self.timeout_keep_alive_task is None:
-            self._await_head()  # bytes that begin no request ended uvicorn's own clock for idle connections
+            # bytes that begin no request, such as the rest of a refused body, ended uvicorn's own clock for idle ones
+            self._await_head()
 
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self._head_size = 0
-        if self._head_clock is None:
-            self._await_head()
+        self._head_size, self._in_head = 0, True
+        self._await_head()
 
     def on_url(self, url: bytes) -> None:
         """A part of the address."""
@@ -66,6 +67,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there; the body has a clock of its own."""
+        self._in_head = False
         self._stop_head_clock()
         super().on_headers_complete()
 

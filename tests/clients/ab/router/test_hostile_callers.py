@@ -302,6 +302,16 @@ def test_a_kept_open_connection_serves_many_requests(tmp_path, ranker):
             time.sleep(0.2)
 
 
+def test_after_a_refused_body_the_connection_serves_on(tmp_path, ranker):
+    """Found by made-up requests: the rest of a refused body was taken for a head that is too long."""
+    body = b'{"user_id":"u","query":"q","documents":[' + b"{}," * 700_000 + b"0]}"
+    head = {"content-type": "application/json"}
+    with running(tmp_path, ranker.url) as router, httpx.Client(base_url=router.url, timeout=30) as client:
+        for _ in range(5):
+            assert client.post("/rank", content=body, headers=head).status_code == 422
+            assert client.post("/rank", json=PAGE).status_code == 200
+
+
 def test_too_many_at_once_get_503_and_other_content_415(tmp_path, ranker):
     """Seen: there was no limit; whatever came was worked on at the same time, and any content type was taken."""
     with running(tmp_path, ranker.url, max_in_flight=1) as router:
