@@ -101,9 +101,6 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets)
         if self.started:
-            # what is loaded by now stays: off the collector's lists, it makes no collection of garbage long
-            gc.collect()
-            gc.freeze()
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             logger.info("listening on %s://%s:%d", "https" if self.config.is_ssl else "http", host, port)
 
@@ -131,6 +128,9 @@ def main(config: Config) -> int:
         ssl_keyfile=config.tls_key,
     )
     server = _Server(settings, app, config.drain_seconds)
+    # what is loaded by now stays: off the collector's lists, it makes no collection of garbage long
+    gc.collect()
+    gc.freeze()
     with suppress(KeyboardInterrupt):
         server.run()
     return 0 if server.started else 1
