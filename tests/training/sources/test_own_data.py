@@ -183,6 +183,23 @@ def test_a_dev_only_table_and_a_dataset_made_of_it(tmp_path, caplog):
     assert again["counts"]["queries_candidates"] == content["candidates_are"]["queries_titles"]
 
 
+def test_the_four_forms_of_own_data_give_what_later_stages_read(tmp_path):
+    values = [0, 1.33, 2.67, 3]
+    sources = {
+        "grades_alone": f"table:{csv_table(tmp_path / 'grades.csv', graded_rows())}",
+        "test_alone": f"beir:{beir(tmp_path / 'test_alone', {'test': range(60)})}",
+        "thirds": f"beir:{beir(tmp_path / 'thirds', {'train': range(40), 'test': range(40, 60)}, values.__getitem__)}",
+    }
+    for name, source in sources.items():
+        content = prepare(source, tmp_path / name / "out")
+        rows = rows_of(tmp_path / name / "out")
+        assert len(rows) == len(judged()) and {row["grade"] for row in rows} == {0, 1, 2}
+        held_out = {row["query"] for row in rows_of(tmp_path / name / "out", "dev", "test")}
+        candidates = rows_of(tmp_path / name / "out", "candidates")
+        assert candidates and not {row["query"].lower() for row in candidates} & held_out
+        assert content["counts"]["candidates"] == len(candidates)
+
+
 def test_a_handful_of_queries_still_fills_every_split(tmp_path):
     rows = [row for row in graded_rows() if row["query"] in list(QUERIES.values())[:5]]
     content = prepare(f"table:{csv_table(tmp_path / 'five.csv', rows)}", tmp_path / "out")
@@ -450,6 +467,20 @@ def test_grades_and_a_click_log_without_arms_become_a_dataset_that_stage_1_reads
     clicked = {row["search"] for row in rows if row["clicked"] and row.get("dwell_seconds", 99) >= 30}
     assert {row["query"] for row in clicks} == clicked - held_out
     assert sum(map(len, _pieces(out / "clicks.parquet", out))) == len(clicks)
+
+
+def test_a_log_in_csv_is_refused_with_the_command_that_converts_it(tmp_path):
+    path = csv_table(tmp_path / "log.csv", log_rows())
+    with pytest.raises(InputError, match="Parquet is needed") as error:
+        write_clicks(ClickPairSettings(events=str(path), out=tmp_path / "clicks.parquet", columns=NAMES))
+    command = str(error.value).partition("DuckDB makes it: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    report = write_clicks(
+        ClickPairSettings(
+            events=str(tmp_path / "log.parquet"), out=tmp_path / "clicks.parquet", columns=NAMES, debias=False
+        )
+    )
+    assert report["events_read"] == len(log_rows()) and report["clicks"] > 0
 
 
 def test_stage_1_leaves_out_clicks_of_a_reworded_test_query(tmp_path, caplog):
