@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from clients.labelling.request_window import Window
+from clients.labelling.score_precision import PrecisionCheck
 from clients.labelling.served_teacher import ServedTeacher, bytes_tensor, describe_grpc_error
 from clients.labelling.work_queue import Pair, Tally, WorkQueue
 from clients.triton.connection import Credentials, TritonConnection
@@ -87,6 +88,7 @@ class TeacherEndpoint:
         self._opened = self._heard = 0.0  # when this session began, when its last answer came
         self._template = teacher.request()
         self._tail = [teacher.sampling_parameters(), b"\x01", b"\x01"]
+        self._precision = PrecisionCheck(teacher.head_dtype, url)
 
     async def run(self) -> None:
         """Serve until cancelled: connect, work, and after a loss wait (longer each time, with jitter) and connect
@@ -174,6 +176,7 @@ class TeacherEndpoint:
             if value is None or not math.isfinite(value):
                 self._failed(pair, f"the teacher's score is {'missing' if value is None else value}")
                 continue
+            self._precision.see(value)
             pair.shard.score(pair.position, value)
             self.window.completed(saturated=len(self.work) > 0)
             self.tally.scored += 1

@@ -43,6 +43,7 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
         answer = pb.ModelConfigResponse()
         answer.config.name = "teacher"
         given = {"teacher_id": self.options.teacher_id, "score_token_id": "1", "ranker_card": self.card}
+        given["head_dtype"] = "float32"
         for name, value in given.items():
             answer.config.parameters[name].string_value = value
         return answer
@@ -100,6 +101,9 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
             answer.infer_response.model_name = "teacher"
             answer.infer_response.outputs.add(name="cumulative_logprob", datatype="FP32", shape=[1])
             value = float("nan") if chosen == "nan" else stub_score(prompt)
+            if options.bf16_scores:
+                (bits,) = struct.unpack("<I", struct.pack("<f", value))
+                (value,) = struct.unpack("<f", struct.pack("<I", bits & 0xFFFF0000))
             answer.infer_response.raw_output_contents.append(struct.pack("<f", value))
         self.served += 1
         await answers.put(answer)
@@ -125,6 +129,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds a request takes; 0 answers at once")
     parser.add_argument("--capacity", type=int, default=64, help="requests worked on at a time, where latency > 0")
     parser.add_argument("--final-mark", default="", help="text that makes a prompt too long for the model")
+    parser.add_argument("--bf16-scores", action="store_true", help="answer as a vLLM with a bf16 head does")
     for fault in ("error", "nan", "delay", "silent", "drop"):
         parser.add_argument(f"--{fault}-rate", type=float, default=0.0)
     asyncio.run(serve(parser.parse_args()))
