@@ -62,12 +62,16 @@ def click_model(users: Users, noise: float, highest_grade: int) -> ClickModel:
     """The users of that name. Every click satisfies, as in the protocol, which knows no dwell."""
     gains = [(2.0 ** min(grade, highest_grade) - 1) / (2.0**highest_grade - 1) for grade in range(MAX_GRADE + 1)]
     attractiveness = tuple(noise + (1 - noise) * gain for gain in gains)
-    every_click = {"satisfaction": (1.0,) * (MAX_GRADE + 1), "dwell_spread": 0.0}
-    if users == "cascade":
-        # the cascade model (Craswell et al., WSDM 2008) is the DBN whose every click satisfies and who never gives up
-        return ClickModel(kind="dbn", attractiveness=attractiveness, continuation=1.0, **every_click)
     examination = BAIDU_EXAMINATION if users == "baidu" else tuple(1 / k for k in range(1, 101))
-    return ClickModel(kind="pbm", examination=examination, attractiveness=attractiveness, **every_click)
+    return ClickModel(
+        # the cascade model (Craswell et al., WSDM 2008) is the DBN whose every click satisfies and who never gives up
+        kind="dbn" if users == "cascade" else "pbm",
+        examination=examination,
+        attractiveness=attractiveness,
+        satisfaction=(1.0,) * (MAX_GRADE + 1),
+        continuation=1.0,
+        dwell_spread=0.0,
+    )
 
 
 def write_simulated_log(
