@@ -230,6 +230,15 @@ def test_retention_runs_after_a_compaction_with_rejects(tmp_path, monkeypatch, c
     assert "1 exposures" in capsys.readouterr().out and not list((tmp_path / "log").glob("*.ablog"))
 
 
+def test_what_compaction_writes_is_for_owner_and_group_alone(tmp_path):
+    """Seen: Parquet days with user ids and queries could be read by every account of the machine."""
+    compacted(tmp_path, [exposure("r1"), event("r1", "b"), exposure("r2", query="")])
+    names = {path.suffix for path in (tmp_path / "out").rglob("*")}
+    assert {".parquet", ".jsonl", ".json"} <= names
+    personal = [p for p in (tmp_path / "out").rglob("*") if p.is_dir() or p.suffix in (".parquet", ".jsonl")]
+    assert not [path for path in personal if path.stat().st_mode & 0o007]
+
+
 def test_a_record_of_an_unknown_kind_is_not_dropped_silently(tmp_path):
     with pytest.raises(InputError, match="newer release"):
         compacted(tmp_path, [{"type": "hologram", "logged": NOON}])
