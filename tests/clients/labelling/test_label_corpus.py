@@ -200,10 +200,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_a_rerun_goes_on(
     candidates, undisturbed, stub, teacher_folder, tmp_path
 ):
     command = (
-        f"{sys.executable} clients/label_corpus.py --candidates {candidates} --out mount/out "
-        f"--teacher {teacher_folder} "
-        f"--url {stub.url} --shard-rows {SHARD_ROWS}"
-    ).replace("clients/", f"{Path(__file__).parents[3]}/clients/")
+        f"{sys.executable} {Path(__file__).parents[3]}/clients/label_corpus.py --candidates {candidates} "
+        f"--out mount/out --teacher {teacher_folder} --url {stub.url} --shard-rows {SHARD_ROWS}"
+    )
     script = (
         f"mkdir -p mount && mount -t tmpfs -o size=48k tmpfs mount && {command}; echo code $?; ls mount/out/*.parquet; "
         f"mount -o remount,size=8m mount && {command}; echo code $?; cp -r mount/out out"
