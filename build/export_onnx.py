@@ -82,7 +82,7 @@ def widen_positions(encoder: Encoder, multiple: int = 32) -> int:
     return config.max_position_embeddings
 
 
-def torch_runner(encoder: Encoder) -> Runner:
+def torch_runner(encoder: Encoder | EngineEncoder) -> Runner:
     """The checkpoint itself, in fp32: what every engine is measured against."""
 
     def run(feed: Feed) -> NDArray[np.float32]:
