@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -110,7 +110,8 @@ class ServingLimits:
 
     def for_target(self, target: Target) -> ServingLimits:
         """A copy in which every setting of 0 has the target's default."""
-        return replace(self, **{n: getattr(self, n) or default for n, default in DEFAULTS[target].items()})
+        chosen: dict[str, Any] = {n: getattr(self, n) or default for n, default in DEFAULTS[target].items()}
+        return replace(self, **chosen)
 
 
 def bucket_lengths(limits: ServingLimits, target: Target, longest: int) -> list[int]:
