@@ -58,14 +58,8 @@ class TritonPythonModel:
         self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
-        self.cache = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
-        self.text.field_ids = self.cache
-        self.cache_meters = CacheMeters(args["model_name"], args["model_version"])
+        self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
         self.text.encode(["warm"], ["up"], ["the tokenizer"])
-
-    def finalize(self) -> None:
-        """The last call of an instance."""
-        self.cache_meters.close()
 
     async def execute(self, requests: list) -> list:
         """One response per request, in order: its scores, or what is wrong with it."""
@@ -76,7 +70,6 @@ class TritonPythonModel:
             if request.is_cancelled():
                 raise BadRequest("cancelled by the caller")
             pairs = self.text.encode(*read_fields(request, self.max_documents))
-            self.cache_meters.count(self.cache.hits, self.cache.misses)
             scores = await self._score(pairs)
         except BadRequest as problem:
             return pb_utils.InferenceResponse(
@@ -120,37 +113,6 @@ class TritonPythonModel:
             inputs=[pb_utils.Tensor(name, values) for name, values in feed.items()],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
-
-
-class CacheMeters:
-    """Hits and misses of the field cache on Triton's /metrics; nothing where the server runs without metrics."""
-
-    def __init__(self, model: str, version: str):
-        self._counted = {"hit": 0, "miss": 0}
-        self._meters = {}
-        counter = pb_utils.MetricFamily.COUNTER
-        try:
-            self._family = pb_utils.MetricFamily(
-                name="disranker_front_fields_total", description="Fields by whether the front knew them.", kind=counter
-            )
-            for cache in self._counted:
-                labels = {"model": model, "version": version, "cache": cache}
-                self._meters[cache] = self._family.Metric(labels=labels)
-        except pb_utils.TritonModelException as problem:
-            if "metrics not supported" not in str(problem):
-                raise
-
-    def count(self, hits: int, misses: int) -> None:
-        """hits, misses: of the instance since its start."""
-        for cache, total in (("hit", hits), ("miss", misses)):
-            if cache in self._meters and total > self._counted[cache]:
-                self._meters[cache].increment(total - self._counted[cache])
-                self._counted[cache] = total
-
-    def close(self) -> None:
-        """Let go of the metrics while the server still listens: the stub crashes if they outlive it."""
-        self._meters.clear()
-        self._family = None
 
 
 def read_fields(request, max_documents: int) -> tuple[list[str], list[str], list[str]]:
