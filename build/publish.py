@@ -32,7 +32,7 @@ from ranking.files import new_folder, write_json
 
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
-FRONT_SOURCES = ("serving/front/model.py", "serving/front/buckets.py")
+FRONT_SOURCES = tuple(f"serving/front/{name}.py" for name in ("model", "buckets", "field_cache"))
 # ranking/text.py, ranking/encoder_inputs.py and all that they import of ours
 TEXT_MODULES = tuple(
     f"ranking/{name}.py"

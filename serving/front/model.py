@@ -27,6 +27,7 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from buckets import cut, fill
+from field_cache import FieldCache
 
 from ranking.encoder_inputs import OUTPUT, Feed, pack, pad
 from ranking.limits import MAX_FIELD_BYTES
@@ -57,6 +58,7 @@ class TritonPythonModel:
         self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
+        self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
         self.text.encode(["warm"], ["up"], ["the tokenizer"])
 
     async def execute(self, requests: list) -> list:
