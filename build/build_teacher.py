@@ -1,6 +1,9 @@
-"""Publish a teacher checkpoint as the Triton model `teacher` of a model repository, for the stock vLLM backend.
+"""Publish a teacher as the Triton model `teacher` of a model repository, for the stock vLLM backend.
 
     python build/build_teacher.py --checkpoint runs/teacher --repository model_repository
+    python build/build_teacher.py --checkpoint models/Qwen3-Reranker-0.6B --prompt qwen3-reranker
+
+The teacher is a checkpoint of training.finetune_teacher or, with --prompt, a decoder reranker that others trained.
 
 Writes `teacher/config.pbtxt`, `teacher/<version>/model.json` (vLLM's engine arguments), `teacher/<version>/checkpoint/`
 (the folded model, its tokenizer and card) and `teacher/<version>/tokenizer/` (what vLLM reads) beside the repository and
@@ -10,6 +13,7 @@ project's own server (docs/serving-teacher.md).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -22,14 +26,24 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from build.fold_teacher import Dtype, FoldedTeacher, fold, write_serving_tokenizer
+from build.foreign_teachers import fold_reranker
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.program import run
+from ranking.reranker_prompts import PROMPTS
+from ranking.text import FieldLimits
 
 LOGGER = logging.getLogger(__name__)
 
 # What the score depends on: with another value the server would answer, but not with the score.
 FIXED_ARGUMENTS = {"model", "tokenizer", "logprobs_mode", "runner", "convert", "task", "enable_lora", "dtype"}
+# What says where the model lies and how fast it runs. Every other argument may move a score (number formats, quantisation, the
+# key-value cache's type), so it is part of the teacher's id: an argument that nobody thought of changes the id, and mixes nothing.
+ARGUMENTS_THAT_MOVE_NO_SCORE = {
+    "model", "tokenizer", "max_model_len", "enable_prefix_caching", "block_size", "enforce_eager",
+    "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "swap_space", "disable_log_stats",
+    "tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend",
+}  # fmt: skip
 
 
 @dataclass
@@ -37,13 +51,17 @@ class Config:
     """Publish a teacher checkpoint for Triton's vLLM backend.
 
     Args:
-        checkpoint: teacher checkpoint of training.finetune_teacher; a LoRA adapter is merged into its base model
+        checkpoint: teacher checkpoint of training.finetune_teacher (a LoRA adapter is merged into its base model), or with
+            --prompt the downloaded folder of a foreign reranker
         repository: Triton model repository to publish into; made if absent
         name: name of the Triton model; change it to serve two teachers side by side
         dtype: number format of weights and computation; "auto" keeps the checkpoint's. A GPU wants bfloat16 or float16
         engine_args: further vLLM engine arguments as JSON, e.g. tensor_parallel_size, gpu_memory_utilization,
             max_num_seqs, max_model_len (never below the longest pair), block_size
         served_from: path of the repository as the server sees it, when it is another one than `repository`
+        prompt: text format of a foreign decoder reranker: qwen3-reranker, bge-reranker-gemma or mxbai-rerank-v2
+        limits: token limits per field of a foreign reranker; a checkpoint of ours has its own
+        instruction: task that a foreign reranker's prompt states, in its own words; left out, the model's default
     """
 
     checkpoint: Path
@@ -52,6 +70,9 @@ class Config:
     dtype: Dtype = "auto"
     engine_args: dict[str, Any] = field(default_factory=dict)
     served_from: Path | None = None
+    prompt: str | None = None
+    limits: FieldLimits = field(default_factory=FieldLimits)
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         fixed = sorted(FIXED_ARGUMENTS & set(self.engine_args))
@@ -59,26 +80,35 @@ class Config:
             raise ValueError(f"engine_args sets {', '.join(fixed)}: decided by the checkpoint and --dtype")
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name {self.name!r}: letters, digits, - and _ only")
+        if self.prompt is not None and self.prompt not in PROMPTS:
+            raise ValueError(f"prompt {self.prompt!r}: one of {', '.join(sorted(PROMPTS))}")
+        if self.prompt is None and (self.instruction or self.limits != FieldLimits()):
+            raise ValueError("instruction and limits are for foreign rerankers; a checkpoint of ours has its own: give --prompt")
 
 
 def main(config: Config) -> None:
     repository = config.repository
     repository.mkdir(parents=True, exist_ok=True)
     target = repository / config.name
-    version = str(_last_version(target) + 1)
+    version = str(last_version(target) + 1)
     # beside the repository, because a server takes every folder inside it for a model
     aside = Path(tempfile.mkdtemp(prefix=f".{config.name}-", dir=repository.absolute().parent))
     try:
         checkpoint = aside / version / "checkpoint"
-        teacher = fold(config.checkpoint, checkpoint, config.dtype)
-        write_serving_tokenizer(config.checkpoint, aside / version / "tokenizer")
+        if config.prompt is None:
+            teacher = fold(config.checkpoint, checkpoint, config.dtype)
+        else:
+            teacher = fold_reranker(
+                config.checkpoint, checkpoint, config.prompt, config.limits, config.instruction, config.dtype
+            )
+        write_serving_tokenizer(checkpoint, aside / version / "tokenizer")
         served = (config.served_from or repository) / config.name / version
         arguments = engine_arguments(teacher, served, config.engine_args)
         write_json(aside / version / "model.json", arguments)
-        model_config = triton_config(teacher.card, teacher.score_token_id, fingerprint(checkpoint))
+        model_config = triton_config(teacher.card, teacher.score_token_id, teacher_id(checkpoint, arguments))
         (aside / "config.pbtxt").write_text(text_format.MessageToString(model_config), encoding="utf-8")
         aside.chmod(0o755)
-        _publish(aside, target)
+        publish_folder(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     LOGGER.info("published %s version %s (%s, score token %d)", target, version, teacher.dtype, teacher.score_token_id)
@@ -111,6 +141,16 @@ def engine_arguments(teacher: FoldedTeacher, served: Path, given: dict[str, Any]
     return arguments
 
 
+def teacher_id(checkpoint: Path, arguments: dict[str, Any]) -> str:
+    """16 hex digits of everything that moves a score: the served checkpoint (weights, tokenizer, prompt, limits) and vLLM's arguments.
+
+    arguments: as model.json has them.
+    """
+    moving = {name: value for name, value in arguments.items() if name not in ARGUMENTS_THAT_MOVE_NO_SCORE}
+    described = json.dumps([fingerprint(checkpoint), moving], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
 def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> model_config_pb2.ModelConfig:
     """config.pbtxt as a message: the backend, and as parameters what a client must know to ask for scores."""
     parameters = {
@@ -131,13 +171,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _last_version(target: Path) -> int:
+def last_version(target: Path) -> int:
     """The highest version number below a model folder, 0 if there is none: a published version is never written again."""
     versions = [int(folder.name) for folder in target.glob("*") if folder.name.isdecimal() and folder.is_dir()]
     return max(versions, default=0)
 
 
-def _publish(aside: Path, target: Path) -> None:
+def publish_folder(aside: Path, target: Path) -> None:
     """Rename the new folder to its place; what was there goes away after that. InputError across file systems."""
     old = aside.with_name(aside.name + ".old")
     try:

@@ -1,7 +1,7 @@
 """Put a built student into a Triton model repository: two numbered folders, written aside and renamed into place.
 
     <repository>/<name>/config.pbtxt                    which version serves (build/releases.py changes it)
-    <repository>/<name>/3/                              model.py, buckets.py, ranking/, tokenizer.json, ranker.json,
+    <repository>/<name>/3/                              model.py, buckets.py, request_fields.py, ranking/, tokenizer.json, ranker.json,
                                                         manifest.json, config.pbtxt as this version wants it
     <repository>/<name>_encoder/3/                      model.xml + model.bin | model.plan, manifest.json, config.pbtxt
 
@@ -34,7 +34,7 @@ from ranking.errors import InputError
 
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
-FRONT_SOURCES = ("serving/front/model.py", "serving/front/buckets.py")
+FRONT_SOURCES = ("serving/front/model.py", "serving/front/buckets.py", "serving/front/request_fields.py")
 TEXT_MODULES = ("ranking/__init__.py", "ranking/errors.py", "ranking/card.py", "ranking/text.py")
 
 
