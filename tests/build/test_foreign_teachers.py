@@ -14,18 +14,24 @@ from build.foreign_teachers import fold_reranker
 from ranking.errors import InputError
 from ranking.reranker_prompts import PROMPTS, PromptFormat
 from ranking.text import FieldLimits
-from tests.helpers.foreign_rerankers import FAMILIES, hostile_pairs, make_reranker, published_ids, published_scores
+from tests.helpers.foreign_rerankers import (
+    FAMILIES,
+    hostile_pairs,
+    last_logits,
+    make_reranker,
+    published_ids,
+    published_scores,
+)
 
 LIMITS = FieldLimits(16, 16, 48)
 PAIRS = hostile_pairs(200)
 
 
-@torch.inference_mode()
 def served_scores(folded, tokenizer_folder, teacher: FoldedTeacher, texts: list[str]) -> list[float]:
     """The score token's raw logit after each text, from what lies on disk, tokenised as the server does it."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    rows = AutoTokenizer.from_pretrained(tokenizer_folder)(texts)["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(folded, dtype=torch.float32).eval()
-    return [float(model(**tokenizer(text, return_tensors="pt")).logits[0, -1, teacher.score_token_id]) for text in texts]
+    return last_logits(model, rows)[:, teacher.score_token_id].tolist()
 
 
 @pytest.mark.parametrize("prompt", FAMILIES)

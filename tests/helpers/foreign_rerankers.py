@@ -142,24 +142,35 @@ def published_ids(prompt: str, tokenizer: PreTrainedTokenizerFast, query: str, d
     return ids(prefix) + pair + ids("\n") + ids(task) + ids("<|im_end|>\n<|im_start|>assistant\n")
 
 
-@torch.inference_mode()
 def published_scores(folder: Path, prompt: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """The family's published score of each (query, document), one pair at a time, in float32."""
+    """The family's published score of each (query, document), in float32."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    scores = []
-    for query, document in pairs:
-        logits = model(torch.tensor([published_ids(prompt, tokenizer, query, document)])).logits[0, -1]
-        if prompt == "qwen3-reranker":  # log-softmax over the two answers; the logit of its probability is the difference
-            no, yes = (tokenizer.convert_tokens_to_ids(answer) for answer in ("no", "yes"))
-            both = torch.log_softmax(torch.stack([logits[no], logits[yes]]), 0)
-            scores.append(float(both[1] - both[0]))
-        elif prompt == "bge-reranker-gemma":
-            scores.append(float(logits[tokenizer("Yes", add_special_tokens=False)["input_ids"][0]]))
-        else:
-            one, zero = (tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in ("1", "0"))
-            scores.append(float(logits[one] - logits[zero]))
-    return scores
+    logits = last_logits(model, [published_ids(prompt, tokenizer, query, document) for query, document in pairs])
+    if prompt == "qwen3-reranker":  # log-softmax over the two answers; the logit of its probability is the difference
+        no, yes = (tokenizer.convert_tokens_to_ids(answer) for answer in ("no", "yes"))
+        both = torch.log_softmax(torch.stack([logits[:, no], logits[:, yes]], 1), 1)
+        return (both[:, 1] - both[:, 0]).tolist()
+    if prompt == "bge-reranker-gemma":
+        return logits[:, tokenizer("Yes", add_special_tokens=False)["input_ids"][0]].tolist()
+    one, zero = (tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in ("1", "0"))
+    return (logits[:, one] - logits[:, zero]).tolist()
+
+
+@torch.inference_mode()
+def last_logits(model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """float32 [rows, outputs]: a language model's logits behind the last token of each row.
+
+    Rows are padded on the right, where a causal model's earlier states cannot see, with id 0.
+    """
+    found = []
+    for start in range(0, len(rows), 50):
+        some = [torch.tensor(row) for row in rows[start : start + 50]]
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
+        lengths = torch.tensor([len(row) for row in some])
+        logits = model(ids).logits
+        found.append(logits[torch.arange(len(some)), lengths - 1])
+    return torch.cat(found)
 
 
 def hostile_pairs(count: int, seed: int = 0) -> list[tuple[str, str, str]]:
