@@ -23,7 +23,7 @@ from ranking.errors import InputError
 from ranking.program import run
 from ranking.schema import read_table, replacing
 
-log = logging.getLogger("simulate_traffic")
+logger = logging.getLogger("simulate_traffic")
 
 
 @dataclass

@@ -35,7 +35,7 @@ from loadtest._server_metrics import ServerMetrics, difference, scrape  # noqa: 
 from loadtest._targets import GrpcTarget, HttpTarget, RequestFailed, RouterTarget, Target  # noqa: E402
 from ranking.errors import InputError  # noqa: E402
 
-log = logging.getLogger("loadtest")
+logger = logging.getLogger("loadtest")
 
 
 @events.init_command_line_parser.add_listener

@@ -22,7 +22,7 @@ import tritonclient.grpc.aio as grpc_aio
 from tritonclient.grpc import InferInput
 
 from benchmarks.ab.toy_rankers import write_toy_repository
-from clients.ab.router.local import start_router
+from clients.ab.router.local_router import start_router
 from ranking.program import run
 from serving.local_server import start_triton
 

@@ -20,12 +20,12 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
-from clients.labelling.candidates import RowRange
-from clients.labelling.dispatch import Job, label_ranges
-from clients.labelling.work import Tally
+from clients.labelling.candidate_file import RowRange
+from clients.labelling.label_ranges import Job, label_ranges
+from clients.labelling.work_queue import Tally
 from ranking.errors import InputError
 
-log = logging.getLogger("labels")
+logger = logging.getLogger("labels")
 
 RANGES_A_CALL = 4  # labelled in one go, so that a worker's window stays full from shard to shard
 STOP_NAME = ".stop"  # while it stands in the folder, workers begin no shard

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from clients.rerank import AsyncReranker, Reranker, RerankError
-from clients.triton.connection import Connection
+from clients.triton.connection import Credentials
+from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from serving.local_server import start_triton
 
 x509 = pytest.importorskip("cryptography.x509")
@@ -73,17 +73,17 @@ def test_grpc_over_tls_needs_the_right_authority(certificate, tmp_path):
     crt, key = certificate
     flags = ("--grpc-use-ssl=true", f"--grpc-server-cert={crt}", f"--grpc-server-key={key}")
     with start_triton(tmp_path / "repository", *flags) as server:
-        url, trusted = f"grpcs://{server.grpc}", Connection(ca=crt)
+        url, trusted = f"grpcs://{server.grpc}", Credentials(ca=crt)
 
         async def ask():
-            async with AsyncReranker([url], deadline=20, connection=trusted) as ranker:
+            async with AsyncReranker([url], deadline_ms=20000, credentials=trusted) as ranker:
                 return await ranker.rank("q", ["a", "bbb"], ["", ""])
 
-        with Reranker([url], deadline=20, connection=trusted) as ranker:
+        with Reranker([url], deadline_ms=20000, credentials=trusted) as ranker:
             ranking = ranker.rank("q", ["a", "bbb"], ["", ""])
         assert list(ranking.order) == list(asyncio.run(ask()).order) == [1, 0]
-        for other, connection in ((url, Connection()), (f"grpc://{server.grpc}", Connection())):
-            with Reranker([other], deadline=3, connection=connection) as ranker, pytest.raises(RerankError):
+        for other, credentials in ((url, Credentials()), (f"grpc://{server.grpc}", Credentials())):
+            with Reranker([other], deadline_ms=3000, credentials=credentials) as ranker, pytest.raises(RerankError):
                 ranker.rank("q", ["a"], [""])
 
 
@@ -105,7 +105,7 @@ def test_the_token_reaches_a_proxy_and_a_refusal_is_not_retried():
     try:
         url = f"http://127.0.0.1:{gate.server_port}"
         with (
-            Reranker([url, url], deadline=5, connection=Connection(token="secret")) as ranker,
+            Reranker([url, url], deadline_ms=5000, credentials=Credentials(token="secret")) as ranker,
             pytest.raises(RerankError) as refused,
         ):
             ranker.rank("q", ["a"], [""])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.ab.router.local import start_router
+from clients.ab.router.local_router import start_router
 from tests.loadtest.conftest import Rig
 
 ROOT = Path(__file__).parents[2]

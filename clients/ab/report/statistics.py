@@ -107,7 +107,9 @@ def cuped(control: UserTotals, treatment: UserTotals) -> tuple[Estimate, Estimat
     return control_estimate, treatment_estimate, left
 
 
-def compare(control: Estimate, treatment: Estimate, alpha: float = 0.05, planned_users: int = 10_000) -> Comparison:
+def compare_arms(
+    control: Estimate, treatment: Estimate, alpha: float = 0.05, planned_users: int = 10_000
+) -> Comparison:
     """Relative lift with its fixed-horizon and always-valid intervals.
 
     alpha: error rate of both intervals; planned_users: users of both arms at which the always-valid interval is
@@ -200,7 +202,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class GoodSameBad:
-    """Side-by-side judgements of treatment against control, as the paper's Table 4 counts them."""
+    """Side-by-side judgments of treatment against control, as the paper's Table 4 counts them."""
 
     good: int
     same: int

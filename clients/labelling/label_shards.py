@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clients.labelling.candidates import CandidateFile, Refusal, RowRange
+from clients.labelling.candidate_file import CandidateFile, Refusal, RowRange
 from ranking.labels import shard_name
 from ranking.schema import TABLES, replacing
 

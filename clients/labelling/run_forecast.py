@@ -1,4 +1,4 @@
-"""What a labelling run will take: pairs, tokens, hours and money, before anything is sent or after a short probe."""
+"""--dry-run: what a labelling run will take in tokens, hours and money, from a count and a short probe of the servers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from clients.labelling.candidates import CandidateFile, RowRange
-from clients.labelling.dispatch import Job, label_ranges
-from clients.labelling.work import Tally
+from clients.labelling.candidate_file import CandidateFile, RowRange
+from clients.labelling.label_ranges import Job, label_ranges
+from clients.labelling.work_queue import Tally
 from ranking.text import TeacherFormat
 
 COUNTED = 20_000  # pairs whose tokens are counted; a larger file is estimated from this many, spread over it
@@ -20,7 +20,7 @@ PROBE_SHARDS = 4
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunForecast:
     """tokens: of all prompts; exact: every pair was counted; rate: pairs a second of all endpoints together."""
 
     pairs: int
@@ -70,14 +70,14 @@ def count_tokens(candidates: CandidateFile, text_format: TeacherFormat) -> tuple
     return tokens, repeated, pairs
 
 
-def estimate(
+def forecast(
     candidates: CandidateFile, text_format: TeacherFormat, rate: float, endpoints: int, price: float | None
-) -> Estimate:
+) -> RunForecast:
     """Scale the counted tokens to the whole file."""
     tokens, repeated, counted = count_tokens(candidates, text_format)
     share = candidates.rows / counted if counted and candidates.rows > COUNTED else 1.0
     exact = candidates.rows <= COUNTED
-    return Estimate(candidates.rows, round(tokens * share), round(repeated * share), exact, rate, endpoints, price)
+    return RunForecast(candidates.rows, round(tokens * share), round(repeated * share), exact, rate, endpoints, price)
 
 
 def probe(job: Job, scratch: Path, ranges: Sequence[RowRange]) -> float:

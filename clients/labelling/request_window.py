@@ -1,4 +1,4 @@
-"""How many requests an endpoint is kept busy with: fixed, or found by climbing until throughput stops growing."""
+"""How many requests one teacher server gets at a time: a fixed number, or one found by trying what still adds speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs on their way to a score: shards in hand, the queue that all endpoints draw from, and what has happened so far."""
+"""The queue of pairs that wait for a score, which all servers draw from; the shards they belong to; the run's counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import monotonic
 import numpy as np
 import pyarrow as pa
 
-from clients.labelling.candidates import Refusal, RowRange
+from clients.labelling.candidate_file import Refusal, RowRange
 
 
 class ShardInHand:

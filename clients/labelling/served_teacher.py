@@ -1,4 +1,4 @@
-"""Who the teacher is, on the server and on this machine: its fingerprint, its score token, its text format."""
+"""The teacher that a server has loaded: which one it is, how to ask it for a score, and its tokenizer on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ranking.text import TeacherFormat
 
 
 @dataclass(frozen=True)
-class Teacher:
+class ServedTeacher:
     """A served teacher, from its model config. card: its score card as JSON, which carries the text format and limits."""
 
     model: str
@@ -24,7 +24,7 @@ class Teacher:
     card: str
 
     @classmethod
-    def of_config(cls, model: str, config: pb.ModelConfigResponse, where: str) -> Teacher:
+    def of_config(cls, model: str, config: pb.ModelConfigResponse, where: str) -> ServedTeacher:
         """InputError if the model was not built by build/build_teacher.py: then nothing says what its scores are."""
         given = {name: parameter.string_value for name, parameter in config.config.parameters.items()}
         try:

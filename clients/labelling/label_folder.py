@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clients.labelling.candidates import CandidateFile, RowRange
-from clients.labelling.shards import (
+from clients.labelling.candidate_file import CandidateFile, RowRange
+from clients.labelling.label_shards import (
     Origin,
     describe_scores,
     finished_record,
@@ -30,7 +30,7 @@ from ranking.errors import InputError
 from ranking.labels import MANIFEST_NAME, MANIFEST_VERSION, REJECTS_NAME, REJECTS_SCHEMA, load_manifest
 from ranking.schema import replacing
 
-log = logging.getLogger("labels")
+logger = logging.getLogger("labels")
 
 
 @contextmanager
@@ -104,7 +104,7 @@ class LabelFolder:
         for covered in self.ranges():
             record, problem = finished_record(self.folder, self.origin, covered)
             if problem:
-                log.warning("%s: %s; the shard is labelled again", self.folder, problem)
+                logger.warning("%s: %s; the shard is labelled again", self.folder, problem)
             elif record and retry_rejects and any(cause == "teacher" for *_, cause, _ in record["rejects"]):
                 record = None
             if record is None:
