@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from time import monotonic
 
 import httpx
 import numpy as np
 
+from clients.labelling.http_costs import Budget, tokens_of
 from clients.labelling.http_dialects import BadAnswer
 from clients.labelling.http_teacher import AnswerLog, HttpTeacher
 from clients.labelling.request_window import Window
@@ -19,67 +18,9 @@ from clients.labelling.teacher_endpoint import FIRST_WAIT, LONGEST_WAIT, Patienc
 from clients.labelling.work_queue import Pair, Tally, WorkQueue
 from ranking.errors import InputError
 
-logger = logging.getLogger("labels")
-
 ALONE_AFTER = 2  # failures of a pair before it is sent alone: one bad document must not hold up its neighbours
 REFUSED_FOR_GOOD = {401, 402, 403, 404}  # key, account, address: no pair is to blame and no waiting helps
 TOO_MANY = {429, 503}
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What a service bills; both parts are added.
-
-    Args:
-        per_1000_requests: money for 1000 requests (Cohere's search units: a request of up to 100 documents)
-        per_million_tokens: money for 1,000,000 tokens, counted as one per four characters
-    """
-
-    per_1000_requests: float = 0.0
-    per_million_tokens: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("per_1000_requests", "per_million_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: a price is not below 0")
-
-    def cost(self, requests: int, tokens: float) -> float:
-        """Money for that many requests with that many tokens in all."""
-        return requests * self.per_1000_requests / 1e3 + tokens * self.per_million_tokens / 1e6
-
-
-def tokens_of(prompts: list[tuple[str, str, str]]) -> float:
-    """About how many tokens a service counts for pairs of one query, which it reads once with each document."""
-    return sum(len(text) for prompt in prompts for text in prompt) / 4
-
-
-class Budget:
-    """Money and pace of the whole run, shared by its endpoints.
-
-    limit: money that the requests of this run may cost, None for no limit; requests_per_minute: None for no limit.
-    Every request counts, answered or not: nobody knows what a service bills for a failed one.
-    """
-
-    def __init__(self, prices: Prices, limit: float | None, requests_per_minute: float | None):
-        self.prices, self.limit = prices, limit
-        self.requests, self.spent = 0, 0.0
-        self._pause = 60 / requests_per_minute if requests_per_minute else 0.0
-        self._next = 0.0
-
-    async def take(self, tokens: float) -> None:
-        """Wait for the pace, then count one request. InputError if it would cost more than is left."""
-        cost = self.prices.cost(1, tokens)
-        if self.limit is not None and self.spent + cost > self.limit:
-            raise InputError(
-                f"the budget of {self.limit:g} is spent: {self.requests} requests cost about {self.spent:.2f}; what was "
-                "answered is kept, run again to go on with a new budget"
-            )
-        self.requests += 1
-        self.spent += cost
-        wait = self._next - monotonic()
-        self._next = max(self._next, monotonic()) + self._pause
-        if wait > 0:
-            await asyncio.sleep(wait)
 
 
 class HttpEndpoint:
@@ -130,16 +71,18 @@ class HttpEndpoint:
         while (closed := self._open_at - monotonic()) > 0:
             await asyncio.sleep(closed)
         prompts = [pair.prompt for pair in pairs]
-        await self.budget.take(tokens_of(prompts))
-        sent = monotonic()
-        try:
-            answer = await client.post(self.url + self.teacher.path(), json=self.teacher.body(prompts))
-        except httpx.TimeoutException:
-            self._failed(pairs, f"no answer within {self.patience.deadline_ms / 1000:g} s")
-            return
-        except httpx.TransportError as problem:
-            self._lost(pairs, str(problem) or type(problem).__name__)
-            return
+        async with self.budget.request(tokens_of(prompts)):
+            sent = monotonic()
+            try:
+                answer = await client.post(self.url + self.teacher.path(), json=self.teacher.body(prompts))
+            except httpx.TimeoutException:
+                self._failed(pairs, f"no answer within {self.patience.deadline_ms / 1000:g} s")
+            except httpx.TransportError as problem:
+                self._lost(pairs, str(problem) or type(problem).__name__)
+            else:
+                self._take(pairs, answer, monotonic() - sent)
+
+    def _take(self, pairs: list[Pair], answer: httpx.Response, seconds: float) -> None:
         if answer.status_code in REFUSED_FOR_GOOD:
             raise InputError(f"{self.url} refuses requests: {_reason(answer)}; check key, model and address")
         if answer.status_code in TOO_MANY:
@@ -149,7 +92,7 @@ class HttpEndpoint:
         elif answer.status_code >= 400:
             self._rejected(pairs, _reason(answer))
         else:
-            self._read(pairs, answer, monotonic() - sent)
+            self._read(pairs, answer, seconds)
 
     def _read(self, pairs: list[Pair], answer: httpx.Response, seconds: float) -> None:
         try:

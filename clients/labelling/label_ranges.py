@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 from tritonclient.grpc import service_pb2_grpc
@@ -21,13 +21,71 @@ from clients.labelling.teacher_endpoint import EndpointLost, Patience, TeacherEn
 from clients.labelling.work_queue import Pair, ShardInHand, Tally, WorkQueue
 from clients.triton.connection import Credentials, TritonConnection
 from ranking.errors import InputError
-from ranking.text import TeacherFormat
 
 logger = logging.getLogger("labels")
 
 BLOCK = 256  # pairs formatted at a time
 SHARDS_IN_HAND = 3  # one being written, one being finished, one being begun: the windows never run dry
 FEW_REFUSALS = 100  # before the share of refusals is held against max_refused
+
+
+class Endpoint(Protocol):
+    """One server or service that draws pairs from the queue it was made with, until it is cancelled."""
+
+    window: Window
+
+    async def run(self) -> None:
+        """Serve until cancelled; whatever it cannot score goes back into the queue."""
+
+
+class AskedTeacher(Protocol):
+    """A teacher and how it is asked; travels to Ray workers as it is."""
+
+    def endpoints(self, work: WorkQueue, tally: Tally) -> Sequence[Endpoint]:
+        """The servers or services of the teacher, each drawing from `work` and counting in `tally`."""
+
+    def prompter(self) -> Callable[[list[str], list[str], list[str]], Sequence[Any]]:
+        """A function (queries, titles, summaries) -> what endpoints send of each pair."""
+
+    def earlier_answers(self, folder: Path, shard: int) -> Mapping[int, float]:
+        """{position: score} that a run which was killed had been given for a shard and that need not be asked again."""
+
+    def forget_answers(self, folder: Path, shard: int) -> None:
+        """The shard is finished."""
+
+
+@dataclass(frozen=True)
+class StreamedTeacher:
+    """A teacher behind Triton's vLLM backend, asked over gRPC streams.
+
+    folder: its checkpoint, for the text format; in_flight: requests at a time and server, None to find the number.
+    """
+
+    teacher: ServedTeacher
+    folder: Path
+    urls: tuple[str, ...]
+    credentials: Credentials
+    in_flight: int | None
+    patience: Patience
+
+    def endpoints(self, work: WorkQueue, tally: Tally) -> list[TeacherEndpoint]:
+        """One endpoint per url."""
+        return [
+            TeacherEndpoint(url, self.credentials, self.teacher, work, tally, self.patience, Window(self.in_flight))
+            for url in self.urls
+        ]
+
+    def prompter(self) -> Callable[[list[str], list[str], list[str]], list[bytes]]:
+        """The teacher's text of each pair. InputError if the folder is another teacher's."""
+        text_format = self.teacher.text_format(self.folder)
+        return lambda *fields: [pair.text.encode() for pair in text_format.texts(*fields)]
+
+    def earlier_answers(self, folder: Path, shard: int) -> dict[int, float]:
+        """None: a shard costs a minute of a server, and the servers are ours."""
+        return {}
+
+    def forget_answers(self, folder: Path, shard: int) -> None:
+        """Nothing is kept."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +98,7 @@ class Job:
     candidates: CandidateFile
     folder: Path
     origin: Origin
-    teacher: ServedTeacher
-    teacher_folder: Path
-    urls: tuple[str, ...]
-    credentials: Credentials
-    in_flight: int | None
-    patience: Patience
+    asked: AskedTeacher
     give_up_seconds: float
     max_refused: float
 
@@ -93,12 +146,9 @@ async def label_ranges(
     InputError: no endpoint answered for job.give_up_seconds seconds, or the teacher fails on too many pairs. OSError: disk full.
     """
     work = WorkQueue()
-    text_format = job.teacher.text_format(job.teacher_folder)
+    prompter = job.asked.prompter()
     tally.last_answer = monotonic()
-    endpoints = [
-        TeacherEndpoint(url, job.credentials, job.teacher, work, tally, job.patience, Window(job.in_flight))
-        for url in job.urls
-    ]
+    endpoints = job.asked.endpoints(work, tally)
 
     def check_refusals() -> None:
         failed, answered = tally.refused["teacher"], tally.scored
@@ -111,6 +161,7 @@ async def label_ranges(
         record = await asyncio.to_thread(
             write_shard, job.folder, job.origin, shard.covered, shard.rows, shard.scores, shard.refusals
         )
+        job.asked.forget_answers(job.folder, shard.covered.index)
         tally.shards += 1
         on_shard(record)
 
@@ -124,8 +175,11 @@ async def label_ranges(
                     return
                 shard = ShardInHand(*loaded)
                 tally.refused["input"] += len(shard.refusals)
+                for position, score in job.asked.earlier_answers(job.folder, shard.covered.index).items():
+                    shard.score(position, score)
+                    tally.already += 1
                 saving.create_task(save(shard)).add_done_callback(lambda _: slots.release())
-                await _send_shard(shard, work, text_format, endpoints)
+                await _send_shard(shard, work, prompter, endpoints)
 
     async def guard() -> None:
         while True:
@@ -161,11 +215,11 @@ def _innermost(problem: BaseException) -> BaseException:
 
 
 async def _send_shard(
-    shard: ShardInHand, work: WorkQueue, text_format: TeacherFormat, endpoints: Sequence[TeacherEndpoint]
+    shard: ShardInHand, work: WorkQueue, prompter: Callable[..., Sequence[Any]], endpoints: Sequence[Endpoint]
 ) -> None:
     """Format the shard's pairs a block at a time and queue them, never far ahead of what the endpoints take."""
     for positions in _blocks(shard.sending_order()):
-        prompts = await asyncio.to_thread(_prompts, shard.rows, positions, text_format)
+        prompts = await asyncio.to_thread(_prompts, shard.rows, positions, prompter)
         ahead = max(BLOCK, sum(endpoint.window.limit for endpoint in endpoints))
         await work.put([Pair(shard, position, prompt) for position, prompt in zip(positions, prompts)], room=ahead)
 
@@ -174,7 +228,6 @@ def _blocks(positions: list[int]) -> Iterator[list[int]]:
     return (positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK))
 
 
-def _prompts(rows: pa.Table, positions: list[int], text_format: TeacherFormat) -> list[bytes]:
+def _prompts(rows: pa.Table, positions: list[int], prompter: Callable[..., Sequence[Any]]) -> Sequence[Any]:
     block = rows.take(positions)
-    fields = [block.column(name).to_pylist() for name in ("query", "title", "summary")]
-    return [pair.text.encode() for pair in text_format.texts(*fields)]
+    return prompter(*(block.column(name).to_pylist() for name in ("query", "title", "summary")))

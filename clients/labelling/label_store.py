@@ -185,7 +185,7 @@ def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 def stream(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
     """A query's rows in batches, memory bounded by one."""
-    yield from connection.execute(query).to_arrow_reader(BATCH_ROWS)
+    yield from connection.sql(query).to_arrow_reader(BATCH_ROWS)
 
 
 def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:

@@ -74,7 +74,6 @@ def label_over_ray(
     job = replace(
         job,
         folder=job.folder.absolute(),
-        teacher_folder=job.teacher_folder.absolute(),
         candidates=replace(job.candidates, path=job.candidates.path.absolute()),
     )
     ray.data.DataContext.get_current().enable_progress_bars = False

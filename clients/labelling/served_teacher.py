@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.reranker_prompts import format_of_teacher
 from ranking.text import TeacherFormat
 
 
@@ -46,7 +47,7 @@ class ServedTeacher:
             )
         if card.vocabulary and card.vocabulary != fingerprint(folder / "tokenizer.json"):
             raise InputError(f"{folder}/tokenizer.json: not the tokenizer of the score card; copy the checkpoint again")
-        return TeacherFormat.of_checkpoint(folder)
+        return format_of_teacher(folder)
 
     def request(self) -> pb.ModelInferRequest:
         """The request that asks for a score, less its id and text: one token out of one, whose raw logit is the score."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +29,10 @@ class ShardInHand:
 
     def sending_order(self) -> list[int]:
         """Positions to score, a query's candidates side by side (first seen first), so that the prefix cache serves them."""
-        refused = {refusal.position for refusal in self.refusals}
+        settled = {refusal.position for refusal in self.refusals} | set(np.flatnonzero(np.isfinite(self.scores)).tolist())
         by_query: dict[str, list[int]] = {}
         for position, query in enumerate(self.rows.column("query").to_pylist()):
-            if position not in refused:
+            if position not in settled:
                 by_query.setdefault(query, []).append(position)
         return [position for positions in by_query.values() for position in positions]
 
@@ -50,11 +52,14 @@ class ShardInHand:
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """One request to be: where its score goes, the prompt, failures of its own, and streams lost under it."""
+    """One request to be: where its score goes, the prompt, failures of its own, and streams lost under it.
+
+    prompt: what the endpoint's kind sends: text as bytes to a generator, (query, title, summary) to a service over HTTP.
+    """
 
     shard: ShardInHand
     position: int
-    prompt: bytes
+    prompt: Any
     failures: int = 0
     streams_lost: int = 0
 
@@ -64,7 +69,7 @@ class WorkQueue:
 
     def __init__(self) -> None:
         self._pairs: deque[Pair] = deque()
-        self._ready = asyncio.Semaphore(0)
+        self._filled = asyncio.Event()
         self._low = asyncio.Event()
         self._room = 0
 
@@ -77,20 +82,29 @@ class WorkQueue:
         while len(self._pairs) >= room:
             self._low.clear()
             await self._low.wait()
-        for pair in pairs:
-            self._pairs.append(pair)
-            self._ready.release()
+        self._pairs.extend(pairs)
+        self._filled.set()
 
     def hand_back(self, pair: Pair) -> None:
+        """Put a pair that got no score in front of the queue."""
         self._pairs.appendleft(pair)
-        self._ready.release()
+        self._filled.set()
 
     async def get(self) -> Pair:
-        await self._ready.acquire()
-        pair = self._pairs.popleft()
+        """The next pair; waits until there is one."""
+        return (await self.get_alike(lambda first, next_: False, 1))[0]
+
+    async def get_alike(self, alike: Callable[[Pair, Pair], bool], most: int) -> list[Pair]:
+        """The next pair and up to most - 1 that follow it, as long as alike(first, following) holds; waits for the first."""
+        while not self._pairs:
+            self._filled.clear()
+            await self._filled.wait()
+        pairs = [self._pairs.popleft()]
+        while self._pairs and len(pairs) < most and alike(pairs[0], self._pairs[0]):
+            pairs.append(self._pairs.popleft())
         if len(self._pairs) < self._room:
             self._low.set()
-        return pair
+        return pairs
 
 
 @dataclass
