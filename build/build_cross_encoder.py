@@ -158,4 +158,8 @@ def triton_config(config: Config, card: ScoreCard, identity: str) -> pb.ModelCon
 
 
 if __name__ == "__main__":
-    run(main, Config, example="python build/build_cross_encoder.py --checkpoint models/bge-reranker-v2-m3 --name foreign")
+    run(
+        main,
+        Config,
+        example="python build/build_cross_encoder.py --checkpoint models/bge-reranker-v2-m3 --name foreign",
+    )

@@ -37,8 +37,8 @@ LOGGER = logging.getLogger(__name__)
 
 # What the score depends on: with another value the server would answer, but not with the score.
 FIXED_ARGUMENTS = {"model", "tokenizer", "logprobs_mode", "runner", "convert", "task", "enable_lora", "dtype"}
-# What says where the model lies and how fast it runs. Every other argument may move a score (number formats, quantisation, the
-# key-value cache's type), so it is part of the teacher's id: an argument that nobody thought of changes the id, and mixes nothing.
+# What says where the model lies and how fast it runs. Every other argument may move a score (number formats, quantisation,
+# the key-value cache's type), so it is part of the teacher's id: one that nobody thought of changes the id, and mixes nothing.
 ARGUMENTS_THAT_MOVE_NO_SCORE = {
     "model", "tokenizer", "max_model_len", "enable_prefix_caching", "block_size", "enforce_eager",
     "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "swap_space", "disable_log_stats",
@@ -83,7 +83,9 @@ class Config:
         if self.prompt is not None and self.prompt not in PROMPTS:
             raise ValueError(f"prompt {self.prompt!r}: one of {', '.join(sorted(PROMPTS))}")
         if self.prompt is None and (self.instruction or self.limits != FieldLimits()):
-            raise ValueError("instruction and limits are for foreign rerankers; a checkpoint of ours has its own: give --prompt")
+            raise ValueError(
+                "instruction and limits are for foreign rerankers; a checkpoint of ours has its own: give --prompt"
+            )
 
 
 def main(config: Config) -> None:
@@ -142,9 +144,9 @@ def engine_arguments(teacher: FoldedTeacher, served: Path, given: dict[str, Any]
 
 
 def teacher_id(checkpoint: Path, arguments: dict[str, Any]) -> str:
-    """16 hex digits of everything that moves a score: the served checkpoint (weights, tokenizer, prompt, limits) and vLLM's arguments.
+    """16 hex digits of everything that moves a score: weights, tokenizer, prompt and limits, and vLLM's arguments.
 
-    arguments: as model.json has them.
+    checkpoint: the served folder; arguments: as model.json has them.
     """
     moving = {name: value for name, value in arguments.items() if name not in ARGUMENTS_THAT_MOVE_NO_SCORE}
     described = json.dumps([fingerprint(checkpoint), moving], sort_keys=True, ensure_ascii=False)

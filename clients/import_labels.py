@@ -61,7 +61,9 @@ def main(config: Config) -> int:
         counts = scores.counts()
         logger.info("%s: %s", config.scores, counts)
         if counts.joined < config.least_joined * counts.candidates or not counts.joined:
-            raise InputError(f"{config.scores}: {counts}; --least-joined asks for {config.least_joined:.0%}: wrong file or ids?")
+            raise InputError(
+                f"{config.scores}: {counts}; --least-joined asks for {config.least_joined:.0%}: wrong file or ids?"
+            )
         origin = Origin.of(candidates, config.shard_rows, teacher_id(config.scores, config.columns))
         folder = LabelFolder(config.out, candidates, origin)
         rejects = write_scored(folder, scores.scores(), f"no score in {config.scores.name}")["counts"]["rejects"]

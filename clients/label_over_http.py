@@ -117,9 +117,7 @@ def make_job(config: Config, budget: Budget, candidates: CandidateFile, out: Pat
     authorised = headers(dialect.key_variable if config.key_variable is None else config.key_variable)
     described = asyncio.run(describe(urls, dialect, config.model, authorised))
     teacher = HttpTeacher(config.dialect, config.model, described, config.revision, config.scale, config.limits)
-    asked = AskedOverHttp(
-        teacher, urls, authorised, out, config.patience(), budget, config.in_flight, config.documents
-    )
+    asked = AskedOverHttp(teacher, urls, authorised, out, config.patience(), budget, config.in_flight, config.documents)
     origin = Origin.of(candidates, shard_rows, teacher.teacher_id)
     return Job(candidates, out, origin, asked, config.give_up_seconds, config.max_refused)
 

@@ -29,7 +29,9 @@ class CrossEncoderFormat(TeacherFormat):
         self.tokenizer, self.limits = tokenizer, limits
         self._clean = FieldCleaner(tokenizer)
         if tokenizer.num_special_tokens_to_add(True) < 2:
-            raise InputError("the tokenizer has no template for pairs; an encoder reranker's tokenizer marks both texts")
+            raise InputError(
+                "the tokenizer has no template for pairs; an encoder reranker's tokenizer marks both texts"
+            )
 
     @classmethod
     def of_checkpoint(cls, folder: str | Path) -> CrossEncoderFormat:

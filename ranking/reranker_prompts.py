@@ -30,7 +30,6 @@ from ranking.text import (
     load_tokenizer,
 )
 
-
 BORDER = "\ue000"  # of Unicode's private use area; field text cannot contain it
 
 
@@ -195,7 +194,9 @@ class PromptFormat(TeacherFormat):
     def _answer_id(self, answer: str) -> int:
         ids = self.tokenizer.encode(answer, add_special_tokens=False).ids
         if len(ids) != 1:
-            raise InputError(f"{self.prompt.name}: the answer {answer!r} is {len(ids)} tokens; this is another tokenizer")
+            raise InputError(
+                f"{self.prompt.name}: the answer {answer!r} is {len(ids)} tokens; this is another tokenizer"
+            )
         return ids[0]
 
     def _check_pieces(self) -> None:
@@ -208,7 +209,9 @@ class PromptFormat(TeacherFormat):
             pieces = self.prompt.fill(query, document, self.instruction)
             apart = [n for piece in pieces for n in tokenizer.encode(piece, add_special_tokens=False).ids]
             if tokenizer.encode(BORDER.join(pieces)).ids != first + apart:
-                raise InputError(f"{name}: the tokenizer reads the prompt otherwise than the published code; is it its own?")
+                raise InputError(
+                    f"{name}: the tokenizer reads the prompt otherwise than the published code; is it its own?"
+                )
 
 
 def format_of_teacher(folder: str | Path) -> TeacherFormat:

@@ -53,10 +53,12 @@ class HttpEndpoint:
         """Ask until cancelled. InputError if the service refuses the key or the address, or the budget is spent."""
         timeout = httpx.Timeout(self.patience.deadline_ms / 1000)
         limits = httpx.Limits(max_connections=self.in_flight)
-        async with httpx.AsyncClient(headers=dict(self.authorised), timeout=timeout, limits=limits) as client:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self.in_flight):
-                    group.create_task(self._work(client))
+        async with (
+            httpx.AsyncClient(headers=dict(self.authorised), timeout=timeout, limits=limits) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(self.in_flight):
+                group.create_task(self._work(client))
 
     async def _work(self, client: httpx.AsyncClient) -> None:
         while True:

@@ -126,7 +126,9 @@ async def describe(urls: Sequence[str], dialect: Dialect, model: str, authorised
     if not known:
         raise InputError("; ".join(f"{url} does not say what it serves: {text}" for url, text in zip(urls, found)))
     if len(set(known.values())) > 1:
-        raise InputError(f"the servers serve different models: {', '.join(f'{u}: {text}' for u, text in known.items())}")
+        raise InputError(
+            f"the servers serve different models: {', '.join(f'{u}: {text}' for u, text in known.items())}"
+        )
     return next(iter(known.values()))
 
 

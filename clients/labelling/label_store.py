@@ -139,8 +139,8 @@ class LabelStore:
         """
         with database(scratch) as connection:
             self._register(connection)
-            query = f"SELECT row, teacher_score FROM {parquet([keys])} AS asked JOIN stored USING (key_high, key_low) ORDER BY row"
-            yield from stream(connection, query)
+            both = f"{parquet([keys])} AS asked JOIN stored USING (key_high, key_low)"
+            yield from stream(connection, f"SELECT row, teacher_score FROM {both} ORDER BY row")
 
     def _register(self, connection: duckdb.DuckDBPyConnection) -> None:
         files = [self.folder / run.file for run in self.runs()]
@@ -178,7 +178,9 @@ def write_keys(candidates: CandidateFile, out: Path) -> int:
 def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB of its own that keeps to MEMORY and spills into `scratch`."""
     with duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false")
+        connection.execute(
+            f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false; SET enable_progress_bar = false"
+        )
         connection.execute(f"SET temp_directory = {literal(scratch / '.spill')}")
         yield connection
 

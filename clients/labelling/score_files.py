@@ -85,7 +85,9 @@ class ScoreFile:
         one = self._connection.execute("SELECT count(*) FROM scores").fetchone()
         lone = "FROM scores ANTI JOIN asked USING (query_id, doc_id)"
         unmatched = self._connection.execute(f"SELECT count(*), min((query_id, doc_id)) {lone}").fetchone()
-        joined = self._connection.execute("SELECT count(*) FROM asked SEMI JOIN scores USING (query_id, doc_id)").fetchone()
+        joined = self._connection.execute(
+            "SELECT count(*) FROM asked SEMI JOIN scores USING (query_id, doc_id)"
+        ).fetchone()
         assert one and unmatched and joined
         example = f"query_id {unmatched[1][0]!r}, doc_id {unmatched[1][1]!r}" if unmatched[0] else ""
         return JoinCounts(one[0], self.candidates.rows, joined[0], unmatched[0], example)

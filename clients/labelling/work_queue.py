@@ -29,7 +29,9 @@ class ShardInHand:
 
     def sending_order(self) -> list[int]:
         """Positions to score, a query's candidates side by side (first seen first), so that the prefix cache serves them."""
-        settled = {refusal.position for refusal in self.refusals} | set(np.flatnonzero(np.isfinite(self.scores)).tolist())
+        settled = {refusal.position for refusal in self.refusals} | set(
+            np.flatnonzero(np.isfinite(self.scores)).tolist()
+        )
         by_query: dict[str, list[int]] = {}
         for position, query in enumerate(self.rows.column("query").to_pylist()):
             if position not in settled:

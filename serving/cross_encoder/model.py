@@ -10,7 +10,6 @@ request_fields.py, the checkpoint, and the `ranking` modules that make the text.
 from __future__ import annotations
 
 import json
-import locale
 import sys
 from pathlib import Path
 
@@ -18,9 +17,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parent))
-# the server starts this interpreter in the C locale, in which some packages cannot read their own files
-locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
-
 import torch
 from request_fields import BadRequest, read_fields
 from transformers import AutoModelForSequenceClassification

@@ -6,7 +6,12 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from build.build_teacher import Config, main
 from build.fold_teacher import FoldedTeacher, write_serving_tokenizer
@@ -79,7 +84,9 @@ def test_a_reranker_published_as_a_classifier_keeps_its_own_head(tmp_path):
             for query, document in zip(*text_format.fields(*columns))
         ]
     texts = [text.text for text in text_format.texts(*columns)]
-    assert served_scores(tmp_path / "folded", tmp_path / "tokenizer", teacher, texts) == pytest.approx(expected, abs=1e-4)
+    assert served_scores(tmp_path / "folded", tmp_path / "tokenizer", teacher, texts) == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 def test_special_tokens_and_borders_in_fields_lose_their_role(tmp_path):

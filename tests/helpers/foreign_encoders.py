@@ -35,7 +35,9 @@ def bert_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=marks, show_progress=False))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=marks, show_progress=False)
+    )
     _pairs(tokenizer, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", True)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
@@ -103,4 +105,6 @@ def transformers_scores(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[
     """The logit of each (query, document) as transformers makes it, one pair at a time, in float32."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    return [float(model(**tokenizer([query], [document], return_tensors="pt")).logits[0, 0]) for query, document in pairs]
+    return [
+        float(model(**tokenizer([query], [document], return_tensors="pt")).logits[0, 0]) for query, document in pairs
+    ]

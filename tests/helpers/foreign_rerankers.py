@@ -49,7 +49,10 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=QWEN_MARKS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=600,
+        special_tokens=QWEN_MARKS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     # as in the real vocabulary, a full stop with a line break is one token, and so is a space with one
     tokenizer.train_from_iterator([*CORPUS, *["so.\n", "so):\n", "so \n", "so)\n"] * 40], trainer)
@@ -71,7 +74,9 @@ def gemma_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([*CORPUS, *(f"<0x{value:02X}>" for value in range(256))], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", None, [("<bos>", tokenizer.token_to_id("<bos>"))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<bos> $A", None, [("<bos>", tokenizer.token_to_id("<bos>"))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
@@ -186,4 +191,4 @@ def hostile_pairs(count: int, seed: int = 0) -> list[tuple[str, str, str]]:
     def text(most: int) -> str:
         return " ".join(draw.choices(parts, k=draw.randint(0, most)))
 
-    return [(text(3) or "shoes", text(4), text(9)) for _ in range(count)]
+    return [(f"shoes {text(3)}", text(4), text(9)) for _ in range(count)]

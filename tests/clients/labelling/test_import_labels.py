@@ -71,7 +71,13 @@ def test_what_does_not_join_is_counted_on_both_sides(write_candidates, tmp_path,
 
 def test_columns_of_other_names_and_numeric_ids_are_read(write_candidates, tmp_path):
     candidates = tmp_path / "candidates.parquet"
-    columns = {"query_id": ["7", "7"], "doc_id": ["1", "2"], "query": ["a", "a"], "title": ["x", "y"], "summary": ["", ""]}
+    columns = {
+        "query_id": ["7", "7"],
+        "doc_id": ["1", "2"],
+        "query": ["a", "a"],
+        "title": ["x", "y"],
+        "summary": ["", ""],
+    }
     pq.write_table(pa.table(columns), candidates)
     pq.write_table(pa.table({"qid": [7, 7], "pid": [2, 1], "logit": [0.5, -1]}), tmp_path / "s.parquet")
     names = ScoreColumns("qid", "pid", "logit")
@@ -90,7 +96,9 @@ def test_columns_of_other_names_and_numeric_ids_are_read(write_candidates, tmp_p
         ("s.xlsx", [("q0", "d0", 1.0)], r"unknown kind of score file"),
     ],
 )
-def test_a_file_that_cannot_be_trusted_is_refused_and_nothing_is_written(name, rows, reason, write_candidates, tmp_path):
+def test_a_file_that_cannot_be_trusted_is_refused_and_nothing_is_written(
+    name, rows, reason, write_candidates, tmp_path
+):
     write_scores(tmp_path / name, rows)
     with pytest.raises(InputError, match=reason):
         main(Config(write_candidates(ROWS), tmp_path / name, tmp_path / "out"))

@@ -41,7 +41,9 @@ def test_under_faults_every_pair_is_labelled_once_with_its_own_score(dialect, wr
     assert not list((tmp_path / "labels").glob("answers-*"))
 
 
-def test_a_run_that_is_cut_off_again_and_again_pays_for_no_answer_twice_and_ends_with_the_same_bytes(write_candidates, tmp_path):
+def test_a_run_that_is_cut_off_again_and_again_pays_for_no_answer_twice_and_ends_with_the_same_bytes(
+    write_candidates, tmp_path
+):
     candidates = write_candidates(300)
     prices = {"prices": Prices(per_1000_requests=1000.0), "in_flight": 2}
     with reranker("tei") as stub:

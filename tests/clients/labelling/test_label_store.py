@@ -170,10 +170,10 @@ def test_a_damaged_run_is_named(tmp_path):
     path = tmp_path / "store/t/run-00000.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[:60] + bytes([whole[60] ^ 1]) + whole[61:])
-    with pytest.raises(InputError, match="run-00000.parquet: differs from its checksum"):
+    with pytest.raises(InputError, match=r"run-00000\.parquet: differs from its checksum"):
         store.check()
     path.unlink()
-    with pytest.raises(InputError, match="run-00000.json: the run cannot be read"):
+    with pytest.raises(InputError, match=r"run-00000\.json: the run cannot be read"):
         store.runs()
 
 
