@@ -13,8 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,25 +22,28 @@ from google.protobuf import text_format
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from tritonclient.grpc import model_config_pb2 as pb
 
-from build.build_teacher import last_version, publish_folder
+from build.publication_settings import RepositorySettings, check_model_name
 from build.publish import ROOT, TEXT_MODULES
+from build.releases import numbers
+from build.triton_config import as_parameters
 from ranking.card import ScoreCard, fingerprint
 from ranking.cross_encoder_text import CROSS_ENCODER_FORMAT, CrossEncoderFormat
 from ranking.errors import InputError
+from ranking.files import replacing_folder
+from ranking.limits import DEFAULT_LIMITS, MAX_DOCUMENTS, FieldLimits
 from ranking.program import run
-from ranking.text import FORMAT_VERSION, FieldLimits, load_tokenizer
+from ranking.text import FORMAT_VERSION, load_tokenizer
 
 LOGGER = logging.getLogger(__name__)
 SOURCES = ("serving/cross_encoder/model.py", "serving/front/request_fields.py")
 
 
 @dataclass
-class Config:
+class Config(RepositorySettings):
     """Publish an encoder reranker that others trained.
 
     Args:
         checkpoint: its downloaded Hugging Face folder: safetensors, config.json, tokenizer.json
-        repository: Triton model repository to publish into; made if absent
         name: name of the Triton model
         dtype: number format of the network; bfloat16 or float16 on a GPU
         limits: token limits per field
@@ -51,17 +53,15 @@ class Config:
     """
 
     checkpoint: Path
-    repository: Path = Path("model_repository")
     name: str = "foreign"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    limits: FieldLimits = field(default_factory=FieldLimits)
-    max_documents: int = 1000
+    limits: FieldLimits = DEFAULT_LIMITS
+    max_documents: int = MAX_DOCUMENTS
     batch_tokens: int = 4096
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"name {self.name!r}: letters, digits, - and _ only")
+        check_model_name(self.name)
         for name in ("max_documents", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
@@ -72,9 +72,9 @@ def main(config: Config) -> None:
     card = check(config.checkpoint, config.limits)
     target = config.repository / config.name
     config.repository.mkdir(parents=True, exist_ok=True)
-    version = str(last_version(target) + 1)
-    aside = Path(tempfile.mkdtemp(prefix=f".{config.name}-", dir=config.repository.absolute().parent))
-    try:
+    version = str(max(numbers(target), default=0) + 1)
+    # beside the repository, because a server takes every folder inside it for a model
+    with replacing_folder(target, aside_in=config.repository.absolute().parent) as aside:
         checkpoint = aside / version / "checkpoint"
         checkpoint.mkdir(parents=True)
         for pattern in ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer.json"):
@@ -89,10 +89,6 @@ def main(config: Config) -> None:
         described = json.dumps([fingerprint(checkpoint), config.dtype])
         identity = hashlib.sha256(described.encode()).hexdigest()[:16]
         (aside / "config.pbtxt").write_text(text_format.MessageToString(triton_config(config, card, identity)))
-        aside.chmod(0o755)
-        publish_folder(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     LOGGER.info("published %s version %s (%s, teacher %s)", target, version, config.dtype, identity)
 
 
@@ -122,9 +118,7 @@ def check(folder: Path, limits: FieldLimits) -> ScoreCard:
         role="teacher",
         text_format=CROSS_ENCODER_FORMAT,
         format_version=FORMAT_VERSION,
-        max_query_tokens=limits.query,
-        max_title_tokens=limits.title,
-        max_summary_tokens=limits.summary,
+        limits=limits,
         head="linear",
         pooling="cls",
         vocabulary=fingerprint(folder / "tokenizer.json"),
@@ -136,7 +130,7 @@ def triton_config(config: Config, card: ScoreCard, identity: str) -> pb.ModelCon
     """config.pbtxt as a message: a ranker's tensors, and as parameters who the teacher is."""
     parameters = {
         "teacher_id": identity,
-        "ranker_card": json.dumps(asdict(card), ensure_ascii=False),
+        "ranker_card": card.to_json(),
         "dtype": config.dtype,
         "max_documents": str(config.max_documents),
         "batch_tokens": str(config.batch_tokens),
@@ -153,7 +147,7 @@ def triton_config(config: Config, card: ScoreCard, identity: str) -> pb.ModelCon
         output=[pb.ModelOutput(name="score", data_type=pb.TYPE_FP32, dims=[-1])],
         # PyTorch picks its device; several requests at a time would only share it
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
-        parameters={name: pb.ModelParameter(string_value=value) for name, value in parameters.items()},
+        parameters=as_parameters(parameters),
     )
 
 

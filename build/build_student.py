@@ -2,10 +2,10 @@
 
     python build/build_student.py --checkpoint runs/world/student --name student --target openvino --data data/world
 
-The engine is TensorRT (`tensorrt`, for a GPU) or OpenVINO (`openvino`, for a CPU). Every precision that comes into question is
-built and scored on real judged queries beside the fp32 checkpoint (build/gate.py); the fastest that passes is published.
-If none passes nothing is published. On a machine without TensorRT the build is staged, and the command that finishes it
-inside NVIDIA's container is printed.
+The engine is TensorRT (`tensorrt`, for a GPU) or OpenVINO (`openvino`, for a CPU). Every precision that the hardware
+computes in is built, and scores real judged queries beside the fp32 checkpoint (build/gate.py). The fastest precision
+that passes is published; if none passes, nothing is. On a machine without TensorRT the build is staged, and the command
+that finishes it inside NVIDIA's container is printed.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from build import openvino_engine, tensorrt_engine
 from build.export_onnx import export, load_encoder, parity, torch_runner, widen_positions
 from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
-from build.gate import GateLimits, GateReport, compare
-from build.judged_pairs import JudgedPairs, read_candidates, read_judged
+from build.gate import GateLimits, GateReport, Reference, gate_scores
+from build.judged_pairs import read_candidates, read_judged
+from build.publication_settings import PublicationSettings, check_model_name
 from build.publish import publish_engine, refusal, tools
-from build.runners import score_pairs
+from build.runners import Runner, score_pairs
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.program import run
-from ranking.text import StudentFormat
+from ranking.text import EncodedPair, StudentFormat
 
 LOGGER = logging.getLogger(__name__)
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+SPEED_PAIRS = 192  # judged pairs that a precision's speed is measured on
 
 
 @dataclass
-class Config:
+class Config(PublicationSettings):
     """Build a student or baseline checkpoint into a versioned Triton model.
 
     Args:
         checkpoint: student or baseline checkpoint folder
         name: name of the Triton model, and the arm in its metrics: student, baseline, or a further arm
         target: "tensorrt" for NVIDIA GPUs, "openvino" for CPUs
-        data: dataset folder whose judgements the build is gated on
-        split: judgements to gate on
-        repository: Triton model repository to publish into
+        data: dataset folder whose judgments the build is gated on
+        split: judgments to gate on
         precision: "auto" builds every precision the hardware computes in and publishes the fastest that passes the gate
         gate: what a build may cost; see docs/build.md before widening
         gate_queries: judged queries to gate on, drawn at random with a fixed seed
         calibration_pairs: candidates that INT8 is calibrated on
         accept_drop: publish although the gate objects; the objections are recorded in the manifest
-        promote: serve the new version at the next start or load; --no-promote only adds it (build/releases.py)
         serving: limits and sizes of the served model
         staging: folder for a TensorRT build that a container finishes
     """
@@ -64,19 +64,16 @@ class Config:
     target: Target
     data: Path
     split: Literal["train", "dev", "test"] = "dev"
-    repository: Path = Path("model_repository")
     precision: Precision = "auto"
     gate: GateLimits = field(default_factory=GateLimits)
     gate_queries: int = 200
     calibration_pairs: int = 256
     accept_drop: bool = False
-    promote: bool = True
     serving: ServingLimits = field(default_factory=ServingLimits)
     staging: Path = Path("runs/engine")
 
     def __post_init__(self) -> None:
-        if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"name {self.name!r}: letters, digits, - and _ only")
+        check_model_name(self.name)
         offered = {"openvino": ("auto", *openvino_engine.PRECISIONS), "tensorrt": ("auto", *tensorrt_engine.PRECISIONS)}
         if self.precision not in offered[self.target]:
             raise ValueError(f"precision {self.precision}: {self.target} offers {', '.join(offered[self.target])}")
@@ -93,21 +90,19 @@ class Build:
     text: StudentFormat
     onnx: Path
     parity_error: float
-    judged: JudgedPairs
-    reference: np.ndarray  # float32 [pairs], the fp32 checkpoint's scores
-    lengths: list[int]
+    pairs: list[EncodedPair]  # [n], the judged pairs that the gate scores
+    reference: Reference
+    lengths: list[int]  # bucket lengths in tokens, ascending
     positions: int  # tokens of the longest input that the network takes
 
-    def gate(self, scores: np.ndarray, precision: str) -> GateReport:
-        judged = self.judged
-        report = compare(
-            self.reference, scores, judged.grades, judged.groups, judged.queries, precision, self.config.gate
-        )
-        LOGGER.info("gate: %s", report.line())
-        return report
+    def gate(self, runner: Runner, precision: str) -> GateReport:
+        """Score the judged pairs with an engine and measure them against the fp32 checkpoint's scores."""
+        scores = score_pairs(runner, self.pairs, self.text.pad_id, precision)
+        return gate_scores(self.reference, scores, precision, self.config.gate)
 
 
 def main(config: Config) -> None:
+    """Build, gate and publish one student. InputError, with nothing published, if no precision passes the gate."""
     for chatty in ("onnx_ir", "onnxscript", "nncf"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="build-student-") as folder:
@@ -139,11 +134,12 @@ def prepare(config: Config, folder: Path) -> Build:
     onnx = export(encoder, folder / "model.onnx")
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
-    reference = score_pairs(torch_runner(encoder), judged.pairs, text.pad_id, "fp32 checkpoint")
-    if not np.isfinite(reference).all():
+    scores = score_pairs(torch_runner(encoder), judged.pairs, text.pad_id, "fp32 checkpoint")
+    if not np.isfinite(scores).all():
         raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
     lengths = bucket_lengths(config.serving, config.target, longest)
-    return Build(config, card, text, onnx, difference, judged, reference, lengths, positions)
+    reference = Reference(scores, judged.grades, judged.groups, judged.queries)
+    return Build(config, card, text, onnx, difference, judged.pairs, reference, lengths, positions)
 
 
 def build_openvino(build: Build, folder: Path) -> int:
@@ -162,10 +158,8 @@ def build_openvino(build: Build, folder: Path) -> int:
         (folder / precision).mkdir()
         ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, build.positions, calibration)
         runner = openvino_engine.runner(ir, precision, config.serving.threads)
-        scores = score_pairs(runner, build.judged.pairs, build.text.pad_id, precision)
-        report = build.gate(scores, precision)
-        sample = build.judged.pairs[:192]
-        speed = openvino_engine.pairs_per_second(runner, sample, build.text.pad_id)
+        report = build.gate(runner, precision)
+        speed = openvino_engine.pairs_per_second(runner, build.pairs[:SPEED_PAIRS], build.text.pad_id)
         LOGGER.info("speed: %s %.0f pairs/s", precision, speed)
         reports[precision], files[precision] = report, [ir, ir.with_suffix(".bin")]
         tried[precision] = {"pairs_per_second": round(speed, 1), "gate": report.as_json()}
@@ -193,21 +187,14 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     pairs = read_candidates(config.data, build.text, config.calibration_pairs)
     feeds = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
     graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds)
-    runner = tensorrt_engine.cast_runner(graph)
-    report = build.gate(score_pairs(runner, build.judged.pairs, build.text.pad_id, precision), precision)
+    report = build.gate(tensorrt_engine.cast_runner(graph), precision)
     if not report.passed and not config.accept_drop:
         raise InputError(refusal(config.name, [report]))
-    known = facts(build, precision) | {
-        "graph": fingerprint(graph),
-        "kept_fp32": kept,
-        "queries": build.judged.queries,
-        "pad_id": build.text.pad_id,
-        "cast_gate": report.as_json(),
-    }
-    arrays = {"reference": build.reference, "grades": build.judged.grades, "groups": build.judged.groups}
-    staged = stage(config.staging / config.name, config.checkpoint, graph, build.judged.pairs, arrays, known)
+    known = facts(build, precision) | {"kept_fp32": kept, "cast_gate": report.as_json()}
+    folder = config.staging / config.name
+    staged = stage(folder, config.checkpoint, graph, build.pairs, build.reference, build.text.pad_id, known)
     if tensorrt_engine.is_available():
-        return finish(FinishConfig(staged, config.repository, promote=config.promote))
+        return finish(FinishConfig(staged, repository=config.repository, promote=config.promote))
     LOGGER.warning("the cast graph passed; TensorRT is not installed here. Finish on the GPU machine with:")
     print(container_command(staged, config.repository))
     return None
@@ -237,5 +224,5 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    example = "python build/build_student.py --checkpoint runs/world/student --name student --target openvino --data data/world"
-    run(main, Config, example=example)
+    options = "--checkpoint runs/world/student --name student --target openvino --data data/world"
+    run(main, Config, example=f"python build/build_student.py {options}")

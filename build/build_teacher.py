@@ -6,9 +6,9 @@
 The teacher is a checkpoint of training.finetune_teacher or, with --prompt, a decoder reranker that others trained.
 
 Writes `teacher/config.pbtxt`, `teacher/<version>/model.json` (vLLM's engine arguments), `teacher/<version>/checkpoint/`
-(the folded model, its tokenizer and card) and `teacher/<version>/tokenizer/` (what vLLM reads) beside the repository and
-renames the whole folder into it, so that a server never sees half of it. Nothing in the folder is particular to this
-project's own server (docs/serving-teacher.md).
+(the folded model, its tokenizer and card) and `teacher/<version>/tokenizer/` (what vLLM reads) beside the repository,
+and renames the whole folder into it, so that a server never sees half of a version. Nothing in the folder is particular
+to this project's own server (docs/serving-teacher.md).
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,15 @@ from tritonclient.grpc import model_config_pb2
 
 from build.fold_teacher import Dtype, FoldedTeacher, fold, write_serving_tokenizer
 from build.foreign_teachers import fold_reranker
+from build.publication_settings import RepositorySettings, check_model_name
+from build.releases import numbers
+from build.triton_config import as_parameters
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.files import replacing_folder, write_json
+from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
 from ranking.reranker_prompts import PROMPTS
-from ranking.text import FieldLimits
 
 LOGGER = logging.getLogger(__name__)
 
@@ -47,13 +49,12 @@ ARGUMENTS_THAT_MOVE_NO_SCORE = {
 
 
 @dataclass
-class Config:
+class Config(RepositorySettings):
     """Publish a teacher checkpoint for Triton's vLLM backend.
 
     Args:
         checkpoint: teacher checkpoint of training.finetune_teacher (a LoRA adapter is merged into its base model), or with
             --prompt the downloaded folder of a foreign reranker
-        repository: Triton model repository to publish into; made if absent
         name: name of the Triton model; change it to serve two teachers side by side
         dtype: number format of weights and computation; "auto" keeps the checkpoint's. A GPU wants bfloat16 or float16
         engine_args: further vLLM engine arguments as JSON, e.g. tensor_parallel_size, gpu_memory_utilization,
@@ -65,37 +66,36 @@ class Config:
     """
 
     checkpoint: Path
-    repository: Path = Path("model_repository")
     name: str = "teacher"
     dtype: Dtype = "auto"
     engine_args: dict[str, Any] = field(default_factory=dict)
     served_from: Path | None = None
     prompt: str | None = None
-    limits: FieldLimits = field(default_factory=FieldLimits)
+    limits: FieldLimits = DEFAULT_LIMITS
     instruction: str = ""
 
     def __post_init__(self) -> None:
         fixed = sorted(FIXED_ARGUMENTS & set(self.engine_args))
         if fixed:
             raise ValueError(f"engine_args sets {', '.join(fixed)}: decided by the checkpoint and --dtype")
-        if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"name {self.name!r}: letters, digits, - and _ only")
+        check_model_name(self.name)
         if self.prompt is not None and self.prompt not in PROMPTS:
             raise ValueError(f"prompt {self.prompt!r}: one of {', '.join(sorted(PROMPTS))}")
-        if self.prompt is None and (self.instruction or self.limits != FieldLimits()):
+        if self.prompt is None and (self.instruction or self.limits != DEFAULT_LIMITS):
             raise ValueError(
                 "instruction and limits are for foreign rerankers; a checkpoint of ours has its own: give --prompt"
             )
 
 
 def main(config: Config) -> None:
+    """Fold the teacher and publish it as the model's next version. InputError if the checkpoint is no teacher."""
     repository = config.repository
     repository.mkdir(parents=True, exist_ok=True)
     target = repository / config.name
-    version = str(last_version(target) + 1)
+    # a published version is never written again
+    version = str(max(numbers(target), default=0) + 1)
     # beside the repository, because a server takes every folder inside it for a model
-    aside = Path(tempfile.mkdtemp(prefix=f".{config.name}-", dir=repository.absolute().parent))
-    try:
+    with replacing_folder(target, aside_in=repository.absolute().parent) as aside:
         checkpoint = aside / version / "checkpoint"
         if config.prompt is None:
             teacher = fold(config.checkpoint, checkpoint, config.dtype)
@@ -107,12 +107,9 @@ def main(config: Config) -> None:
         served = (config.served_from or repository) / config.name / version
         arguments = engine_arguments(teacher, served, config.engine_args)
         write_json(aside / version / "model.json", arguments)
-        model_config = triton_config(teacher.card, teacher.score_token_id, teacher_id(checkpoint, arguments))
+        identity = teacher_id(checkpoint, config.engine_args)
+        model_config = triton_config(teacher.card, teacher.score_token_id, identity)
         (aside / "config.pbtxt").write_text(text_format.MessageToString(model_config), encoding="utf-8")
-        aside.chmod(0o755)
-        publish_folder(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     LOGGER.info("published %s version %s (%s, score token %d)", target, version, teacher.dtype, teacher.score_token_id)
 
 
@@ -143,20 +140,27 @@ def engine_arguments(teacher: FoldedTeacher, served: Path, given: dict[str, Any]
     return arguments
 
 
-def teacher_id(checkpoint: Path, arguments: dict[str, Any]) -> str:
-    """16 hex digits of everything that moves a score: weights, tokenizer, prompt and limits, and vLLM's arguments.
+def teacher_id(checkpoint: Path, given: dict[str, Any]) -> str:
+    """What labels name their teacher by: the served checkpoint's fingerprint, and what may bend its scores while serving.
 
-    checkpoint: the served folder; arguments: as model.json has them.
+    checkpoint: the served folder: weights, tokenizer, and the card with prompt and limits; given: the engine arguments of
+    the command line. Without one that may move a score the id is the fingerprint alone.
     """
-    moving = {name: value for name, value in arguments.items() if name not in ARGUMENTS_THAT_MOVE_NO_SCORE}
-    described = json.dumps([fingerprint(checkpoint), moving], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(described.encode()).hexdigest()[:16]
+    bending = {
+        name: value
+        for name, value in given.items()
+        if name not in ARGUMENTS_THAT_MOVE_NO_SCORE and value not in (None, "auto", False)
+    }
+    if not bending:
+        return fingerprint(checkpoint)
+    settings = hashlib.sha256(json.dumps(bending, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{fingerprint(checkpoint)}-{settings}"
 
 
 def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> model_config_pb2.ModelConfig:
     """config.pbtxt as a message: the backend, and as parameters what a client must know to ask for scores."""
     parameters = {
-        "ranker_card": json.dumps(asdict(card), ensure_ascii=False),
+        "ranker_card": card.to_json(),
         "score_token_id": str(score_token_id),
         "teacher_id": teacher_id,
         "ENABLE_VLLM_HEALTH_CHECK": "true",  # NVIDIA's backend then unloads the model when its engine has died
@@ -165,32 +169,8 @@ def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> mode
     return model_config_pb2.ModelConfig(
         backend="vllm",
         instance_group=[model_config_pb2.ModelInstanceGroup(count=1, kind=kind)],
-        parameters={k: model_config_pb2.ModelParameter(string_value=v) for k, v in parameters.items()},
+        parameters=as_parameters(parameters),
     )
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def last_version(target: Path) -> int:
-    """The highest version number below a model folder, 0 if there is none: a published version is never written again."""
-    versions = [int(folder.name) for folder in target.glob("*") if folder.name.isdecimal() and folder.is_dir()]
-    return max(versions, default=0)
-
-
-def publish_folder(aside: Path, target: Path) -> None:
-    """Rename the new folder to its place; what was there goes away after that. InputError across file systems."""
-    old = aside.with_name(aside.name + ".old")
-    try:
-        if target.exists():
-            target.replace(old)
-        aside.replace(target)
-    except OSError as problem:
-        if old.exists() and not target.exists():
-            old.replace(target)
-        raise InputError(f"{target}: cannot be renamed into place: {problem}") from problem
-    shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":

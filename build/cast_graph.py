@@ -1,8 +1,8 @@
 """Cast an ONNX graph to fp16 in the graph itself, with LayerNorm, softmax and whatever would overflow kept in fp32.
 
-TensorRT 11 is strongly typed: it computes in the types that the graph names. LayerNorm in fp16 overflows (TensorRT #2564,
-#3101), so does anything that leaves +-65504; which nodes do is measured on real pairs, not guessed. INT8 is explicit too:
-QuantizeLinear and DequantizeLinear around the matrix products, calibrated on real candidates.
+TensorRT 11 is strongly typed: it computes in the types that the graph names. LayerNorm in fp16 overflows (TensorRT
+#2564, #3101), and so does every node with a value beyond +-65504; which nodes these are is measured on real pairs. INT8
+is explicit too: QuantizeLinear and DequantizeLinear around the matrix products, calibrated on real candidates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from build.runners import Feed
+from ranking.encoder_inputs import Feed
 from ranking.errors import InputError
 
 # what may compute in fp16; anything else, LayerNormalization and Softmax above all, stays in fp32
@@ -31,7 +31,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def cast_to_fp16(source: str | Path, target: str | Path, feeds: Sequence[Feed]) -> list[str]:
-    """Write the mixed-precision graph; inputs and logits keep their types. Returns the nodes kept fp32 for their range.
+    """Write the mixed-precision graph; inputs and logits keep their types. Returns the nodes kept in fp32.
 
     feeds: a few batches of real pairs, on which the range of every tensor is measured.
     """
@@ -48,9 +48,10 @@ def cast_to_fp16(source: str | Path, target: str | Path, feeds: Sequence[Feed]) 
 
 
 def wide_nodes(model: onnx.ModelProto, feeds: Sequence[Feed]) -> list[str]:
-    """Names of nodes that could be cast but read or write a value too large for fp16 (with HEADROOM) on these batches.
+    """Names of nodes that could be cast but read or write a value above fp16's range (with HEADROOM) on these batches.
 
-    The additive attention mask, whose -3.4e38 would turn to -inf and then to NaN (TensorRT #2466), is found this way too.
+    The additive attention mask, whose -3.4e38 would turn to -inf and then to NaN (TensorRT #2466), is found this way
+    too.
     """
     ranges = dict(tensor_ranges(model, feeds))
     for tensor in model.graph.initializer:
@@ -146,14 +147,18 @@ def check_fp32(path: str | Path) -> None:
 
 
 def quantise_qdq(source: str | Path, target: str | Path, feeds: Sequence[Feed]) -> None:
-    """Write an INT8 graph with explicit Q/DQ around the products with weights, symmetric and per channel, as TensorRT wants."""
+    """Write an INT8 graph: explicit QuantizeLinear/DequantizeLinear around the matrix products with weights.
+
+    Scales are symmetric, and per channel for weights, because TensorRT accepts nothing else. feeds: calibration
+    batches.
+    """
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self.left = iter(feeds)
 
-        def get_next(self):
+        def get_next(self) -> Feed | None:
             return next(self.left, None)
 
     model = onnx.load(str(source))

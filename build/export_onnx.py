@@ -1,8 +1,8 @@
 """Checkpoint -> ONNX: a BERT ranker with dynamic batch and length, checked against PyTorch before anyone relies on it.
 
-The graph takes input_ids, attention_mask and token_type_ids (int32 [batch, length]) and gives logits (float32 [batch, 1]).
-An exporter may drop an input that it believes unused; a ranker without its token types still runs and ranks otherwise, so
-all three are asserted to be read by some node.
+The graph takes input_ids, attention_mask and token_type_ids (int32 [batch, length]) and gives logits (float32
+[batch, 1]). An exporter may drop an input that it believes unused. A ranker without its token types would still run,
+but rank differently; so the export fails unless some node reads each of the three.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from transformers import BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from build.runners import INPUTS, OUTPUT, Feed, Runner
+from build.runners import Runner
 from ranking.card import ScoreCard
+from ranking.encoder_inputs import INPUTS, OUTPUT, Feed
 from ranking.errors import InputError
 
 OPSET = 19  # from 19 on, QuantizeLinear takes fp16
@@ -34,6 +35,7 @@ class Encoder(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids, attention_mask, token_type_ids):
+        """Raw logits, float32 [batch, 1]."""
         return self.model(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True
         ).logits

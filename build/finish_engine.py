@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from build import tensorrt_engine
-from build.gate import GateLimits, GateReport, compare
+from build.gate import GateLimits, Reference, gate_scores
+from build.publication_settings import PublicationSettings
 from build.publish import publish_engine, refusal
 from build.runners import score_pairs
 from build.tensorrt_engine import EnginePlan
 from build.triton_config import ServingLimits
 from ranking.card import CARD_NAME, fingerprint
 from ranking.errors import InputError
+from ranking.files import replacing_folder, write_json
 from ranking.program import run
 from ranking.text import EncodedPair
 
@@ -34,48 +36,53 @@ STAGE_NAME, PAIRS_NAME, GRAPH_NAME = "stage.json", "gate.npz", "cast.onnx"
 
 
 @dataclass
-class Config:
+class Config(PublicationSettings):
     """Finish a staged TensorRT build on the machine that serves it.
 
     Args:
         staged: folder that build_student.py --target tensorrt wrote
-        repository: Triton model repository to publish into
         timing_cache: TensorRT's timing cache; keep it between builds
         workspace_gib: scratch memory that TensorRT may use while building
-        promote: serve the new version at the next start or load
     """
 
     staged: Path
-    repository: Path = Path("model_repository")
     timing_cache: Path = Path("runs/tensorrt-timing.cache")
     workspace_gib: float = 4.0
-    promote: bool = True
 
 
 def stage(
-    folder: Path, checkpoint: Path, graph: Path, pairs: list[EncodedPair], arrays: dict[str, Any], facts: dict[str, Any]
+    folder: Path,
+    checkpoint: Path,
+    graph: Path,
+    pairs: list[EncodedPair],
+    reference: Reference,
+    pad_id: int,
+    facts: dict[str, Any],
 ) -> Path:
-    """Write everything that the second half needs into `folder`, replacing an older stage. Returns it."""
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    shutil.copy2(graph, aside / GRAPH_NAME)
-    for file in ("tokenizer.json", CARD_NAME):
-        shutil.copy2(checkpoint / file, aside / file)
-    np.savez_compressed(
-        aside / PAIRS_NAME,
-        ids=np.concatenate([pair.ids for pair in pairs]).astype(np.int32),
-        types=np.concatenate([pair.types for pair in pairs]).astype(np.int8),
-        lengths=np.asarray([len(pair.ids) for pair in pairs], np.int32),
-        **arrays,
-    )
-    (aside / STAGE_NAME).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    """Write everything that finish() needs into `folder`, replacing an older stage. Returns the folder.
+
+    pairs: [n], the judged pairs of `reference`; facts: what build_student.py knows of the build, plain JSON.
+    """
+    with replacing_folder(folder) as aside:
+        shutil.copy2(graph, aside / GRAPH_NAME)
+        for file in ("tokenizer.json", CARD_NAME):
+            shutil.copy2(checkpoint / file, aside / file)
+        np.savez_compressed(
+            aside / PAIRS_NAME,
+            ids=np.concatenate([pair.ids for pair in pairs]).astype(np.int32),
+            document_starts=np.asarray([pair.document_start for pair in pairs], np.int32),
+            lengths=np.asarray([len(pair.ids) for pair in pairs], np.int32),
+            reference=reference.scores,
+            grades=reference.grades,
+            groups=reference.groups,
+        )
+        staged = {**facts, "graph": fingerprint(graph), "queries": reference.queries, "pad_id": pad_id}
+        write_json(aside / STAGE_NAME, staged)
     return folder
 
 
 def main(config: Config) -> None:
+    """Build, gate and publish. InputError where TensorRT is not installed, with the command to run instead."""
     if not tensorrt_engine.is_available():
         raise InputError(f"TensorRT is not installed here; run:\n{container_command(config.staged, config.repository)}")
     finish(config)
@@ -83,7 +90,7 @@ def main(config: Config) -> None:
 
 def finish(config: Config) -> int:
     """Build, gate and publish. Returns the version. InputError if the engine fails the gate."""
-    facts, pairs, arrays = read_stage(config.staged)
+    facts, pairs, reference = read_stage(config.staged)
     limits = ServingLimits(**facts["serving"])
     plan = EnginePlan(
         tuple(facts["lengths"]), limits.max_batch, max(1, limits.max_batch * 3 // 4), config.workspace_gib
@@ -93,7 +100,7 @@ def finish(config: Config) -> int:
         engine = tensorrt_engine.build_engine(config.staged / GRAPH_NAME, folder, plan, config.timing_cache)
         runner = tensorrt_engine.engine_runner(engine, plan)
         scores = score_pairs(runner, pairs, facts["pad_id"], "TensorRT")
-        report = gate(facts, arrays, scores)
+        report = gate_scores(reference, scores, facts["precision"], GateLimits(**facts["gate_limits"]))
         if not report.passed and not facts["accept_drop"]:
             raise InputError(refusal(facts["name"], [report]))
         return publish_engine(
@@ -101,22 +108,8 @@ def finish(config: Config) -> int:
         )
 
 
-def gate(facts: dict[str, Any], arrays: dict[str, np.ndarray], scores: np.ndarray) -> GateReport:
-    report = compare(
-        arrays["reference"],
-        scores,
-        arrays["grades"],
-        arrays["groups"],
-        facts["queries"],
-        facts["precision"],
-        GateLimits(**facts["gate_limits"]),
-    )
-    LOGGER.info("gate: %s", report.line())
-    return report
-
-
-def read_stage(folder: Path) -> tuple[dict[str, Any], list[EncodedPair], dict[str, np.ndarray]]:
-    """Facts, encoded pairs, and the arrays reference, grades, groups. InputError if the folder is no whole stage."""
+def read_stage(folder: Path) -> tuple[dict[str, Any], list[EncodedPair], Reference]:
+    """Facts, encoded pairs [n] and their fp32 scores, as stage() wrote them. InputError if the folder is incomplete."""
     try:
         facts = json.loads((folder / STAGE_NAME).read_text(encoding="utf-8"))
         with np.load(folder / PAIRS_NAME) as stored:
@@ -127,10 +120,11 @@ def read_stage(folder: Path) -> tuple[dict[str, Any], list[EncodedPair], dict[st
         raise InputError(f"{folder / GRAPH_NAME}: not the graph that passed the gate; stage the build again")
     ends = np.cumsum(arrays["lengths"])
     pairs = [
-        EncodedPair(arrays["ids"][end - n : end].tolist(), arrays["types"][end - n : end].tolist())
-        for n, end in zip(arrays["lengths"], ends)
+        EncodedPair(arrays["ids"][end - n : end].tolist(), int(start))
+        for n, end, start in zip(arrays["lengths"], ends, arrays["document_starts"])
     ]
-    return facts, pairs, arrays
+    reference = Reference(arrays["reference"], arrays["grades"], arrays["groups"], facts["queries"])
+    return facts, pairs, reference
 
 
 def container_command(staged: Path, repository: Path) -> str:

@@ -1,8 +1,9 @@
 """Turn a sequence-classification teacher into a causal language model whose one token's logit is the score.
 
-vLLM's Triton backend generates; it has no request that returns a classifier's score. So the scalar head becomes the row of
-one token A of the language-model head, all other rows are zero, and the score is the raw logit of A after the prompt
-(docs/serving-teacher.md). Nothing is approximated: the logit is the same dot product with the same hidden state.
+vLLM's Triton backend generates text; it has no request that returns a classifier's score. So the scalar head becomes
+the row of one token A of the language-model head, all other rows are zero, and the score is the raw logit of A after
+the prompt (docs/serving-teacher.md). Nothing is approximated: the logit is the same dot product with the same hidden
+state.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
+from ranking.files import write_json
 from ranking.reranker_prompts import format_of_teacher
 from ranking.text import TeacherFormat
 
@@ -39,7 +41,7 @@ LOGIT_CHANGES = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcap
 
 @dataclass(frozen=True)
 class FoldedTeacher:
-    """What was written: the card of the scores, the token whose logit is the score, dtype, longest prompt in tokens."""
+    """What fold() wrote: card of the scores, the token whose logit is the score, dtype, longest prompt in tokens."""
 
     card: ScoreCard
     score_token_id: int
@@ -48,7 +50,7 @@ class FoldedTeacher:
 
 
 def fold(checkpoint: Path, out: Path, dtype: Dtype = "auto") -> FoldedTeacher:
-    """Write the folded model, its tokenizer and its card to `out`. InputError if the checkpoint is no teacher of ours."""
+    """Write the folded model, its tokenizer and its card to `out`. InputError if the checkpoint is no teacher."""
     card = ScoreCard.load(checkpoint).require(checkpoint, "teacher")
     if (card.head, card.pooling) != ("linear", "last_token"):
         raise InputError(
@@ -84,11 +86,12 @@ def write_folded(
 
 
 def write_serving_tokenizer(checkpoint: Path, out: Path) -> None:
-    """Write the tokenizer for vLLM to `out`: tokenizer.json and a class that reads it as it is, with no config.json beside it.
+    """Write the tokenizer for vLLM to `out`: tokenizer.json, and a config naming the class that reads it unchanged.
 
-    vLLM opens a tokenizer by transformers' AutoTokenizer, which may choose a class by the model type in config.json and
-    rebuild the tokenizer its own way: a Qwen 2 teacher would then be served other token ids than it was trained on, with no
-    error. InputError if the ids still differ from those of ranking/text.py.
+    vLLM opens a tokenizer by transformers' AutoTokenizer. With a config.json beside it, AutoTokenizer may choose a
+    class by the model type and rebuild the tokenizer: a Qwen 2 teacher would then be served other token ids than it was
+    trained on, with no error. So no config.json is written there. InputError if the ids still differ from those of
+    ranking/text.py.
     """
     text_format = format_of_teacher(checkpoint)
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -96,9 +99,7 @@ def write_serving_tokenizer(checkpoint: Path, out: Path) -> None:
     out.mkdir(parents=True)
     shutil.copy2(checkpoint / "tokenizer.json", out)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **kept}
-    (out / "tokenizer_config.json").write_text(
-        json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_json(out / "tokenizer_config.json", settings)
     served = AutoTokenizer.from_pretrained(out)
     for text in text_format.texts(*PROBE):
         if served(text.text)["input_ids"] != text_format.tokenizer.encode(text.text).ids:

@@ -27,8 +27,9 @@ from build.fold_teacher import (
 )
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.reranker_prompts import PROMPTS, PromptFormat, split_at_borders
-from ranking.text import FORMAT_VERSION, FieldLimits, load_tokenizer
+from ranking.text import FORMAT_VERSION, load_tokenizer
 
 
 def fold_reranker(
@@ -64,9 +65,7 @@ def fold_reranker(
         role="teacher",
         text_format=prompt,
         format_version=FORMAT_VERSION,
-        max_query_tokens=limits.query,
-        max_title_tokens=limits.title,
-        max_summary_tokens=limits.summary,
+        limits=limits,
         head="linear",
         pooling="last_token",
         instruction=instruction,

@@ -6,6 +6,7 @@ logit has no scale of its own; order is measured by Kendall's tau-b within each 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from ranking.metrics import JudgedRanking, kendall_tau
 
 SAFER = {"int8": "bf16", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
 K = 5
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,19 @@ class GateLimits:
     mean_error: float = 0.05
     min_tau: float = 0.99
     max_ndcg_change: float = 0.002
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an engine is measured against: the fp32 checkpoint's scores of judged pairs.
+
+    scores: float32 [n]; grades: int [n]; groups: int [n], index into queries; queries: their texts.
+    """
+
+    scores: NDArray[np.float32]
+    grades: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    queries: list[str]
 
 
 @dataclass
@@ -55,9 +71,11 @@ class GateReport:
 
     @property
     def passed(self) -> bool:
+        """Whether the gate has no objection."""
         return not self.objections
 
     def as_json(self) -> dict[str, Any]:
+        """The report as a version's manifest.json keeps it."""
         return asdict(self)
 
     def line(self) -> str:
@@ -76,35 +94,25 @@ class GateReport:
         return f"{moved}; {next_step}, or accept the drop knowingly with --accept-drop"
 
 
-def compare(
-    reference: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    grades: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    queries: list[str],
-    precision: str,
-    limits: GateLimits,
-) -> GateReport:
-    """Gate an engine's scores against the fp32 checkpoint's.
-
-    reference, scores: float [n]; grades: int [n]; groups: int [n], 0..len(queries)-1; queries: their texts.
-    """
+def gate_scores(reference: Reference, scores: NDArray[np.float32], precision: str, limits: GateLimits) -> GateReport:
+    """Measure an engine's scores, float32 [n], against the reference, and log the result. precision: for the report."""
+    queries, groups = reference.queries, reference.groups
     bad = ~np.isfinite(scores)
-    spread = float(reference.std()) or 1.0
-    error = np.abs(np.where(bad, np.inf, scores.astype(np.float64)) - reference) / spread
+    spread = float(reference.scores.std()) or 1.0
+    error = np.abs(np.where(bad, np.inf, scores.astype(np.float64)) - reference.scores) / spread
     # a score that is no number ranks last; the gate fails anyway, but the report must name the query
     safe = np.where(bad, np.float32(np.finfo(np.float32).min), scores)
-    tau = kendall_tau(safe, reference, groups)
+    tau = kendall_tau(safe, reference.scores, groups)
     known = np.where(np.isnan(tau), 1.0, tau)  # a query whose documents all tie in both has no order to lose
     per_query_error = np.zeros(len(queries))
     np.maximum.at(per_query_error, groups, error)
-    ndcg_before = JudgedRanking(reference, grades, groups, len(queries)).ndcg(K)
-    ndcg_after = JudgedRanking(safe, grades, groups, len(queries)).ndcg(K)
+    ndcg_before = JudgedRanking(reference.scores, reference.grades, groups, len(queries)).ndcg(K)
+    ndcg_after = JudgedRanking(safe, reference.grades, groups, len(queries)).ndcg(K)
     worst = int(np.lexsort((-per_query_error, known))[0])
     report = GateReport(
         precision=precision,
         queries=len(queries),
-        pairs=len(reference),
+        pairs=len(scores),
         not_finite=int(bad.sum()),
         max_error=float(error.max()),
         mean_error=float(error.mean()),
@@ -117,6 +125,7 @@ def compare(
         objections=[],
     )
     report.objections = _objections(report, limits)
+    LOGGER.info("gate: %s", report.line())
     return report
 
 

@@ -30,7 +30,7 @@ class JudgedPairs:
 
 
 def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: int) -> JudgedPairs:
-    """The first max_queries queries (by hash order of their id, so a sample is spread) that have at least two documents."""
+    """Up to max_queries queries with at least two documents each, drawn with a fixed seed."""
     path = Path(data) / "judgments" / f"{split}.parquet"
     rows = read_table(path, "judgments").to_pydict()
     ids = np.asarray(rows["query_id"], dtype=object)
@@ -39,11 +39,11 @@ def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: 
     if not len(eligible):
         raise DataError(path, "no query has two judged documents; nothing to gate on")
     order = np.random.default_rng(0).permutation(eligible)[:max_queries]
-    rank = np.full(len(distinct), -1)
-    rank[order] = np.arange(len(order))
-    keep = np.flatnonzero(rank[codes] >= 0)
+    group_of = np.full(len(distinct), -1)  # by query number; -1: not drawn
+    group_of[order] = np.arange(len(order))
+    keep = np.flatnonzero(group_of[codes] >= 0)
     columns = {name: [rows[name][i] for i in keep] for name in ("query", "title", "summary")}
-    groups = rank[codes[keep]]
+    groups = group_of[codes[keep]]
     names = [""] * len(order)
     for group, query in zip(groups, columns["query"]):
         names[group] = query
@@ -52,7 +52,10 @@ def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: 
 
 
 def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[EncodedPair]:
-    """Up to `count` real pairs, every k-th row so that they come from many queries: candidates, else train judgements."""
+    """Up to `count` real pairs: candidates, else train judgments. InputError if the dataset has neither.
+
+    Every k-th row is taken, because neighbouring rows belong to one query.
+    """
     for table, path in (("candidates", "candidates.parquet"), ("judgments", "judgments/train.parquet")):
         if not (Path(data) / path).is_file():
             continue
@@ -66,4 +69,4 @@ def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[E
             LOGGER.info("calibrating on %d pairs of %s", min(count, len(fields[0])), path)
             step = max(1, len(fields[0]) // count)
             return text.encode(*(column[::step][:count] for column in fields))
-    raise InputError(f"{data}: neither candidates nor train judgements to calibrate on")
+    raise InputError(f"{data}: neither candidates nor train judgments to calibrate on")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from build.runners import INPUTS, Feed, Runner, batches, openvino_runner, pad
+from build.runners import Runner, batches, openvino_runner, pad_to_longest
+from ranking.encoder_inputs import INPUTS, Feed
 from ranking.text import EncodedPair
 
 PRECISIONS = ("int8", "bf16", "fp32")
@@ -24,14 +25,10 @@ def cpu_precisions() -> list[str]:
     return ["int8", "bf16", "fp32"] if "BF16" in capabilities else ["int8", "fp32"]
 
 
-def has_bf16() -> bool:
-    return "bf16" in cpu_precisions()
-
-
 def settings(precision: str, threads: int = 0) -> dict[str, str | int]:
     """OpenVINO properties for in-process use, equal in effect to triton_parameters(). threads 0: all cores."""
     properties: dict[str, str | int] = {
-        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16" if has_bf16() else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if precision != "fp32" and "bf16" in cpu_precisions() else "f32",
         "NUM_STREAMS": 1,
     }
     if threads:
@@ -65,8 +62,8 @@ def build_ir(
 ) -> Path:
     """Write model.xml and model.bin. int8 needs calibration batches. Weights stay fp32 for fp32 and bf16.
 
-    positions: the network's longest input. It bounds the length, so that a longer one is refused at the door: if a layer
-    inside fails on it, OpenVINO 2026.4 goes on failing for the next request of a known shape too.
+    positions: the network's longest input. It bounds the length, so that a longer input is refused before any layer
+    runs: once a layer has failed, OpenVINO 2026.4 goes on failing for the next request of a known shape too.
     """
     import openvino
 
@@ -100,12 +97,12 @@ def _quantise(model, calibration: Sequence[Feed]):
 def calibration_feeds(pairs: Sequence[EncodedPair], pad_id: int, batch: int = 8) -> list[Feed]:
     """Calibration batches: real candidates, padded as in serving."""
     tokens = batch * max(len(pair.ids) for pair in pairs)
-    return [pad([pairs[row] for row in rows], pad_id) for rows in batches(pairs, tokens)]
+    return [pad_to_longest([pairs[row] for row in rows], pad_id) for rows in batches(pairs, tokens)]
 
 
 def pairs_per_second(runner: Runner, pairs: Sequence[EncodedPair], pad_id: int, seconds: float = 2.0) -> float:
-    """Speed on real pairs, length-sorted, after one warm-up pass over the shapes; the best of the passes that fit."""
-    feeds = [pad([pairs[row] for row in rows], pad_id) for rows in batches(pairs)]
+    """Speed on real pairs sorted by length: the best pass within `seconds`, after a warm-up pass over the shapes."""
+    feeds = [pad_to_longest([pairs[row] for row in rows], pad_id) for rows in batches(pairs)]
     for feed in feeds:
         runner(feed)
     best, deadline = np.inf, time.perf_counter() + seconds

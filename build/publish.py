@@ -11,12 +11,9 @@ gathered in one beside the others, on the same file system.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -31,11 +28,16 @@ from build.releases import MANIFEST_NAME, numbers, promote
 from build.triton_config import CONFIG_NAME, ServingLimits, as_text, encoder_config, encoder_name, front_config
 from ranking.card import CARD_NAME, fingerprint
 from ranking.errors import InputError
+from ranking.files import new_folder, write_json
 
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 FRONT_SOURCES = ("serving/front/model.py", "serving/front/buckets.py", "serving/front/request_fields.py")
-TEXT_MODULES = ("ranking/__init__.py", "ranking/errors.py", "ranking/card.py", "ranking/text.py")
+# ranking/text.py, ranking/encoder_inputs.py and all that they import of ours
+TEXT_MODULES = tuple(
+    f"ranking/{name}.py"
+    for name in ("__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs")
+)
 
 
 def publish(
@@ -86,8 +88,8 @@ def publish_engine(
 ) -> int:
     """Publish a gated engine with its configs and manifest, and promote it unless told not to. Returns the version.
 
-    facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json and ranker.json; parameters: of
-    the encoder's Triton backend.
+    facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json and ranker.json; parameters:
+    those of the encoder's Triton backend.
     """
     name, target, lengths = facts["name"], facts["target"], facts["lengths"]
     limits = ServingLimits(**facts["serving"])
@@ -133,20 +135,11 @@ def _add_version(
     home: Path, version: int, config: pb.ModelConfig, record: Mapping[str, Any], fill: Callable[[Path], None]
 ) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".publish-", dir=home))
     try:
-        fill(aside)
-        (aside / CONFIG_NAME).write_text(as_text(config), encoding="utf-8")
-        files = {str(f.relative_to(aside)): fingerprint(f) for f in sorted(aside.rglob("*")) if f.is_file()}
-        manifest = json.dumps({**record, "files": files}, indent=2, ensure_ascii=False) + "\n"
-        (aside / MANIFEST_NAME).write_text(manifest, encoding="utf-8")
-        aside.chmod(0o755)
-        for file in aside.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        aside.rename(home / str(version))
+        with new_folder(home / str(version)) as aside:
+            fill(aside)
+            (aside / CONFIG_NAME).write_text(as_text(config), encoding="utf-8")
+            files = {str(f.relative_to(aside)): fingerprint(f) for f in sorted(aside.rglob("*")) if f.is_file()}
+            write_json(aside / MANIFEST_NAME, {**record, "files": files})
     except OSError as problem:
         raise InputError(f"{home}/{version}: cannot be published: {problem}") from problem
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -4,11 +4,11 @@
     python build/releases.py --action promote --name student --version 4 --url localhost:8001
     python build/releases.py --action rollback --name student --url localhost:8001
 
-Which version serves is written in config.pbtxt (version_policy), so a restarted server serves the same one. With --url a
-running server in explicit control mode (`tritonserver --model-control-mode=explicit --load-model=student
---load-model=student_encoder ...`) changes without a gap:
-the encoder loads the new version beside the old, the front changes over, the old encoder goes. A version that does not load
-leaves the old one serving, and the files say so again.
+Which version serves is written in config.pbtxt (version_policy), so a restarted server serves the same one. With --url
+a running server in explicit control mode (`tritonserver --model-control-mode=explicit --load-model=student
+--load-model=student_encoder ...`) changes without a gap: the encoder loads the new version beside the old one, the
+front changes over, the old encoder goes. If the new version does not load, the old one goes on serving, and the files
+are put back to say so.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from typing import Any, Literal
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from build.publication_settings import RepositorySettings
 from build.triton_config import CONFIG_NAME, as_text, encoder_name, read_config, serve_versions
 from ranking.card import fingerprint
 from ranking.errors import InputError
+from ranking.files import write_json, write_text
 from ranking.program import run
-from ranking.schema import replacing
 
 MANIFEST_NAME = "manifest.json"
 HISTORY_NAME = "promoted.json"
@@ -39,29 +40,28 @@ LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
-class Config:
+class Config(RepositorySettings):
     """List, promote or roll back the published versions of a student.
 
     Args:
         name: Triton model name, as given to build_student.py
-        action: "list" prints the versions; "promote" serves --version; "rollback" serves the one promoted before; "reload"
-            starts the models of a server anew, for one whose processes died
+        action: "list" prints the versions; "promote" serves --version; "rollback" serves the one promoted before;
+            "reload" starts the models of a server anew, for one whose processes died
         version: version to promote; 0 for the newest
-        repository: Triton model repository
-        url: gRPC addresses of running servers in explicit control mode, changed one after another; without any only the
-            files change. Servers that share a repository belong into one call
-        load_timeout: seconds to wait for a load
+        url: gRPC addresses of running servers in explicit control mode, changed one after another; without any, only
+            the files change. Servers that share a repository must be named in the same call
+        load_timeout_seconds: how long to wait for a load
     """
 
     name: str
     action: Literal["list", "promote", "rollback", "reload"] = "list"
     version: int = 0
-    repository: Path = Path("model_repository")
     url: list[str] = field(default_factory=list)
-    load_timeout: float = 300.0
+    load_timeout_seconds: float = 300.0
 
 
 def main(config: Config) -> None:
+    """Do what --action asks and print the outcome. InputError if it cannot be done; the old version then serves on."""
     known = versions(config.repository, config.name)
     if not known:
         raise InputError(f"{config.repository / config.name}: no published version; build one with build_student.py")
@@ -69,14 +69,14 @@ def main(config: Config) -> None:
         print(table(config.repository, config.name))
         return
     if config.action == "reload":
-        reload(config.name, config.url, config.load_timeout)
+        reload(config.name, config.url, config.load_timeout_seconds)
         print(f"{config.name} is loaded anew on {', '.join(config.url)}")
         return
     if config.action == "rollback":
-        version = rollback(config.repository, config.name, config.url, config.load_timeout)
+        version = rollback(config.repository, config.name, config.url, config.load_timeout_seconds)
     else:
         version = config.version or known[-1]
-        promote(config.repository, config.name, version, config.url, config.load_timeout)
+        promote(config.repository, config.name, version, config.url, config.load_timeout_seconds)
     print(f"{config.name} serves version {version}" + ("" if config.url else " from the next start or load on"))
 
 
@@ -108,6 +108,7 @@ def numbers(home: Path) -> list[int]:
 
 
 def manifest(repository: str | Path, name: str, version: int) -> dict[str, Any]:
+    """manifest.json of a published version (docs/build.md says what it holds). InputError if it cannot be read."""
     path = Path(repository) / name / str(version) / MANIFEST_NAME
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -122,31 +123,33 @@ def serving_versions(repository: str | Path, name: str) -> list[int]:
 
 
 def read_history(repository: str | Path, name: str) -> list[int]:
-    """Versions in the order of their promotion; a rollback takes the last one off."""
+    """Versions in the order of their promotion. A rollback removes the last entry."""
     path = Path(repository) / name / HISTORY_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def promote(repository: str | Path, name: str, version: int, urls: Sequence[str] = (), timeout: float = 300.0) -> None:
-    """Serve this version: in the files and on the running servers. InputError leaves everything as it was."""
+def promote(
+    repository: str | Path, name: str, version: int, urls: Sequence[str] = (), timeout_seconds: float = 300.0
+) -> None:
+    """Serve this version: in the files and on the running servers. After an InputError everything is as it was."""
     history = read_history(repository, name)
-    _serve(Path(repository), name, version, urls, timeout)
+    _serve(Path(repository), name, version, urls, timeout_seconds)
     if history[-1:] != [version]:
-        _replace(Path(repository) / name / HISTORY_NAME, json.dumps([*history, version]) + "\n")
+        write_json(Path(repository) / name / HISTORY_NAME, [*history, version], indent=None)
 
 
-def rollback(repository: str | Path, name: str, urls: Sequence[str] = (), timeout: float = 300.0) -> int:
-    """Serve the version that was promoted before the present one, and return its number. InputError if there is none."""
+def rollback(repository: str | Path, name: str, urls: Sequence[str] = (), timeout_seconds: float = 300.0) -> int:
+    """Serve the version that was promoted before the current one; returns its number. InputError if there is none."""
     history = read_history(repository, name)
     if len(history) < 2:
         raise InputError(f"{Path(repository) / name}: nothing to roll back to; promote a version by number")
-    _serve(Path(repository), name, history[-2], urls, timeout)
-    _replace(Path(repository) / name / HISTORY_NAME, json.dumps(history[:-1]) + "\n")
+    _serve(Path(repository), name, history[-2], urls, timeout_seconds)
+    write_json(Path(repository) / name / HISTORY_NAME, history[:-1], indent=None)
     return history[-2]
 
 
-def reload(name: str, urls: Sequence[str], timeout: float = 300.0) -> None:
-    """Unload and load both models: server 24.10 does not start a Python process again that was killed ("is not healthy").
+def reload(name: str, urls: Sequence[str], timeout_seconds: float = 300.0) -> None:
+    """Unload and load both models, because server 24.10 does not restart a Python process that was killed.
 
     The model does not serve meanwhile. InputError if it does not load.
     """
@@ -156,16 +159,16 @@ def reload(name: str, urls: Sequence[str], timeout: float = 300.0) -> None:
         server = triton.InferenceServerClient(url)
         try:
             for model in (name, encoder_name(name)):
-                server.unload_model(model, client_timeout=timeout)
-                _wait_until_gone(server, model, set(_loaded(server, model)), timeout)
+                server.unload_model(model, client_timeout=timeout_seconds)
+                _wait_until_gone(server, model, set(_loaded(server, model)), timeout_seconds)
             for model in (encoder_name(name), name):
-                server.load_model(model, client_timeout=timeout)
+                server.load_model(model, client_timeout=timeout_seconds)
         except InferenceServerException as problem:
             reason = " ".join(str(problem.message()).split())
             raise InputError(f"{name} does not load anew on {url}: {reason}") from problem
 
 
-def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeout: float) -> None:
+def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeout_seconds: float) -> None:
     """Change the files and then each server; if one does not load the version, all go back."""
     homes = (repository / encoder_name(name), repository / name)
     for home in homes:
@@ -179,14 +182,14 @@ def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeo
         server = triton.InferenceServerClient(url)
         try:
             old = _loaded(server, name)
-            _change_over(server, repository, name, version, old, timeout)
+            _change_over(server, repository, name, version, old, timeout_seconds)
         except InferenceServerException as problem:
             reason = " ".join(str(problem.message()).split())
             for done, had in reversed(changed):
-                _change_over(triton.InferenceServerClient(done), repository, name, had, [version], timeout)
+                _change_over(triton.InferenceServerClient(done), repository, name, had, [version], timeout_seconds)
             for path, text in before.items():
-                _replace(path, text)
-            state = _restore(server, [home.name for home in homes], timeout)
+                write_text(path, text)
+            state = _restore(server, [home.name for home in homes], timeout_seconds)
             raise InputError(f"{name} version {version} does not load on {url}: {reason}; {state}") from problem
         changed.extend((url, number) for number in old[-1:])
         LOGGER.info("%s: version %d replaces %s on %s", name, version, old or "none", url)
@@ -195,15 +198,23 @@ def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeo
 
 
 def _change_over(
-    server: triton.InferenceServerClient, repository: Path, name: str, version: int, old: Sequence[int], timeout: float
+    server: triton.InferenceServerClient,
+    repository: Path,
+    name: str,
+    version: int,
+    old: Sequence[int],
+    timeout_seconds: float,
 ) -> None:
-    """Encoder: new beside old. Front: new instead of old, once the old has answered its requests. Encoder: new alone."""
+    """Load the new encoder beside the old, replace the front, and unload the old encoder, in this order.
+
+    The old encoder stays until the old front has answered its requests.
+    """
     front, encoder = repository / name, repository / encoder_name(name)
     for home, wanted in ((encoder, {*old, version}), (front, {version}), (encoder, {version})):
         _write_policy(home, version, sorted(wanted))
-        server.load_model(home.name, client_timeout=timeout)
+        server.load_model(home.name, client_timeout=timeout_seconds)
         if home is front:
-            _wait_until_gone(server, name, set(old) - {version}, timeout)
+            _wait_until_gone(server, name, set(old) - {version}, timeout_seconds)
 
 
 def _loaded(server: triton.InferenceServerClient, name: str) -> list[int]:
@@ -213,42 +224,39 @@ def _loaded(server: triton.InferenceServerClient, name: str) -> list[int]:
 
 
 def check_files(home: Path, version: int) -> None:
-    """InputError if a file of a published version is not the one that passed the gate: half a copy, a bad disk, an edit."""
+    """InputError if a file of a published version changed since: a copy cut short, a bad disk, an edit."""
     for name, digest in manifest(home.parent, home.name, version)["files"].items():
         path = home / str(version) / name
         if not path.is_file() or fingerprint(path) != digest:
             raise InputError(f"{path}: missing or changed since it was published; this version is not served")
 
 
-def _wait_until_gone(server: triton.InferenceServerClient, name: str, old: set[int], timeout: float) -> None:
-    """Wait for the old front to finish its requests: they still need the old encoder. InputError after `timeout` seconds."""
-    end = time.monotonic() + timeout
+def _wait_until_gone(server: triton.InferenceServerClient, name: str, old: set[int], timeout_seconds: float) -> None:
+    """Wait until these versions have finished their requests and are unloaded. InputError after timeout_seconds."""
+    end = time.monotonic() + timeout_seconds
     while time.monotonic() < end:
         models = server.get_model_repository_index().models
         alive = [m.version for m in models if m.name == name and m.version in map(str, old) and m.state in STILL_ALIVE]
         if not alive:
             return
         time.sleep(0.02)
-    raise InputError(f"{name} version {alive} still works on requests after {timeout:g} s; both versions stay loaded")
+    raise InputError(
+        f"{name} version {alive} still works on requests after {timeout_seconds:g} s; both versions stay loaded"
+    )
 
 
-def _restore(server: triton.InferenceServerClient, models: list[str], load_timeout: float) -> str:
-    """Tell the server the old files again. What is loaded is not loaded anew, so this is quick; says how it stands."""
+def _restore(server: triton.InferenceServerClient, models: list[str], timeout_seconds: float) -> str:
+    """Ask the server to load the restored versions, and say how it stands. It does not load anew what it has loaded."""
     for model in models:
         with suppress(InferenceServerException):  # whether it serves is asked below
-            server.load_model(model, client_timeout=load_timeout)
+            server.load_model(model, client_timeout=timeout_seconds)
     down = [model for model in models if not server.is_model_ready(model)]
     return f"and {', '.join(down)} do not serve: see the server's log" if down else "the old version goes on serving"
 
 
 def _write_policy(home: Path, version: int, wanted: list[int]) -> None:
     config = read_config(home / str(version) / CONFIG_NAME)
-    _replace(home / CONFIG_NAME, as_text(serve_versions(config, wanted)))
-
-
-def _replace(path: Path, text: str) -> None:
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_text(home / CONFIG_NAME, as_text(serve_versions(config, wanted)))
 
 
 if __name__ == "__main__":

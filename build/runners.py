@@ -1,4 +1,7 @@
-"""One function per engine: padded inputs in, logits out; so that the gate scores the same pairs with every engine."""
+"""Run judged pairs through an engine (ONNX Runtime, OpenVINO, TensorRT, PyTorch): a function of one padded batch.
+
+The gate scores the same pairs with every engine by score_pairs().
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ranking.encoder_inputs import Feed, pad
 from ranking.text import EncodedPair
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-OUTPUT = "logits"
+LENGTH_MULTIPLE = 8  # TensorRT's bucket lengths are multiples of it, so a padded batch fits the last one
 
-Feed = dict[str, NDArray[np.int32]]  # the three inputs, int32 [batch, length]
 Runner = Callable[[Feed], NDArray[np.float32]]  # -> float32 [batch]
 
 
-def pad(pairs: Sequence[EncodedPair], pad_id: int, multiple: int = 16) -> Feed:
-    """The three inputs of a batch, padded to the longest pair rounded up to `multiple` (engines like few shapes)."""
-    length = -(-max(len(pair.ids) for pair in pairs) // multiple) * multiple
-    feed = {name: np.zeros((len(pairs), length), np.int32) for name in INPUTS}
-    feed["input_ids"][:] = pad_id
-    for row, pair in enumerate(pairs):
-        feed["input_ids"][row, : len(pair.ids)] = pair.ids
-        feed["attention_mask"][row, : len(pair.ids)] = 1
-        feed["token_type_ids"][row, : len(pair.types)] = pair.types
-    return feed
+def padded_length(length: int) -> int:
+    """The length rounded up to a multiple of LENGTH_MULTIPLE: engines compile or tune per shape."""
+    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def pad_to_longest(pairs: Sequence[EncodedPair], pad_id: int) -> Feed:
+    """The three inputs of a batch, padded to its longest pair's padded_length()."""
+    return pad(pairs, padded_length(max(len(pair.ids) for pair in pairs)), pad_id)
 
 
 def batches(pairs: Sequence[EncodedPair], batch_tokens: int = 4096) -> list[list[int]]:
-    """Row numbers in batches of at most batch_tokens padded tokens, longest first: length-sorted, so little is padding."""
+    """Row numbers in batches of at most batch_tokens padded tokens; sorted by length, longest first, to pad little."""
     order = sorted(range(len(pairs)), key=lambda row: -len(pairs[row].ids))
     found: list[list[int]] = []
     while order:
@@ -47,16 +47,8 @@ def score_pairs(
     """The engine's score of every pair, float32 [n], in the order of pairs."""
     scores = np.full(len(pairs), np.nan, np.float32)
     for rows in tqdm(batches(pairs, batch_tokens), desc=label, disable=None if label else True, leave=False):
-        scores[rows] = runner(pad([pairs[row] for row in rows], pad_id))
+        scores[rows] = runner(pad_to_longest([pairs[row] for row in rows], pad_id))
     return scores
-
-
-def onnx_runner(path: str | Path) -> Runner:
-    """An ONNX file in ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda feed: session.run([OUTPUT], feed)[0][:, 0].astype(np.float32)
 
 
 def openvino_runner(model_path: str | Path, settings: dict[str, str | int]) -> Runner:

@@ -1,7 +1,7 @@
 """Cast ONNX graph -> TensorRT engine through Polygraphy: strongly typed, one optimisation profile per bucket length.
 
-Everything up to the engine runs without a GPU: the cast graph is run in ONNX Runtime on the CPU through the same gate, and
-plan, profiles and builder config are made. Polygraphy imports TensorRT only when the engine itself is built.
+Everything before the engine itself works without a GPU: ONNX Runtime runs the cast graph on the CPU through the same
+gate, and plan, profiles and builder configuration are made. Polygraphy imports TensorRT only when the engine is built.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build.cast_graph import cast_to_fp16, quantise_qdq
-from build.runners import INPUTS, OUTPUT, Feed, Runner
+from build.runners import Runner
+from ranking.encoder_inputs import INPUTS, OUTPUT, Feed
 from ranking.errors import InputError
 
 PRECISIONS = ("int8", "fp16", "fp32")
@@ -28,8 +29,9 @@ CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-py3"
 class EnginePlan:
     """What the builder is asked for.
 
-    lengths: one profile per length, padded to exactly; max_batch: largest batch of every profile; optimal_batch: the one
-    that kernels are chosen for; workspace_gib: scratch memory that tactics may use.
+    lengths: bucket lengths in tokens, ascending; each has its own profile, and batches are padded to exactly that
+    length. max_batch: largest batch of every profile. optimal_batch: the batch that kernels are chosen for.
+    workspace_gib: scratch memory that tactics may use.
     """
 
     lengths: tuple[int, ...]
@@ -38,14 +40,22 @@ class EnginePlan:
     workspace_gib: float = 4.0
 
     def shapes(self) -> list[dict[str, tuple[tuple[int, int], ...]]]:
-        """Per profile: input name -> (smallest, optimal, largest) shape. Lengths do not overlap, so a request fits one.
+        """Per profile: input name -> (smallest, optimal, largest) shape.
 
-        Triton picks a profile by distance to the optimal shape; with a single length per profile there is nothing to choose.
+        Triton would pick the profile whose optimal shape is nearest to the request's. Each profile takes a single
+        length, so exactly one fits a padded request and there is nothing to choose.
         """
         return [
             dict.fromkeys(INPUTS, ((1, length), (self.optimal_batch, length), (self.max_batch, length)))
             for length in self.lengths
         ]
+
+    def profile_for(self, length: int) -> tuple[int, int]:
+        """(number, length) of the shortest profile that holds a batch of this length. InputError if none does."""
+        for index, edge in enumerate(self.lengths):
+            if edge >= length:
+                return index, edge
+        raise InputError(f"a batch of {length} tokens: the engine's longest profile holds {self.lengths[-1]}")
 
     def profiles(self) -> list[Any]:
         """The same as Polygraphy profiles."""
@@ -73,7 +83,7 @@ def make_graph(onnx_path: Path, folder: Path, precision: str, feeds: Sequence[Fe
 
 
 def cast_runner(path: str | Path) -> Runner:
-    """The cast graph in ONNX Runtime on the CPU, unoptimised: its optimiser would remove the casts that are to be tested."""
+    """The cast graph in ONNX Runtime on the CPU; its optimiser is off, because it would remove the casts under test."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -137,7 +147,7 @@ def engine_runner(path: str | Path, plan: EnginePlan) -> Runner:
 
     def run(feed: Feed) -> NDArray[np.float32]:
         rows, length = feed[INPUTS[0]].shape
-        index, edge = next((i, edge) for i, edge in enumerate(plan.lengths) if edge >= length)
+        index, edge = plan.profile_for(length)
         runner.set_profile(index)
         padded = {name: np.pad(value, ((0, 0), (0, edge - length))) for name, value in feed.items()}
         parts = [

@@ -1,7 +1,7 @@
 """config.pbtxt of a student's two Triton models, made as protobuf messages, so that a misspelt field cannot be written.
 
-`<name>` is the front (text in, scores out: serving/front/model.py), `<name>_encoder` runs the network. Both carry the arm in
-their metric tags. Version numbers go together: front version 3 calls encoder version 3.
+`<name>` is the front (text in, scores out: serving/front/model.py), `<name>_encoder` runs the network. Both carry the
+arm in their metric tags. Version numbers go together: front version 3 calls encoder version 3.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Literal
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from build.runners import INPUTS, OUTPUT
+from build.runners import padded_length
+from ranking.encoder_inputs import INPUTS, OUTPUT
 from ranking.errors import InputError
+from ranking.limits import MAX_DOCUMENTS
 
 Target = Literal["openvino", "tensorrt"]
 CONFIG_NAME = "config.pbtxt"
@@ -30,7 +32,8 @@ class ServingLimits:
         max_documents: documents in one request; more is refused with a clear error
         max_batch: pairs in one encoder call; on TensorRT also the largest batch that requests are merged to
         batch_tokens: padded tokens in one encoder call; lower it for shorter waits between requests, raise it on a GPU
-        call_tokens: what one more encoder call costs, in tokens: length buckets are only split where more padding is saved
+        call_tokens: what one more encoder call costs, in tokens: a length bucket is split only where that saves more
+            padding
         bucket_step: bucket lengths are multiples of this (OpenVINO)
         lengths: bucket lengths for TensorRT, one optimisation profile each; the longest pair's length is added
         front_instances: processes that tokenise; two overlap one request's text with the other's encoding
@@ -42,7 +45,7 @@ class ServingLimits:
         queue_delay_us: how long TensorRT's batcher waits for more requests to merge
     """
 
-    max_documents: int = 1000
+    max_documents: int = MAX_DOCUMENTS
     max_batch: int = 64
     batch_tokens: int = 4096
     call_tokens: int = 128
@@ -70,10 +73,11 @@ def bucket_lengths(limits: ServingLimits, target: Target, longest: int) -> list[
         step = limits.bucket_step
         return [*range(step, longest, step), longest]
     # tensor cores want multiples of 8
-    return sorted({-(-min(length, longest) // 8) * 8 for length in (*limits.lengths, longest)})
+    return sorted({padded_length(min(length, longest)) for length in (*limits.lengths, longest)})
 
 
 def encoder_name(name: str) -> str:
+    """Name of the Triton model that runs the network of the front model `name`."""
     return f"{name}_encoder"
 
 
@@ -116,8 +120,9 @@ def encoder_config(
 ) -> pb.ModelConfig:
     """The network: three INT32 inputs -> logits. parameters: of the backend.
 
-    OpenVINO has max_batch_size 0 with a free first dimension: the official backend refuses (or pads to the full size) any
-    other batch, and one request's buckets fill a CPU already. TensorRT merges requests whose bucket lengths agree.
+    For OpenVINO max_batch_size is 0 and the first dimension free: with a batch size the official backend refuses every
+    smaller batch or pads it to the full size, and one request's buckets fill a CPU already. TensorRT merges requests
+    whose bucket lengths agree.
     """
     batched = target == "tensorrt"
     pair = [-1] if batched else [-1, -1]
@@ -163,6 +168,7 @@ def queue_policy(limits: ServingLimits) -> pb.ModelQueuePolicy:
 
 
 def as_parameters(values: Mapping[str, str]) -> dict[str, pb.ModelParameter]:
+    """String parameters in the form that a ModelConfig holds them."""
     return {name: pb.ModelParameter(string_value=value) for name, value in values.items()}
 
 
@@ -175,6 +181,7 @@ def serve_versions(config: pb.ModelConfig, versions: Sequence[int]) -> pb.ModelC
 
 
 def read_config(path: str | Path) -> pb.ModelConfig:
+    """A config.pbtxt as a message. InputError if it is absent or malformed."""
     try:
         return text_format.Parse(Path(path).read_text(encoding="utf-8"), pb.ModelConfig())
     except (OSError, text_format.ParseError) as problem:
@@ -182,4 +189,5 @@ def read_config(path: str | Path) -> pb.ModelConfig:
 
 
 def as_text(config: pb.ModelConfig) -> str:
+    """The message as the text of a config.pbtxt."""
     return text_format.MessageToString(config, as_utf8=True)

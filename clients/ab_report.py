@@ -1,4 +1,5 @@
-"""Who won the A/B test: one HTML page and a JSON file from the router's compacted log, or from your own events table."""
+"""Who won the A/B test: one HTML page and a JSON file from the router's compacted log, or from your own events
+table."""
 
 from __future__ import annotations
 

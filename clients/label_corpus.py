@@ -1,6 +1,7 @@
 """Label a corpus: every (query, title, summary) candidate gets the teacher's score, whatever fails (docs/labelling.md).
 
-    python clients/label_corpus.py --candidates data/world/candidates.parquet --out runs/world/labels --url localhost:8001
+    python clients/label_corpus.py --candidates data/world/candidates.parquet --out runs/world/labels --url
+    localhost:8001
 
 Exit code: 0 every pair labelled; 3 finished, some pairs are in rejects.parquet; 130 interrupted, run it again to go on;
 1 it cannot go on (the line says why; what is finished stays finished).
@@ -36,7 +37,8 @@ class Config(RunSettings, TritonAccess):
 
     Args:
         url: teacher servers, host:port or grpcs://host:port, separated by commas
-        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits; of a published
+        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits; of a
+            published
             model's folder the highest version is taken
         model: name of the served model
         in_flight: requests in flight per endpoint; left out, the number is found by trying
@@ -123,6 +125,7 @@ def dry_run(config: Config, candidates: CandidateFile) -> int:
 
 
 def main(config: Config) -> int:
+    """Label, sample or forecast, as the settings say. Returns the exit code."""
     candidates = CandidateFile.open(config.candidates)
     if config.dry_run:
         return dry_run(config, candidates)

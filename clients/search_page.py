@@ -2,7 +2,8 @@
 
     python clients/search_page.py --data data/world --url 127.0.0.1:8001
 
-Judgments go to a CSV of good, same, bad (treatment seen beside control), which `clients/ab_report.py --judgments` reads.
+Judgments go to a CSV of good, same, bad (treatment seen beside control), which `clients/ab_report.py --judgments`
+reads.
 """
 
 from __future__ import annotations

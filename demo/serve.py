@@ -1,4 +1,4 @@
-"""`make serve` and `make stop`: the models of a demo run behind tritonserver, with the A/B router and the search page."""
+"""`make serve` and `make stop`: a demo run's models behind tritonserver, with the A/B router and the search page."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Literal
 
 import psutil
 
-from demo.run import experiment_text, only_arms
+from demo.run import ARMS, experiment_text, only_arms
 from demo.stages import ROOT
 from ranking.errors import InputError
+from ranking.files import write_json
 from ranking.program import run
-from ranking.schema import replacing
 
 STATE = ROOT / "runs" / "serve"
-READY_S = 120.0
+READY_SECONDS = 120.0
 PROGRAMS = ("tritonserver", "ab_router", "search_page")
 
 
@@ -47,6 +47,7 @@ class Config:
 
 
 def newest_run() -> Path:
+    """The folder below runs/ whose demo finished last. InputError if there is none."""
     finished = sorted((ROOT / "runs").glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
     if not finished:
         raise InputError("no finished demo run under runs/; run `make demo` first, or name one with OUT=")
@@ -56,18 +57,10 @@ def newest_run() -> Path:
 def commands(config: Config, out: Path) -> dict[str, tuple[list[str], str]]:
     """name -> (command, address that answers once it is ready)."""
     grpc = f"127.0.0.1:{config.http_port + 1}"
+    ports = {"http": config.http_port, "grpc": config.http_port + 1, "metrics": config.http_port + 2}
     triton = [
-        *(
-            "-m",
-            "serving.tritonserver",
-            f"--model-repository={out / 'model_repository'}",
-            *only_arms("baseline", "student"),
-        ),
-        *(
-            f"--http-port={config.http_port}",
-            f"--grpc-port={config.http_port + 1}",
-            f"--metrics-port={config.http_port + 2}",
-        ),
+        *("-m", "serving.tritonserver", f"--model-repository={out / 'model_repository'}", *only_arms(*ARMS)),
+        *(f"--{protocol}-port={port}" for protocol, port in ports.items()),
         *("--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1"),
     ]
     experiment = STATE / "experiment.yaml"
@@ -87,6 +80,7 @@ def commands(config: Config, out: Path) -> dict[str, tuple[list[str], str]]:
 
 
 def start(config: Config) -> None:
+    """Start the programs in the background, each once the one before is ready. InputError if one does not start."""
     out = (config.out or newest_run()).resolve()
     if not (out / "model_repository" / "student").is_dir():
         raise InputError(f"{out}: no built student there; run `make demo` first")
@@ -107,8 +101,7 @@ def start(config: Config) -> None:
                 start_new_session=True,
             )
         pids[name] = process.pid
-        with replacing(STATE / "pids.json") as aside:
-            aside.write_text(json.dumps(pids))
+        write_json(STATE / "pids.json", pids)
         try:
             wait_until_ready(name, process, address, log)
         except InputError:
@@ -120,7 +113,8 @@ def start(config: Config) -> None:
 
 
 def wait_until_ready(name: str, process: subprocess.Popen, address: str, log: Path) -> None:
-    deadline = time.monotonic() + READY_S
+    """Wait until the address answers. InputError with the log's end if the process exits, or after READY_SECONDS."""
+    deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
@@ -130,11 +124,11 @@ def wait_until_ready(name: str, process: subprocess.Popen, address: str, log: Pa
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise InputError(f"{name} is not ready after {READY_S:.0f} s; see {log}")
+    raise InputError(f"{name} is not ready after {READY_SECONDS:.0f} s; see {log}")
 
 
 def running() -> dict[str, psutil.Process]:
-    """The processes of the last start that are still there; a process id that went to another program does not count."""
+    """The processes of the last start that still run. A process id that another program has now does not count."""
     try:
         pids = json.loads((STATE / "pids.json").read_text())
     except FileNotFoundError:
@@ -153,6 +147,7 @@ def running() -> dict[str, psutil.Process]:
 
 
 def stop() -> None:
+    """End what the last start left running, the last one first, and print what it was."""
     alive = running()
     for process in reversed(list(alive.values())):
         family = process.children(recursive=True)
@@ -165,6 +160,7 @@ def stop() -> None:
 
 
 def main(config: Config) -> None:
+    """Start or stop."""
     if config.action == "stop":
         stop()
     else:

@@ -8,14 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ranking.errors import InputError
-from ranking.schema import replacing
+from ranking.files import replacing
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 class Stages:
     """The record of a demo run in `folder`/stages.json: what is finished, with which settings, and how long it took.
 
-    A stage whose settings changed runs again, and so does every stage after it: their input is another one. What they had
-    made is removed first. A stage that was interrupted keeps what it had made, and goes on from there.
+    A stage whose settings changed runs again, and so does every stage after it: their input is another one. What they
+    had made is removed first. A stage that was interrupted keeps what it had made, and goes on from there.
     """
 
     folder: Path
@@ -73,7 +72,7 @@ class Stages:
         seconds = time.perf_counter() - began
         self.known[name] = record | {"seconds": round(seconds, 2), "found": found}
         self._save()
-        print(f"        {seconds:.0f} s", flush=True)
+        note(f"{seconds:.0f} s")
         return found
 
     def _start_afresh(self, before: dict[str, Any]) -> None:
@@ -107,7 +106,7 @@ class Stages:
 def run_program(*command: str | Path) -> None:
     """Run `python COMMAND...` from the repository's root, its progress on this terminal. InputError if it fails."""
     words = [str(word) for word in command]
-    print(f"        python {shlex.join(words)}", flush=True)
+    note(f"python {shlex.join(words)}")
     done = subprocess.run([sys.executable, *words], cwd=ROOT, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise InputError(
@@ -115,8 +114,6 @@ def run_program(*command: str | Path) -> None:
         )
 
 
-@contextmanager
-def step(words: str) -> Iterator[None]:
-    """A part of a stage that takes a while, named on the terminal."""
-    print(f"        {words} ...", flush=True)
-    yield
+def note(words: str) -> None:
+    """Print a line below the running stage's title."""
+    print(f"        {words}", flush=True)

@@ -1,4 +1,4 @@
-"""The end of a demo run: one table for a person, summary.json for a program, both from the files that the stages wrote."""
+"""The end of a demo run: a table for the terminal and summary.json, both from the files that the stages wrote."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from demo.stages import Stages
+from ranking.files import write_json
 from ranking.labels import LabelSet
-from ranking.schema import replacing
 
 SYSTEMS = ("bm25", "baseline", "teacher", "student")
 AB_METRICS = {"page_ctr": "page CTR", "user_ctr": "user CTR", "dwell": "dwell per click"}
 
 
 def quality(out: Path) -> dict[str, dict[str, float]]:
+    """System -> NDCG@5 and PNR on the test queries."""
     systems = json.loads((out / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))["systems"]
     return {name: {metric: systems[name]["metrics"][metric] for metric in ("ndcg@5", "pnr")} for name in SYSTEMS}
 
 
 def labelling(out: Path) -> dict[str, Any]:
-    """Counted from the shards themselves, not from what the labeller says of itself."""
+    """Pairs labelled, lost and duplicated, counted from the shards and not taken from the labeller's own report."""
     labels = LabelSet.load(out / "labels")
     keys: list[tuple[str, str]] = []
     for shard in labels.shards:
@@ -46,6 +47,7 @@ def rate(runs: list[dict[str, Any]]) -> float:
 
 
 def ab(out: Path) -> dict[str, Any]:
+    """Lift with interval and p per metric, the sample ratio's p, and the verdict, from report.json."""
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     metrics = {metric["name"]: metric for metric in report["metrics"]}
     found: dict[str, Any] = {
@@ -63,12 +65,12 @@ def summarise(out: Path, stages: Stages, experiment: str) -> dict[str, Any]:
         "ab": {"experiment": experiment, **ab(out)},
         "stages": {name: {"seconds": stage["seconds"]} for name, stage in stages.known.items()},
     }
-    with replacing(out / "summary.json") as aside:
-        aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "summary.json", summary)
     return {**summary, "text": text(summary, out)}
 
 
 def text(summary: dict[str, Any], out: Path) -> str:
+    """The summary as lines for the terminal."""
     lines = ["", f"{'system':10} {'PNR':>7} {'NDCG@5':>8}"]
     for name, row in summary["quality"].items():
         lines.append(f"{name:10} {row['pnr']:7.3f} {row['ndcg@5']:8.4f}")

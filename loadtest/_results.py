@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest._recorder import Recorder, Tally
+from ranking.files import write_json
 
 SLICES = 10  # a run is cut into this many stretches, so that two runs can be compared with their noise
 LATE_MS = 10.0  # a request that leaves this much after its intended start was held up by the generator
@@ -64,8 +64,8 @@ def generator(recorder: Recorder, cpu_share: float | None) -> dict[str, Any]:
         "cpu_share": None if cpu_share is None else round(cpu_share, 3),
         "saturated": saturated,
         "meaning": (
-            f"requests left late (p99 {lag:.0f} ms after their time): the generator was short of CPU, the latencies are "
-            "not the server's alone; use --processes or another machine"
+            f"requests left late (p99 {lag:.0f} ms after their time): the generator was short of CPU, the "
+            "latencies are not the server's alone; use --processes or another machine"
             if saturated
             else "requests left on time: the latencies are the server's"
         ),
@@ -112,10 +112,7 @@ def result(
 
 def write(found: dict[str, Any], path: Path) -> None:
     """Aside and renamed, so that a watcher never reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_json(path, found)
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -133,7 +130,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         )
     for arm, row in (found["capacity"] or {}).items():
         out.append(
-            f"{arm}: capacity {row['rate']:.1f} requests/s at p99 <= {row['p99_target_ms']:g} ms (limited by {row['limited_by']})"
+            f"{arm}: capacity {row['rate']:.1f} requests/s at p99 <= {row['p99_target_ms']:g} ms "
+            f"(limited by {row['limited_by']})"
         )
     out.append(f"generator: {found['generator']['meaning']}")
     return out

@@ -1,4 +1,4 @@
-"""Scores as probabilities: applying a card's calibration, and measuring it (reliability bins, expected calibration error).
+"""Scores as probabilities: applying a card's calibration, and measuring it (reliability, expected calibration error).
 
 A card's `calibration` is a monotone map from raw score to the probability that a document is relevant, one of
 
@@ -55,7 +55,7 @@ def _interpolate(values: NDArray[np.float64], scores: ArrayLike, probabilities: 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Predictions in bins: int [b] documents, float [b] mean predicted probability and share of relevant (nan if empty)."""
+    """Predictions in bins: int [b] documents, float [b] mean probability and share of relevant (nan if empty)."""
 
     counts: NDArray[np.int64]
     predicted: NDArray[np.float64]
@@ -70,7 +70,7 @@ class Reliability:
 
 
 def reliability(probabilities: ArrayLike, relevant: ArrayLike, bins: int = 15) -> Reliability:
-    """Reliability of predicted probabilities, float [n], against outcomes, bool [n], in `bins` equal-width bins of 0..1.
+    """Reliability of predicted probabilities, float [n], against outcomes, bool [n], in equal-width bins of 0..1.
 
     ValueError: lengths differ, or a probability is outside 0..1 or not a number.
     """

@@ -1,4 +1,4 @@
-"""The score card: `ranker.json` beside every checkpoint. Whoever loads a checkpoint checks it and refuses a mismatch."""
+"""The score card: `ranker.json` beside every checkpoint. Whoever loads a checkpoint checks its card first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from ranking.errors import InputError
+from ranking.files import write_text
+from ranking.limits import FieldLimits
 
 CARD_NAME = "ranker.json"
-CARD_VERSION = 1
+CARD_VERSION = 2  # 1 had the three limits as fields of the card itself
 
 
 @dataclass
@@ -23,9 +25,7 @@ class ScoreCard:
         role: what the checkpoint does; a pretrained decoder is "pretrained" until it has a score head
         text_format: name of the text layout in ranking/text.py
         format_version: version of that layout; a checkpoint is only used with the layout it was trained on
-        max_query_tokens: length limit of the query field, in tokens
-        max_title_tokens: length limit of the title field, in tokens
-        max_summary_tokens: length limit of the summary field, in tokens
+        limits: how many tokens of each field the model was trained to read
         head: "linear" (hidden state -> one logit), "folded" (that head as one row of an LM head: for serving only),
             "none" for a pretrained decoder
         pooling: which position's state is scored: "last_token" (the end-of-sequence token), "mean", or "cls"
@@ -36,15 +36,14 @@ class ScoreCard:
         base_model: what training started from
         trained_on: name -> fingerprint of every dataset file used
         metrics: dev metrics of the kept checkpoint, by name
-        calibration: optional monotone map from raw score to probability, as training/evaluation/calibration.py writes it
+        calibration: optional monotone map from raw score to probability, as training/evaluation/calibration.py writes
+            it
     """
 
     role: Literal["pretrained", "teacher", "student", "baseline"]
     text_format: str
     format_version: int
-    max_query_tokens: int
-    max_title_tokens: int
-    max_summary_tokens: int
+    limits: FieldLimits
     head: Literal["linear", "folded", "none"]
     pooling: Literal["last_token", "mean", "cls"]
     score_mean: float = 0.0
@@ -65,9 +64,8 @@ class ScoreCard:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, one of {', '.join(get_args(hints[name]))} is known"
                 )
-        for name in ("format_version", "max_query_tokens", "max_title_tokens", "max_summary_tokens"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, a whole number from 1 on is needed")
+        if not isinstance(self.format_version, int) or self.format_version < 1:
+            raise ValueError(f"format_version is {self.format_version!r}, a whole number from 1 on is needed")
         if not math.isfinite(self.score_mean) or not 0 <= self.score_spread < math.inf:
             raise ValueError(
                 f"score_mean is {self.score_mean}, score_spread is {self.score_spread}: finite scores are needed"
@@ -76,30 +74,52 @@ class ScoreCard:
     def save(self, folder: str | Path) -> Path:
         """Write ranker.json into a checkpoint folder."""
         path = Path(folder) / CARD_NAME
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, self.to_json() + "\n")
         return path
 
     @classmethod
     def load(cls, folder: str | Path) -> ScoreCard:
-        """Read ranker.json of a checkpoint folder. InputError if absent, unreadable or of another version."""
+        """Read ranker.json of a checkpoint folder. InputError if it is absent or from_json refuses it."""
         path = Path(folder) / CARD_NAME
         if not path.is_file():
             raise InputError(f"{folder}: no {CARD_NAME}; this is not a DisRanker checkpoint")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except (ValueError, OSError) as problem:
             raise InputError(f"{path}: cannot be read as JSON: {problem}") from problem
+        return cls.from_json(text, path)
+
+    @classmethod
+    def from_json(cls, text: str, where: str | Path) -> ScoreCard:
+        """The card that to_json or a release of card version 1 wrote. InputError names `where` and what is wrong."""
+        try:
+            content = json.loads(text)
+        except ValueError as problem:
+            raise InputError(f"{where}: cannot be read as JSON: {problem}") from problem
         if not isinstance(content, dict):
-            raise InputError(f"{path}: not a score card: a JSON object is expected")
+            raise InputError(f"{where}: not a score card: a JSON object is expected")
+        if content.get("version") == 1:
+            content = _from_version_1(content)
         if content.get("version") != CARD_VERSION:
-            raise InputError(f"{path}: card version {content.get('version')!r}, this release reads {CARD_VERSION}")
+            raise InputError(
+                f"{where}: card version {content.get('version')!r}, this release reads 1 to {CARD_VERSION}"
+            )
         unknown = sorted(set(content) - {f.name for f in fields(cls)})
         if unknown:
-            raise InputError(f"{path}: unknown keys {', '.join(unknown)}")
+            raise InputError(f"{where}: unknown keys {', '.join(unknown)}")
+        limits = content.get("limits")
+        if not isinstance(limits, dict):
+            raise InputError(
+                f"{where}: limits is {limits!r}: a JSON object with the token limit of each field is expected"
+            )
         try:
-            return cls(**content)
+            return cls(**{**content, "limits": FieldLimits(**limits)})
         except (TypeError, ValueError) as problem:
-            raise InputError(f"{path}: {problem}") from problem
+            raise InputError(f"{where}: {problem}") from problem
+
+    def to_json(self) -> str:
+        """The card as the text of one JSON object."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
 
     def require(self, folder: str | Path, *roles: str) -> ScoreCard:
         """Return self if the role is one of roles, else InputError: a teacher must not pass for a student."""
@@ -108,8 +128,15 @@ class ScoreCard:
         return self
 
 
+def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+    names = [limit.name for limit in fields(FieldLimits)]
+    limits = {name: content[name] for name in names if name in content}
+    rest = {name: value for name, value in content.items() if name not in names}
+    return {**rest, "limits": limits, "version": CARD_VERSION}
+
+
 def fingerprint(*paths: str | Path) -> str:
-    """First 16 hex digits of the SHA-256 of files' bytes (folders: every file below, with its relative name, sorted)."""
+    """First 16 hex digits of the SHA-256 of files' bytes (a folder: every file below with its name, sorted)."""
     digest = hashlib.sha256()
     for path in map(Path, paths):
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

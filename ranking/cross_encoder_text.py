@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
-from ranking.text import EncodedPair, FieldCleaner, FieldLimits, TeacherFormat, check_format, load_tokenizer
+from ranking.limits import FieldLimits
+from ranking.text import EncodedPair, FieldCleaner, TeacherFormat, check_format, load_tokenizer
 
 CROSS_ENCODER_FORMAT = "query-document-pair"
 
@@ -38,22 +39,25 @@ class CrossEncoderFormat(TeacherFormat):
         """The format of a published encoder reranker's folder, with the limits of its card. InputError on a mismatch."""
         card = ScoreCard.load(folder).require(folder, "teacher")
         check_format(card, CROSS_ENCODER_FORMAT, folder)
-        return cls(load_tokenizer(folder), FieldLimits.of_card(card))
+        return cls(load_tokenizer(folder), card.limits)
 
     def max_tokens(self) -> int:
         """Upper bound of a pair's length in tokens: field limits, the template's marks, and one for each join of fields."""
         marks = self.tokenizer.num_special_tokens_to_add(True)
-        return self.limits.query + self.limits.title + self.limits.summary + marks + 3
+        return self.limits.total_tokens() + marks + 3
 
     def fields(
         self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
     ) -> tuple[list[str], list[str]]:
         """(queries, documents) as the tokenizer gets them: cut to the fields' limits, special tokens neutralised."""
         limits = self.limits
-        cut = zip(self._cut(titles, limits.title), self._cut(summaries, limits.summary))
-        return self._cut(queries, limits.query), [f"{title} {summary}".strip() for title, summary in cut]
+        cut = zip(self._cut(titles, limits.max_title_tokens), self._cut(summaries, limits.max_summary_tokens))
+        return self._cut(queries, limits.max_query_tokens), [f"{title} {summary}".strip() for title, summary in cut]
 
     def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
-        """One EncodedPair per row, marks included; the three sequences have one entry per pair."""
-        pairs = list(zip(*self.fields(queries, titles, summaries)))
-        return [EncodedPair(encoding.ids, encoding.type_ids) for encoding in self.tokenizer.encode_batch(pairs)]
+        """One EncodedPair per row, marks included; the three sequences have one entry per pair.
+
+        document_start is where the tokenizer's token types turn to 1; the end where it has no types.
+        """
+        encoded = self.tokenizer.encode_batch(list(zip(*self.fields(queries, titles, summaries))))
+        return [EncodedPair(each.ids, [*each.type_ids, 1].index(1)) for each in encoded]

@@ -12,7 +12,8 @@ class InputError(Exception):
 class DataError(InputError):
     """A row or file that does not hold what its table promises.
 
-    path: the file; row: 1-based number of the first bad row, None if the whole file is unreadable; reason: what is wrong.
+    path: the file; row: 1-based number of the first bad row, None if the whole file is unreadable; reason: what is
+    wrong.
     """
 
     def __init__(self, path: str | Path, reason: str, row: int | None = None):

@@ -1,8 +1,8 @@
 """The labels folder that clients/label_corpus.py writes: its layout, and checked reading for whoever trains on it.
 
     manifest.json         what was labelled, by which teacher, counts, score histogram, the list of shards
-    labels-00000.parquet  the `labels` table of rows 1 .. shard_rows of the candidate file, in its order, less the rejects
-    labels-00000.json     the shard's record: its checksum and its rejects; its presence says that the shard is finished
+    labels-00000.parquet  the `labels` table of rows 1 .. shard_rows of the candidate file, less the rejects
+    labels-00000.json     the shard's record, checksum and rejects; it is there once the shard is finished
     rejects.parquet       every row that got no score: row (1-based), query_id, doc_id, cause, reason
 
 Readers take finished folders only, and check every shard against the manifest's checksum as they read it.
@@ -39,12 +39,13 @@ REJECTS_SCHEMA = pa.schema(
 
 
 def shard_name(index: int) -> str:
+    """File name of the shard with this 0-based index."""
     return f"labels-{index:05d}.parquet"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One finished shard: `rows` candidate rows from 0-based first_row on, `labels` of them scored, the file's SHA-256."""
+    """One finished shard: `rows` candidate rows from 0-based first_row on, `labels` of them scored, and its SHA-256."""
 
     file: str
     first_row: int
@@ -67,7 +68,7 @@ class LabelSet:
 
     @classmethod
     def load(cls, folder: str | Path) -> LabelSet:
-        """Read manifest.json. InputError if absent, unreadable, of another version, or if labelling has not finished."""
+        """Read manifest.json. InputError if absent, unreadable, of another version, or labelling has not finished."""
         folder = Path(folder)
         path = folder / MANIFEST_NAME
         manifest = load_manifest(path)

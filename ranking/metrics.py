@@ -1,10 +1,10 @@
-"""Ranking metrics over flat arrays: PNR, NDCG@k with either gain, MRR. Sorted once, no Python loop over queries or pairs.
+"""Ranking metrics over flat arrays: PNR, NDCG@k with either gain, MRR, without a Python loop over queries.
 
     judged = JudgedRanking(scores, grades, groups)   # float [n], int [n], int [n]
     judged.ndcg(5).mean(), judged.ndcg(5, gain="exponential").mean(), judged.mrr().mean(), judged.pairs().pnr
 
-Ties in score break by document order (the order of the rows), stably. A query without a relevant document scores 0 in NDCG
-and MRR, as in trec_eval, and stays in the mean: leaving such queries out would flatter every system.
+Ties in score break by document order (the order of the rows), stably. A query without a relevant document scores 0 in
+NDCG and MRR, as in trec_eval, and stays in the mean: leaving such queries out would flatter every system.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Gain = Literal["linear", "exponential"]
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Same-query document pairs with different grades, per query, int64 [q]: ordered right, ordered wrong, equal scores."""
+    """Document pairs with different grades, per query, int64 [q]: ordered right, ordered wrong, with equal scores."""
 
     concordant: NDArray[np.int64]
     discordant: NDArray[np.int64]
@@ -29,7 +29,7 @@ class PairCounts:
 
     @property
     def pnr(self) -> float:
-        """Positive-negative ratio over all queries' pairs: concordant / discordant. inf with no discordant, nan with no pair."""
+        """Positive-negative ratio over all pairs: concordant / discordant. inf if none is wrong, nan without pairs."""
         return pair_ratio(float(self.concordant.sum()), float(self.discordant.sum()))
 
     @property
@@ -49,9 +49,9 @@ def pair_ratio(concordant: float, discordant: float) -> float:
 class JudgedRanking:
     """The judged documents of many queries, ranked by a system's scores. All metrics return one value per query.
 
-    scores: float [n], finite; higher ranks first. grades: int [n], not negative. groups: int [n], the query of each row,
-    rows of a query need not be adjacent. n_queries: with it, groups must be 0..n_queries-1 and a query without any row
-    counts (as 0, with no pairs); without it, the queries are the distinct groups in ascending order.
+    scores: float [n], finite; higher ranks first. grades: int [n], not negative. groups: int [n], the query of each
+    row, rows of a query need not be adjacent. n_queries: with it, groups must be 0..n_queries-1 and a query without any
+    row counts (as 0, with no pairs); without it, the queries are the distinct groups in ascending order.
     ValueError: lengths differ, a score is not finite, a grade is negative, a group is out of range.
     """
 
@@ -91,8 +91,8 @@ class JudgedRanking:
     def ndcg(self, k: int | None = None, gain: Gain = "linear") -> NDArray[np.float64]:
         """NDCG@k per query, float64 [q] (Järvelin and Kekäläinen, TOIS 2002; k=None takes the whole list).
 
-        gain "linear" is the grade itself (trec_eval, ir-measures), "exponential" is 2^grade - 1 (Burges et al., ICML 2005);
-        the discount is 1 / log2(place + 1). The ideal order is that of the judged documents given.
+        gain "linear" is the grade itself (trec_eval, ir-measures), "exponential" is 2^grade - 1 (Burges et al., ICML
+        2005); the discount is 1 / log2(place + 1). The ideal order is that of the judged documents given.
         """
         if gain not in ("linear", "exponential"):
             raise ValueError(f"gain {gain!r}: linear or exponential")
@@ -101,7 +101,7 @@ class JudgedRanking:
         return np.divide(dcg, ideal, out=np.zeros(len(self)), where=ideal > 0)
 
     def mrr(self, k: int | None = None, relevant_from: int = 1) -> NDArray[np.float64]:
-        """Reciprocal rank per query, float64 [q]: 1 / place of the first document with grade >= relevant_from, else 0."""
+        """Reciprocal rank per query, float64 [q]: 1 / place of the first grade of relevant_from or more, else 0."""
         hit = self._grades >= relevant_from
         if k is not None:
             hit &= self.places < k
@@ -110,7 +110,7 @@ class JudgedRanking:
         return reciprocal
 
     def pairs(self) -> PairCounts:
-        """Pair counts per query, in O(n * distinct grades): each row meets the lower grades below, above and beside it."""
+        """Pair counts per query, in O(n * distinct grades): each row meets the lower grades around it."""
         concordant, discordant, tied = (np.zeros(len(self), np.int64) for _ in range(3))
         if not len(self._grades):
             return PairCounts(concordant, discordant, tied)
@@ -148,20 +148,21 @@ def ndcg(scores: ArrayLike, grades: ArrayLike, groups: ArrayLike, k: int | None 
 
 
 def mrr(scores: ArrayLike, grades: ArrayLike, groups: ArrayLike, k: int | None = None) -> float:
-    """Mean reciprocal rank of the first document with a grade above 0; see JudgedRanking.mrr. nan if there is no query."""
+    """Mean reciprocal rank of the first document with a grade above 0 (JudgedRanking.mrr). nan without a query."""
     return mean(JudgedRanking(scores, grades, groups).mrr(k))
 
 
 def pnr(scores: ArrayLike, grades: ArrayLike, groups: ArrayLike) -> float:
-    """Concordant / discordant pairs, pooled over queries; score ties are neither (JudgedRanking.pairs has their share)."""
+    """Concordant / discordant pairs, pooled over queries; score ties are neither (JudgedRanking.pairs counts them)."""
     return JudgedRanking(scores, grades, groups).pairs().pnr
 
 
 def kendall_tau(scores: ArrayLike, reference: ArrayLike, groups: ArrayLike) -> NDArray[np.float64]:
-    """Kendall's tau-b per query between two systems' scores, float64 [q]; nan where a query has no untied pair in either.
+    """Kendall's tau-b per query between two systems' scores, float64 [q]; nan where either has no untied pair.
 
-    scores, reference: float [n]; groups: int [n]. The reference's order is turned into dense ranks, which serve as grades;
-    memory is one [m, m] comparison per list length m, so it is meant for candidate lists, not for whole collections.
+    scores, reference: float [n]; groups: int [n]. The reference's order is turned into dense ranks, which serve as
+    grades; memory is one [m, m] comparison per list length m, so it is meant for candidate lists, not for whole
+    collections.
     """
     scores, reference, groups = (np.asarray(a) for a in (scores, reference, groups))
     if not scores.shape == reference.shape == groups.shape:

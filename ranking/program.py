@@ -14,8 +14,8 @@
     if __name__ == "__main__":
         run(main, Config, example="python -m training.train_baseline --data data/world --out runs/baseline")
 
-Flags are the field names with dashes. A bool needs no value (`--dry-run`, `--no-dry-run`), a list field may be repeated or
-given as commas (`--url a --url b`, `--url a,b`). Unknown flags and unknown YAML keys are errors.
+Flags are the field names with dashes. A bool needs no value (`--dry-run`, `--no-dry-run`), a list field may be repeated
+or given as commas (`--url a --url b`, `--url a,b`). Unknown flags and unknown YAML keys are errors.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _normalise(argv: Sequence[str], types: dict[str, Any], positional: Sequence[str] = ()) -> list[str]:
-    """Rewrite dashes, bare bools, repeated lists and bare words to jsonargparse's forms; --config first, so that flags win."""
+    """Rewrite dashes, bare bools, repeated lists and bare words to jsonargparse's forms, --config first: flags win."""
     configs: list[str] = []
     rest: list[str] = []
     lists: dict[str, list[str]] = {}
@@ -136,7 +136,7 @@ def parse(
     prog: str | None = None,
     positional: Sequence[str] = (),
 ) -> C:
-    """Parse argv (default: the command line) into a config_class instance. Exits with 2 and one line on a bad flag or key.
+    """Parse argv (default: the command line) into a config_class. Exits with 2 and a line on a bad flag or key.
 
     positional: fields that may also be given as bare words, in this order.
     """
@@ -145,6 +145,8 @@ def parse(
     summary = (config_class.__doc__ or "").strip().split("\n\n")[0]
     parser = _Parser(prog=prog, description=summary, epilog=f"example: {example}" if example else None)
     parser.add_argument("--config", action="config", help="YAML file of settings; flags win over it")
+    # the types of an inherited group are names in its owner's module; jsonargparse would look for them in the program's
+    config_class.__init__.__annotations__.update(_field_types(config_class))
     parser.add_class_arguments(config_class, None)
     namespace = parser.parse_args(_normalise(argv, _field_types(config_class), positional))
     try:

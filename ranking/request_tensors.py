@@ -18,7 +18,8 @@ SCORE = "score"  # name of the output tensor
 def request_tensors(query: str, titles: Sequence[str], summaries: Sequence[str]) -> dict[str, NDArray[np.object_]]:
     """The inputs by name, UTF-8 bytes as object arrays: query [1], title [n], summary [n].
 
-    What is not valid Unicode (a lone surrogate) is replaced by "?". ValueError if titles and summaries differ in number.
+    What is not valid Unicode (a lone surrogate) is replaced by "?". ValueError if titles and summaries differ in
+    number.
     """
     if len(titles) != len(summaries):
         raise ValueError(f"{len(titles)} titles and {len(summaries)} summaries: one of each per document")

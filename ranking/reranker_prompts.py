@@ -20,10 +20,10 @@ from tokenizers import Tokenizer
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.text import (
     TEACHER_FORMAT,
     FieldCleaner,
-    FieldLimits,
     TeacherFormat,
     TeacherText,
     check_format,
@@ -164,7 +164,7 @@ class PromptFormat(TeacherFormat):
         if prompt is None:
             raise InputError(f"{folder}: text format {card.text_format!r}; known are {', '.join(PROMPTS)}")
         check_format(card, prompt.name, folder)
-        return cls(load_tokenizer(folder), prompt, FieldLimits.of_card(card), card.instruction)
+        return cls(load_tokenizer(folder), prompt, card.limits, card.instruction)
 
     def answer_ids(self) -> tuple[int, int | None]:
         """Token ids of the answers yes and no. InputError if an answer is not one token of the tokenizer."""
@@ -176,8 +176,8 @@ class PromptFormat(TeacherFormat):
     ) -> tuple[list[str], list[str]]:
         """(queries, documents) as they go into the prompt: cut to the fields' limits, special tokens neutralised."""
         limits = self.limits
-        cut = zip(self._cut(titles, limits.title), self._cut(summaries, limits.summary))
-        return self._cut(queries, limits.query), [f"{title} {summary}".strip() for title, summary in cut]
+        cut = zip(self._cut(titles, limits.max_title_tokens), self._cut(summaries, limits.max_summary_tokens))
+        return self._cut(queries, limits.max_query_tokens), [f"{title} {summary}".strip() for title, summary in cut]
 
     def texts(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[TeacherText]:
         """One TeacherText per row. The three sequences have one entry per pair."""

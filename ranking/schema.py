@@ -6,7 +6,6 @@ A read never drops a row silently: a bad row either stops the program with its f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,10 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ranking.errors import DataError
+from ranking.files import replacing
+from ranking.limits import MAX_FIELD_BYTES
+from ranking.visible import VISIBLE_RE2
 
 MAX_GRADE = 4
-VISIBLE = r"[^\s\p{Z}\p{C}]"  # RE2: neither white space, separator, control nor format character
-MAX_FIELD_BYTES = 1 << 20  # a longer title or summary is a broken export, not a document
 
 _TEXT, _F32, _TIME = pa.string(), pa.float32(), pa.timestamp("us", tz="UTC")
 
@@ -153,7 +153,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _first_failing(column: pa.ChunkedArray, check: Callable[[pa.ChunkedArray], object]) -> int | None:
-    """1-based row of the first value that check refuses by ArrowInvalid, found by halving; None if it takes them all."""
+    """1-based row of the first value that check refuses by ArrowInvalid, found by halving; None if it takes all."""
 
     def fails(low: int, high: int) -> bool:
         try:
@@ -193,7 +193,7 @@ def bad_rows(table: Table, rows: pa.Table, first_row: int = 1) -> list[BadRow]:
                 pc.greater(pc.binary_length(column), MAX_FIELD_BYTES), f"{name} is longer than {MAX_FIELD_BYTES} bytes"
             )
             if name in table.not_blank:
-                mark(pc.invert(pc.match_substring_regex(column, VISIBLE)), f"{name} is empty")
+                mark(pc.invert(pc.match_substring_regex(column, VISIBLE_RE2)), f"{name} is blank")
         elif pa.types.is_floating(column.type):
             mark(pc.invert(pc.is_finite(column)), f"{name} is NaN or infinite")
         if name in table.ranges:
@@ -226,6 +226,7 @@ class Rejects:
     count: int = 0
 
     def add(self, source: str | Path, rows: list[BadRow]) -> None:
+        """Append the refused rows of the file `source`, and count them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as stream:
@@ -264,7 +265,7 @@ def checked(
 
 
 def read_table(path: str | Path, name: str, rejects: Rejects | None = None) -> pa.Table:
-    """Read and check a whole Parquet table. DataError: unreadable or truncated file, wrong column, bad row, duplicate key."""
+    """Read and check a whole Parquet table. DataError: unreadable file, wrong column, bad row, duplicate key."""
     table = TABLES[name]
     with reading(path):
         rows = pq.read_table(path)
@@ -294,7 +295,8 @@ def iter_table(
 
 
 @contextmanager
-def reading(path: str | Path):
+def reading(path: str | Path) -> Iterator[None]:
+    """Around whatever reads Parquet: DataError for an absent or unreadable file."""
     if not Path(path).exists():
         raise DataError(path, "no such file")
     try:
@@ -303,29 +305,6 @@ def reading(path: str | Path):
         raise
     except (pa.ArrowException, OSError) as problem:
         raise DataError(path, f"cannot be read as Parquet: {' '.join(str(problem).split())}") from problem
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it is flushed to disk and renamed into place, else removed.
-
-    A reader sees the old file or the whole new one, never a part.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield aside
-        with aside.open("rb") as stream:
-            os.fsync(stream.fileno())
-        aside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive a power cut
-        finally:
-            os.close(folder)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_table(path: str | Path, name: str, pieces: pa.Table | Iterable[pa.Table]) -> int:

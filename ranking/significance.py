@@ -1,7 +1,7 @@
-"""Paired tests between two systems on the same queries: bootstrap intervals and randomisation p, resampled over queries.
+"""Paired tests between two systems on the same queries: bootstrap intervals and randomisation p over queries.
 
-Both work on per-query columns, so that one draw of queries serves a mean (NDCG, MRR) and a ratio of sums (PNR) alike, and
-both are matrix products in blocks of bounded memory: no loop over resamples' queries.
+Both work on per-query columns, so that one draw of queries serves a mean (NDCG, MRR) and a ratio of sums (PNR) alike,
+and both are matrix products in blocks of bounded memory: no loop over resamples' queries.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def seeds_bootstrap(
 ) -> Interval:
     """Mean difference with an interval for a recipe and not for the models at hand: training seeds are drawn anew too.
 
-    differences: float [s, q], of each training seed and query. Seeds and queries are resampled independently (Owen 2007,
-    pigeonhole bootstrap). With few seeds it is rather too short than too long. ValueError: fewer than two seeds, no query.
+    differences: float [s, q], of each training seed and query. Seeds and queries are resampled independently (Owen
+    2007, pigeonhole bootstrap). With few seeds it is rather too short than too long. ValueError: fewer than two seeds,
+    no query.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 2 or len(values) < 2 or not values.shape[1] or not np.isfinite(values).all():
@@ -87,7 +88,7 @@ def randomisation_test(ours: ArrayLike, theirs: ArrayLike, *, permutations: int 
 
 
 def randomisation_tests(differences: ArrayLike, *, permutations: int = 10000, seed: int = 0) -> NDArray[np.float64]:
-    """randomisation_test of several metrics at once, float64 [m]. differences: float [q, m], ours - theirs per query."""
+    """randomisation_test of several metrics at once, float64 [m]. differences: float [q, m], ours - theirs."""
     values = _columns(differences)
     observed = np.abs(values.sum(0))
     values = values[(values != 0).any(1)]  # swapping equal values changes nothing

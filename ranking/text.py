@@ -4,14 +4,14 @@ Teacher, both training stages and the vLLM prompt:
 
     Query: <query>\\nTitle: <title>\\nSummary: <summary></s>
 
-The query comes first, so that a prefix cache serves all candidates of a query; the end-of-sequence token comes last, and
-its state is the pair's representation. The teacher's input is a string, because the stock vLLM backend takes text.
+The query comes first, so that a prefix cache serves all candidates of a query; the end-of-sequence token comes last,
+and its state is the pair's representation. The teacher's input is a string, because the stock vLLM backend takes text.
 
 Student and baseline: `[CLS] query [SEP] title summary [SEP]` with token types 0 and 1, built from token ids.
 
-Every field is normalised (NFKC, control characters and line breaks to single spaces), has special-token text neutralised
-("</s>" in a document becomes "< /s>"), and is cut to its own token limit, so that a long query can never push the
-document or the final token out.
+Every field is normalised (NFKC, control characters and line breaks to single spaces), has special-token text
+neutralised ("</s>" in a document becomes "< /s>"), and is cut to its own token limit, so that a long query can never
+push the document or the final token out.
 """
 
 from __future__ import annotations
@@ -27,44 +27,32 @@ from tokenizers import Tokenizer
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
+from ranking.visible import SEPARATORS, python_class
 
 TEACHER_FORMAT = "query-title-summary-eos"
 STUDENT_FORMAT = "cls-query-sep-title-summary-sep"
 FORMAT_VERSION = 1
 
-# An over-long field is cut to this many characters per allowed token before it is tokenised: 5 MB of text costs nothing.
+# An over-long field is cut to this many characters per allowed token before it is tokenised: 5 MB of text costs
+# nothing.
 CHARACTERS_PER_TOKEN = 64
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\s]+")
-
-
-@dataclass(frozen=True)
-class FieldLimits:
-    """Token limits per field. The pair's length is bounded by their sum plus the layout's own few tokens."""
-
-    query: int = 32
-    title: int = 32
-    summary: int = 128
-
-    def __post_init__(self):
-        for name in ("query", "title", "summary"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} token limit is {getattr(self, name)}: at least 1 is needed")
-
-    @classmethod
-    def of_card(cls, card: ScoreCard) -> FieldLimits:
-        return cls(card.max_query_tokens, card.max_title_tokens, card.max_summary_tokens)
+_SEPARATORS = re.compile(f"[{python_class(SEPARATORS)}]+")
 
 
 def normalise(text: str) -> str:
-    """NFKC, lone surrogates replaced, control characters and runs of white space to one space, stripped."""
+    """NFKC, each run of white space, control characters and halves of surrogate pairs to one space, none at the ends.
+
+    Visible text stays visible and invisible text stays invisible (ranking.visible).
+    """
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode("utf-8"))
-    return _CONTROL.sub(" ", text).strip()
+        text = unicodedata.normalize("NFKC", text)
+    return _SEPARATORS.sub(" ", text).strip(" ")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The fast tokenizer of a checkpoint folder (tokenizer.json), with its stored truncation and padding switched off."""
+    """The fast tokenizer of a checkpoint folder (tokenizer.json), its stored truncation and padding switched off."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{folder}: no tokenizer.json; a fast tokenizer is needed")
@@ -82,23 +70,36 @@ class FieldCleaner:
 
     def __init__(self, tokenizer: Tokenizer):
         contents = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        # one character cannot be split by a space, and blank tokens are no danger: they carry no role
-        marks = sorted((c for c in contents if len(c.strip()) > 1), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, marks)), re.IGNORECASE) if marks else None
+        # one character cannot be split by a space, and a token of white space has no role in a model's input
+        spelled = sorted((c for c in contents if len(c.strip()) > 1), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, spelled)), re.IGNORECASE) if spelled else None
 
     def __call__(self, text: str, token_limit: int) -> str:
+        """The clean text of a field, cut to what token_limit tokens could ever hold."""
         text = normalise(text[: 4 * token_limit * CHARACTERS_PER_TOKEN])[: token_limit * CHARACTERS_PER_TOKEN]
         while self._special is not None and self._special.search(text):
-            # repeated: a broken-up mark may leave another one behind ("<</s>/s>")
-            text = self._special.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
+            # repeated: a token that is broken up may leave another one behind ("<</s>/s>")
+            text = self._special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
         return text
 
 
 @dataclass(frozen=True)
 class TeacherText:
-    """One teacher input: the text, and the character where the document part (the text to predict in stage 1) starts."""
+    """One teacher input: the text, and the index of the character where the document (what stage 1 predicts) starts."""
 
     text: str
+    document_start_character: int
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """One pair as token ids, without padding, and the index of the document's first token.
+
+    Of a student's pair, the tokens before document_start ([CLS] query [SEP]) have token type 0, the others type 1. Of a
+    teacher's pair, the tokens from document_start on are those that stage 1 predicts.
+    """
+
+    ids: list[int]
     document_start: int
 
 
@@ -129,24 +130,33 @@ class TeacherFormat:
             eos = json.loads(config_path.read_text(encoding="utf-8"))["eos_token"]
         except (OSError, ValueError, KeyError) as problem:
             raise InputError(f"{config_path}: no eos_token: {problem}") from problem
-        return cls(load_tokenizer(folder), eos["content"] if isinstance(eos, dict) else eos, FieldLimits.of_card(card))
+        return cls(load_tokenizer(folder), eos["content"] if isinstance(eos, dict) else eos, card.limits)
 
     def max_tokens(self) -> int:
         """Upper bound of a pair's length in tokens: field limits, the layout's words, begin and end tokens."""
         layout = self.tokenizer.encode(self._lay_out("", "", "").text).ids
         # a space that belongs to no word may become a token of its own at each field
-        return sum((self.limits.query, self.limits.title, self.limits.summary)) + len(layout) + 3
+        return self.limits.total_tokens() + len(layout) + 3
 
     def texts(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[TeacherText]:
         """One TeacherText per row. The three sequences have one entry per pair."""
-        limits = self.limits
         fields = [
-            *self._cut(queries, limits.query),
-            *self._cut(titles, limits.title),
-            *self._cut(summaries, limits.summary),
+            *self._cut(queries, self.limits.max_query_tokens),
+            *self._cut(titles, self.limits.max_title_tokens),
+            *self._cut(summaries, self.limits.max_summary_tokens),
         ]
         n = len(queries)
         return [self._lay_out(fields[i], fields[n + i], fields[2 * n + i]) for i in range(n)]
+
+    def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
+        """One EncodedPair per row; the ids are what a server makes of the same text."""
+        texts = self.texts(queries, titles, summaries)
+        pairs = []
+        for text, encoding in zip(texts, self.tokenizer.encode_batch([text.text for text in texts])):
+            # a token that spans the border holds document characters; offsets of special tokens at the front are (0, 0)
+            start = next(i for i, (_, end) in enumerate(encoding.offsets) if end > text.document_start_character)
+            pairs.append(EncodedPair(encoding.ids, start))
+        return pairs
 
     def _lay_out(self, query: str, title: str, summary: str) -> TeacherText:
         prompt = f"Query: {query}\nTitle:"
@@ -171,14 +181,6 @@ class TeacherFormat:
         return text
 
 
-@dataclass(frozen=True)
-class EncodedPair:
-    """A student input without padding: token ids and token types (0 for [CLS] query [SEP], 1 for the document)."""
-
-    ids: list[int]
-    types: list[int]
-
-
 class StudentFormat:
     """Turns fields into BERT inputs for one tokenizer: `[CLS] query [SEP] title summary [SEP]`.
 
@@ -198,24 +200,24 @@ class StudentFormat:
 
     @classmethod
     def of_checkpoint(cls, folder: str | Path) -> StudentFormat:
-        """The format of a student or baseline checkpoint folder, with the limits of its card. InputError on a mismatch."""
+        """The format of a student or baseline checkpoint folder, with its card's limits. InputError on a mismatch."""
         card = ScoreCard.load(folder).require(folder, "student", "baseline")
         check_format(card, STUDENT_FORMAT, folder)
-        return cls(load_tokenizer(folder), FieldLimits.of_card(card))
+        return cls(load_tokenizer(folder), card.limits)
 
     def max_tokens(self) -> int:
-        return self.limits.query + self.limits.title + self.limits.summary + 3
+        """Upper bound of a pair's length in tokens: field limits, [CLS] and two [SEP]."""
+        return self.limits.total_tokens() + 3
 
     def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
         """One EncodedPair per row; the three sequences have one entry per pair."""
-        query_ids = self._field_ids(queries, self.limits.query)
-        title_ids = self._field_ids(titles, self.limits.title)
-        summary_ids = self._field_ids(summaries, self.limits.summary)
+        query_ids = self._field_ids(queries, self.limits.max_query_tokens)
+        title_ids = self._field_ids(titles, self.limits.max_title_tokens)
+        summary_ids = self._field_ids(summaries, self.limits.max_summary_tokens)
         pairs = []
         for query, title, summary in zip(query_ids, title_ids, summary_ids):
             ids = [self.cls_id, *query, self.sep_id, *title, *summary, self.sep_id]
-            first = len(query) + 2
-            pairs.append(EncodedPair(ids, [0] * first + [1] * (len(ids) - first)))
+            pairs.append(EncodedPair(ids, document_start=len(query) + 2))
         return pairs
 
     def _field_ids(self, raw: Sequence[str], limit: int) -> list[list[int]]:

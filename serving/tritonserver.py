@@ -76,8 +76,8 @@ def wheel_folder() -> Path:
 def pip_environment(wheel: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment in which the wheel's binary finds its libraries, and its Python stub finds this venv.
 
-    The stub starts its interpreter isolated, so PYTHONPATH is not read; but it looks up `python3` on PATH to learn where
-    it is installed. With the venv's bin folder first, it has the venv's packages, editable ones included, and
+    The stub starts its interpreter isolated, so PYTHONPATH is not read; but it looks up `python3` on PATH to learn
+    where it is installed. With the venv's bin folder first, it has the venv's packages, editable ones included, and
     sys.executable is the venv's interpreter, from which vLLM starts its engine process.
     """
     libraries = [wheel.parents[1] / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)]
@@ -96,8 +96,8 @@ def backend_folder(wheel: Path, environment: Mapping[str, str]) -> Path:
     """A folder with the wheel's Python backend, the stub for this Python and every folder of serving/backends/.
 
     The wheel's files are copied, because Triton refuses a library that a link leads out of the folder; our backends are
-    links, so that an edit counts at the next start. The folder is named for what is in it: a venv moved or upgraded gets
-    another one. It is made aside and renamed into place, so that servers started at once never see half of it.
+    links, so that an edit counts at the next start. The folder is named for what is in it: a venv moved or upgraded
+    gets another one. It is made aside and renamed into place, so that servers started at once never see half of it.
     """
     copies, links = _python_backend_files(wheel), _own_backends()
     states = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in copies]

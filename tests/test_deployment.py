@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -42,6 +43,45 @@ def test_every_file_that_a_service_mounts_or_builds_from_is_there():
                 if line.startswith("COPY"):
                     *sources, _ = line.split()[1:]
                     assert all((ROOT / s).exists() for s in sources), line
+
+
+def test_the_engine_build_finds_the_packages_that_its_image_does_not_install(tmp_path):
+    """A stand-in for the container: an interpreter without site packages, and a program below the mounted folder."""
+    service = COMPOSE["services"]["build-engine"]
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "__init__.py").touch()
+    (tmp_path / "build" / "gate.py").touch()
+    (tmp_path / service["entrypoint"][1]).write_text("import build.gate\n")
+    variables = {k: v.replace(service["working_dir"], str(tmp_path)) for k, v in service.get("environment", {}).items()}
+    command = [sys.executable, "-S", *service["entrypoint"][1:]]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def students_command(arms: str, folder: Path) -> list[str]:
+    """What the students' command line becomes in the container: the arguments that tritonserver gets."""
+    printer = folder / "tritonserver"
+    printer.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    printer.chmod(0o755)
+    shell, flag, script = COMPOSE["services"]["students-1"]["command"]
+    variables = {"PATH": f"{folder}:/usr/bin:/bin", "ARMS": arms}
+    command = [shell, flag, script.replace("$$", "$")]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_the_students_load_the_arms_of_one_variable_and_by_default_what_the_readme_builds(tmp_path):
+    load = [word for word in students_command("student baseline", tmp_path) if word.startswith("--load-model")]
+    assert load == [f"--load-model={m}" for m in ("student", "student_encoder", "baseline", "baseline_encoder")]
+    built = re.findall(r"build/build_student.py .*--name (\w+) --target tensorrt", (ROOT / "README.md").read_text())
+    assert COMPOSE["services"]["students-1"]["environment"]["ARMS"] == f"${{ARMS:-{' '.join(built)}}}"
+
+
+def test_no_two_running_services_are_given_one_gpu_by_default():
+    given = {}
+    for name in ("students-1", "students-2", "teacher"):
+        (device,) = COMPOSE["services"][name]["deploy"]["resources"]["reservations"]["devices"]
+        given[name] = [re.sub(r"\$\{\w+:-(\w+)\}", r"\1", number) for number in device["device_ids"]]
+    assert given == {"students-1": ["0"], "students-2": ["1"], "teacher": ["2"]}
 
 
 def test_ports_are_published_on_loopback_alone():

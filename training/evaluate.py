@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass, field
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 
 from ranking.card import fingerprint
 from ranking.errors import DataError, InputError
+from ranking.files import replacing, write_json
 from ranking.labels import read_labels
 from ranking.program import run
-from ranking.schema import read_table, replacing
+from ranking.schema import read_table
 from training.evaluation.comparison import Judgments, compare, per_query_table
 from training.evaluation.report import calibration_table, disagreement_page, table, teacher_table
 from training.sources.bm25 import bm25_scores
@@ -213,8 +213,7 @@ def write_results(out: Path, config: Config, judgments: Judgments, systems: list
         "teacher": teacher.name if teacher else None,
         "systems": {s.name: {"source": s.source, **results[s.name].as_dict()} for s in systems},
     }
-    with replacing(out / "evaluation.json") as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(out / "evaluation.json", content)
     with replacing(out / "per_query.parquet") as aside:
         pq.write_table(per_query_table(results, judgments), aside)
     scored = judgments.table.select(["query_id", "doc_id", "grade"])

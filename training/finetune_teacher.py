@@ -21,15 +21,17 @@ from transformers import set_seed
 
 from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
 from ranking.schema import read_table
-from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits, TeacherFormat
-from training.teacher.decoder import encode_pairs, open_tokenizer, save_tokenizer
+from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, TeacherFormat
+from training.teacher.decoder import open_tokenizer, save_tokenizer
 from training.teacher.likelihood import evidence_groups, sample_groups
 from training.teacher.score_head import Pooling, add_lora, fastest_attention, install_pooling, open_teacher, text_config
 from training.trainer.group_batches import RankingGroups, sample_up_to
 from training.trainer.losses import hinge, margin_mse, point_mse, ranknet
 from training.trainer.ranking_trainer import RankingTrainer, dev_metrics
+from training.trainer.token_store import TokenStore
 from training.trainer.trainer_setup import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -55,9 +57,8 @@ class Config(TrainingSettings):
         lora_alpha: LoRA's scale, as a rule twice the rank
         lora_targets: all-linear, or names of the adapted modules joined by commas
         frozen_bf16: keep LoRA's frozen weights in bfloat16: half the memory
-        max_query_tokens: query tokens kept; none: as the checkpoint's score card says, else 32
-        max_title_tokens: title tokens kept; none: as the card says, else 32
-        max_summary_tokens: summary tokens kept; none: as the card says, else 128
+        limits: tokens of each field that the teacher reads, all three; none: as the checkpoint's score card says, and
+            without a card as stage 1's default
         train_queries: use only so many queries: the first judged ones, or random ones of the candidates; 0 for all
     """
 
@@ -73,9 +74,7 @@ class Config(TrainingSettings):
     lora_alpha: int = 32
     lora_targets: str = "all-linear"
     frozen_bf16: bool = False
-    max_query_tokens: int | None = None
-    max_title_tokens: int | None = None
-    max_summary_tokens: int | None = None
+    limits: FieldLimits | None = None
     train_queries: int = 0
 
     def __post_init__(self):
@@ -113,7 +112,8 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     positions = getattr(text_config(model), "max_position_embeddings", None)
     with state.main_process_first():
-        layout = save_tokenizer(tokenizer, config.out, _limits(config, base_card), positions)
+        limits = config.limits or (base_card.limits if base_card is not None else DEFAULT_LIMITS)
+        layout = save_tokenizer(tokenizer, config.out, limits, positions)
     _check_vocabulary(config, model, layout)
 
     source = "candidates" if config.loss == "likelihood" else "judgments/train"
@@ -157,9 +157,7 @@ def main(config: Config) -> None:
         role="teacher",
         text_format=TEACHER_FORMAT,
         format_version=FORMAT_VERSION,
-        max_query_tokens=layout.limits.query,
-        max_title_tokens=layout.limits.title,
-        max_summary_tokens=layout.limits.summary,
+        limits=limits,
         head="linear",
         pooling=config.pooling,
         score_mean=float(scores.mean()),
@@ -188,7 +186,7 @@ def rank_loss(name: str, margin: float) -> Callable[[Tensor, Tensor, Tensor], Te
 
 
 def judged_groups(path: Path, layout: TeacherFormat, queries: int = 0) -> RankingGroups:
-    """The groups of a judgements file as teacher texts, document starts marked; targets are the grades.
+    """The groups of a judgements file as teacher texts; targets are the grades.
 
     queries: keep the first so many, 0 all.
     """
@@ -199,9 +197,9 @@ def judged_groups(path: Path, layout: TeacherFormat, queries: int = 0) -> Rankin
         kept = dict.fromkeys(rows.column("query_id").to_pylist())
         chosen = set(list(kept)[:queries])
         rows = rows.take([i for i, q in enumerate(rows.column("query_id").to_pylist()) if q in chosen])
-    ids, starts = encode_pairs(layout, *(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+    texts = layout.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
     grades = rows.column("grade").to_numpy().astype(np.float32)
-    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), grades, ids, starts)
+    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), grades, TokenStore.of_pairs(texts))
 
 
 def _base_card(config: Config) -> ScoreCard | None:
@@ -214,15 +212,6 @@ def _base_card(config: Config) -> ScoreCard | None:
     if (card.text_format, card.format_version) != (TEACHER_FORMAT, FORMAT_VERSION):
         raise InputError(f"{model}: text format {card.text_format!r} {card.format_version}: train stage 1 again")
     return card
-
-
-def _limits(config: Config, card: ScoreCard | None) -> FieldLimits:
-    known = FieldLimits.of_card(card) if card is not None else FieldLimits()
-    return FieldLimits(
-        config.max_query_tokens or known.query,
-        config.max_title_tokens or known.title,
-        config.max_summary_tokens or known.summary,
-    )
 
 
 def _check_vocabulary(config: Config, model, layout: TeacherFormat) -> None:

@@ -21,8 +21,9 @@ import pyarrow as pa
 
 from ranking.click_models import SATISFIED_SECONDS
 from ranking.errors import DataError, InputError
+from ranking.files import write_json
 from ranking.program import run
-from ranking.schema import TABLES, replacing, write_table
+from ranking.schema import TABLES, write_table
 from training.clicks.checked_view import connect, open_view, parquet_files
 from training.clicks.propensities import Propensities, estimate_propensities
 from training.clicks.query_numbers import BATCH_ROWS, number_queries
@@ -108,8 +109,7 @@ def write_clicks(config: ClickConfig) -> dict[str, Any]:
         out.unlink()
         raise DataError(config.events, f"no satisfied click: no click stayed {config.dwell_seconds:g} s or more")
     report["settings"] = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
-    with replacing(out.with_suffix(".report.json")) as aside:
-        aside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out.with_suffix(".report.json"), report)
     return report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections import Counter
@@ -12,8 +11,9 @@ from pathlib import Path
 
 from ranking.card import fingerprint
 from ranking.errors import DataError, InputError
+from ranking.files import replacing, write_json
 from ranking.program import run
-from ranking.schema import MAX_GRADE, OnBadRow, Rejects, read_table, replacing, write_table
+from ranking.schema import MAX_GRADE, OnBadRow, Rejects, read_table, write_table
 from training.sources.dataset_tables import add_negatives, clicks_from_judgments, pair_table
 from training.sources.download import fetch_msrd
 from training.sources.judged_collections import (
@@ -256,8 +256,7 @@ def _write(source, judged, candidates, splits, config, rejected, dropped) -> dic
         "near_identical": {"groups": splits.groups, "largest": splits.largest_group},
         "settings": {name: getattr(config, name) for name in settings},
     }
-    with replacing(config.out / "dataset.json") as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(config.out / "dataset.json", content)
     return content
 
 

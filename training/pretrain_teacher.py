@@ -25,12 +25,12 @@ from transformers import set_seed
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
 from ranking.schema import iter_table
-from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits, TeacherFormat
+from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, EncodedPair, TeacherFormat
 from training.teacher.decoder import (
     build_decoder,
-    encode_pairs,
     open_decoder,
     open_tokenizer,
     save_tokenizer,
@@ -54,9 +54,7 @@ class Config(TrainingSettings):
         model: decoder to start from, a folder or hub id; leave out with from_scratch
         from_scratch: size of a decoder with random weights: 1M, 3M, 10M, 30M or 100M; for machines without a hub
         vocabulary: BPE tokens of a decoder from scratch
-        max_query_tokens: query tokens kept; the limits go into the score card and hold for all later stages
-        max_title_tokens: title tokens kept
-        max_summary_tokens: summary tokens kept
+        limits: tokens of each field that the teacher reads; they go into the score card and hold for all later stages
         click_weights: weight each pair's loss by log(1 + click weight), so that often clicked documents count more
         held_out: share of the queries kept aside to measure perplexity
         queries: clicked; or document, without a click log's knowledge: the query is one to three words of the document itself
@@ -68,9 +66,7 @@ class Config(TrainingSettings):
     model: str = ""
     from_scratch: str = ""
     vocabulary: int = 8000
-    max_query_tokens: int = 32
-    max_title_tokens: int = 32
-    max_summary_tokens: int = 128
+    limits: FieldLimits = DEFAULT_LIMITS
     click_weights: bool = False
     held_out: float = 0.02
     queries: Literal["clicked", "document"] = "clicked"
@@ -86,10 +82,6 @@ class Config(TrainingSettings):
             raise ValueError(f"held_out is {self.held_out}: a share between 0 and 1 is needed")
         if not 0 < self.click_share <= 1:
             raise ValueError(f"click_share is {self.click_share}: a share above 0, at most 1 is needed")
-        self.limits()
-
-    def limits(self) -> FieldLimits:
-        return FieldLimits(self.max_query_tokens, self.max_title_tokens, self.max_summary_tokens)
 
 
 def main(config: Config) -> None:
@@ -99,11 +91,10 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     with state.main_process_first():  # one process trains the vocabulary, the others read it
         tokenizer = _tokenizer(config, clicks, state.is_main_process)
-    limits = config.limits()
     model = open_decoder(config.model) if config.model else None
     positions = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
     with state.main_process_first():
-        layout = save_tokenizer(tokenizer, config.out, limits, positions)
+        layout = save_tokenizer(tokenizer, config.out, config.limits, positions)
     if model is None:
         model = build_decoder(config.from_scratch, tokenizer, layout.max_tokens())
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -131,9 +122,7 @@ def main(config: Config) -> None:
             role="pretrained",
             text_format=TEACHER_FORMAT,
             format_version=FORMAT_VERSION,
-            max_query_tokens=limits.query,
-            max_title_tokens=limits.title,
-            max_summary_tokens=limits.summary,
+            limits=config.limits,
             head="none",
             pooling="last_token",
             vocabulary=fingerprint(config.out / "tokenizer.json"),
@@ -234,28 +223,25 @@ def _encode(
 ) -> tuple[TokenStore, np.ndarray | None, TokenStore]:
     """(train texts mapped from disk, their weights, held-out texts). Whole queries are held out, by a hash of the query."""
     weights: list[np.ndarray] = []
-    held_texts: list[list[int]] = []
-    held_marks: list[int] = []
+    held_out: list[EncodedPair] = []
     draw = np.random.default_rng(config.seed)
 
-    def train_pieces() -> Iterator[tuple[list[list[int]], list[int]]]:
+    def train_pieces() -> Iterator[list[EncodedPair]]:
         for piece in tqdm(_pieces(clicks), desc="tokenise", unit="piece", leave=False):
             queries, titles, summaries = _texts(piece)
             held = np.array([crc32(query.encode()) % 10_000 < 10_000 * config.held_out for query in queries])
             if config.queries == "document":
                 queries = [own_words(f"{title} {summary}", draw) for title, summary in zip(titles, summaries)]
-            ids, marks = encode_pairs(layout, queries, titles, summaries)
-            for i in np.flatnonzero(held):
-                held_texts.append(ids[i])
-                held_marks.append(marks[i])
+            pairs = layout.encode(queries, titles, summaries)
+            held_out.extend(pairs[i] for i in np.flatnonzero(held))
             kept = np.flatnonzero(~held & (draw.random(len(held)) < config.click_share))
             weights.append(np.log1p(piece.column("weight").to_numpy()[kept]).astype(np.float32))
-            yield [ids[i] for i in kept], [marks[i] for i in kept]
+            yield [pairs[i] for i in kept]
 
     train = TokenStore.write(folder, train_pieces())
-    if not len(train) or not held_texts:
-        raise InputError(f"{clicks}: {len(train)} pairs to train on and {len(held_texts)} held out: both are needed")
-    return train, np.concatenate(weights) if config.click_weights else None, TokenStore.build(held_texts, held_marks)
+    if not len(train) or not held_out:
+        raise InputError(f"{clicks}: {len(train)} pairs to train on and {len(held_out)} held out: both are needed")
+    return train, np.concatenate(weights) if config.click_weights else None, TokenStore.of_pairs(held_out)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ranking.errors import DataError
+from ranking.files import write_json
 from ranking.program import run
-from ranking.schema import TABLES, replacing, write_table
+from ranking.schema import TABLES, write_table
 from training.clicks.checked_view import connect, open_view, parquet_files
 from training.clicks.query_numbers import BATCH_ROWS, number_queries
 from training.sources.bm25 import bm25_scores
@@ -122,8 +123,7 @@ def sample_candidates(config: Config) -> dict:
             raise DataError(config.pool, f"DuckDB: {' '.join(str(problem).split())}") from problem
         finally:
             connection.close()
-    with replacing(out.with_suffix(".report.json")) as aside:
-        aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(out.with_suffix(".report.json"), report)
     return report
 
 

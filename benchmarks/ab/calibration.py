@@ -55,9 +55,11 @@ class Arm:
     users: int
 
     def per_user(self, weights: np.ndarray) -> np.ndarray:
+        """Sums over each user's pages, float [users]. weights: float [pages]."""
         return np.bincount(self.user, weights=weights, minlength=self.users)
 
     def ratios(self) -> dict[str, UserTotals]:
+        """Every ratio metric of the report, as numerators and denominators per user."""
         clicks = self.per_user(self.clicked)
         return {
             "page CTR": UserTotals(clicks, self.per_user(np.ones_like(self.clicked))),
@@ -67,7 +69,7 @@ class Arm:
 
 
 def simulate(rng: np.random.Generator, users: int, lift: float = 0.0) -> Arm:
-    """Users with their own visit rate, click rate (mean 0.3), dwell and latency; lift is relative, on the click rate."""
+    """Users with a visit rate, click rate (mean 0.3), dwell and latency each; lift: relative, on the click rate."""
     pages = rng.geometric(0.25, users)
     own_rate = rng.beta(1.2, 2.8, users) * (1 + lift)
     user = np.repeat(np.arange(users), pages)
@@ -87,6 +89,7 @@ def pooled_p(control: Arm, treatment: Arm) -> float:
 
 
 def latency_p(arms: tuple[Arm, Arm], level: float, clustered: bool) -> float:
+    """p of a latency quantile's difference; clustered: by user as the report does, else every page by itself."""
     control, treatment = (
         quantile(arm.latency, arm.user if clustered else np.arange(len(arm.latency)), level) for arm in arms
     )
@@ -94,6 +97,7 @@ def latency_p(arms: tuple[Arm, Arm], level: float, clustered: bool) -> float:
 
 
 def ratio_p(control: UserTotals, treatment: UserTotals) -> float:
+    """p of a ratio metric's difference, as the report computes it."""
     return compare_arms(estimate(control), estimate(treatment)).p
 
 
@@ -165,6 +169,7 @@ def power(config: Config, lift: float = 0.05) -> tuple[int, float]:
 
 
 def main(config: Config) -> None:
+    """Run all simulations, print the claims beside their targets and write them to --out."""
     p_values, peeks = aa_experiments(config)
     lines = [
         f"{config.experiments} A/A experiments, {config.users} users per arm, seed {config.seed}.",

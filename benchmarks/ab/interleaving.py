@@ -1,4 +1,4 @@
-"""How many fewer users team-draft interleaving needs than an A/B test to find the same better ranking, by simulation."""
+"""How many fewer users team-draft interleaving needs than an A/B test to find the better ranking, by simulation."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Users:
         self.model = ClickModel(kind="dbn")
 
     def grades(self, users: int) -> np.ndarray:
+        """Grades of each user's documents, int [users, documents]."""
         return self.rng.choice(5, size=(users, self.documents), p=[0.5, 0.2, 0.15, 0.1, 0.05])
 
     def ranked(self, grades: np.ndarray, noise: float) -> np.ndarray:
@@ -96,6 +97,7 @@ def power(users: Users, count: int, trials: int) -> float:
 
 
 def main(config: Config) -> None:
+    """Plan and simulate both tests for every pair of rankings, print the table and write it to --out."""
     lines = [
         "| student is | page CTR lift | A/B users | interleaving users | fewer by | power at that size |",
         "|---|---|---|---|---|---|",
@@ -113,10 +115,9 @@ def main(config: Config) -> None:
     if config.out is not None:
         config.out.write_text(
             "# Users needed: A/B test against team-draft interleaving\n\n`python -m benchmarks.ab.interleaving`\n\n"
-            f"One page of {config.documents} results a user, clicks by a dynamic Bayesian network, 80% power at alpha 0.05. "
-            "The A/B test is\n"
-            f"on page CTR. Sizes are planned from {config.users:,} simulated users; the last column is the power that simulated\n"
-            f"interleaving tests of that size really have.\n\n{report}\n",
+            f"One page of {config.documents} results a user, clicks by a dynamic Bayesian network, 80% power at alpha "
+            f"0.05. The A/B test is\non page CTR. Sizes are planned from {config.users:,} simulated users; the last "
+            f"column is the power that simulated\ninterleaving tests of that size really have.\n\n{report}\n",
             encoding="utf-8",
         )
 

@@ -1,4 +1,4 @@
-"""How long the A/B report takes over a large log: a generated log, the real program in its own process, its peak memory."""
+"""How long the A/B report takes over a large generated log, and its peak memory: the real program as a process."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _CLICK = "(hash(p * 31 + 1) % 100000) < (15000 + hash(u + 5) % 30000) * CASE WHE
 _COMMON = "'u' || u AS user_id, t::TIMESTAMPTZ AS timestamp, 'query ' || (hash(p * 3) % 9973)::VARCHAR AS query"
 _ARM = "CASE WHEN treated THEN 'student' ELSE 'baseline' END AS arm"
 SQL = {
-    "events": f"""SELECT 'r' || p AS request_id, 'd' || k AS doc_id, {_COMMON}, 'a title' AS title, 'a summary' AS summary,
- (k + 1)::INT AS position, (k = 0 AND {_CLICK}) AS clicked,
+    "events": f"""SELECT 'r' || p AS request_id, 'd' || k AS doc_id, {_COMMON},
+ 'a title' AS title, 'a summary' AS summary, (k + 1)::INT AS position, (k = 0 AND {_CLICK}) AS clicked,
  (CASE WHEN k = 0 AND {_CLICK} THEN 1 + hash(p) % 90 ELSE 0 END)::FLOAT AS dwell_seconds, {_ARM}
  FROM ({_PAGE}), range(10) d(k)""",
     "exposures": f"""SELECT 'r' || p AS request_id, {_COMMON}, 'large' AS experiment, {_ARM}, '' AS fallback,
@@ -56,23 +56,24 @@ SQL = {
 }
 
 
-def generate(folder: Path, config: Config, rows: int) -> Path:
+def generate(folder: Path, table: Literal["events", "exposures"], rows: int) -> Path:
     """Write the log in files of about a million rows; returns what --events takes."""
-    target = folder / "exposures" if config.table == "exposures" else folder
+    target = folder / "exposures" if table == "exposures" else folder
     target.mkdir(parents=True)
-    per_page = 10 if config.table == "events" else 1
+    per_page = 10 if table == "events" else 1
     pages, step = rows // per_page, 1_000_000 // per_page
     connection = duckdb.connect(config={"threads": 2, "memory_limit": "2GB"})
     for number, start in enumerate(range(0, pages, step)):
-        query = SQL[config.table].format(users=max(pages // 12, 100), start=start, end=min(start + step, pages))
+        query = SQL[table].format(users=max(pages // 12, 100), start=start, end=min(start + step, pages))
         connection.execute(f"COPY ({query}) TO '{target / f'{number:05}.parquet'}' (COMPRESSION zstd)")
     return folder
 
 
-def measure(rows: int, config: Config) -> str:
-    scratch = Path(tempfile.mkdtemp(dir=config.scratch))
+def measure(rows: int, table: Literal["events", "exposures"], scratch_parent: Path | None) -> str:
+    """A row of the results table. InputError if the report fails."""
+    scratch = Path(tempfile.mkdtemp(dir=scratch_parent))
     try:
-        log = generate(scratch / "log", config, rows)
+        log = generate(scratch / "log", table, rows)
         before = time.perf_counter()
         command = [sys.executable, "clients/ab_report.py", "--events", str(log), "--out", str(scratch / "report.html")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -86,9 +87,10 @@ def measure(rows: int, config: Config) -> str:
 
 
 def main(config: Config) -> None:
+    """Measure every size, smallest first, print the table and append it to --out."""
     lines = ["| rows | report | rows a second | peak memory so far |", "|---|---|---|---|"]
     for rows in sorted(config.rows):
-        lines.append(measure(rows, config))
+        lines.append(measure(rows, config.table, config.scratch))
         print(lines[-1], file=sys.stderr)
     report = f"Table `{config.table}`.\n\n" + "\n".join(lines)
     print(report)

@@ -2,8 +2,9 @@
 
 python -m benchmarks.ab.router --clients 8 --model-ms 10
 
-A real tritonserver serves toy rankers that wait `model_ms` without using the processor, as a model on an accelerator does,
-so that what is left is the cost of the path. Clients are closed loops in one process; both paths use the lightest client at hand.
+A real tritonserver serves toy rankers that wait `model_ms` without using the processor, as a model on an accelerator
+does, so that what is left is the cost of the path. Clients are closed loops in one process; both paths use the lightest
+client at hand.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,9 +25,10 @@ import tritonclient.grpc.aio as grpc_aio
 from tritonclient.grpc import InferInput
 
 from benchmarks.ab.toy_rankers import write_toy_repository
+from benchmarks.paired_rounds import interleaved
 from clients.ab.router.local_router import start_router
 from ranking.program import run
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 
 EXPERIMENT = """
 default_model: baseline
@@ -66,7 +70,7 @@ def page_texts(documents: int) -> tuple[str, list[str], list[str]]:
     return "title3 word7 word21", titles, summaries
 
 
-def direct(address: str, documents: int) -> tuple[Ask, Callable[[], Awaitable[None]]]:
+async def direct(address: str, documents: int) -> tuple[Ask, Callable[[], Coroutine[Any, Any, None]]]:
     """Ask Triton over gRPC, as a service without a router would."""
     client = grpc_aio.InferenceServerClient(address)
     query, titles, summaries = page_texts(documents)
@@ -83,7 +87,7 @@ def direct(address: str, documents: int) -> tuple[Ask, Callable[[], Awaitable[No
     return ask, client.close
 
 
-def routed(url: str, documents: int) -> tuple[Ask, Callable[[], Awaitable[None]]]:
+async def routed(url: str, documents: int) -> tuple[Ask, Callable[[], Coroutine[Any, Any, None]]]:
     """Ask the router over HTTP on kept-open connections, one per client."""
     host, port = url.removeprefix("http://").split(":")
     query, titles, summaries = page_texts(documents)
@@ -108,7 +112,7 @@ def routed(url: str, documents: int) -> tuple[Ask, Callable[[], Awaitable[None]]
     return ask, close
 
 
-async def turn(ask: Ask, clients: int, seconds: float, pause: float) -> list[float]:
+async def turn(ask: Ask, clients: int, seconds: float, pause_ms: float) -> list[float]:
     """Latencies in ms of one turn."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
@@ -120,27 +124,34 @@ async def turn(ask: Ask, clients: int, seconds: float, pause: float) -> list[flo
             await ask(number, page)
             latencies.append((time.perf_counter() - started) * 1000)
             page += 1
-            if pause:
-                await asyncio.sleep(pause)
+            if pause_ms:
+                await asyncio.sleep(pause_ms / 1000)
 
     await asyncio.gather(*(client(n) for n in range(clients)))
     return latencies
 
 
-async def measure(config: Config, triton: str, router: str) -> dict[str, list[list[float]]]:
-    paths = {"direct": direct(triton, config.documents), "router": routed(router, config.documents)}
-    turns: dict[str, list[list[float]]] = {name: [] for name in paths}
-    for ask, _ in paths.values():
-        await turn(ask, config.clients, 1.0, 0)  # connections, caches
-    for _ in range(config.rounds):
-        for name, (ask, _) in paths.items():
-            turns[name].append(await turn(ask, config.clients, config.seconds, config.pause_ms / 1000))
-    for _, close in paths.values():
-        await close()
+def measure(config: Config, triton: str, router: str) -> dict[str, list[list[float]]]:
+    """Path -> latencies in ms of each of its turns. triton, router: their addresses."""
+    with asyncio.Runner() as loop:
+        paths = {
+            "direct": loop.run(direct(triton, config.documents)),
+            "router": loop.run(routed(router, config.documents)),
+        }
+        for ask, _ in paths.values():
+            loop.run(turn(ask, config.clients, 1.0, 0))  # connections, caches
+
+        def one_turn(ask: Ask) -> list[float]:
+            return loop.run(turn(ask, config.clients, config.seconds, config.pause_ms))
+
+        turns = interleaved({name: partial(one_turn, ask) for name, (ask, _) in paths.items()}, config.rounds)
+        for _, close in paths.values():
+            loop.run(close())
     return turns
 
 
 def main(config: Config) -> None:
+    """Serve the toy rankers and a router, measure both paths in turns, and print what the router adds."""
     with tempfile.TemporaryDirectory() as folder:
         repository = write_toy_repository(Path(folder) / "models", config.model_ms / 1000, instances=config.clients)
         experiment = Path(folder) / "experiment.yaml"
@@ -149,15 +160,15 @@ def main(config: Config) -> None:
         flags = ("--deadline-ms", "5000")
         with start_triton(repository) as triton, start_router(experiment, triton.grpc, log, *flags) as router:
             before = psutil.Process(router.process.pid).cpu_times()
-            turns = asyncio.run(measure(config, triton.grpc, router.url))
+            turns = measure(config, triton.grpc, router.url)
             after = psutil.Process(router.process.pid).cpu_times()
     pages = sum(map(len, turns["router"]))
     figures = {name: np.percentile(np.concatenate(t), [50, 95, 99]).round(2).tolist() for name, t in turns.items()}
     by_round = [float(np.median(r) - np.median(d)) for d, r in zip(turns["direct"], turns["router"])]
     processor = (after.user + after.system - before.user - before.system) * 1000 / pages
     load = psutil.getloadavg()[0]
-    print(f"{config.clients} clients, {config.documents} documents, model {config.model_ms:g} ms, pause {config.pause_ms:g} ms, "
-          f"{pages} pages through the router, load average {load:.1f}")  # fmt: skip
+    print(f"{config.clients} clients, {config.documents} documents, model {config.model_ms:g} ms, "
+          f"pause {config.pause_ms:g} ms, {pages} pages through the router, load average {load:.1f}")  # fmt: skip
     for name, (p50, p95, p99) in figures.items():
         rate = sum(map(len, turns[name])) / (config.rounds * config.seconds)
         print(f"{name:8} p50 {p50:7.2f} ms  p95 {p95:7.2f} ms  p99 {p99:7.2f} ms  {rate:7.0f} pages/s")

@@ -1,4 +1,4 @@
-"""Two toy arms for a real tritonserver: word overlap over the students' wire, with a delay that can be changed while serving.
+"""Two toy arms for a real tritonserver: they score by word overlap, with a delay that can be changed while serving.
 
 For tests and benchmarks of what stands in front of a model. `baseline` counts query words in the title, `student` in
 the summary, so that their rankings differ. `<repository>/<model>/delay` holds seconds to sleep per request.
@@ -50,13 +50,13 @@ class TritonPythonModel:
 """
 
 
-def write_toy_repository(folder: Path, delay: float = 0.0, instances: int = 1) -> Path:
-    """Write both models into a new model repository; returns its folder. instances: requests served at a time, per model."""
+def write_toy_repository(folder: Path, delay_seconds: float = 0.0, instances: int = 1) -> Path:
+    """Write both models into a new model repository; returns its folder. instances: of each model, serving at once."""
     for name in MODELS:
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "config.pbtxt").write_text(_CONFIG % instances)
         (folder / name / "1" / "model.py").write_text(_MODEL % ("title" if name == "baseline" else "summary"))
-        set_delay(folder, name, delay)
+        set_delay(folder, name, delay_seconds)
     return folder
 
 

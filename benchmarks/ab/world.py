@@ -1,9 +1,9 @@
-"""Does the whole A/B stack find the student better, by the right amount? Simulated users on a trained demo, then the report.
+"""Does the whole A/B stack find the student better, by the right amount? Simulated users on a demo's models, a report.
 
     make demo && python -m benchmarks.ab.world --users 20000
 
-tritonserver with both arms, the router, simulate_traffic, ab_compact, ab_report, as a team would run them; and beside the
-measured lift the true one: the page CTR that each arm's ranking earns by many draws of the click model per query.
+tritonserver with both arms, the router, simulate_traffic, ab_compact, ab_report, as a team would run them; and beside
+the measured lift the true one: the page CTR that each arm's ranking earns by many draws of the click model per query.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from clients.ab.router.local_router import start_router
 from demo.run import experiment_text, only_arms
 from demo.stages import run_program
 from ranking.errors import InputError
+from ranking.files import replacing
 from ranking.program import run
-from ranking.schema import replacing
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 
 
 @dataclass
@@ -49,6 +49,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Run the experiment unless its report lies in --out already, and write the page."""
     data, repository = config.demo / "data", config.demo / "model_repository"
     if not (repository / "student").is_dir() or not (data / "judgments" / "test.parquet").is_file():
         raise InputError(f"{config.demo}: no finished demo with {data} and {repository}: run `make demo`")
@@ -93,11 +94,11 @@ def measure(config: Config, data: Path, repository: Path, truth: Path) -> None:
     )  # fmt: skip
 
 
-def click_figures(events: Path, judgements: Path) -> dict[str, list[float]]:
+def click_figures(events: Path, judgments: Path) -> dict[str, list[float]]:
     """Figure -> [baseline, student], per page: what the arms' users clicked, which the report does not break down."""
     grades = ", ".join(f"count(*) filter (clicked and grade = {grade}) / pages as grade_{grade}" for grade in range(5))
     query = f"""
-        with judged as (select query, doc_id, any_value(grade) as grade from read_parquet($judgements) group by all),
+        with judged as (select query, doc_id, any_value(grade) as grade from read_parquet($judgments) group by all),
         rows as (
             select e.arm, e.request_id, e.clicked, e.position, e.dwell_seconds, judged.grade,
                 count(distinct e.request_id) over (partition by e.arm) as pages
@@ -109,7 +110,7 @@ def click_figures(events: Path, judgements: Path) -> dict[str, list[float]]:
         from rows group by arm, pages order by arm
     """
     with duckdb.connect() as connection:
-        values = {"events": f"{events}/**/*.parquet", "judgements": str(judgements)}
+        values = {"events": f"{events}/**/*.parquet", "judgments": str(judgments)}
         found = connection.execute(query, values).fetchnumpy()
     return {name: column.tolist() for name, column in found.items() if name != "arm"}
 
@@ -121,7 +122,7 @@ def results_page(
     clicks: dict[str, list[float]],
     note: str,
 ) -> str:
-    """The page in Markdown. report: ab_report's JSON; truth: page CTR by arm; quality: by ranker, as in summary.json."""
+    """The page in Markdown. report: ab_report's JSON; truth: page CTR by arm; quality: of summary.json, by ranker."""
     (ctr,) = [metric for metric in report["metrics"] if metric["name"] == "page CTR"]
     true_lift = truth["student"] / truth["baseline"] - 1
     covered = "covers" if ctr["low"] <= true_lift <= ctr["high"] else "does not cover"
@@ -134,17 +135,17 @@ def results_page(
     ndcg = ", ".join(f"{arm} {quality[arm]['ndcg@5']:.3f}" for arm in ("baseline", "student"))
     return f"""# An A/B test on the world through the whole stack
 
-The two arms of `make demo` behind tritonserver and the router, {users:,} simulated users with {report["pages"]:,} pages over
-HTTP, then `ab_compact` and `ab_report`. The true lift is of the page CTR that each ranking earns by 400 draws of the click
-model per query, over the same query frequencies. NDCG@5 of the arms on these queries: {ndcg}.
+The two arms of `make demo` behind tritonserver and the router, {users:,} simulated users with {report["pages"]:,} pages
+over HTTP, then `ab_compact` and `ab_report`. The true lift is of the page CTR that each ranking earns by 400 draws of
+the click model per query, over the same query frequencies. NDCG@5 of the arms on these queries: {ndcg}.
 
 | page CTR | baseline | student | lift |
 |---|--:|--:|--:|
 | measured | {ctr["control"]:.2%} | {ctr["treatment"]:.2%} | {lift} |
 | true | {truth["baseline"]:.2%} | {truth["student"]:.2%} | {true_lift:+.2%} |
 
-**On page CTR the student is {found}**, and the 95% interval {covered} the true lift. Sample ratio p {report["srm_p"]:.2f};
-always-valid interval [{ctr["always_low"]:+.2%}, {ctr["always_high"]:+.2%}].
+**On page CTR the student is {found}**, and the 95% interval {covered} the true lift. Sample ratio p
+{report["srm_p"]:.2f}; always-valid interval [{ctr["always_low"]:+.2%}, {ctr["always_high"]:+.2%}].
 
 | other metrics | baseline | student | lift |
 |---|--:|--:|--:|
@@ -164,6 +165,8 @@ Command: `python -m benchmarks.ab.world --users {users}`; {span.total_seconds() 
 
 
 def other_rows(report: dict[str, Any]) -> str:
+    """Table rows of every metric but page CTR."""
+
     def lift(metric: dict[str, Any]) -> str:
         return metric["reason"] if metric["lift"] is None else "{lift:+.2%} [{low:+.2%}, {high:+.2%}]".format(**metric)
 
@@ -175,6 +178,8 @@ def other_rows(report: dict[str, Any]) -> str:
 
 
 def click_rows(clicks: dict[str, list[float]]) -> str:
+    """Table rows of click_figures()."""
+
     names = {"clicks": "clicks", "dwell": "seconds after clicks"}
     return "\n".join(
         f"| {names.get(name, f'clicks on documents of grade {name[-1]}')} | {baseline:.3f} | {student:.3f} |"

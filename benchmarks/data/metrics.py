@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranking.errors import InputError
+from ranking.files import replacing
 from ranking.metrics import JudgedRanking
 from ranking.program import run
-from ranking.schema import replacing
 from ranking.significance import paired_bootstrap, pnr_randomisation_test, randomisation_test
 
 LIMIT_SECONDS = 5.0

@@ -22,10 +22,11 @@ class Round:
     pairs: int
     seconds: float
     cpu_seconds: float
-    latencies: list[float] = field(repr=False)
+    latencies_ms: list[float] = field(repr=False)
 
     @property
     def pairs_per_second(self) -> float:
+        """Throughput of all clients together."""
         return self.pairs / self.seconds
 
     @property

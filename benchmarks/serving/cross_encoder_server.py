@@ -1,4 +1,4 @@
-"""sentence-transformers' CrossEncoder behind FastAPI: what a team writes first. Run by benchmarks/serving/systems_compared.py.
+"""sentence-transformers' CrossEncoder behind FastAPI, the first server that most teams write; for systems_compared.py.
 
 python benchmarks/serving/cross_encoder_server.py CHECKPOINT float32|bfloat16 PORT
 """
@@ -22,12 +22,15 @@ app = FastAPI()
 
 
 class Request(BaseModel):
+    """A query and its documents, each title and summary in one string."""
+
     query: str
     documents: list[str]
 
 
 @app.post("/rerank")
 def rerank(request: Request) -> list[float]:
+    """Raw logits in document order."""
     with one_at_a_time, torch.inference_mode():
         pairs = [(request.query, document) for document in request.documents]
         return model.predict(pairs, batch_size=32, show_progress_bar=False, convert_to_tensor=True).float().tolist()
@@ -35,6 +38,7 @@ def rerank(request: Request) -> list[float]:
 
 @app.get("/health")
 def health() -> str:
+    """Answers once the model is loaded."""
     return "ok"
 
 

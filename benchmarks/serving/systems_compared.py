@@ -2,8 +2,9 @@
 
     python benchmarks/serving/systems_compared.py --data data/msrd --model minilm
 
-The limit is the engine in process, length-sorted, with no server. Rounds of the systems alternate, so that a machine whose load
-changes meanwhile treats them alike; a figure is the median of its rounds. Writes a Markdown table to stdout and --out.
+The limit is the engine in process, with the served model's length buckets and no server. Rounds of the systems
+alternate (benchmarks/paired_rounds.py); a figure is the median of its rounds. Writes a Markdown table to
+stdout and --out.
 """
 
 from __future__ import annotations
@@ -15,27 +16,29 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import kendalltau
-from tqdm import tqdm
 
 # run as a file, this module's own name would hide the package `serving`
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.paired_rounds import interleaved, ratio_of_medians
 from benchmarks.serving import systems
 from benchmarks.serving.closed_loop import Round, measure
 from benchmarks.serving.rerank_lists import RerankList, Size, make_checkpoint, read_lists
 from build import releases
 from build.build_student import Config as BuildConfig
+from build.build_student import Precision
 from build.build_student import main as build_student
-from build.gate import GateLimits
 from build.triton_config import ServingLimits
 from ranking.program import run
 from ranking.text import StudentFormat
 
-LOGGER = logging.getLogger(__name__)
+LIMIT = "limit: encoder in process"
+FP32, BF16 = "CrossEncoder fp32, FastAPI", "CrossEncoder bf16, FastAPI"
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Config:
     """Compare ways to serve one student.
 
     Args:
-        data: dataset folder with dev and test judgements, e.g. from prepare_data --source msrd
+        data: dataset folder with dev and test judgments, e.g. from prepare_data --source msrd
         model: "minilm" (6 layers of 384) or "bert768" (6 layers of 768)
         checkpoint: a trained student to measure instead
         precision: of the served engine, see build_student.py; the gate's figures are printed whatever it says
@@ -62,7 +65,7 @@ class Config:
     data: Path
     model: Size = "minilm"
     checkpoint: Path | None = None
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     lengths: list[int] = field(default_factory=lambda: [24, 48])
     clients: list[int] = field(default_factory=lambda: [1, 8])
     rounds: int = 3
@@ -77,6 +80,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Build and publish the student, start every system, measure them in turns and write the table."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = config.work / config.model
     checkpoint = config.checkpoint or make_checkpoint(config.model, folder / "checkpoint")
@@ -89,8 +93,7 @@ def main(config: Config) -> None:
             "openvino",
             config.data,
             repository=repository,
-            precision=config.precision,  # type: ignore[arg-type]
-            gate=GateLimits(),
+            precision=config.precision,
             gate_queries=config.gate_queries,
             accept_drop=True,
             serving=config.serving,
@@ -99,22 +102,25 @@ def main(config: Config) -> None:
     version = releases.versions(repository, "student")[-1]
     manifest = releases.manifest(repository, "student", version)
     text = StudentFormat.of_checkpoint(checkpoint)
-    homes = (repository / "student" / str(version), repository / "student_encoder" / str(version))
-    engine = (*homes, manifest["precision"], manifest["lengths"])
+    engine = systems.PublishedEngine(
+        repository / "student" / str(version),
+        repository / "student_encoder" / str(version),
+        manifest["precision"],
+        manifest["lengths"],
+        ServingLimits(**manifest["serving"]),
+    )
     with ExitStack() as stack:
         running = {
-            "limit: encoder in process": systems.limit(*engine, text_too=False),
-            "tokeniser + encoder in process": systems.limit(*engine, text_too=True),
+            LIMIT: systems.in_process(engine, tokenise=False),
+            "tokeniser + encoder in process": systems.in_process(engine, tokenise=True),
             "Triton `student`": stack.enter_context(systems.triton(repository)),
-            "CrossEncoder fp32, FastAPI": stack.enter_context(systems.cross_encoder(checkpoint, "float32")),
-            "CrossEncoder bf16, FastAPI": stack.enter_context(systems.cross_encoder(checkpoint, "bfloat16")),
+            FP32: stack.enter_context(systems.cross_encoder(checkpoint, "float32")),
+            BF16: stack.enter_context(systems.cross_encoder(checkpoint, "bfloat16")),
         }
         if config.infinity_python:
             running["infinity-emb (torch)"] = stack.enter_context(systems.infinity(config.infinity_python, checkpoint))
         lists = {n: read_lists(config.data, text, config.lists, n) for n in config.lengths}
-        agreement = {
-            name: agree(running["CrossEncoder fp32, FastAPI"].make, s.make, lists) for name, s in running.items()
-        }
+        agreement = {name: agreement_with(running[FP32].make, system.make, lists) for name, system in running.items()}
         results: dict[tuple[str, int, int], list[Round]] = {}
         for n in config.lengths:
             results |= rounds(config, running, lists[n], n)
@@ -127,17 +133,21 @@ def main(config: Config) -> None:
 def rounds(
     config: Config, running: dict[str, systems.System], lists: list[RerankList], n: int
 ) -> dict[tuple[str, int, int], list[Round]]:
-    """(system, list length, clients) -> its rounds. In process there is one caller: its figures stand for every count."""
-    results: dict[tuple[str, int, int], list[Round]] = {}
-    plan = [(clients, name) for _ in range(config.rounds) for clients in config.clients for name in running]
-    for clients, name in tqdm(plan, desc=f"lists of {n}"):
-        callers = 1 if "in process" in name else clients
-        found = measure(running[name].make, lists, callers, config.seconds, running[name].server)
-        results.setdefault((name, n, clients), []).append(found)
-    return results
+    """(system, list length, clients) -> its rounds.
+
+    In process there is one caller, measured again beside every number of clients.
+    """
+    measurements = {}
+    for clients in config.clients:
+        for name, system in running.items():
+            callers = 1 if system.server is None else clients
+            measurements[name, n, clients] = partial(
+                measure, system.make, lists, callers, config.seconds, system.server
+            )
+    return interleaved(measurements, config.rounds, progress=f"lists of {n}")
 
 
-def agree(reference, make, lists: dict) -> float:
+def agreement_with(reference: systems.MakeAsk, make: systems.MakeAsk, lists: dict[int, list[RerankList]]) -> float:
     """Mean Kendall tau with the fp32 CrossEncoder over two lists of each length. Also warms the system up."""
     one, other = reference(), make()
     sample = [request for each in lists.values() for request in each[:2]]
@@ -156,25 +166,25 @@ def report(
         for pair in text.encode([request.query] * len(request.titles), request.titles, request.summaries)
     ]
     lines += [
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores {platform.machine()}, load average {os.getloadavg()[1]:.1f}; "
-        f"pairs of {np.mean(tokens):.0f} tokens (5th to 95th percentile {np.percentile(tokens, 5):.0f} to "
-        f"{np.percentile(tokens, 95):.0f}); gate against the fp32 checkpoint: tau {gate['tau']:.4f}, "
-        f"NDCG@5 {gate['ndcg5_reference']:.4f} -> {gate['ndcg5']:.4f}; median of {config.rounds} rounds of "
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores {platform.machine()}, "
+        f"load average {os.getloadavg()[1]:.1f}; pairs of {np.mean(tokens):.0f} tokens (5th to 95th percentile "
+        f"{np.percentile(tokens, 5):.0f} to {np.percentile(tokens, 95):.0f}); "
+        f"gate against the fp32 checkpoint: "
+        f"tau {gate['tau']:.4f}, NDCG@5 {gate['ndcg5_reference']:.4f} -> {gate['ndcg5']:.4f}; "
+        f"median of {config.rounds} rounds of "
         f"{config.seconds:g} s.",
         "",
-        "| system | documents | clients | pairs/s | of the limit | x CE fp32 | x CE bf16 | p50 ms | p99 ms | CPU ms/pair | tau |",
+        "| system | documents | clients | pairs/s | of the limit | x CE fp32 | x CE bf16 | p50 ms | p99 ms "
+        "| CPU ms/pair | tau |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    speed = {key: float(np.median([r.pairs_per_second for r in found])) for key, found in results.items()}
+    speed = {key: [r.pairs_per_second for r in found] for key, found in results.items()}
     for (name, n, clients), found in sorted(results.items(), key=lambda entry: entry[0][1:]):
         own = speed[name, n, clients]
-        latencies = np.concatenate([r.latencies for r in found])
-        ratios = [
-            own / speed[other, n, clients]
-            for other in ("limit: encoder in process", "CrossEncoder fp32, FastAPI", "CrossEncoder bf16, FastAPI")
-        ]
+        latencies = np.concatenate([r.latencies_ms for r in found])
+        ratios = [ratio_of_medians(own, speed[other, n, clients]) for other in (LIMIT, FP32, BF16)]
         lines.append(
-            f"| {name} | {n} | {clients} | {own:.0f} | {ratios[0]:.2f} | {ratios[1]:.1f} | {ratios[2]:.2f} "
+            f"| {name} | {n} | {clients} | {np.median(own):.0f} | {' | '.join(map(str, ratios))} "
             f"| {np.percentile(latencies, 50):.0f} | {np.percentile(latencies, 99):.0f} "
             f"| {np.median([r.cpu_ms_per_pair for r in found]):.2f} | {agreement[name]:.3f} |"
         )
@@ -182,6 +192,7 @@ def report(
 
 
 def write(config: Config, table: str) -> None:
+    """Write the table to --out, where one was given."""
     if config.out:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(table, encoding="utf-8")

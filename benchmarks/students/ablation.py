@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 from benchmarks.students.ablation_report import write_report
 from ranking.card import CARD_NAME, fingerprint
 from ranking.errors import InputError
+from ranking.files import replacing
+from ranking.limits import FieldLimits
 from ranking.metrics import JudgedRanking, mean
 from ranking.program import parse, run
-from ranking.schema import read_table, replacing
+from ranking.schema import read_table
 from training import finetune_teacher, pretrain_teacher
 from training.distill_student import Config as StudentConfig
 from training.distill_student import distill
@@ -186,7 +188,8 @@ class Seed:
         return self._made(name, make)
 
     def _start_knobs(self, size: str | None) -> dict[str, Any]:
-        return LIMITS | {
+        return {
+            "limits": LIMITS,
             "size": size or self.config.student_size,
             "match_steps": self.config.match_steps,
             "learning_rate": self.config.learning_rate,
@@ -228,7 +231,7 @@ SAME_AS_GAIN = {
 # the best of those tried for a teacher that goes from stage 1 to judgements at once
 RATE_WITHOUT_START = 8e-4
 
-LIMITS: dict[str, Any] = {"max_query_tokens": 16, "max_title_tokens": 24, "max_summary_tokens": 48}
+LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
 
 # row -> (checkpoint or None for BM25, the row it must beat); the main rows first
 ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {

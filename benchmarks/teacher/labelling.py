@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from benchmarks.teacher.labelling_corpus import ROOT, label, make_teacher, publish, stub_servers, write_candidates
 from ranking.program import run
 from ranking.text import TeacherFormat
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 
 VLLM = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 

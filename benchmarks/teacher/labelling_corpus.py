@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ranking.card import ScoreCard, fingerprint
+from ranking.limits import FieldLimits
 from ranking.schema import TABLES, write_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT
 
@@ -62,7 +63,7 @@ def make_teacher(folder: Path, hidden: int, layers: int) -> Path:
     tokenizer.save_pretrained(folder)
     vocabulary = fingerprint(folder / "tokenizer.json")
     ScoreCard(
-        "teacher", TEACHER_FORMAT, FORMAT_VERSION, 96, 32, 128, "linear", "last_token", vocabulary=vocabulary,
+        "teacher", TEACHER_FORMAT, FORMAT_VERSION, FieldLimits(96, 32, 128), "linear", "last_token", vocabulary=vocabulary,
     ).save(folder)  # fmt: skip
     return folder
 

@@ -30,7 +30,7 @@ from benchmarks.teacher.labelling import VLLM
 from benchmarks.teacher.labelling_corpus import ROOT, make_teacher, publish, write_candidates
 from ranking.labels import read_labels
 from ranking.program import run
-from serving.local_server import TritonServer, start_triton
+from serving.temporary_server import TritonServer, start_triton
 from tests.helpers.faulty_proxy import FaultyProxy
 
 TOLERANCE = 1e-3

@@ -33,7 +33,7 @@ from ranking.metrics import kendall_tau, ndcg
 from ranking.program import run
 from ranking.schema import read_table
 from ranking.text import TeacherFormat
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 from training.evaluation.scoring import Scorer
 
 LOGGER = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def publish(config: Config, variant: str, repository: Path) -> None:
     if variant == "bfloat16-model-head":
         arguments["hf_overrides"] = {"head_dtype": "model"}
     dtype: Any = variant.split("-")[0]
-    build_teacher(BuildConfig(config.checkpoint, repository, dtype=dtype, engine_args=arguments))
+    build_teacher(BuildConfig(config.checkpoint, repository=repository, dtype=dtype, engine_args=arguments))
 
 
 def ask(address: str, prompts: Sequence[str]) -> NDArray[np.float32]:

@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 
 from ranking.card import CARD_NAME, ScoreCard
 from ranking.errors import InputError
+from ranking.files import replacing
 from ranking.metrics import JudgedRanking
 from ranking.program import run
-from ranking.schema import read_table, replacing
+from ranking.schema import read_table
 from ranking.significance import Interval, paired_bootstrap, randomisation_test, seeds_bootstrap
 from ranking.text import TeacherFormat
 from training.evaluation.scoring import score_pairs

@@ -24,14 +24,15 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, TrainerCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
+from ranking.limits import DEFAULT_LIMITS
 from ranking.program import run
 from ranking.schema import read_table
-from ranking.text import FieldLimits
-from training.teacher.decoder import build_decoder, encode_pairs, save_tokenizer, train_bpe
+from training.teacher.decoder import build_decoder, save_tokenizer, train_bpe
 from training.teacher.score_head import fastest_attention, install_pooling
 from training.trainer.group_batches import RankingGroups, sample_up_to
 from training.trainer.losses import ranknet
 from training.trainer.ranking_trainer import RankingTrainer
+from training.trainer.token_store import TokenStore
 from training.trainer.trainer_setup import TrainingSettings
 
 WARM_UP_STEPS = 2
@@ -97,9 +98,9 @@ def main(config: Config) -> None:
     fields = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
     tokenizer = train_bpe([(fields[0], fields[1], fields[2])], 3000)
     with tempfile.TemporaryDirectory() as folder:
-        layout = save_tokenizer(tokenizer, Path(folder) / "tokenizer", FieldLimits(), None)
-        ids, _ = encode_pairs(layout, fields[0], fields[1], fields[2])
-        groups = sampled_groups(rows.column("query_id").to_pylist(), rows.column("grade").to_numpy(), ids, config)
+        layout = save_tokenizer(tokenizer, Path(folder) / "tokenizer", DEFAULT_LIMITS, None)
+        texts = TokenStore.of_pairs(layout.encode(fields[0], fields[1], fields[2]))
+        groups = sampled_groups(rows.column("query_id").to_pylist(), rows.column("grade").to_numpy(), texts, config)
         model_folder = Path(folder) / "decoder"
         set_seed(1)
         build_decoder(config.size, tokenizer, layout.max_tokens()).save_pretrained(model_folder)
@@ -111,9 +112,9 @@ def main(config: Config) -> None:
     report(config, group_wise, reward, len(pairs) / len(groups))
 
 
-def sampled_groups(query_ids: list[str], grades: np.ndarray, ids: list[list[int]], config: Config) -> RankingGroups:
+def sampled_groups(query_ids: list[str], grades: np.ndarray, texts: TokenStore, config: Config) -> RankingGroups:
     """group_size documents of each of the first queries, drawn once, so that both trainers have the same pairs."""
-    everything = RankingGroups.of_rows(query_ids, grades, ids)
+    everything = RankingGroups.of_rows(query_ids, grades, texts)
     rng, sample = np.random.default_rng(0), sample_up_to(config.group_size)
     rows, names = [], []
     for query in range(min(config.queries, len(everything))):
@@ -121,7 +122,7 @@ def sampled_groups(query_ids: list[str], grades: np.ndarray, ids: list[list[int]
         for row in start + sample(everything.targets[start:end], rng):
             rows.append(row)
             names.append(everything.query_ids[query])
-    return RankingGroups.of_rows(names, everything.targets[rows], [everything.store[row] for row in rows])
+    return RankingGroups.of_rows(names, everything.targets[rows], everything.store.take(np.array(rows)))
 
 
 def pairs_of(groups: RankingGroups) -> list[tuple[int, int]]:

@@ -26,7 +26,10 @@ class DuckdbSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
 
     def open_database(self, scratch: Path | None = None) -> duckdb.DuckDBPyConnection:
-        """A connection within these limits. scratch: folder of the database file and of what spills; in memory without."""
+        """A connection within these limits.
+
+        scratch: folder of the database file and of what spills; in memory without.
+        """
         options: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{int(self.duckdb_memory_gb * 1024)}MiB",
             "threads": self.duckdb_threads,

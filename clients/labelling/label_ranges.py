@@ -1,4 +1,5 @@
-"""Label row ranges of the candidate file over several teacher servers: the main loop, in this process or a Ray worker."""
+"""Label row ranges of the candidate file over several teacher servers: the main loop, in this process or a Ray
+worker."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ class StreamedTeacher:
 class Job:
     """What a labelling process needs to know; travels to Ray workers as it is.
 
-    give_up_seconds: time without any answer from any endpoint; max_refused: share of pairs that the teacher may fail on.
+    give_up_seconds: time without any answer from any endpoint; max_refused: share of pairs that the teacher may fail
+    on.
     """
 
     candidates: CandidateFile
@@ -141,9 +143,11 @@ async def label_ranges(
     on_shard: Callable[[dict[str, Any]], None],
     stopping: Callable[[], bool],
 ) -> None:
-    """Label the ranges and write their shards; on_shard gets each record. Once stopping() is true no new shard is begun.
+    """Label the ranges and write their shards; on_shard gets each record. Once stopping() is true no new shard is
+    begun.
 
-    InputError: no endpoint answered for job.give_up_seconds seconds, or the teacher fails on too many pairs. OSError: disk full.
+    InputError: no endpoint answered for job.give_up_seconds seconds, or the teacher fails on too many pairs. OSError:
+    disk full.
     """
     work = WorkQueue()
     prompter = job.asked.prompter()
@@ -157,7 +161,8 @@ async def label_ranges(
 
     async def save(shard: ShardInHand) -> None:
         await shard.done.wait()
-        check_refusals()  # a fast failure fills whole shards between two looks of the guard: they must not count as finished
+        # a fast failure fills whole shards between two looks of the guard: they must not count as finished
+        check_refusals()
         record = await asyncio.to_thread(
             write_shard, job.folder, job.origin, shard.covered, shard.rows, shard.scores, shard.refusals
         )

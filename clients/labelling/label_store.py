@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from clients.labelling.candidate_file import CandidateFile
 from clients.labelling.label_folder import one_writer
 from ranking.errors import InputError
+from ranking.files import replacing
 from ranking.pair_keys import pair_keys
-from ranking.schema import replacing
 
 logger = logging.getLogger("labels")
 

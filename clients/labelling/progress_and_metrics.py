@@ -45,6 +45,7 @@ class LabelMetrics:
         self.tally = tally
 
     def collect(self) -> Iterator[Metric]:
+        """The metrics as they stand now."""
         tally = self.tally
         yield GaugeMetricFamily("disranker_label_pairs_total_planned", "pairs of the whole job", value=tally.total)
         yield GaugeMetricFamily("disranker_label_pairs_finished", "pairs finished by this and earlier runs",

@@ -1,4 +1,5 @@
-"""--dry-run: what a labelling run will take in tokens, hours and money, from a count and a short probe of the servers."""
+"""--dry-run: what a labelling run will take in tokens, hours and money, from a count and a short probe of the
+servers."""
 
 from __future__ import annotations
 
@@ -33,6 +34,7 @@ class RunForecast:
 
     @property
     def hours(self) -> float:
+        """Hours that the run takes at this rate."""
         return self.pairs / self.rate / 3600
 
     def __str__(self) -> str:
@@ -40,7 +42,8 @@ class RunForecast:
         lines = [
             f"pairs   {self.pairs}",
             f"tokens  {about}{self.tokens} ({self.tokens / max(1, self.pairs):.1f} a pair; "
-            f"{self.prefix_tokens / max(1, self.tokens):.0%} are a query seen just before, which the prefix cache may save)",
+            f"{self.prefix_tokens / max(1, self.tokens):.0%} are a query seen just before, "
+            "which the prefix cache may save)",
             f"time    {self.hours:.2f} hours at {self.rate:.1f} pairs/s over {self.endpoints} endpoint(s)",
         ]
         if self.price_per_hour is not None:
@@ -63,7 +66,10 @@ def count_tokens(candidates: CandidateFile, text_format: TeacherFormat) -> tuple
         ]
         texts = text_format.texts(*fields)
         lengths = [len(e.ids) for e in text_format.tokenizer.encode_batch([t.text for t in texts])]
-        heads = [len(e.ids) for e in text_format.tokenizer.encode_batch([t.text[: t.document_start] for t in texts])]
+        heads = [
+            len(e.ids)
+            for e in text_format.tokenizer.encode_batch([t.text[: t.document_start_character] for t in texts])
+        ]
         tokens += sum(lengths)
         repeated += sum(head for i, head in enumerate(heads) if i and fields[0][i] == fields[0][i - 1])
         pairs += len(sound)
@@ -81,7 +87,8 @@ def forecast(
 
 
 def probe(job: Job, scratch: Path, ranges: Sequence[RowRange]) -> float:
-    """Pairs a second over all endpoints, measured for about PROBE_SECONDS on the first rows; the labels are thrown away.
+    """Pairs a second over all endpoints, measured for about PROBE_SECONDS on the first rows; the labels are thrown
+    away.
 
     The clock starts at the first answer: a cold server's first request is not its rate.
     """

@@ -1,9 +1,10 @@
-"""The teacher that a server has loaded: which one it is, how to ask it for a score, and its tokenizer on this machine."""
+"""The teacher that a server has loaded: which one it is, how to ask it for a score, and its tokenizer on this
+machine."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -17,7 +18,10 @@ from ranking.text import TeacherFormat
 
 @dataclass(frozen=True)
 class ServedTeacher:
-    """A served teacher, from its model config. card: its score card as JSON, which carries the text format and limits."""
+    """A served teacher, from its model config.
+
+    card: its score card as JSON, which carries the text format and limits.
+    """
 
     model: str
     teacher_id: str
@@ -37,10 +41,14 @@ class ServedTeacher:
             ) from problem
 
     def text_format(self, folder: Path) -> TeacherFormat:
-        """The text format of the local checkpoint folder, once it is known to be the served teacher's. InputError if not."""
+        """The text format of the local checkpoint folder, once it is known to be the served teacher's.
+
+        InputError if not.
+        """
         card = ScoreCard.load(folder)
         # the published copy has its head folded into the language model, the training checkpoint beside it
-        if asdict(card) | {"head": ""} != json.loads(self.card) | {"head": ""}:
+        served = ScoreCard.from_json(self.card, f"the served teacher {self.teacher_id}")
+        if replace(card, head="linear") != replace(served, head="linear"):
             raise InputError(
                 f"{folder}: its score card is not that of the served teacher {self.teacher_id}; "
                 "give --teacher the checkpoint folder that the server was built from"
@@ -50,7 +58,8 @@ class ServedTeacher:
         return format_of_teacher(folder)
 
     def request(self) -> pb.ModelInferRequest:
-        """The request that asks for a score, less its id and text: one token out of one, whose raw logit is the score."""
+        """The request that asks for a score, less its id and text: one token out of one, whose raw logit is the
+        score."""
         request = pb.ModelInferRequest(model_name=self.model)
         for name, kind in (
             ("text_input", "BYTES"),
@@ -63,6 +72,7 @@ class ServedTeacher:
         return request
 
     def sampling_parameters(self) -> bytes:
+        """The tensor that asks vLLM for one token, the score token, at temperature 0."""
         asked = {"max_tokens": 1, "temperature": 0, "logprobs": 0, "allowed_token_ids": [self.score_token_id]}
         return bytes_tensor(json.dumps(asked).encode())
 

@@ -22,9 +22,9 @@ from clients.labelling.candidate_file import CandidateFile
 from clients.labelling.label_folder import LabelFolder
 from clients.labelling.label_store import RUN_SCHEMA, LabelStore, write_batches, write_keys
 from clients.labelling.scored_rows import write_scored
+from ranking.files import replacing
 from ranking.labels import LabelSet, iter_labelled
 from ranking.pair_keys import pair_keys
-from ranking.schema import replacing
 
 logger = logging.getLogger("labels")
 

@@ -89,7 +89,8 @@ class TeacherEndpoint:
         self._tail = [teacher.sampling_parameters(), b"\x01", b"\x01"]
 
     async def run(self) -> None:
-        """Serve until cancelled: connect, work, and after a loss wait (longer each time, with jitter) and connect again."""
+        """Serve until cancelled: connect, work, and after a loss wait (longer each time, with jitter) and connect
+        again."""
         wait = FIRST_WAIT
         while True:
             answered = self.tally.by_endpoint[self.url]
@@ -135,7 +136,8 @@ class TeacherEndpoint:
 
     async def _send(self, stream) -> None:
         while True:
-            # one request until the server has answered once: a server that kills its streams gets no windowful each time
+            # one request until the server has answered once: a server that kills its streams gets no windowful each
+            # time
             while len(self._in_flight) >= (self.window.limit if self._heard > self._opened else 1):
                 self._room.clear()
                 await self._room.wait()

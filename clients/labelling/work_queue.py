@@ -1,4 +1,5 @@
-"""The queue of pairs that wait for a score, which all servers draw from; the shards they belong to; the run's counts."""
+"""The queue of pairs that wait for a score, which all servers draw from; the shards they belong to; the run's
+counts."""
 
 from __future__ import annotations
 
@@ -39,10 +40,12 @@ class ShardInHand:
         return [position for positions in by_query.values() for position in positions]
 
     def score(self, position: int, value: float) -> None:
+        """Note the score of the row at that position."""
         self.scores[position] = value
         self._close_one()
 
     def refuse(self, position: int, reason: str) -> None:
+        """Note that the teacher gave no score for the row at that position."""
         self.refusals.append(Refusal(position, "teacher", reason))
         self._close_one()
 

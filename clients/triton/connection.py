@@ -50,6 +50,11 @@ class Credentials:
         """HTTP headers, or gRPC metadata, that carry the token; empty without one."""
         return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
+    def absolute(self) -> Credentials:
+        """The same with absolute paths, for a process that runs in another folder."""
+        ca, certificate, key = (path and path.absolute() for path in (self.ca, self.certificate, self.key))
+        return Credentials(self.token, ca, certificate, key)
+
 
 @dataclass(kw_only=True)
 class TritonAccess:

@@ -4,8 +4,8 @@
         ranked = ranker.rank("night train", titles, summaries)
         best = ranked.order[0]
 
-`AsyncReranker` is the same with `await`. A request that a server refuses or does not answer goes to the next URL while the
-deadline lasts; one that is itself wrong is not sent twice.
+`AsyncReranker` is the same with `await`. A request that a server refuses or does not answer goes to the next URL while
+the deadline lasts; one that is itself wrong is not sent twice.
 """
 
 from __future__ import annotations

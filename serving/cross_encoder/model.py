@@ -22,6 +22,7 @@ from request_fields import BadRequest, read_fields
 from transformers import AutoModelForSequenceClassification
 
 from ranking.cross_encoder_text import CrossEncoderFormat
+from ranking.encoder_inputs import pad
 from ranking.text import EncodedPair
 
 
@@ -75,14 +76,7 @@ class TritonPythonModel:
 
     def _feed(self, pairs: list[EncodedPair], width: int) -> dict[str, torch.Tensor]:
         """The network's inputs, int64 [pairs, width], padded on the right."""
-        shape = (len(pairs), width)
-        ids = torch.full(shape, self.model.config.pad_token_id or 0)
-        mask, types = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        for row, pair in enumerate(pairs):
-            end = len(pair.ids)
-            ids[row, :end], mask[row, :end] = torch.tensor(pair.ids), 1
-            types[row, :end] = torch.tensor(pair.types)
-        feed = {"input_ids": ids, "attention_mask": mask}
-        if self.has_token_types:
-            feed["token_type_ids"] = types
-        return {name: tensor.to(self.device) for name, tensor in feed.items()}
+        feed = pad(pairs, width, self.model.config.pad_token_id or 0)
+        if not self.has_token_types:
+            del feed["token_type_ids"]
+        return {name: torch.from_numpy(values).long().to(self.device) for name, values in feed.items()}

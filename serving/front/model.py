@@ -5,7 +5,8 @@
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into length buckets and sends each
 bucket to `<name>_encoder`, version for version, which runs on TensorRT, OpenVINO or whatever the build chose. A version
 folder holds this file, buckets.py, request_fields.py, the tokenizer, the score card and the `ranking` modules that make
-the text, so a version goes on reading text as it was built to. In a container it needs `pip install tokenizers`, nothing else.
+the text, so a version goes on reading text as it was built to. In a container it needs `pip install tokenizers`, nothing
+else.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from buckets import Bucket, cut
 from request_fields import BadRequest, read_fields
 
+from ranking.encoder_inputs import OUTPUT, pad
 from ranking.text import EncodedPair, StudentFormat
 
 
@@ -34,6 +36,7 @@ class TritonPythonModel:
     """One instance: one request at a time; several instances overlap tokenisation with the encoder's work."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Read the text format from the version folder. ValueError if a pair may be longer than the longest bucket."""
         parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
         self.encoder = parameters["encoder"]
         self.version = int(args["model_version"])
@@ -48,6 +51,7 @@ class TritonPythonModel:
         self.text.encode(["warm"], ["up"], ["the tokenizer"])
 
     async def execute(self, requests: list) -> list:
+        """One response per request, in order: its scores, or what is wrong with it."""
         return await asyncio.gather(*(self._answer(request) for request in requests))
 
     async def _answer(self, request):
@@ -74,29 +78,15 @@ class TritonPythonModel:
         for bucket, answer in zip(buckets, answers):
             if answer.has_error():
                 raise pb_utils.TritonModelException(answer.error().message())
-            scores[bucket.rows] = pb_utils.get_output_tensor_by_name(answer, "logits").as_numpy()[:, 0]
+            scores[bucket.rows] = pb_utils.get_output_tensor_by_name(answer, OUTPUT).as_numpy()[:, 0]
         return scores
 
     def _encode(self, bucket: Bucket, pairs: list[EncodedPair]):
-        ids, mask, types = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id)
+        feed = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id)
         return pb_utils.InferenceRequest(
             model_name=self.encoder,
             model_version=self.version,
-            requested_output_names=["logits"],
-            inputs=[
-                pb_utils.Tensor("input_ids", ids),
-                pb_utils.Tensor("attention_mask", mask),
-                pb_utils.Tensor("token_type_ids", types),
-            ],
+            requested_output_names=[OUTPUT],
+            inputs=[pb_utils.Tensor(name, values) for name, values in feed.items()],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
-
-
-def pad(pairs: list[EncodedPair], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """input_ids, attention_mask, token_type_ids, each int32 [len(pairs), length]."""
-    shape = (len(pairs), length)
-    ids, mask, types = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    for row, pair in enumerate(pairs):
-        end = len(pair.ids)
-        ids[row, :end], mask[row, :end], types[row, :end] = pair.ids, 1, pair.types
-    return ids, mask, types

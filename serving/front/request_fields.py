@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-MAX_FIELD_BYTES = 1 << 20
+from ranking.limits import MAX_FIELD_BYTES
+from ranking.visible import is_visible
 
 
 class BadRequest(Exception):
@@ -13,7 +14,7 @@ class BadRequest(Exception):
 
 
 def read_fields(request, max_documents: int) -> tuple[list[str], list[str], list[str]]:
-    """The query repeated, titles and summaries, one entry per document. BadRequest names the tensor and the document."""
+    """Queries (one repeated), titles, summaries, an entry per document. BadRequest names the tensor and document."""
     query, title, summary = (
         pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("query", "title", "summary")
     )
@@ -25,8 +26,8 @@ def read_fields(request, max_documents: int) -> tuple[list[str], list[str], list
     if count > max_documents:
         raise BadRequest(f"{count} documents in one request; at most {max_documents} are served, send several requests")
     asked = decode("query", query)[0]
-    if not asked.strip():
-        raise BadRequest("query is empty")
+    if not is_visible(asked):
+        raise BadRequest("query is blank: it has no visible character")
     return [asked] * count, decode("title", title), decode("summary", summary)
 
 

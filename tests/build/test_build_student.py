@@ -61,7 +61,7 @@ def test_versions_are_numbered_listed_promoted_and_rolled_back(build):
         releases.rollback(repository, "student")
     with pytest.raises(InputError, match=r"student_encoder/7|student/7"):
         releases.promote(repository, "student", 7)
-    assert not list(repository.rglob(".publish-*"))
+    assert not list(repository.rglob(".*.part"))
 
 
 def test_the_manifest_says_what_was_built_from_what(build, checkpoint):
@@ -99,17 +99,18 @@ def test_without_tensorrt_the_cast_graph_is_gated_and_staged_and_the_command_pri
     staged = tmp_path / "engine" / "student"
     assert f"docker compose run --rm build-engine --staged {staged}" in capsys.readouterr().out
     assert not repository.exists()
-    facts, pairs, arrays = finish_engine.read_stage(staged)
+    facts, pairs, reference = finish_engine.read_stage(staged)
     assert facts["cast_gate"]["tau"] > 0.97 and facts["lengths"] == [32, 64]
-    assert len(pairs) == len(arrays["reference"]) == 120 and np.isfinite(arrays["reference"]).all()
+    assert len(pairs) == len(reference.scores) == 120 and np.isfinite(reference.scores).all()
     with pytest.raises(InputError, match="TensorRT is not installed here"):
-        finish_engine.main(finish_engine.Config(staged, repository))
+        finish_engine.main(finish_engine.Config(staged, repository=repository))
     (staged / "cast.onnx").write_bytes(b"another graph")
     with pytest.raises(InputError, match="not the graph that passed the gate"):
         finish_engine.read_stage(staged)
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(NO_TENSORRT, reason="TensorRT is not installed")
 def test_the_engine_is_built_gated_and_published(build, tmp_path):
     repository = build("tensorrt", precision="fp16", gate=GateLimits(min_tau=0.97, max_ndcg_change=0.02))
     assert (repository / "student_encoder" / "1" / "model.plan").stat().st_size > 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 
 from build.build_teacher import Config, main
 from build.fold_teacher import fold, ordinary_token, write_serving_tokenizer
-from ranking.card import ScoreCard
+from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.text import TeacherFormat
 from tests.helpers.tiny_teacher import FAMILIES, make_teacher, make_tokenizer
@@ -95,8 +95,8 @@ def test_a_lora_checkpoint_is_merged_with_its_own_head(tmp_path):
 def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tmp_path):
     checkpoint = make_teacher(tmp_path / "teacher")
     repository = tmp_path / "model_repository"
-    main(Config(checkpoint, repository, engine_args={"gpu_memory_utilization": 0.5}))
-    main(Config(checkpoint, repository, dtype="bfloat16"))
+    main(Config(checkpoint, repository=repository, engine_args={"gpu_memory_utilization": 0.5}))
+    main(Config(checkpoint, repository=repository, dtype="bfloat16"))
     assert sorted(p.name for p in repository.iterdir()) == ["teacher"]
     assert sorted(p.name for p in (repository / "teacher").iterdir()) == ["2", "config.pbtxt"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model_repository", "teacher"]  # nothing is left beside it
@@ -104,7 +104,8 @@ def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tm
     config = text_format.Parse((repository / "teacher" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert config.backend == "vllm"
     published = repository / "teacher" / "2" / "checkpoint"
-    assert json.loads(config.parameters["ranker_card"].string_value) == asdict(ScoreCard.load(checkpoint))
+    assert ScoreCard.from_json(config.parameters["ranker_card"].string_value, "config") == ScoreCard.load(checkpoint)
+    assert config.parameters["teacher_id"].string_value == fingerprint(published)
     assert ScoreCard.load(published).head == "folded"
 
     arguments = json.loads((repository / "teacher" / "2" / "model.json").read_text())
@@ -123,7 +124,7 @@ def test_the_teacher_id_changes_with_whatever_moves_a_score_and_not_with_the_pla
         return text_format.Parse(text, model_config_pb2.ModelConfig()).parameters["teacher_id"].string_value
 
     plain = published_id("a")
-    assert published_id("b", engine_args={"gpu_memory_utilization": 0.5, "max_num_seqs": 8}) == plain
+    assert published_id("b", engine_args={"max_num_seqs": 8, "kv_cache_dtype": "auto", "quantization": None}) == plain
     moved = [
         published_id("c", dtype="bfloat16"),
         published_id("d", engine_args={"kv_cache_dtype": "fp8"}),
@@ -144,7 +145,7 @@ def test_only_a_teacher_with_its_head_and_its_tokenizer_is_published(tmp_path):
     ):
         replace(card, **changes).save(checkpoint)
         with pytest.raises(InputError, match=reason):
-            main(Config(checkpoint, tmp_path / "model_repository"))
+            main(Config(checkpoint, repository=tmp_path / "model_repository"))
     assert list((tmp_path / "model_repository").iterdir()) == []
 
 
@@ -164,7 +165,13 @@ def test_engine_arguments_that_would_change_the_score_are_refused(name):
 
 def test_a_shorter_context_than_the_longest_pair_is_refused(tmp_path):
     with pytest.raises(InputError, match="max_model_len 50 is below"):
-        main(Config(make_teacher(tmp_path / "teacher"), tmp_path / "repository", engine_args={"max_model_len": 50}))
+        main(
+            Config(
+                make_teacher(tmp_path / "teacher"),
+                repository=tmp_path / "repository",
+                engine_args={"max_model_len": 50},
+            )
+        )
 
 
 def test_the_score_token_is_a_whole_character(tmp_path):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from build.tensorrt_engine import EnginePlan, build_engine, builder, engine_runner
+from build.runners import pad_to_longest
+from build.tensorrt_engine import EnginePlan, build_engine, builder, engine_runner, is_available
+from build.triton_config import ServingLimits, bucket_lengths
 from ranking.errors import InputError
+from ranking.text import EncodedPair
+
+NEEDS_TENSORRT = pytest.mark.skipif(not is_available(), reason="TensorRT is not installed")
 
 PLAN = EnginePlan(lengths=(32, 64, 128), max_batch=64, optimal_batch=48)
 
@@ -28,7 +33,22 @@ def test_the_builder_is_made_without_tensorrt(exported, tmp_path):
     assert not config.fp16 and not config.int8
 
 
+@pytest.mark.parametrize("longest", [60, 100, 185, 193, 200, 260])
+def test_a_padded_batch_always_fits_the_last_bucket(longest):
+    plan = EnginePlan(tuple(bucket_lengths(ServingLimits(), "tensorrt", longest)), max_batch=64, optimal_batch=48)
+    for length in range(1, longest + 1):
+        feed = pad_to_longest([EncodedPair([5] * length, [0] * length)], pad_id=0)
+        number, edge = plan.profile_for(feed["input_ids"].shape[1])
+        assert length <= edge <= plan.lengths[-1] and plan.lengths[number] == edge
+
+
+def test_a_batch_that_is_too_long_is_refused_with_its_length():
+    with pytest.raises(InputError, match="a batch of 136 tokens: the engine's longest profile holds 128"):
+        PLAN.profile_for(136)
+
+
 @pytest.mark.gpu
+@NEEDS_TENSORRT
 def test_the_engine_scores_as_the_graph_does(exported, checkpoint, tmp_path):
     import numpy as np
 
@@ -40,10 +60,7 @@ def test_the_engine_scores_as_the_graph_does(exported, checkpoint, tmp_path):
     np.testing.assert_allclose(engine_runner(path, PLAN)(feed), torch_runner(encoder)(feed), atol=1e-3)
 
 
+@pytest.mark.skipif(is_available(), reason="TensorRT is installed")
 def test_without_tensorrt_the_build_says_so(exported, tmp_path):
-    from build.tensorrt_engine import is_available
-
-    if is_available():
-        pytest.skip("TensorRT is installed")
     with pytest.raises((InputError, ImportError), match=r"tensorrt|TensorRT"):
         build_engine(exported, tmp_path, PLAN, tmp_path / "timing.cache")

@@ -17,8 +17,8 @@ from build.build_teacher import Config, main
 from build.fold_teacher import FoldedTeacher, write_serving_tokenizer
 from build.foreign_teachers import fold_reranker
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.reranker_prompts import PROMPTS, PromptFormat
-from ranking.text import FieldLimits
 from tests.helpers.foreign_rerankers import (
     FAMILIES,
     hostile_pairs,
@@ -106,7 +106,7 @@ def test_the_instruction_is_part_of_the_prompt_and_of_the_teachers_id(tmp_path):
     folder = make_reranker(tmp_path / "reranker", "mxbai-rerank-v2")
     ids, texts = [], []
     for place, instruction in (("a", ""), ("b", "Prefer recent documents")):
-        main(Config(folder, tmp_path / place, prompt="mxbai-rerank-v2", instruction=instruction))
+        main(Config(folder, repository=tmp_path / place, prompt="mxbai-rerank-v2", instruction=instruction))
         published = tmp_path / place / "teacher"
         ids.append((published / "config.pbtxt").read_text().split('key: "teacher_id"')[1].split('"')[1])
         texts.append(PromptFormat.of_checkpoint(published / "1/checkpoint").texts(["q"], ["t"], ["s"])[0].text)
@@ -118,10 +118,10 @@ def test_the_instruction_is_part_of_the_prompt_and_of_the_teachers_id(tmp_path):
 
 def test_what_is_published_tells_the_limits_and_the_prompt(tmp_path):
     folder = make_reranker(tmp_path / "reranker", "bge-reranker-gemma", dtype=torch.bfloat16)
-    main(Config(folder, tmp_path / "r", prompt="bge-reranker-gemma", limits=LIMITS))
+    main(Config(folder, repository=tmp_path / "r", prompt="bge-reranker-gemma", limits=LIMITS))
     card = json.loads((tmp_path / "r/teacher/1/checkpoint/ranker.json").read_text())
     assert (card["text_format"], card["head"], card["base_model"]) == ("bge-reranker-gemma", "folded", "reranker")
-    assert (card["max_query_tokens"], card["max_title_tokens"], card["max_summary_tokens"]) == (16, 16, 48)
+    assert card["limits"] == {"max_query_tokens": 16, "max_title_tokens": 16, "max_summary_tokens": 48}
     arguments = json.loads((tmp_path / "r/teacher/1/model.json").read_text())
     assert (arguments["dtype"], arguments["hf_overrides"]) == ("bfloat16", {"head_dtype": "float32"})
 

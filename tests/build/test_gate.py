@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from build.gate import GateLimits, compare
+from build.gate import GateLimits, Reference, gate_scores
 
 QUERIES = ["first", "second", "third"]
 GROUPS = np.repeat([0, 1, 2], 6)
@@ -14,7 +14,7 @@ REFERENCE = np.random.default_rng(3).normal(size=18).astype(np.float32)
 
 
 def gate(scores: np.ndarray, precision: str = "bf16", **limits):
-    return compare(REFERENCE, scores, GRADES, GROUPS, QUERIES, precision, GateLimits(**limits))
+    return gate_scores(Reference(REFERENCE, GRADES, GROUPS, QUERIES), scores, precision, GateLimits(**limits))
 
 
 def test_the_same_scores_pass():
@@ -56,5 +56,5 @@ def test_a_shift_of_all_scores_moves_no_order_but_fails_on_error():
 
 def test_a_query_whose_documents_all_tie_has_no_order_to_lose():
     flat = np.zeros(18, np.float32)
-    report = compare(flat, flat, GRADES, GROUPS, QUERIES, "fp32", GateLimits())
+    report = gate_scores(Reference(flat, GRADES, GROUPS, QUERIES), flat, "fp32", GateLimits())
     assert report.passed and report.tau == 1

@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ranking.card import ScoreCard, fingerprint
+from ranking.limits import FieldLimits
 from ranking.schema import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def teacher_folder(tmp_path_factory) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     ScoreCard(
-        "teacher", "query-title-summary-eos", 1, 32, 32, 64, "linear", "last_token",
+        "teacher", "query-title-summary-eos", 1, FieldLimits(32, 32, 64), "linear", "last_token",
         vocabulary=fingerprint(folder / "tokenizer.json"),
     ).save(folder)  # fmt: skip
     return folder
@@ -100,7 +101,8 @@ def stub(start_stub) -> StubServer:
 
 @pytest.fixture(scope="session")
 def label(teacher_folder):
-    """label(candidates, out, *flags) -> a started labeller with captured stderr; label.run waits and returns (code, stderr)."""
+    """label(candidates, out, *flags) -> a started labeller with captured stderr; label.run waits and returns
+    (code, stderr)."""
 
     class Labeller:
         def __call__(self, candidates: Path, out: Path, *flags: str) -> subprocess.Popen:

@@ -1,4 +1,4 @@
-"""Fixtures for tests on real servers. Start one with `serving.local_server.start_triton`; session fixtures share it."""
+"""Fixtures for tests on real servers. Start one with `serving.temporary_server.start_triton`; session fixtures share it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.local_server import TritonServer, start_triton
+from serving.temporary_server import TritonServer, start_triton
 
 # Several servers run beside each other in tests: no pinning to cores, one thread each.
 QUIET_VLLM = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}

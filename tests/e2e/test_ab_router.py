@@ -23,7 +23,7 @@ from clients.ab.log.compaction import compact
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.router.local_router import start_router
 from ranking.schema import read_table
-from serving.local_server import TritonServer, start_triton
+from serving.temporary_server import TritonServer, start_triton
 
 EXPERIMENT = """
 default_model: baseline

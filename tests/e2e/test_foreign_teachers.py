@@ -12,9 +12,9 @@ from clients import label_corpus, label_over_http
 from clients.labelling.http_teacher import CharacterLimits
 from ranking.cross_encoder_text import CrossEncoderFormat
 from ranking.labels import read_labels
+from ranking.limits import FieldLimits
 from ranking.reranker_prompts import PromptFormat
 from ranking.schema import TABLES
-from ranking.text import FieldLimits
 from serving.local_server import start_triton
 from tests.e2e.conftest import QUIET_VLLM
 from tests.helpers.foreign_encoders import ENCODERS, make_encoder, transformers_scores
@@ -40,11 +40,13 @@ def server(rerankers, tmp_path_factory):
     eager = {"enforce_eager": True}
     build_teacher.main(
         build_teacher.Config(
-            rerankers[DECODER], repository, name="decoder", engine_args=eager, prompt=DECODER, limits=LIMITS
+            rerankers[DECODER], repository=repository, name="decoder", engine_args=eager, prompt=DECODER, limits=LIMITS
         )
     )
     for family in ENCODERS:
-        build_cross_encoder.main(build_cross_encoder.Config(rerankers[family], repository, family, limits=LIMITS))
+        build_cross_encoder.main(
+            build_cross_encoder.Config(rerankers[family], family, repository=repository, limits=LIMITS)
+        )
     with start_triton(repository, environment=QUIET_VLLM) as running:
         yield running, repository
 

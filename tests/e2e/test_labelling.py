@@ -18,7 +18,7 @@ import pytest
 from ranking.labels import read_labels
 from ranking.schema import TABLES
 from ranking.text import TeacherFormat
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 from tests.e2e.conftest import QUIET_VLLM
 from tests.helpers.faulty_proxy import FaultyProxy
 from tests.helpers.teacher_requests import scores

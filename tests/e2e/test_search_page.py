@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 from tests.helpers.browser import browser, errors, needs_browser, overflow, set_width
 from tests.helpers.graded_rankers import write_data, write_repository
 

@@ -85,7 +85,7 @@ def test_text_that_spells_tokens_or_fields_cannot_move_the_pooled_token(teacher_
 
 
 def test_a_client_learns_the_card_and_the_teacher_from_the_server(teacher_server, tiny_teacher_checkpoint):
-    card = ScoreCard(**json.loads(parameter(teacher_server.grpc, "ranker_card")))
+    card = ScoreCard.from_json(parameter(teacher_server.grpc, "ranker_card"), "server")
     assert card == ScoreCard.load(tiny_teacher_checkpoint)
     assert len(parameter(teacher_server.grpc, "teacher_id")) == 16
 

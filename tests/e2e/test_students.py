@@ -29,7 +29,7 @@ from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.text import StudentFormat
-from serving.local_server import TritonServer, start_triton
+from serving.temporary_server import TritonServer, start_triton
 from tests.helpers.tiny_student import make_judged, make_student, sentence
 
 TITLES = ["night train", "the red queen", "", "moon", "winter ghost story"]
@@ -128,7 +128,7 @@ def test_asyncio_over_both_protocols_and_past_a_dead_server(served):
 
 
 BAD = {
-    "query is empty": {"query": [b" "]},
+    "query is blank": {"query": [b" "]},
     "no documents": {"title": [], "summary": []},
     "title has 1 documents, summary has 2": {"title": [b"a"]},
     r"title\[1\] is not valid UTF-8": {"title": [b"a", b"\xff\xfe"]},

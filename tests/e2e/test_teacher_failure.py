@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 from tests.e2e.conftest import QUIET_VLLM
 from tests.helpers.teacher_requests import Refused, ask_all, sampling, score_request, score_token_id
 

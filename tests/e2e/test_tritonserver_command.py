@@ -10,7 +10,7 @@ import psutil
 import pytest
 import tritonclient.grpc as grpc
 
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 
 UPPER = """
 import numpy as np

@@ -16,6 +16,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, BertForSequenceClassification
 
 from ranking.card import ScoreCard, fingerprint
+from ranking.limits import FieldLimits
 from ranking.schema import TABLES, write_table
 from ranking.text import FORMAT_VERSION, STUDENT_FORMAT
 
@@ -85,9 +86,7 @@ def make_student(folder: Path, role: Literal["student", "baseline"] = "student",
         role=role,
         text_format=STUDENT_FORMAT,
         format_version=FORMAT_VERSION,
-        max_query_tokens=8,
-        max_title_tokens=12,
-        max_summary_tokens=40,
+        limits=FieldLimits(max_query_tokens=8, max_title_tokens=12, max_summary_tokens=40),
         head="linear",
         pooling="cls",
         vocabulary=fingerprint(folder / "tokenizer.json"),
@@ -96,7 +95,7 @@ def make_student(folder: Path, role: Literal["student", "baseline"] = "student",
 
 
 def make_judged(folder: Path, queries: int = 12, documents: int = 10, seed: int = 0) -> Path:
-    """A dataset folder with dev judgements and candidates of random words."""
+    """A dataset folder with dev judgments and candidates of random words."""
     rng = random.Random(seed)
     rows = [
         {

@@ -17,14 +17,15 @@ from transformers import (
 )
 
 from ranking.card import ScoreCard, fingerprint
-from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, FieldLimits
+from ranking.limits import FieldLimits
+from ranking.text import FORMAT_VERSION, TEACHER_FORMAT
 
 SENTENCES = [
     "Query: running shoes\nTitle: light running shoes for men\nSummary: cushioned, breathable, size 36 to 48",
     "Query: flights to rome\nTitle: cheap flights to Rome\nSummary: compare 200 airlines and book without fees",
     "Query: laufschuhe größe 44\nTitle: Laufschuhe für Damen und Herren\nSummary: schnelle Lieferung, 30 Tage Rückgabe",
 ]
-LIMITS = FieldLimits(query=16, title=24, summary=48)
+LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
 FAMILIES = ("llama", "qwen2", "mistral", "gemma2")
 
 
@@ -80,9 +81,7 @@ def make_teacher(folder: Path, family: str = "llama", dtype: torch.dtype = torch
         role="teacher",
         text_format=TEACHER_FORMAT,
         format_version=FORMAT_VERSION,
-        max_query_tokens=LIMITS.query,
-        max_title_tokens=LIMITS.title,
-        max_summary_tokens=LIMITS.summary,
+        limits=LIMITS,
         head="linear",
         pooling="last_token",
         vocabulary=fingerprint(folder / "tokenizer.json"),

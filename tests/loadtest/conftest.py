@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ranking.schema import TABLES, write_table
-from serving.local_server import TritonServer, start_triton
+from serving.temporary_server import TritonServer, start_triton
 
 # scores by content, so that equal requests get equal answers; a `stall` file holds the model up for that many seconds
 MODEL = """

@@ -8,9 +8,10 @@ import pytest
 
 from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 
 CARD = ScoreCard(
-    role="student", text_format="f", format_version=1, max_query_tokens=8, max_title_tokens=8, max_summary_tokens=16,
+    role="student", text_format="f", format_version=1, limits=FieldLimits(8, 8, 16),
     head="linear", pooling="cls", score_mean=0.25, metrics={"ndcg@5": 0.7},
     calibration={"kind": "platt", "slope": 1.0, "intercept": 0.0},
 )  # fmt: skip
@@ -29,8 +30,17 @@ def test_a_card_reads_back_as_it_was_saved(tmp_path):
         ({"role": "wizard"}, "role is 'wizard'"),
         ({"head": "none at all"}, "head is 'none at all'"),
         ({"pooling": None}, "pooling is None"),
-        ({"max_query_tokens": 0}, "max_query_tokens is 0"),
-        ({"max_title_tokens": "8"}, "max_title_tokens is '8'"),
+        ({"limits": {"max_query_tokens": 0, "max_title_tokens": 8, "max_summary_tokens": 8}}, "max_query_tokens is 0"),
+        (
+            {"limits": {"max_query_tokens": 8, "max_title_tokens": "8", "max_summary_tokens": 8}},
+            "max_title_tokens is '8'",
+        ),
+        (
+            {"limits": {"max_query_tokens": 8, "max_title_tokens": True, "max_summary_tokens": 8}},
+            "max_title_tokens is True",
+        ),
+        ({"limits": {"max_query_tokens": 8, "max_title_tokens": 8}}, "max_summary_tokens"),
+        ({"limits": [8, 8, 8]}, "limits"),
         ({"score_spread": -1}, "score_spread is -1"),
         ({"score_mean": float("nan")}, "score_mean is nan"),
     ],
@@ -60,6 +70,40 @@ def test_a_card_without_a_key_is_refused(tmp_path):
     del content["role"]
     (tmp_path / CARD_NAME).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match="role"):
+        ScoreCard.load(tmp_path)
+
+
+def in_version_1() -> dict:
+    """The card of version 1 as its release wrote it: the three limits beside the other fields."""
+    return {
+        "role": "student", "text_format": "f", "format_version": 1, "max_query_tokens": 8, "max_title_tokens": 8,
+        "max_summary_tokens": 16, "head": "linear", "pooling": "cls", "score_mean": 0.25, "score_spread": 1.0,
+        "vocabulary": "", "base_model": "", "trained_on": {}, "metrics": {"ndcg@5": 0.7},
+        "calibration": {"kind": "platt", "slope": 1.0, "intercept": 0.0}, "version": 1,
+    }  # fmt: skip
+
+
+def test_a_card_of_the_first_version_is_read_with_its_limits(tmp_path):
+    (tmp_path / CARD_NAME).write_text(json.dumps(in_version_1()), encoding="utf-8")
+    assert ScoreCard.load(tmp_path) == CARD
+    CARD.save(tmp_path)
+    assert json.loads((tmp_path / CARD_NAME).read_text(encoding="utf-8"))["version"] == 2
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"max_summary_tokens": 0}, "max_summary_tokens is 0"),
+        ({"limits": {}}, "max_query_tokens"),
+        ({"max_title_tokens": None}, "max_title_tokens is None"),
+    ],
+)
+def test_a_damaged_card_of_the_first_version_is_refused(change, reason, tmp_path):
+    content = in_version_1() | change
+    if "limits" in change:
+        content = {name: value for name, value in content.items() if not name.startswith("max_")}
+    (tmp_path / CARD_NAME).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=reason):
         ScoreCard.load(tmp_path)
 
 

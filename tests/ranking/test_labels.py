@@ -36,7 +36,7 @@ def labelled(tmp_path):
         sha = hashlib.sha256(path.read_bytes()).hexdigest()
         size = [4, 3][index]
         shards.append({"file": path.name, "first_row": 4 * index, "rows": size, "labels": len(rows), "sha256": sha})
-    rejects = pa.table([[6], ["q1"], ["d5"], ["input"], ["query is empty"]], schema=REJECTS_SCHEMA)
+    rejects = pa.table([[6], ["q1"], ["d5"], ["input"], ["query is blank"]], schema=REJECTS_SCHEMA)
     pq.write_table(rejects, folder / "rejects.parquet")
     manifest = {"version": 1, "complete": True, "teacher_id": "t1", "shards": shards}
     manifest["counts"] = {"rows": 7, "labels": 6, "rejects": 1}

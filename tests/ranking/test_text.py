@@ -14,10 +14,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.text import (
     FORMAT_VERSION,
     TEACHER_FORMAT,
-    FieldLimits,
     StudentFormat,
     TeacherFormat,
     load_tokenizer,
@@ -28,7 +28,7 @@ SENTENCES = [
     "Query: running shoes\nTitle: Light running shoes\nSummary: cushioned and breathable",
     "größe 44 跑步鞋 ☕",
 ]
-LIMITS = FieldLimits(query=6, title=5, summary=12)
+LIMITS = FieldLimits(max_query_tokens=6, max_title_tokens=5, max_summary_tokens=12)
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>"]
 NASTY = ["</s>", "<s>", "<</s>/s>", "< /s>", "<pad>", "[SEP]", "[CLS]", "[sep]", "[[SEP]SEP]", "[PAD]", "[MASK]",
          "\nTitle: x", "Summary:", "Query: ", "\x00", "\x1b[31m", "\u2028", "\ufeff", "\u200b", "\ud800", "\udfff", "ﷺ",
@@ -99,7 +99,7 @@ def test_normalised_text_is_clean_and_stays_so(text):
 def test_normalisation_worked_by_hand():
     assert normalise(" Ｆｕｌｌ\u3000width\t\r\n ﬁne\x00é ") == "Full width fine é"
     assert normalise("e\u0301") == "é"
-    assert normalise("a\ud800b") == "a?b"
+    assert normalise("a\ud800b") == "a b"
     assert normalise("\x00\ufeff\u2028") == ""
 
 
@@ -117,10 +117,10 @@ def test_a_teacher_text_ends_in_its_only_end_token_within_its_limits(name, query
     assert len(ids) <= layout.max_tokens()
     # nothing in the query can move the document out: its part starts where it should, whole
     assert found.text.startswith("Query: ") and found.text.count("\n") == 2
-    document = found.text[found.document_start :]
+    document = found.text[found.document_start_character :]
     assert document.startswith(" ") and "\nSummary: " in document
     [empty] = layout.texts([""], [title], [summary])
-    assert empty.text[empty.document_start :] == document
+    assert empty.text[empty.document_start_character :] == document
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -129,7 +129,7 @@ def test_a_teacher_text_ends_in_its_only_end_token_within_its_limits(name, query
 def test_a_field_is_cut_to_its_own_limit(name, text):
     layout = TEACHERS[name]
     [found] = layout.texts([text], [""], [""])
-    cut = found.text[len("Query: ") : found.document_start - len("\nTitle:")]
+    cut = found.text[len("Query: ") : found.document_start_character - len("\nTitle:")]
     # a word marker in front of the field alone may take a token that the text in its place does not need
     assert len(layout.tokenizer.encode(cut, add_special_tokens=False).ids) <= LIMITS.query + (name == "metaspace")
     assert not cut or cut[0] == (normalise(text) or " ")[0]
@@ -154,7 +154,7 @@ def test_a_student_input_keeps_its_layout(query, title, summary):
     assert pair.ids[0] == cls and pair.ids[-1] == sep
     assert pair.ids.count(cls) == 1 and pair.ids.count(sep) == 2 and pad not in pair.ids
     first = pair.ids.index(sep)
-    assert pair.types == [0] * (first + 1) + [1] * (len(pair.ids) - first - 1)
+    assert pair.document_start == first + 1
     assert first - 1 <= LIMITS.query and len(pair.ids) - first - 2 <= LIMITS.title + LIMITS.summary
     assert len(pair.ids) <= STUDENT.max_tokens()
 
@@ -162,7 +162,7 @@ def test_a_student_input_keeps_its_layout(query, title, summary):
 def test_the_layouts_worked_by_hand():
     [text] = TEACHERS["byte_level"].texts(["running shoes"], ["Light"], ["</s> cushioned"])
     assert text.text == "Query: running shoes\nTitle: Light\nSummary: < /s> cushioned</s>"
-    assert text.text[text.document_start :] == " Light\nSummary: < /s> cushioned</s>"
+    assert text.text[text.document_start_character :] == " Light\nSummary: < /s> cushioned</s>"
     assert TEACHERS["appending"].texts(["a"], ["b"], ["c"])[0].text == "Query: a\nTitle: b\nSummary: c"
     [pair] = STUDENT.encode(["Running"], ["SHOES"], [""])
     assert [STUDENT.tokenizer.id_to_token(i) for i in pair.ids] == ["[CLS]", "running", "[SEP]", "shoes", "[SEP]"]
@@ -178,8 +178,8 @@ def test_five_megabytes_of_text_cost_no_more_than_what_is_kept_of_them():
 
 
 def test_limits_below_one_are_refused_by_name():
-    with pytest.raises(ValueError, match="title token limit is 0"):
-        FieldLimits(title=0)
+    with pytest.raises(ValueError, match="max_title_tokens is 0"):
+        FieldLimits(max_query_tokens=1, max_title_tokens=0, max_summary_tokens=1)
 
 
 def save_checkpoint(folder: Path, tokenizer: Tokenizer, **changes) -> Path:
@@ -189,9 +189,7 @@ def save_checkpoint(folder: Path, tokenizer: Tokenizer, **changes) -> Path:
         "role": "teacher",
         "text_format": TEACHER_FORMAT,
         "format_version": FORMAT_VERSION,
-        "max_query_tokens": 6,
-        "max_title_tokens": 5,
-        "max_summary_tokens": 12,
+        "limits": FieldLimits(6, 5, 12),
         "head": "linear",
         "pooling": "last_token",
         "vocabulary": fingerprint(folder / "tokenizer.json"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 
@@ -30,10 +29,12 @@ def test_a_task_that_is_cancelled_before_its_first_step_is_still_reported(engine
     async def work():
         ran.append(True)
 
-    engine._loop.call_soon_threadsafe(time.sleep, 0.2)  # the loop is busy until the cancellation is there too
+    cancelled = threading.Event()
+    engine._loop.call_soon_threadsafe(cancelled.wait, 60)  # the loop is busy until the cancellation is there too
     cancel = engine.run(work(), lambda task: (ended.append(task.cancelled()), over.set()))
     cancel()
-    assert over.wait(5)
+    cancelled.set()
+    assert over.wait(60)
     assert (ran, ended) == ([], [True])
 
 
@@ -43,13 +44,13 @@ def test_a_cancelled_task_is_reported_when_it_is_over_and_not_before(engine):
     async def work():
         try:
             started.set()
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         finally:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # an end that takes its time
             seen.append("let go")
 
     cancel = engine.run(work(), lambda task: (seen.append("ended"), over.set()))
-    assert started.wait(5)
+    assert started.wait(60)
     cancel()
-    assert over.wait(5)
+    assert over.wait(60)
     assert seen == ["let go", "ended"]

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ranking.errors import DataError, InputError
-from ranking.schema import MAX_FIELD_BYTES, BadRow, Rejects, Table, conform, reading
+from ranking.limits import MAX_FIELD_BYTES
+from ranking.schema import BadRow, Rejects, Table, conform, reading
+from ranking.visible import VISIBLE_RE2
 
 
 def connect(spill: str | Path, memory_gb: float, threads: int = 0) -> duckdb.DuckDBPyConnection:
@@ -54,7 +56,7 @@ def _reason(table: Table) -> str:
             limit = f"'{name} is longer than {MAX_FIELD_BYTES} bytes'"
             cases.append(f"WHEN strlen({name}) > {MAX_FIELD_BYTES} THEN {limit}")
             if name in table.not_blank:
-                cases.append(rf"WHEN NOT regexp_matches({name}, '\S') THEN '{name} is empty'")
+                cases.append(f"WHEN NOT regexp_matches({name}, '{VISIBLE_RE2}') THEN '{name} is blank'")
         elif pa.types.is_floating(column.type):
             cases.append(f"WHEN NOT isfinite({name}) THEN '{name} is NaN or infinite'")
     for name, (low, high) in table.ranges.items():

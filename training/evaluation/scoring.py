@@ -153,8 +153,7 @@ def _teacher_scorer(checkpoint: str | Path, model: Any, card: ScoreCard) -> Scor
     layout = TeacherFormat.of_checkpoint(checkpoint)
 
     def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> TokenStore:
-        texts = [text.text for text in layout.texts(queries, titles, summaries)]
-        return TokenStore.build(encoding.ids for encoding in layout.tokenizer.encode_batch_fast(texts))
+        return TokenStore.of_pairs(layout.encode(queries, titles, summaries))
 
     if card.pooling not in ("last_token", "mean"):
         raise InputError(f"{checkpoint}: a teacher pools last_token or mean, not {card.pooling}")
@@ -185,8 +184,7 @@ def _bert_scorer(checkpoint: str | Path, model: Any, card: ScoreCard) -> Scorer:
     layout = StudentFormat.of_checkpoint(checkpoint)
 
     def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> TokenStore:
-        pairs = layout.encode(queries, titles, summaries)
-        return TokenStore.build((pair.ids for pair in pairs), [len(p.types) - sum(p.types) for p in pairs])
+        return TokenStore.of_pairs(layout.encode(queries, titles, summaries))
 
     return Scorer(model, card, encode, _logit, layout.pad_id, token_types=True)
 
@@ -202,9 +200,10 @@ def _plain_scorer(checkpoint: str | Path, model: Any) -> Scorer:
     def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> TokenStore:
         documents = [normalise(f"{title} {summary}") for title, summary in zip(titles, summaries)]
         encoded = tokenizer([normalise(query) for query in queries], documents, truncation=True, max_length=limit)
+        # a template of somebody else's: its token types are all that says where the document starts
         types = encoded.get("token_type_ids")
-        marks = [len(row) - sum(row) for row in types] if types is not None else None
-        return TokenStore.build(encoded["input_ids"], marks)
+        starts = [len(row) - sum(row) for row in types] if types is not None else None
+        return TokenStore.build(encoded["input_ids"], starts)
 
     return Scorer(model, None, encode, _logit, tokenizer.pad_token_id, token_types=has_types)
 

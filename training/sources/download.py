@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ranking.errors import InputError
-from ranking.schema import replacing
+from ranking.files import replacing
 
 LOGGER = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 30

@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ranking.errors import DataError
-from ranking.schema import MAX_FIELD_BYTES, MAX_GRADE, BadRow, Rejects, reading
+from ranking.limits import MAX_FIELD_BYTES, field_bytes
+from ranking.schema import MAX_GRADE, BadRow, Rejects, reading
+from ranking.visible import is_visible
 
 Row = tuple[int, dict[str, Any]]
 
@@ -166,13 +168,13 @@ def text_field(value: Any, name: str, blank_ok: bool = False) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name} is {'null' if value is None else type(value).__name__}, text is needed")
     try:
-        size = len(value.encode("utf-8"))
+        size = field_bytes(value)
     except UnicodeEncodeError:
         raise ValueError(f"{name} holds half a surrogate pair: not valid Unicode") from None
     if size > MAX_FIELD_BYTES:
         raise ValueError(f"{name} is {size} bytes long, at most {MAX_FIELD_BYTES} are taken")
-    if not blank_ok and not value.strip():
-        raise ValueError(f"{name} is empty")
+    if not blank_ok and not is_visible(value):
+        raise ValueError(f"{name} is blank")
     return value
 
 

@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceC
 
 from ranking.card import CARD_NAME, ScoreCard
 from ranking.errors import InputError
-from ranking.text import FieldLimits, StudentFormat, load_tokenizer
+from ranking.limits import DEFAULT_LIMITS, FieldLimits
+from ranking.text import StudentFormat, load_tokenizer
 from training.student.vocabulary import train_wordpiece
 
 log = logging.getLogger(__name__)
@@ -61,9 +62,7 @@ class StudentModelSettings:
         match_steps: late-interaction steps that fit the word embeddings of a model from scratch to the training set's order,
             seconds before training; 0 for none (training/student/word_matching.py)
         dropout: dropout of the encoder and before the head; 0.1 for long runs on a GPU, 0 is faster on a CPU
-        max_query_tokens: length limit of the query; ignored with --init of a checkpoint of ours, whose card has it
-        max_title_tokens: length limit of the title, as above
-        max_summary_tokens: length limit of the summary, as above
+        limits: tokens of each field that the model reads; ignored with --init of a checkpoint of ours, whose card has them
     """
 
     init: str | None = None
@@ -74,9 +73,7 @@ class StudentModelSettings:
     warm_up_epochs: float = 0.0
     warm_up_learning_rate: float = 5e-4
     dropout: float = 0.0
-    max_query_tokens: int = 32
-    max_title_tokens: int = 32
-    max_summary_tokens: int = 128
+    limits: FieldLimits = DEFAULT_LIMITS
 
     def __post_init__(self):
         if self.size not in SIZES:
@@ -91,10 +88,6 @@ class StudentModelSettings:
             raise ValueError(f"vocabulary_size is {self.vocabulary_size}: at least 100 is needed")
         if self.warm_up_epochs < 0 or not self.warm_up_learning_rate > 0:
             raise ValueError("warm_up_epochs must not be negative and warm_up_learning_rate must be positive")
-        self.limits()
-
-    def limits(self) -> FieldLimits:
-        return FieldLimits(self.max_query_tokens, self.max_title_tokens, self.max_summary_tokens)
 
 
 @dataclass
@@ -122,14 +115,14 @@ def create_student(
                 train_wordpiece(data, folder, settings.vocabulary_size)
             else:
                 _tokenizer_of(settings.init).save_pretrained(folder)
-    limits = settings.limits()
+    limits = settings.limits
     if settings.init is None:
         text = StudentFormat(load_tokenizer(folder), limits)
         model = _from_scratch(settings, text)
         base = f"scratch:{settings.size}"
     else:
         if (Path(settings.init) / CARD_NAME).is_file():
-            limits = FieldLimits.of_card(ScoreCard.load(settings.init).require(settings.init, "student", "baseline"))
+            limits = ScoreCard.load(settings.init).require(settings.init, "student", "baseline").limits
         text = StudentFormat(load_tokenizer(folder), limits)
         model = _from_checkpoint(settings)
         base = settings.init + (f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from ranking.errors import InputError
 from ranking.labels import iter_labelled
 from ranking.schema import read_table
-from ranking.text import StudentFormat
+from ranking.text import EncodedPair, StudentFormat
 from training.trainer.group_batches import GroupSampler, RankingGroups, sample_up_to
 from training.trainer.token_store import TokenStore
 
@@ -38,18 +38,18 @@ def groups_of(pieces: Iterable[pa.Table], target: str, text: StudentFormat) -> R
     Memory: the token ids (4 bytes each) of all rows, the texts of one piece. InputError if there is no row.
     """
     query_ids: list[str] = []
-    ids: list[np.ndarray] = []
-    marks: list[int] = []
     targets: list[np.ndarray] = []
-    for rows in pieces:
-        query_ids += rows.column("query_id").to_pylist()
-        targets.append(rows.column(target).to_numpy().astype(np.float32))
-        for pair in text.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary"))):
-            ids.append(np.asarray(pair.ids, np.int32))
-            marks.append(len(pair.types) - sum(pair.types))
-    if not ids:
+
+    def pairs() -> Iterator[EncodedPair]:
+        for rows in pieces:
+            query_ids.extend(rows.column("query_id").to_pylist())
+            targets.append(rows.column(target).to_numpy().astype(np.float32))
+            yield from text.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+
+    store = TokenStore.of_pairs(pairs())
+    if not len(store):
         raise InputError("there is no judged or labelled document to train on")
-    return RankingGroups.of_rows(query_ids, np.concatenate(targets), ids, marks)
+    return RankingGroups.of_rows(query_ids, np.concatenate(targets), store)
 
 
 def first_queries(groups: RankingGroups, share: float, seed: int) -> RankingGroups:
@@ -63,9 +63,8 @@ def select_queries(groups: RankingGroups, chosen: Iterable[int]) -> RankingGroup
     chosen = [int(query) for query in chosen]
     rows = np.concatenate([np.arange(groups.starts[q], groups.starts[q + 1]) for q in chosen])
     sizes = [groups.starts[q + 1] - groups.starts[q] for q in chosen]
-    store = TokenStore.build((groups.store[row] for row in rows), _marks(groups)[rows])
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return RankingGroups(store, groups.targets[rows], starts, [groups.query_ids[q] for q in chosen])
+    return RankingGroups(groups.store.take(rows), groups.targets[rows], starts, [groups.query_ids[q] for q in chosen])
 
 
 def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
@@ -75,7 +74,7 @@ def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
     """
     store = TokenStore.build(
         (s[row] for s in (first.store, second.store) for row in range(len(s))),
-        np.concatenate([_marks(first), _marks(second)]),
+        np.concatenate([_document_starts(first), _document_starts(second)]),
     )
     source = np.repeat([0.0, 1.0], [len(first.store), len(second.store)])
     targets = np.stack([np.concatenate([first.targets, second.targets]), source], axis=1).astype(np.float32)
@@ -83,9 +82,9 @@ def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
     return RankingGroups(store, targets, starts, first.query_ids + second.query_ids)
 
 
-def _marks(groups: RankingGroups) -> np.ndarray:
-    assert groups.store.marks is not None, "a student's texts have two parts"
-    return groups.store.marks
+def _document_starts(groups: RankingGroups) -> np.ndarray:
+    assert groups.store.document_starts is not None, "a student's texts are pairs of a query and a document"
+    return groups.store.document_starts
 
 
 def sampler(kind: Sampling, documents: int) -> GroupSampler | None:

@@ -6,6 +6,7 @@ For models from scratch: words that occur in like documents come to lie near eac
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch.utils.data import Dataset
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from ranking.errors import InputError
-from ranking.schema import iter_table, replacing
-from ranking.text import StudentFormat
+from ranking.files import replacing
+from ranking.schema import iter_table
+from ranking.text import EncodedPair, StudentFormat
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
 from training.trainer.token_store import TokenStore, split_by_tokens
 from training.trainer.trainer_setup import RUN_FOLDER, BatchTrainer, TrainingSettings
@@ -153,13 +155,11 @@ def warm_up(
 
 
 def _texts(candidates: Path, text: StudentFormat) -> TokenStore:
-    ids: list[np.ndarray] = []
-    marks: list[int] = []
-    for rows in iter_table(candidates, "candidates"):
-        columns = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
-        for pair in text.encode(*columns):
-            ids.append(np.asarray(pair.ids, np.int32))
-            marks.append(len(pair.types) - sum(pair.types))
-    if not ids:
+    def pairs() -> Iterator[EncodedPair]:
+        for rows in iter_table(candidates, "candidates"):
+            yield from text.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+
+    store = TokenStore.of_pairs(pairs())
+    if not len(store):
         raise InputError(f"{candidates}: no candidate to warm up on")
-    return TokenStore.build(ids, marks)
+    return store

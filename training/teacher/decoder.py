@@ -16,7 +16,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ranking.errors import InputError
-from ranking.text import FieldLimits, TeacherFormat, load_tokenizer
+from ranking.limits import FieldLimits
+from ranking.text import TeacherFormat, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -146,16 +147,3 @@ def save_tokenizer(tokenizer: Any, folder: Path, limits: FieldLimits, max_positi
             f"a pair can have {layout.max_tokens()} tokens, the model has {max_positions} positions; lower the field limits"
         )
     return layout
-
-
-def encode_pairs(
-    layout: TeacherFormat, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
-) -> tuple[list[list[int]], list[int]]:
-    """(token ids of each pair, index of its first document token); the ids are what a server makes of the same text."""
-    texts = layout.texts(queries, titles, summaries)
-    encodings = layout.tokenizer.encode_batch([text.text for text in texts])
-    starts = []
-    for text, encoding in zip(texts, encodings):
-        # a token that spans the border holds document characters; offsets of special tokens at the front are (0, 0)
-        starts.append(next(i for i, (_, end) in enumerate(encoding.offsets) if end > text.document_start))
-    return [encoding.ids for encoding in encodings], starts

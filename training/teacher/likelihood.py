@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ranking.errors import DataError, InputError
 from ranking.schema import iter_table
 from ranking.text import TeacherFormat
-from training.teacher.decoder import encode_pairs, open_decoder
+from training.teacher.decoder import open_decoder
 from training.trainer.group_batches import RankingGroups
 from training.trainer.token_store import TokenStore, split_by_tokens
 
@@ -44,8 +44,7 @@ def evidence_groups(
     given, found = evidence(open_decoder(model), layout, pad_id, *texts, bf16=bf16, forward_tokens=forward_tokens)
     if not (np.isfinite(found).all() and found.std() > 0):
         raise InputError(f"{model}: its likelihoods tell no document from another")
-    ids = [given[row] for row in range(len(given))]
-    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), found / found.std(), ids, given.marks)
+    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), found / found.std(), given)
 
 
 def evidence(
@@ -60,8 +59,8 @@ def evidence(
     forward_tokens: int = 4096,
 ) -> tuple[TokenStore, np.ndarray]:
     """(token ids of the pairs, the evidence of each: float32 [pairs], in nats)."""
-    given = TokenStore.build(*encode_pairs(layout, queries, titles, summaries))
-    alone = TokenStore.build(*encode_pairs(layout, [""] * len(queries), titles, summaries))
+    given = TokenStore.of_pairs(layout.encode(queries, titles, summaries))
+    alone = TokenStore.of_pairs(layout.encode([""] * len(queries), titles, summaries))
     likelihoods = (
         log_likelihood(decoder, texts, pad_id, bf16=bf16, forward_tokens=forward_tokens) for texts in (given, alone)
     )
@@ -72,11 +71,11 @@ def evidence(
 def log_likelihood(
     decoder: Any, texts: TokenStore, pad_id: int, *, bf16: bool = False, forward_tokens: int = 4096
 ) -> np.ndarray:
-    """float32 [texts]: log p(second part | first part), the second part from each text's mark to its end.
+    """float32 [texts]: log p(document | query), of each text's tokens from its document start to its end.
 
     Computed by all processes together, the same on each; each has a whole decoder on its device.
     """
-    assert texts.marks is not None, "a likelihood needs to know where the document begins"
+    assert texts.document_starts is not None, "a likelihood needs to know where the document begins"
     state = PartialState()
     decoder = decoder.to(state.device).eval()
     found = torch.zeros(len(texts), device=state.device)

@@ -6,7 +6,7 @@ sees what an uninterrupted one would have, whatever the number of processes or d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,19 +41,13 @@ class RankingGroups:
             )
 
     @classmethod
-    def of_rows(
-        cls, query_ids: Sequence[str], targets: np.ndarray, texts: Iterable[Sequence[int] | np.ndarray], marks=None
-    ) -> RankingGroups:
+    def of_rows(cls, query_ids: Sequence[str], targets: np.ndarray, store: TokenStore) -> RankingGroups:
         """Group rows in any order by query id; queries and documents keep the order of their first row.
 
-        query_ids, targets, texts (and marks): one per row; texts are token ids.
+        query_ids, targets and the store's texts: one per row.
         """
         names, order, starts = group_rows(query_ids)
-        pieces = list(texts)
-        store = TokenStore.build(
-            (pieces[row] for row in order), None if marks is None else [marks[row] for row in order]
-        )
-        return cls(store, np.asarray(targets, np.float32)[order], starts, names)
+        return cls(store.take(order), np.asarray(targets, np.float32)[order], starts, names)
 
     def __len__(self) -> int:
         return len(self.query_ids)

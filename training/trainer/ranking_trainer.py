@@ -35,7 +35,7 @@ class RankingTrainer(BatchTrainer):
 
     model: gives logits [rows, 1]; train: groups with targets; dev: judged groups (targets are grades), None for no
     selection; loss: see RankingLoss; pad_id: token id that fills rows up; token_types: the model takes token_type_ids
-    (train.store has marks); sample_group: draws a query's documents anew each epoch (None: all); out: output folder.
+    (train.store has document starts); sample_group: draws a query's documents anew each epoch (None: all); out: output folder.
     """
 
     def __init__(

@@ -35,11 +35,11 @@ class TextBatches(Dataset):
         rank: int = 0,
         world: int = 1,
     ):
-        assert store.marks is not None
+        assert store.document_starts is not None, "only the document is predicted"
         self.store, self.weights, self.batch_texts = store, weights, batch_texts
         self.forward_tokens, self.pad_id, self.seed = forward_tokens, pad_id, seed
         self.rank, self.world, self.examples = rank, world, len(store)
-        self.predicted = store.lengths - store.marks  # tokens of the output part
+        self.predicted = store.lengths - store.document_starts  # tokens of the document
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -84,7 +84,8 @@ class TextBatches(Dataset):
     def inputs(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         inputs = self.store.pad(rows.tolist(), self.pad_id)
         positions = np.arange(inputs["input_ids"].shape[1])
-        assert self.store.marks is not None
-        output = (positions >= self.store.marks[rows][:, None]) & (positions < self.store.lengths[rows][:, None])
+        assert self.store.document_starts is not None
+        starts, ends = self.store.document_starts[rows], self.store.lengths[rows]
+        output = (positions >= starts[:, None]) & (positions < ends[:, None])
         inputs["weights"] = torch.from_numpy((output * self.text_weights(rows)[:, None]).astype(np.float32))
         return inputs

@@ -28,7 +28,7 @@ from transformers import (
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
-from ranking.schema import replacing
+from ranking.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -236,8 +236,7 @@ def _resume_point(settings: TrainingSettings, args: TrainingArguments, batches: 
         if finished:
             raise InputError(f"{run}: a run lies here already; continue it with --resume, or give another --out")
         if args.process_index == 0:
-            with replacing(known) as aside:
-                aside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+            write_json(known, wanted)
         return None
     if not known.is_file():
         raise InputError(f"{run}: no run to resume")

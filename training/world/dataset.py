@@ -22,7 +22,8 @@ from tqdm import tqdm
 from ranking.card import fingerprint
 from ranking.click_models import ClickModel
 from ranking.errors import InputError
-from ranking.schema import MAX_GRADE, replacing, write_table
+from ranking.files import write_json
+from ranking.schema import MAX_GRADE, write_table
 from training.prepare_clicks import ClickConfig, write_clicks
 from training.world.documents import Documents, make_documents
 from training.world.lexicon import Lexicon, load_lexicon
@@ -198,11 +199,9 @@ def write_world(config: WorldConfig, out: str | Path) -> dict:
         "click_model": {**asdict(model), "propensities": examined},
         "hidden_synonyms": sorted({concepts[number].typed[form] for number, form in world.hidden}),
     }
-    with replacing(out / "dataset.json") as aside:
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        aside.write_text(text, encoding="utf-8")
+    write_json(out / "dataset.json", content)
     LOGGER.info("world %d in %s: %s", config.seed, out, content["counts"])
-    return json.loads(text)
+    return json.loads((out / "dataset.json").read_text(encoding="utf-8"))
 
 
 def _write_pairs(world: World, out: Path) -> tuple[dict[str, int], dict[str, dict[str, int]]]:

@@ -1,4 +1,4 @@
-"""Compare three splits of a student's work on one server: front + encoder by BLS, an ensemble, one model that does both.
+"""Compare three splits of a student's work on one server: front calls encoder (BLS), an ensemble, one model for both.
 
 python -m benchmarks.serving.split_of_work.compare --repository model_repository --data data/msrd
 """
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
+from benchmarks.paired_rounds import interleaved
 from benchmarks.serving.closed_loop import Ask, measure
 from benchmarks.serving.rerank_lists import read_lists
 from build import releases
-from build.runners import INPUTS
 from build.triton_config import CONFIG_NAME, as_parameters, as_text, read_config
 from clients.triton.reranker import Reranker
+from ranking.encoder_inputs import INPUTS
 from ranking.program import run
 from ranking.text import StudentFormat
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ class Config:
 
     Args:
         repository: repository with a published OpenVINO student
-        data: dataset folder with test judgements
+        data: dataset folder with test judgments
         name: the student
         length: documents in a list
         clients: clients at the same time
@@ -57,6 +57,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Serve all three splits at once, check that they agree, measure them in turns and print the table."""
     version = releases.serving_versions(config.repository, config.name)[-1]
     text = StudentFormat.of_checkpoint(config.repository / config.name / str(version))
     lists = read_lists(config.data, text, config.lists, config.length)
@@ -74,18 +75,19 @@ def main(config: Config) -> None:
             for model in variants:
                 asked = [client(model)(request) for request in lists]  # warms the shapes up
                 np.testing.assert_allclose(asked[0].ravel(), expected, atol=0.02)
-            plan = [(c, m) for _ in range(config.rounds) for c in config.clients for m in variants]
-            found: dict[tuple[int, str], list] = {}
-            for clients, model in tqdm(plan, desc="rounds"):
-                one = measure(partial(client, model), lists, clients, config.seconds, process)
-                found.setdefault((clients, model), []).append(one)
+            measurements = {
+                (clients, model): partial(measure, partial(client, model), lists, clients, config.seconds, process)
+                for clients in config.clients
+                for model in variants
+            }
+            found = interleaved(measurements, config.rounds, progress="rounds")
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f}, "
         f"lists of {config.length}\n\n"
         "| split | clients | pairs/s | p50 ms | p99 ms | CPU ms/pair |\n|---|--:|--:|--:|--:|--:|"
     )
     for (clients, model), rounds in sorted(found.items()):
-        latencies = np.concatenate([r.latencies for r in rounds])
+        latencies = np.concatenate([r.latencies_ms for r in rounds])
         print(
             f"| {variants[model]} | {clients} | {np.median([r.pairs_per_second for r in rounds]):.0f} "
             f"| {np.percentile(latencies, 50):.0f} | {np.percentile(latencies, 99):.0f} "
@@ -136,6 +138,7 @@ def make_variants(config: Config, repository: Path, version: int) -> dict[str, s
 
 
 def variant(front: pb.ModelConfig, name: str) -> pb.ModelConfig:
+    """A copy of the front's config under another name."""
     made = pb.ModelConfig()
     made.CopyFrom(front)
     made.name = name

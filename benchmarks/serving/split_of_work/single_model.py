@@ -12,7 +12,10 @@ from front import cut, pad
 
 
 class TritonPythonModel(Front):
+    """The front with the encoder compiled into it."""
+
     def initialize(self, args: dict[str, str]) -> None:
+        """Compile the encoder beside what the front prepares."""
         super().initialize(args)
         parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
         properties = {"NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": parameters["precision"]}
@@ -23,6 +26,6 @@ class TritonPythonModel(Front):
         scores = np.empty(len(pairs), np.float32)
         lengths = [len(pair.ids) for pair in pairs]
         for bucket in cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens):
-            self.job.infer(list(pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id)))
+            self.job.infer(pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id))
             scores[bucket.rows] = self.job.get_output_tensor(0).data[:, 0]
         return scores

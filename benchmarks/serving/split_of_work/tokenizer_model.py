@@ -8,10 +8,11 @@ from front import pad, read_fields
 
 
 class TritonPythonModel(Front):
+    """The front without its calls to the encoder: it answers with the padded tensors."""
+
     async def _answer(self, request):
         pairs = self.text.encode(*read_fields(request, self.max_documents))
         length = next(edge for edge in self.edges if edge >= max(len(pair.ids) for pair in pairs))
-        names = ("input_ids", "attention_mask", "token_type_ids")
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, values) for name, values in zip(names, pad(pairs, length, self.text.pad_id))]
+            [pb_utils.Tensor(name, values) for name, values in pad(pairs, length, self.text.pad_id).items()]
         )

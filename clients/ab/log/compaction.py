@@ -1,4 +1,5 @@
-"""From the raw log to Parquet by day: pages with their clicks joined, one row per document, shadow scores (docs/ab-log.md)."""
+"""From the raw log to Parquet by day: pages with their clicks joined, one row per document, shadow scores
+(docs/ab-log.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from clients.ab.log.lines import DAY_MICROSECONDS
 from clients.ab.log.reader import ReadCounts, log_files, read_file
 from clients.ab.log.records import RECORDS, SMALL_RECORDS, as_table
 from ranking.errors import InputError
-from ranking.schema import TABLES, replacing, write_table
+from ranking.files import write_json
+from ranking.schema import TABLES, write_table
 
 BLOCK_RECORDS = 20_000
 
@@ -48,7 +50,8 @@ class Summary:
 _PREPARE = f"""
 CREATE TABLE page AS SELECT *, logged // {DAY_MICROSECONDS} AS day FROM exposure
     QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY logged DESC, rowid DESC) = 1;
-CREATE TABLE touched AS SELECT request_id, doc_id, max(dwell_seconds) AS dwell_seconds, bool_or(event = 'click') AS clicked,
+CREATE TABLE touched AS SELECT request_id, doc_id, max(dwell_seconds) AS dwell_seconds,
+    bool_or(event = 'click') AS clicked,
     count(*) AS sent FROM event GROUP BY request_id, doc_id;
 CREATE TABLE action AS SELECT p.request_id, p.day, t.doc_id, t.clicked, t.sent, t.dwell_seconds,
     list_position(p.documents, t.doc_id)::INTEGER AS position
@@ -88,7 +91,8 @@ _TABLE_QUERIES = {
     "exposures": f"""
         SELECT {_EXPOSURE_COLUMNS}
         FROM page p LEFT JOIN (
-            SELECT request_id, count(*) AS clicks, list(position ORDER BY position) AS positions, sum(dwell_seconds) AS dwell
+            SELECT request_id, count(*) AS clicks, list(position ORDER BY position) AS positions,
+                sum(dwell_seconds) AS dwell
             FROM action WHERE day = $day GROUP BY request_id
         ) a USING (request_id)
         WHERE p.day = $day ORDER BY logged, p.request_id""",
@@ -144,7 +148,7 @@ def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path
 
 def write_summary(out: Path, summary: Summary) -> None:
     """Write compact.json."""
-    _write_json(out / "compact.json", asdict(summary))
+    write_json(out / "compact.json", asdict(summary))
 
 
 def _load(database: duckdb.DuckDBPyConnection, raw: Path, summary: Summary) -> dict[str, list[dict[str, Any]]]:
@@ -229,12 +233,10 @@ def _iso(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat()
 
 
-def _write_json(path: Path, content: Any) -> None:
-    with replacing(path) as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _merge_json(path: Path, fresh: dict[str, Any]) -> None:
-    """Add to a JSON object. What stood there stays: the raw files of earlier days may be gone, and exposures refer to it."""
+    """Add to a JSON object.
+
+    What stood there stays: the raw files of earlier days may be gone, and exposures refer to it.
+    """
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    _write_json(path, {**fresh, **known})
+    write_json(path, {**fresh, **known})

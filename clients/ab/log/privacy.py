@@ -60,7 +60,10 @@ class PrivacySettings:
     log_text: bool = True
 
     def privacy(self) -> Privacy:
-        """What these settings let through. InputError: a salt that cannot be read or is under 16 bytes, or a missing one."""
+        """What these settings let through.
+
+        InputError: a salt that cannot be read or is under 16 bytes, or a missing one.
+        """
         salt = b""
         if self.salt_file is not None:
             try:

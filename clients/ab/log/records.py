@@ -1,4 +1,5 @@
-"""What each record of the log holds. The columns come from the tables in ranking/schema.py, so that none is named twice.
+"""What each record of the log holds. The columns come from the tables in ranking/schema.py, so that none is named
+twice.
 
 To log another field of a page: add the column to the table `exposures` there, and its value where the router makes the
 record (clients/ab/router/page_service.py). Reading, compaction and its SQL take the column from the table.
@@ -78,5 +79,8 @@ _NEUTRAL: dict[str, Mapping[str, Any]] = {
 
 
 def as_table(kind: str, records: list[dict[str, Any]]) -> pa.Table:
-    """Records of one kind as rows of its schema. A column that a record lacks is neutral, an explicit null stays null."""
+    """Records of one kind as rows of its schema.
+
+    A column that a record lacks is neutral, an explicit null stays null.
+    """
     return pa.Table.from_pylist([{**_NEUTRAL[kind], **record} for record in records], schema=RECORDS[kind])

@@ -37,7 +37,8 @@ def now_microseconds() -> int:
 class ExposureLog:
     """Appends records to files of one UTC day each; an append is done when it is on disk.
 
-    folder: made if absent; rotate_bytes, rotate_seconds: when a new file is begun. InputError if the folder is not writable.
+    folder: made if absent; rotate_bytes, rotate_seconds: when a new file is begun. InputError if the folder is not
+    writable.
     """
 
     def __init__(self, folder: str | Path, rotate_bytes: int = 64 << 20, rotate_seconds: float = 3600.0):

@@ -82,7 +82,8 @@ class ExperimentPages:
         return found
 
     def totals_where(self, metric: RatioMetric, condition: str) -> ArmTotals:
-        """Per-user totals of a metric over the pages that match an SQL condition; users without such a page are absent."""
+        """Per-user totals of a metric over the pages that match an SQL condition; users without such a page are
+        absent."""
         return _by_arm(
             self._fetch(
                 f"SELECT treatment, {metric.numerator} AS n, {metric.denominator} AS d FROM pages "

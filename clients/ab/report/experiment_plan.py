@@ -14,10 +14,11 @@ from clients.ab.report.statistics import UserTotals, estimate, users_needed
 
 
 def plan(pages: ExperimentPages, control: str, lift: float, power: float, alpha: float, treatment_share: float) -> str:
-    """Users and days that find a relative lift of page CTR, in words; the control's variance and the log's users per day.
+    """Users and days that find a relative lift of page CTR, in words; the control's variance and the log's users per
+    day.
 
-    control: the arm's name; treatment_share: planned share of users in the treatment, between 0 and 1. ValueError if the
-    control has no page or no click.
+    control: the arm's name; treatment_share: planned share of users in the treatment, between 0 and 1. ValueError if
+    the control has no page or no click.
     """
     totals = pages.totals(PAGE_CTR)
     baseline = estimate(UserTotals(totals.numerator[0], totals.denominator[0]))

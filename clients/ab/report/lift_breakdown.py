@@ -16,7 +16,8 @@ logger = logging.getLogger("ab_report")
 
 
 def lift_over_time(pages: ExperimentPages, rates: ErrorRates) -> dict[str, list]:
-    """The lift of all users up to the end of each time slice, with the confidence sequence: lists time, lift, low, high."""
+    """The lift of all users up to the end of each time slice, with the confidence sequence: lists time, lift,
+    low, high."""
     size = sum(pages.users)
     n, d = np.zeros(size), np.zeros(size)
     is_treatment = np.zeros(size, dtype=bool)

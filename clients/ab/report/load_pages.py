@@ -42,8 +42,8 @@ _EXPOSURE_COLUMNS = {"user_id", "timestamp", "experiment", "arm", "query", "clic
 class LogSelection:
     """Which pages of which log are compared.
 
-    path: a compacted log's folder, or a Parquet file, folder or glob of `events`; experiment: needed where the log holds
-    several; start: ISO time, pages before it are the pre-period (for CUPED) and no part of the result;
+    path: a compacted log's folder, or a Parquet file, folder or glob of `events`; experiment: needed where the log
+    holds several; start: ISO time, pages before it are the pre-period (for CUPED) and no part of the result;
     max_pages_per_user: users with more pages are left out.
     """
 
@@ -56,7 +56,10 @@ class LogSelection:
 
 
 def load_pages(chosen: LogSelection, duckdb_settings: DuckdbSettings) -> ExperimentPages:
-    """The pages of the chosen experiment. DataError on unreadable files or missing columns, InputError if an arm has none."""
+    """The pages of the chosen experiment.
+
+    DataError on unreadable files or missing columns, InputError if an arm has none.
+    """
     log = _LogFiles.find(chosen.path)
     connection = duckdb_settings.open_database()
     try:
@@ -211,7 +214,8 @@ def _leave_out_heavy_users(connection: duckdb.DuckDBPyConnection, max_pages: int
 
 
 def _number_users(connection: duckdb.DuckDBPyConnection, chosen: LogSelection, window: str) -> tuple[int, int]:
-    """Make the table `arm_users` (user_id, treatment, user) and count each arm's. InputError if an arm has fewer than two.
+    """Make the table `arm_users` (user_id, treatment, user) and count each arm's. InputError if an arm has fewer than
+    two.
 
     Someone seen in both arms (a leaky split) is a user of each, and counted apart.
     """
@@ -245,7 +249,8 @@ def _mark_head_queries(connection: duckdb.DuckDBPyConnection) -> None:
 def _interleaved_wins(
     connection: duckdb.DuckDBPyConnection, log: _LogFiles, chosen: LogSelection, experiment: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Pages won by (treatment's, control's) team per user, of pages that interleaved the two; None if there are none."""
+    """Pages won by (treatment's, control's) team per user, of pages that interleaved the two; None if there are
+    none."""
 
     def clicks(arm: str) -> str:
         return f"len(list_filter(clicked_positions, lambda p: teams[p] = {literal(arm)}))"

@@ -50,8 +50,9 @@ MILLISECONDS = Unit(" ms")
 class RatioMetric:
     """Sum of one per-user total over the sum of another; the variance is the delta method's over users.
 
-    numerator, denominator: one SQL aggregate each over a user's pages; `$dwell_cap` stands for the cap of one click's dwell.
-    needs: the PAGE_COLUMNS that the metric reads. decides: the verdict looks at it (Holm-adjusted); else it is a guardrail.
+    numerator, denominator: one SQL aggregate each over a user's pages; `$dwell_cap` stands for the cap of one click's
+    dwell. needs: the PAGE_COLUMNS that the metric reads. decides: the verdict looks at it (Holm-adjusted); else it is a
+    guardrail.
     """
 
     name: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from clients.ab.report.load_pages import LogSelection
 from clients.ab.report.statistics import GoodSameBad, preference
 from clients.ab.report.trust_checks import TrustCheck
 from clients.ab.report.verdict import verdict
-from ranking.schema import replacing
+from ranking.files import write_json, write_text
 
 logger = logging.getLogger("ab_report")
 
@@ -75,7 +74,8 @@ def _basis(pages: ExperimentPages, chosen: LogSelection, rates: ErrorRates, rows
     deciding = ", ".join(row.name for row in rows if row.decides)
     return {
         "log": str(chosen.path),
-        "arms": f"{chosen.control} (control) and {chosen.treatment}, by assignment: pages that fell back stay in their arm",
+        "arms": f"{chosen.control} (control) and {chosen.treatment}, by assignment: "
+        "pages that fell back stay in their arm",
         "model versions": versions or "not logged",
         "left out": f"{pages.left_out.forced_pages:,} forced pages, "
         f"{pages.left_out.outside_pages:,} pages outside the two arms",
@@ -115,16 +115,14 @@ def write_report(figures: dict[str, Any], pictures: dict[str, str], out: Path) -
     page = environment.get_template("page.html.jinja").render(
         r={**figures, "charts": pictures}, pct=charts.percent, p_text=charts.p_text
     )
-    with replacing(out) as aside:
-        aside.write_text(page, encoding="utf-8")
+    write_text(out, page)
     return write_figures(figures, out)
 
 
 def write_figures(figures: dict[str, Any], out: Path) -> Path:
     """Write figures as JSON beside `out`. Returns the path."""
     beside = out.with_suffix(".json")
-    with replacing(beside) as aside:
-        aside.write_text(json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(beside, figures)
     return beside
 
 

@@ -14,7 +14,10 @@ VERDICTS = ("good", "same", "bad")
 
 
 def read_judgments(path: Path) -> GoodSameBad:
-    """Counts of good, same, bad from a CSV or Parquet file with a column `verdict`. DataError names the first other word."""
+    """Counts of good, same, bad from a CSV or Parquet file with a column `verdict`.
+
+    DataError names the first other word.
+    """
     try:
         if path.suffix == ".parquet":
             verdicts = pq.read_table(path, columns=["verdict"]).column("verdict").to_pylist()

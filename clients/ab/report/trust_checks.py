@@ -1,4 +1,5 @@
-"""What must hold before any lift is believed: the planned shares, no user in both arms, no user who makes most pages."""
+"""What must hold before any lift is believed: the planned shares, no user in both arms, no user who makes most
+pages."""
 
 from __future__ import annotations
 

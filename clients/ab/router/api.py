@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic_core import PydanticCustomError
 
-from ranking.schema import MAX_FIELD_BYTES
+from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS, field_bytes
+from ranking.visible import is_visible
 
-# pages become rows of the exposures and events tables: what those refuse must not get in
-Name = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"\S")]
-Text = Annotated[str, StringConstraints(max_length=MAX_FIELD_BYTES // 4)]  # characters of up to four bytes
+
+def _short_enough(text: str) -> str:
+    if len(text) > MAX_FIELD_BYTES // 4 and field_bytes(text) > MAX_FIELD_BYTES:  # a character has at most four bytes
+        raise PydanticCustomError("too_long", "longer than {limit} bytes", {"limit": MAX_FIELD_BYTES})
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not is_visible(text):
+        raise PydanticCustomError("blank", "blank: no visible character")
+    return text
+
+
+# Pages become rows of the exposures and events tables and requests to Triton: what those refuse must not get in.
+Text = Annotated[str, AfterValidator(_short_enough)]
+Query = Annotated[Text, AfterValidator(_not_blank)]
+Label = Annotated[str, StringConstraints(max_length=MAX_ID_CHARACTERS)]
+Name = Annotated[Label, AfterValidator(_not_blank)]
 
 
 class _Strict(BaseModel):
@@ -29,11 +46,11 @@ class RankRequest(_Strict):
     """One search page to rank. Documents come in the order of the caller's own ranking."""
 
     user_id: Name = Field(description="decides the arm; the same user always gets the same one")
-    query: Annotated[Text, StringConstraints(pattern=r"\S")]
+    query: Query
     documents: list[Document] = Field(min_length=1)
     request_id: Name | None = Field(None, description="names the page; made if absent. A retry keeps its id")
     platform: Annotated[str, StringConstraints(max_length=64)] = Field("", description="segment of the report")
-    segments: dict[Name, Text] = Field(default_factory=dict, max_length=16, description="further segments")
+    segments: dict[Name, Label] = Field(default_factory=dict, max_length=16, description="further segments")
     arm: str | None = Field(None, description="force this arm, for testing; only with --allow-forced-arm")
 
     @field_validator("documents")

@@ -1,7 +1,8 @@
 """Guardrails: an experiment whose arm fails or is slow loses coverage by itself, and says so.
 
-Only arms other than the control are judged. Coverage shrinks for all arms alike, so shares stay balanced and nobody changes arm.
-A ramp-down outlives a restart (ramp.json beside the log) and ends when the experiment's definition is edited.
+Only arms other than the control are judged. Coverage shrinks for all arms alike, so shares stay balanced and nobody
+changes arm. A ramp-down outlives a restart (ramp.json beside the log) and ends when the experiment's definition is
+edited.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from clients.ab.experiment.definition import Experiment, ramped
 from clients.ab.experiment.split import Split
 from ranking.errors import InputError
-from ranking.schema import replacing
+from ranking.files import write_json
 
 logger = logging.getLogger("ab_guardrails")
 
@@ -128,7 +129,6 @@ class GuardrailWatch:
 
     def _save(self) -> None:
         try:
-            with replacing(self._path) as aside:
-                aside.write_text(json.dumps({n: asdict(r) for n, r in self.ramps.items()}, indent=2), encoding="utf-8")
+            write_json(self._path, {n: asdict(r) for n, r in self.ramps.items()})
         except OSError as problem:  # the ramp holds in this process; only a restart would forget it
             logger.error("%s: cannot be written: %s", self._path, problem)

@@ -28,6 +28,7 @@ from clients.ab.router.page_service import (
     ServiceSettings,
     UnknownArm,
 )
+from ranking.limits import MAX_DOCUMENTS
 
 M = TypeVar("M", bound=BaseModel)
 _STATUS: dict[type[Exception], int] = {ForcedArmNotAllowed: 403, UnknownArm: 422, LogUnavailable: 503}
@@ -42,7 +43,7 @@ class HttpLimits:
         max_body_mb: larger requests are refused
     """
 
-    max_documents: int = 1000
+    max_documents: int = MAX_DOCUMENTS
     max_body_mb: float = 8.0
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
     async def rank(request: Request) -> Response:
         """Rank a page by its user's arm. Always answers within the deadline."""
         arrived = time.perf_counter()
-        body = _parse_body(RankRequest, await _read_body(request, limit))
+        body = parse_body(RankRequest, await _read_body(request, limit))
         if len(body.documents) > limits.max_documents:
             raise HTTPException(422, f"documents: {len(body.documents)} are given, {limits.max_documents} are allowed")
         answer, after = await app.state.service.rank(body, arrived)
@@ -82,7 +83,7 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
     @app.post("/events", response_model=EventsAnswer, openapi_extra=_body_of(EventsRequest))
     async def events(request: Request) -> Response:
         """Take clicks and dwell times; they are on disk when this answers."""
-        body = _parse_body(EventsRequest, await _read_body(request, limit))
+        body = parse_body(EventsRequest, await _read_body(request, limit))
         return Response(_json(await app.state.service.take_events(body)), media_type="application/json")
 
     @app.get("/health")
@@ -130,8 +131,11 @@ async def _read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _parse_body(model: type[M], body: bytes) -> M:
-    """The body as a model. HTTPException 400 for what is not JSON, 422 for a field that makes no sense; both say why."""
+def parse_body(model: type[M], body: bytes) -> M:
+    """The body as a model.
+
+    HTTPException 400 for what is not JSON, 422 for a field that makes no sense; both say why.
+    """
     try:
         return model.model_validate_json(body)
     except ValidationError as problem:
@@ -145,7 +149,7 @@ def _parse_body(model: type[M], body: bytes) -> M:
 
 
 def _body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """openapi_extra of a route whose body _parse_body reads."""
+    """openapi_extra of a route whose body parse_body reads."""
     reference = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
 

@@ -29,7 +29,10 @@ class LocalRouter:
 def start_router(
     experiment: Path, triton_url: str, log: Path, *flags: str, timeout: float = 60.0
 ) -> Iterator[LocalRouter]:
-    """Start `ab_router.py` and wait until it listens; SIGTERM at the end. RuntimeError with its output if it does not start."""
+    """Start `ab_router.py` and wait until it listens; SIGTERM at the end.
+
+    RuntimeError with its output if it does not start.
+    """
     log.mkdir(parents=True, exist_ok=True)
     output = log / f"router-{time.time_ns()}.txt"
     program = Path(__file__).parents[2] / "ab_router.py"

@@ -47,8 +47,8 @@ class DeadlineSettings:
 class PageRanking:
     """What is shown. order: indices of the incoming documents, best first.
 
-    scores, teams: in that order or empty; served_by: the model, INTERLEAVED or INCOMING; fallback: why the arm's model did
-    not rank the page, empty if it did.
+    scores, teams: in that order or empty; served_by: the model, INTERLEAVED or INCOMING; fallback: why the arm's model
+    did not rank the page, empty if it did.
     """
 
     order: list[int]
@@ -70,8 +70,8 @@ async def rank_page(
 ) -> PageRanking:
     """Rank by the arm, else by the default model, else leave the incoming order. Never raises ScoringFailure.
 
-    request_id: decides the coins of an interleaved page; arrived: time.perf_counter() when the request came in, from where
-    the deadline counts.
+    request_id: decides the coins of an interleaved page; arrived: time.perf_counter() when the request came in, from
+    where the deadline counts.
     """
 
     def left_ms(share: float) -> float:

@@ -1,4 +1,5 @@
-"""The router's service: assign a page's arm, rank it, log it, answer; take clicks; look after the experiments meanwhile.
+"""The router's service: assign a page's arm, rank it, log it, answer; take clicks; look after the experiments
+meanwhile.
 
 PageService.rank is the main path. clients/ab/router/http_app.py puts it behind HTTP.
 """

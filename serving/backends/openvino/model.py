@@ -1,12 +1,13 @@
 """`backend: "openvino"` for servers that lack the official OpenVINO backend, with the same model config.
 
-Reads the version folder's default_model_filename, else model.xml, else model.onnx, and the official backend's parameters:
-PERFORMANCE_HINT, INFERENCE_NUM_THREADS, COMPILATION_NUM_THREADS, NUM_STREAMS, HINT_BF16, RESHAPE_IO_LAYERS,
-CPU_EXTENSION_PATH. ENABLE_BATCH_PADDING and SKIP_OV_DYNAMIC_BATCHSIZE have no effect: any batch size runs as it is. One more
-is read, INFERENCE_PRECISION_HINT, because the official names can ask for bf16 but not for fp32.
+Reads the version folder's default_model_filename, else model.xml, else model.onnx, and the official backend's
+parameters: PERFORMANCE_HINT, INFERENCE_NUM_THREADS, COMPILATION_NUM_THREADS, NUM_STREAMS, HINT_BF16, RESHAPE_IO_LAYERS,
+CPU_EXTENSION_PATH. ENABLE_BATCH_PADDING and SKIP_OV_DYNAMIC_BATCHSIZE have no effect: any batch size runs as it is. One
+more is read, INFERENCE_PRECISION_HINT, because the official names can ask for bf16 but not for fp32.
 
-Differences: every instance is a process with its own copy of the compiled model, so raise NUM_STREAMS before the instance
-count; with max_batch_size > 0, requests that Triton's batcher hands over together and whose shapes agree run as one batch.
+Differences: every instance is a process with its own copy of the compiled model, so raise NUM_STREAMS before the
+instance count; with max_batch_size > 0, requests that Triton's batcher hands over together and whose shapes agree run
+as one batch.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class TritonPythonModel:
     """One instance with one compiled model and as many infer requests as it has streams."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Read and compile the version's model. ValueError names what config.pbtxt and model do not agree on."""
         config = json.loads(args["model_config"])
         parameters = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
         folder = Path(args["model_repository"]) / args["model_version"]
@@ -47,6 +49,7 @@ class TritonPythonModel:
         self.jobs = [self.compiled.create_infer_request() for _ in range(jobs)]
 
     def execute(self, requests: list) -> list:
+        """One response per request, in order; an error of OpenVINO goes to the requests of its batch alone."""
         feeds = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
             for request in requests
@@ -123,7 +126,8 @@ def read_model(folder: Path, config: dict, parameters: dict[str, str]) -> ov.Mod
 def properties(parameters: dict[str, str]) -> dict[str, str]:
     """OpenVINO properties from config.pbtxt parameters. ValueError names a value the official backend would refuse."""
     found = {key: parameters[key] for key in PASSED_ON if parameters.get(key)}
-    # pinned threads start at the first core: two instances or models of one thread would share it and leave the others idle
+    # pinned threads start at the first core: two instances or models of one thread would share it and leave the others
+    # idle
     found["ENABLE_CPU_PINNING"] = "NO"
     for key in ("INFERENCE_NUM_THREADS", "COMPILATION_NUM_THREADS"):
         if key in found and not found[key].isdecimal():

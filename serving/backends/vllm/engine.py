@@ -1,4 +1,4 @@
-"""vLLM's asynchronous engine on an event loop of its own thread: start, generate, notice its death, start again, stop."""
+"""vLLM's asynchronous engine on an event loop of its own thread: start, generate, restart after a crash, stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHUTDOWN_SECONDS = 5.0  # for vLLM's own way out, which a busy machine makes lon
 
 
 def engine_arguments(version_folder: Path) -> dict[str, Any]:
-    """model.json of a version folder: vLLM's engine arguments, `model` and `tokenizer` found beside it where they lie there.
+    """vLLM's engine arguments from model.json of a version folder.
 
     ValueError if the file is absent or not an object. A path is taken relative to the server's working
     directory, as NVIDIA's backend does; but a folder of that name inside the version folder goes first, so that a
@@ -69,6 +69,7 @@ class Engine:
             raise
 
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future:
+        """Run a coroutine on the engine's loop, from any thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(
@@ -97,10 +98,11 @@ class Engine:
 
     @property
     def is_dead(self) -> bool:
+        """Whether vLLM's engine process has ended or failed beyond use."""
         return self._llm.errored
 
     async def generate(self, prompt: str, sampling: dict[str, Any], stream: bool, key: str) -> AsyncIterator[Any]:
-        """vLLM's outputs for a prompt: only the final one, or the increments. ValueError for bad sampling parameters."""
+        """vLLM's outputs for a prompt: the final one, or the increments. ValueError for bad sampling parameters."""
         parameters = _sampling_parameters(sampling, stream)
         async for output in self._llm.generate({"prompt": prompt}, parameters, key):
             yield output
@@ -150,7 +152,8 @@ class Engine:
 
 def _start_watchdog() -> subprocess.Popen:
     """The process that ends vLLM's and the server if this one dies without a word. In a session of its own, out of the
-    reach of the terminal's Ctrl-C, which would end it first."""
+    reach of the terminal's Ctrl-C, which would end it first.
+    """
     script = str(Path(__file__).with_name("watchdog.py"))
     command = [sys.executable, "-I", script, str(SERVER), str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)

@@ -46,6 +46,7 @@ class Meters:
                 self._metrics[name].increment(value)
 
     def waiting(self, requests: int) -> None:
+        """Set how many requests are waiting or running."""
         if self._metrics:
             self._metrics["vllm:num_requests_open"].set(requests)
 

@@ -41,9 +41,11 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
+        """Triton's model configuration with every tensor of the stock backend."""
         return tensors.declare(config)
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Start vLLM and the reply thread. Raises what vLLM raises if its engine cannot start."""
         self.name = args["model_name"]
         self.down: str | None = None  # why requests are refused, while they are
         self.meters = Meters(args["model_name"], args["model_version"])
@@ -53,6 +55,7 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"[vllm] {self.name}: engine is running")
 
     def execute(self, requests: list[Any]) -> None:
+        """Hand the requests to vLLM and return; each is answered through its response sender when it is finished."""
         for request in requests:
             reply = Reply(request.get_response_sender())
             try:
@@ -64,6 +67,7 @@ class TritonPythonModel:
             reply.cancel = self.engine.run(self._answer(call, reply), partial(self._refuse_if_cancelled, reply))
 
     def finalize(self) -> None:
+        """Refuse new requests, end vLLM, then the reply thread."""
         self.down = "the server is shutting down"
         faulthandler.dump_traceback_later(FINALIZE_TRACE_SECONDS, file=sys.stderr)  # in the log, should an end hang
         self.engine.close()
@@ -94,7 +98,10 @@ class TritonPythonModel:
                 self.replies.refuse(reply, f"{type(cause).__name__}: {cause}", error.INTERNAL)
 
     def _refuse_if_cancelled(self, reply: Reply, answering: asyncio.Task) -> None:
-        """Once vLLM has let go of the request. Not a part of _answer, which never runs if cancelled before its first step."""
+        """Tell a caller whose request was cancelled, once vLLM has let go of it.
+
+        This is no part of _answer, which never runs if it is cancelled before its first step.
+        """
         if answering.cancelled():
             self.replies.refuse(reply, "cancelled", pb_utils.TritonError.CANCELLED)
 

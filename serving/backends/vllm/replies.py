@@ -44,6 +44,7 @@ class ReplyThread:
         self._outbox.put((reply, None, False))
 
     def send(self, reply: Reply, response: Any, final: bool) -> None:
+        """Queue a response; final: the reply's last one."""
         self._outbox.put((reply, response, final))
 
     def refuse(self, reply: Reply, message: str, code: Any) -> None:
@@ -57,6 +58,7 @@ class ReplyThread:
 
     @property
     def open_count(self) -> int:
+        """Replies that are watched and have not ended."""
         return len(self._open)
 
     def _run(self) -> None:
@@ -82,8 +84,9 @@ class ReplyThread:
         if final:
             reply.ended = True
             self._open.discard(reply)
-        # send() runs without the interpreter's lock and may drop tensors that the caller did not ask for. Were that their
-        # last reference, their arrays would be freed beside another thread's allocations (docs/decisions.md: crashes).
+        # send() runs without the interpreter's lock and may drop tensors that the caller did not ask for. Were that
+        # their last reference, their arrays would be freed beside another thread's allocations (docs/decisions.md:
+        # crashes).
         kept = response.output_tensors()
         try:
             reply.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)

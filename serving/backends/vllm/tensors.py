@@ -1,7 +1,7 @@
 """The stock vLLM backend's tensors: their declaration, how a request is read and how an output becomes a response.
 
-Names, types and shapes are those of triton-inference-server/vllm_backend (src/model.py, src/utils/request.py), so that a
-client or a model repository cannot tell the two apart. What is not offered here (images, LoRA names, embeddings) is
+Names, types and shapes are those of triton-inference-server/vllm_backend (src/model.py, src/utils/request.py), so that
+a client or a model repository cannot tell the two apart. What is not offered here (images, LoRA names, embeddings) is
 refused with a reason.
 """
 
@@ -45,7 +45,7 @@ class RefusedRequest(ValueError):
 
 
 def declare(config: Any) -> Any:
-    """Complete a model configuration: every tensor that it does not name, decoupled responses, no batching in Triton."""
+    """Complete a model configuration: every tensor that it lacks, decoupled responses, no batching in Triton."""
     present = config.as_dict()
     for declared, known, add in (
         (INPUTS, present["input"], config.add_input),
@@ -130,7 +130,7 @@ def _text(request: Any, name: str) -> str:
 
 
 def _sampling_parameters(request: Any) -> dict[str, Any]:
-    """The tensor's JSON object, else the request's own parameters (which cannot carry lists). Nulls mean the default."""
+    """The tensor's JSON object, else the request's own parameters (which carry no lists). Null means the default."""
     given = pb_utils.get_input_tensor_by_name(request, "sampling_parameters") is not None
     source = _text(request, "sampling_parameters") if given else request.parameters()
     try:

@@ -1,12 +1,12 @@
 """Ends what a dead model process or a dead server leaves behind.
 
-Run by the vLLM backend as `python -I watchdog.py SERVER_PID MODEL_PROCESS_PID`. Lines on stdin: `engine PID PID ...` (vLLM's
-processes, whenever they are new), `bye` (an orderly end).
+Run by the vLLM backend as `python -I watchdog.py SERVER_PID MODEL_PROCESS_PID`. Lines on stdin: `engine PID PID ...`
+(vLLM's processes, whenever they are new), `bye` (an orderly end).
 
 If stdin closes with no `bye`, the model process was killed or crashed: vLLM's processes would live on and hold their
-memory, and the server, which does not notice, would let every caller wait for ever. So both are ended, and whoever runs the
-server sees it exit. If the server is gone and the model process does not follow, as when it is killed while the model
-loads, the model process is ended with everything it started.
+memory, and the server, which does not notice, would let every caller wait for ever. So both are ended, and whoever runs
+the server sees it exit. If the server is gone and the model process does not follow, as when it is killed while the
+model loads, the model process is ended with everything it started.
 
 Standard library only: this process lives as long as the server and should stay small. Linux, as the server is.
 """
@@ -26,6 +26,7 @@ PATIENCE_SECONDS = 10.0
 
 
 def main() -> None:
+    """Wait until the model process or the server is gone, and then end what is left."""
     server, model_process = int(sys.argv[1]), int(sys.argv[2])
     engine: list[int] = []
     for line in lines_until_abandoned(server):
@@ -80,6 +81,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def command_line(pid: int) -> bytes:
+    """A process's arguments, each ended by a zero byte; empty once it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -87,12 +89,14 @@ def command_line(pid: int) -> bytes:
 
 
 def kill(pids: Iterable[int], how: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to each process that is still there."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or its number is someone else's by now
             os.kill(pid, how)
 
 
 def say(message: str) -> None:
+    """Write a line to the server's log."""
     with contextlib.suppress(OSError):  # whoever read the log may have gone with the server
         print(f"[vllm] {message}", file=sys.stderr, flush=True)
 

@@ -1,4 +1,5 @@
-"""clients/label_corpus.py against a deterministic teacher: whatever fails, a rerun leaves the bytes of an undisturbed run."""
+"""clients/label_corpus.py against a deterministic teacher: whatever fails, a rerun leaves the bytes of an
+undisturbed run."""
 
 from __future__ import annotations
 
@@ -168,7 +169,7 @@ def test_bad_rows_are_listed_with_their_reason_and_the_rest_is_labelled(candidat
     assert code == 3, text
     rejects = {r["row"]: r["reason"] for r in pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()}
     assert rejects == {
-        4: "query is empty",
+        4: "query is blank",
         5: "title is null",
         6: "duplicate key (query_id, doc_id)",
         7: "summary is longer than 1048576 bytes",
@@ -258,7 +259,7 @@ def test_a_checkpoint_of_another_teacher_is_refused(candidates, label, stub, tea
     other = tmp_path / "other"
     shutil.copytree(teacher_folder, other)
     card = json.loads((other / "ranker.json").read_text())
-    (other / "ranker.json").write_text(json.dumps(card | {"max_title_tokens": 16}))
+    (other / "ranker.json").write_text(json.dumps(card | {"limits": card["limits"] | {"max_title_tokens": 17}}))
     code, text = label.run(candidates, tmp_path / "out", "--url", stub.url, "--teacher", str(other))
     assert code == 1 and "its score card is not that of the served teacher stub0" in text, text
     assert not (tmp_path / "out/manifest.json").exists()

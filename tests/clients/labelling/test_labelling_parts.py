@@ -1,4 +1,5 @@
-"""The labeller's parts: the window that finds itself, the candidate file in ranges, the order in which pairs are sent."""
+"""The labeller's parts: the window that finds itself, the candidate file in ranges, the order in which pairs are
+sent."""
 
 from __future__ import annotations
 

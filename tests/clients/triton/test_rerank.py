@@ -1,4 +1,7 @@
-"""The rerank client without a server: URLs, documents, deadlines. What a server answers is in tests/e2e/test_students.py."""
+"""The rerank client without a server: URLs, documents, deadlines.
+
+What a server answers is in tests/e2e/test_students.py.
+"""
 
 from __future__ import annotations
 

@@ -211,8 +211,8 @@ GOOD = [event(i, f"d{i}") for i in range(5)]
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"query": " \t"}, "query is empty"),
-        ({"user_id": ""}, "user_id is empty"),
+        ({"query": " \t"}, "query is blank"),
+        ({"user_id": ""}, "user_id is blank"),
         ({"query": None}, "query is null"),
         ({"summary": None}, "summary is null"),
         ({"position": 0}, "position is outside"),

@@ -22,6 +22,7 @@ from transformers import (
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.text import STUDENT_FORMAT, TEACHER_FORMAT, StudentFormat, TeacherFormat
 from training.evaluation.scoring import Scorer, score_pairs
 
@@ -37,9 +38,7 @@ def card(role: str, folder: Path, **changes) -> ScoreCard:
         "role": role,
         "text_format": TEACHER_FORMAT if teacher else STUDENT_FORMAT,
         "format_version": 1,
-        "max_query_tokens": 8,
-        "max_title_tokens": 8,
-        "max_summary_tokens": 24,
+        "limits": FieldLimits(8, 8, 24),
         "head": "linear",
         "pooling": "last_token" if teacher else "cls",
         "vocabulary": fingerprint(folder / "tokenizer.json"),
@@ -116,8 +115,9 @@ def test_a_students_score_is_the_models_logit_with_token_types(student):
     model = BertForSequenceClassification.from_pretrained(student).eval()
     expected = []
     for pair in StudentFormat.of_checkpoint(student).encode(QUERIES, TITLES, SUMMARIES):
+        types = [int(place >= pair.document_start) for place in range(len(pair.ids))]
         with torch.no_grad():
-            output = model(input_ids=torch.tensor([pair.ids]), token_type_ids=torch.tensor([pair.types]))
+            output = model(input_ids=torch.tensor([pair.ids]), token_type_ids=torch.tensor([types]))
         expected.append(output.logits.item())
     np.testing.assert_allclose(score_pairs(student, QUERIES, TITLES, SUMMARIES), expected, atol=1e-5)
 

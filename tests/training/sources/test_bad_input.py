@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ranking.errors import DataError, InputError
-from ranking.schema import MAX_FIELD_BYTES, Rejects, read_table
+from ranking.limits import MAX_FIELD_BYTES
+from ranking.schema import Rejects, read_table
 from training.prepare_data import Config, main
 from training.sources.source_rows import (
     BadRows,
@@ -70,7 +71,7 @@ BAD_ROWS = {
     "invalid UTF-8": ("corpus.jsonl", 2, b'{"_id": "d1", "text": "caf\xe9"}', "not valid UTF-8 at byte 27"),
     "half a surrogate": ("corpus.jsonl", 2, b'{"_id": "d1", "text": "\\ud800"}', "text holds half a surrogate pair"),
     "5 MB document": ("corpus.jsonl", 2, b'{"_id": "d1", "text": "%s"}' % (b"x" * 5_000_000), "text is 5000000 bytes"),
-    "empty query": ("queries.jsonl", 2, b'{"_id": "q1", "text": " \\t "}', "query is empty"),
+    "empty query": ("queries.jsonl", 2, b'{"_id": "q1", "text": " \\t "}', "query is blank"),
     "duplicate query": ("queries.jsonl", 2, b'{"_id": "q0", "text": "x"}', "query 'q0' stands already in row 1"),
 }
 

@@ -15,9 +15,10 @@ from transformers import BertConfig, BertModel
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.program import run
 from ranking.schema import read_table
-from ranking.text import FieldLimits, StudentFormat, load_tokenizer
+from ranking.text import StudentFormat, load_tokenizer
 from training.distill_student import Config as StudentConfig
 from training.distill_student import StudentLossSettings, distill, distillation_loss
 from training.distill_student import main as distill_main
@@ -33,7 +34,7 @@ from training.trainer.losses import hybrid, ranknet
 from training.world.dataset import WorldConfig, write_world
 
 TINY = {
-    "size": "tiny-2", "vocabulary_size": 800, "max_query_tokens": 8, "max_title_tokens": 8, "max_summary_tokens": 12,
+    "size": "tiny-2", "vocabulary_size": 800, "limits": FieldLimits(8, 8, 12),
     "epochs": 1, "learning_rate": 3e-3, "batch_groups": 8, "precision": "fp32",
 }  # fmt: skip
 
@@ -74,7 +75,7 @@ def test_a_baseline_reloads_to_the_scores_that_its_card_describes(baseline, data
     card = ScoreCard.load(baseline)
     dev = read_table(data / "judgments/dev.parquet", "judgments")
     scores = score_pairs(baseline, *text_columns(dev))
-    assert (card.role, card.pooling, card.max_summary_tokens) == ("baseline", "cls", 12)
+    assert (card.role, card.pooling, card.limits.max_summary_tokens) == ("baseline", "cls", 12)
     assert scores.mean() == pytest.approx(card.score_mean, abs=1e-5)
     assert scores.std() == pytest.approx(card.score_spread, rel=1e-3)
     assert card.calibration["kind"] == "isotonic" and set(card.trained_on) == {"train", "dev"}
@@ -92,7 +93,7 @@ def test_a_student_scores_on_the_teachers_raw_scale(data, tmp_path):
 
 def test_the_teachers_card_sets_the_scale_if_it_is_given(data, tmp_path):
     groups = groups_of([word_count_labels(data)], "teacher_score", _text(data, tmp_path))
-    card = ScoreCard("teacher", "f", 1, 1, 1, 1, "linear", "last_token", score_mean=4.0, score_spread=3.0)
+    card = ScoreCard("teacher", "f", 1, FieldLimits(1, 1, 1), "linear", "last_token", score_mean=4.0, score_spread=3.0)
     from training.distill_student import teacher_scale
 
     assert teacher_scale(groups, card).standardise(np.array([4.0, 10.0])).tolist() == [0.0, 2.0]
@@ -106,7 +107,7 @@ def test_every_loss_trains_with_judgements_mixed_in(data, tmp_path, loss):
 
 
 def test_a_student_starts_from_a_baseline_with_its_limits_and_standardised_scores(baseline, data, tmp_path):
-    settings = StudentModelSettings(init=str(baseline), max_query_tokens=31)
+    settings = StudentModelSettings(init=str(baseline), limits=FieldLimits(31, 8, 12))
     student = create_student(settings, data, tmp_path, seed=1)
     assert student.text.limits == FieldLimits(8, 8, 12)
     dev = judged_groups(data / "judgments/dev.parquet", student.text)

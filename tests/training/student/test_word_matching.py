@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ranking.limits import FieldLimits
 from training.student.encoder import StudentModelSettings, create_student
 from training.student.groups import judged_groups
 from training.student.word_matching import late_interaction, start_by_matching
@@ -26,9 +27,7 @@ def test_the_fit_orders_the_training_groups_and_the_encoder_starts_from_its_word
     write_world(
         WorldConfig.small(train_queries=24, dev_queries=12, test_queries=4, unlabelled_queries=4), tmp_path / "data"
     )
-    settings = StudentModelSettings(
-        size="tiny-2", vocabulary_size=800, max_query_tokens=8, max_title_tokens=8, max_summary_tokens=12
-    )
+    settings = StudentModelSettings(size="tiny-2", vocabulary_size=800, limits=FieldLimits(8, 8, 12))
     student = create_student(settings, tmp_path / "data", tmp_path / "work", seed=1)
     groups = judged_groups(tmp_path / "data" / "judgments" / "train.parquet", student.text)
     loss = start_by_matching(student, groups, steps=40, seed=1)

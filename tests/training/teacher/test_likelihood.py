@@ -13,9 +13,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ranking.errors import DataError, InputError
+from ranking.limits import FieldLimits
 from ranking.schema import iter_table, read_table, write_table
-from ranking.text import FieldLimits
-from training.teacher.decoder import encode_pairs, save_tokenizer, train_bpe
+from training.teacher.decoder import save_tokenizer, train_bpe
 from training.teacher.likelihood import evidence_groups, log_likelihood, sample_groups
 from training.trainer.token_store import TokenStore
 
@@ -30,10 +30,10 @@ def decoder() -> LlamaForCausalLM:
 
 
 @torch.no_grad()
-def plain(decoder: LlamaForCausalLM, text: list[int], mark: int) -> float:
+def plain(decoder: LlamaForCausalLM, text: list[int], start: int) -> float:
     """The chain rule, one text and one token at a time."""
     total = 0.0
-    for position in range(mark, len(text)):
+    for position in range(start, len(text)):
         logits = decoder(torch.tensor([text[:position]])).logits[0, -1]
         total += float(torch.log_softmax(logits.double(), 0)[text[position]])
     return total
@@ -42,10 +42,10 @@ def plain(decoder: LlamaForCausalLM, text: list[int], mark: int) -> float:
 def test_the_likelihood_is_that_of_the_document_tokens_whatever_they_are_batched_with(decoder):
     rng = np.random.default_rng(0)
     texts = [rng.integers(3, 40, length).tolist() for length in (5, 30, 12, 12, 7)]
-    marks = [2, 4, 1, 11, 3]
-    expected = [plain(decoder, text, mark) for text, mark in zip(texts, marks)]
+    starts = [2, 4, 1, 11, 3]
+    expected = [plain(decoder, text, start) for text, start in zip(texts, starts)]
     for budget in (8192, 20):
-        found = log_likelihood(decoder, TokenStore.build(texts, marks), 0, forward_tokens=budget)
+        found = log_likelihood(decoder, TokenStore.build(texts, starts), 0, forward_tokens=budget)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -66,8 +66,8 @@ def test_evidence_is_what_the_query_adds_to_the_likelihood(decoder, tmp_path):
     groups = evidence_groups(str(tmp_path), layout, tokenizer.pad_token_id, rows, bf16=False, forward_tokens=64)
 
     def likelihood(queries: list[str]) -> np.ndarray:
-        texts, starts = encode_pairs(layout, queries, documents, ["a summary"] * 4)
-        return np.array([plain(model, text, start) for text, start in zip(texts, starts)])
+        pairs = layout.encode(queries, documents, ["a summary"] * 4)
+        return np.array([plain(model, pair.ids, pair.document_start) for pair in pairs])
 
     expected = likelihood(["boots", "kettle"] * 2) - likelihood([""] * 4)
     assert groups.query_ids == ["a", "b"] and expected.std() > 0.1

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from ranking.card import ScoreCard
-from ranking.text import FieldLimits
+from ranking.limits import FieldLimits
 from tests.helpers.teacher_families import FAMILIES, write_family
 from training.evaluation.scoring import score_pairs
-from training.teacher.decoder import encode_pairs, open_decoder, open_tokenizer, save_tokenizer
+from training.teacher.decoder import open_decoder, open_tokenizer, save_tokenizer
 from training.teacher.score_head import add_lora, install_pooling, open_teacher, text_config
 from training.trainer.token_store import TokenStore
 
@@ -48,13 +48,14 @@ def make_teacher(folder, tokenizer):
 
 def test_training_ids_are_the_ids_that_a_server_gets_from_the_same_text(family):
     _, _, trained, layout = family
-    ids, starts = encode_pairs(layout, *columns(ADVERSARIAL))
+    pairs = layout.encode(*columns(ADVERSARIAL))
     served = AutoTokenizer.from_pretrained(trained)  # what vLLM loads
-    for text, row, start in zip(layout.texts(*columns(ADVERSARIAL)), ids, starts):
+    for text, pair in zip(layout.texts(*columns(ADVERSARIAL)), pairs):
+        row, start = pair.ids, pair.document_start
         assert served(text.text)["input_ids"] == row
         assert row.count(layout.eos_id) == 1 and row[-1] == layout.eos_id
         assert len(row) <= layout.max_tokens()
-        assert served.decode(row[start:]).lstrip().startswith(text.text[text.document_start :].strip()[:3])
+        assert served.decode(row[start:]).lstrip().startswith(text.text[text.document_start_character :].strip()[:3])
         assert "Query:" not in served.decode(row[start : start + 2])
 
 
@@ -67,7 +68,7 @@ def test_padding_is_never_the_end_of_sequence_token(family):
 def test_pooling_finds_the_last_token_under_left_and_right_padding_and_batches(family):
     name, folder, trained, layout = family
     tokenizer = AutoTokenizer.from_pretrained(trained)
-    ids, _ = encode_pairs(layout, *columns(ADVERSARIAL))
+    ids = [pair.ids for pair in layout.encode(*columns(ADVERSARIAL))]
     plain, pooled = make_teacher(folder, tokenizer), make_teacher(folder, tokenizer)
     install_pooling(pooled, "last_token")
     one = [score(pooled, TokenStore.build([row]).pad([0], 0)) for row in ids]
@@ -107,7 +108,7 @@ def test_a_reloaded_teacher_scores_as_trained(family, tmp_path):
     model = make_teacher(folder, tokenizer)
     install_pooling(model, "last_token")
     write_teacher(model, tokenizer, layout, tmp_path)
-    ids, _ = encode_pairs(layout, *columns(ADVERSARIAL))
+    ids = [pair.ids for pair in layout.encode(*columns(ADVERSARIAL))]
     batch = TokenStore.build(ids).pad(range(len(ids)), tokenizer.pad_token_id)
     expected = score(model, batch)
     np.testing.assert_allclose(score_pairs(tmp_path, *columns(ADVERSARIAL)), expected, atol=2e-5)
@@ -123,10 +124,9 @@ def test_a_reloaded_teacher_scores_as_trained(family, tmp_path):
 def write_teacher(model, tokenizer, layout, folder) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    limits = layout.limits
     ScoreCard(
-        role="teacher", text_format="query-title-summary-eos", format_version=1, max_query_tokens=limits.query,
-        max_title_tokens=limits.title, max_summary_tokens=limits.summary, head="linear", pooling="last_token",
+        role="teacher", text_format="query-title-summary-eos", format_version=1, limits=layout.limits,
+        head="linear", pooling="last_token",
     ).save(folder)  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def test_lora_reloads_to_the_trained_scores_with_its_head(name, tmp_path):
     model = make_teacher(folder, tokenizer)
     install_pooling(model, "last_token")
     model = add_lora(model, rank=4, alpha=8, targets="all-linear")
-    ids, _ = encode_pairs(layout, *columns(ADVERSARIAL))
+    ids = [pair.ids for pair in layout.encode(*columns(ADVERSARIAL))]
     batch = TokenStore.build(ids).pad(range(len(ids)), tokenizer.pad_token_id)
     before = score(model.eval(), batch)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -156,8 +156,8 @@ def test_lora_reloads_to_the_trained_scores_with_its_head(name, tmp_path):
 def test_a_language_model_opens_as_one_with_every_weight(family):
     _, folder, _, layout = family
     model = open_decoder(folder).eval()
-    ids, starts = encode_pairs(layout, *columns(ADVERSARIAL[:2]))
+    pair = layout.encode(*columns(ADVERSARIAL[:2]))[0]
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor(ids[:1])).logits
-    assert logits.shape == (1, len(ids[0]), model.config.get_text_config().vocab_size)
-    assert 0 < starts[0] < len(ids[0])
+        logits = model(input_ids=torch.tensor([pair.ids])).logits
+    assert logits.shape == (1, len(pair.ids), model.config.get_text_config().vocab_size)
+    assert 0 < pair.document_start < len(pair.ids)

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
+from ranking.limits import FieldLimits
 from ranking.schema import read_table, write_table
 from training import finetune_teacher, pretrain_teacher
 from training.evaluation.scoring import score_pairs
@@ -26,7 +27,7 @@ from training.trainer.token_store import TokenStore
 from training.world.dataset import WorldConfig, write_world
 
 SMALL = {"precision": "fp32", "log_steps": 1, "from_scratch": "100K", "vocabulary": 400, "learning_rate": 3e-3}
-LIMITS = {"max_query_tokens": 12, "max_title_tokens": 16, "max_summary_tokens": 24}
+LIMITS = {"limits": FieldLimits(max_query_tokens=12, max_title_tokens=16, max_summary_tokens=24)}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def history(out: Path, key: str) -> list[float]:
 
 def test_pretraining_lowers_perplexity_and_leaves_a_whole_checkpoint(pretrained, world):
     card = ScoreCard.load(pretrained)
-    assert (card.role, card.head, card.max_summary_tokens) == ("pretrained", "none", 24)
+    assert (card.role, card.head, card.limits.max_summary_tokens) == ("pretrained", "none", 24)
     assert card.metrics["perplexity"] < 0.7 * 400  # a uniform guess over the vocabulary
     assert card.metrics["real_token_share"] >= 0.9
     assert history(pretrained, "eval_loss")[-1] < history(pretrained, "eval_loss")[0]
@@ -72,7 +73,7 @@ def test_pretraining_lowers_perplexity_and_leaves_a_whole_checkpoint(pretrained,
 
 def test_the_loss_is_on_the_document_tokens_alone():
     """Texts of two query and three document tokens: three predictions each, weighted by the click."""
-    store = TokenStore.build([[5, 6, 7, 8, 2], [5, 6, 9, 2]], marks=[2, 2])
+    store = TokenStore.build([[5, 6, 7, 8, 2], [5, 6, 9, 2]], document_starts=[2, 2])
     batches = TextBatches(store, np.array([1.0, 3.0], np.float32), batch_texts=2, forward_tokens=99, pad_id=0, seed=0)
     batch = batches[0]
     assert batch["documents"] == 3 * 1.0 + 2 * 3.0
@@ -85,7 +86,7 @@ def test_the_loss_is_on_the_document_tokens_alone():
 def test_text_batches_hold_every_text_once_with_little_padding_on_any_number_of_processes():
     rng = np.random.default_rng(0)
     texts = [rng.integers(1, 99, rng.integers(10, 80)).tolist() for _ in range(1000)]
-    store = TokenStore.build(texts, marks=[3] * len(texts))
+    store = TokenStore.build(texts, document_starts=[3] * len(texts))
     seen, orders, counts = [], [], []
     for rank in range(3):
         batches = TextBatches(store, None, batch_texts=64, forward_tokens=1000, pad_id=0, seed=1, rank=rank, world=3)
@@ -127,7 +128,7 @@ def test_a_teacher_reloads_to_the_scores_of_its_card(world, pretrained, tmp_path
     out = finetune(world, pretrained, tmp_path / "teacher", **knobs)
     card = ScoreCard.load(out)
     assert (card.role, card.head, card.pooling) == ("teacher", "linear", knobs.get("pooling", "last_token"))
-    assert (card.max_query_tokens, card.max_title_tokens, card.max_summary_tokens) == (12, 16, 24)
+    assert card.limits == FieldLimits(12, 16, 24)
     assert {"clicks", "judgments/train", "judgments/dev"} == set(card.trained_on)
     dev = read_table(world / "judgments" / "dev.parquet", "judgments")
     scores = score_pairs(out, *(dev.column(name).to_pylist() for name in ("query", "title", "summary")))
@@ -239,7 +240,7 @@ def test_bad_input_ends_in_one_reason(world, pretrained, tmp_path):
     with pytest.raises(InputError, match="no tokenizer"):
         finetune(world, tmp_path / "absent", tmp_path / "b")
     with pytest.raises(InputError, match=r"256 positions; lower the field limits"):
-        finetune(world, pretrained, tmp_path / "c", max_summary_tokens=500)
+        finetune(world, pretrained, tmp_path / "c", limits=FieldLimits(12, 16, 500))
     empty = tmp_path / "empty"
     write_table(empty / "judgments" / "train.parquet", "judgments", read_judged(world).slice(0, 0))
     with pytest.raises(InputError, match="no judgement"):
@@ -255,8 +256,8 @@ def test_a_student_is_not_taken_for_a_decoder(world, tmp_path):
 
     make_model().save_pretrained(tmp_path / "bert")
     ScoreCard(
-        role="student", text_format="cls-query-sep-title-summary-sep", format_version=1, max_query_tokens=8,
-        max_title_tokens=8, max_summary_tokens=8, head="linear", pooling="cls",
+        role="student", text_format="cls-query-sep-title-summary-sep", format_version=1, limits=FieldLimits(8, 8, 8),
+        head="linear", pooling="cls",
     ).save(tmp_path / "bert")  # fmt: skip
     with pytest.raises(InputError, match="this checkpoint is a student"):
         finetune(world, tmp_path / "bert", tmp_path / "out")

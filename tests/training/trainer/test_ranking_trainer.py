@@ -16,6 +16,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from ranking.errors import InputError
+from ranking.text import EncodedPair
 from training.trainer.group_batches import GroupBatches, RankingGroups, deal, group_rows, sample_up_to
 from training.trainer.losses import hinge
 from training.trainer.ranking_trainer import RankingTrainer
@@ -39,7 +40,7 @@ def make_groups(queries: int = 12, documents: int = 6, seed: int = 0) -> Ranking
             texts.append(rng.permutation(text).tolist())
             grades.append(grade)
             names.append(f"q{query}")
-    return RankingGroups.of_rows(names, np.array(grades), texts, marks=[2] * len(texts))
+    return RankingGroups.of_rows(names, np.array(grades), TokenStore.build(texts, [2] * len(texts)))
 
 
 def make_model(seed: int = 3) -> BertForSequenceClassification:
@@ -70,7 +71,7 @@ def losses(trainer: RankingTrainer) -> list[float]:
 
 
 def test_a_padded_batch_holds_the_documents_and_their_token_types():
-    batch = TokenStore.build([[5, 6, 2], [7, 2]], marks=[1, 1]).pad([0, 1], pad_id=0, token_types=True)
+    batch = TokenStore.build([[5, 6, 2], [7, 2]], document_starts=[1, 1]).pad([0, 1], pad_id=0, token_types=True)
     assert batch["input_ids"].tolist() == [[5, 6, 2], [7, 2, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 1, 0]]
@@ -78,10 +79,13 @@ def test_a_padded_batch_holds_the_documents_and_their_token_types():
 
 def test_a_store_on_disk_reads_as_one_in_memory(tmp_path):
     texts = [[1, 2, 3], [4], [5, 6]]
-    mapped = TokenStore.write(tmp_path, [(texts[:2], [1, 0]), (texts[2:], [1])])
+    pairs = [EncodedPair(ids, start) for ids, start in zip(texts, [1, 0, 1])]
+    mapped = TokenStore.write(tmp_path, [pairs[:2], pairs[2:]])
     assert isinstance(mapped.ids, np.memmap)
     assert [mapped[i].tolist() for i in range(3)] == texts
-    assert mapped.marks.tolist() == [1, 0, 1]
+    assert mapped.document_starts.tolist() == [1, 0, 1]
+    assert [mapped.take(np.array([2, 0]))[i].tolist() for i in range(2)] == [[5, 6], [1, 2, 3]]
+    assert TokenStore.of_pairs(pairs).take(np.array([2, 0, 1])).document_starts.tolist() == [1, 1, 0]
 
 
 def test_forwards_hold_every_document_once_within_the_budget_and_nearly_no_padding():

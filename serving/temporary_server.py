@@ -1,4 +1,6 @@
-"""Start the `tritonserver` command beside a test, a benchmark or a demo, and stop it with everything it started.
+"""A real tritonserver for the length of a `with` block, on free ports: for tests, benchmarks and the demo.
+
+The server is stopped at the end of the block, with every process that it started.
 
 with start_triton(Path("model_repository")) as server:
     client = tritonclient.grpc.InferenceServerClient(server.grpc)
@@ -42,6 +44,7 @@ class TritonServer:
 
     @property
     def pid(self) -> int:
+        """Process id of the server itself."""
         return self.process.pid
 
     def is_ready(self) -> bool:
@@ -49,6 +52,7 @@ class TritonServer:
         return _answers(f"http://{self.http}/v2/health/ready")
 
     def model_is_ready(self, model: str) -> bool:
+        """Whether one model is ready, in its served versions."""
         return _answers(f"http://{self.http}/v2/models/{model}/ready")
 
     def children(self) -> list[psutil.Process]:
@@ -63,17 +67,17 @@ class TritonServer:
         text = self.log.read_text(encoding="utf-8", errors="replace")
         return "\n".join([line for line in text.splitlines() if not line.startswith(("+-", "| "))][-lines:])
 
-    def stop(self, patience: float = 45.0) -> int:
-        """SIGTERM, wait, and end what is left after `patience` seconds. Returns the server's exit code.
+    def stop(self, patience_seconds: float = 45.0) -> int:
+        """SIGTERM, wait, and end what is left after patience_seconds. Returns the server's exit code.
 
         `stragglers` then names the processes that had to be killed: empty after a clean shutdown.
         """
         family = list({*self.known_children, *self.children()})  # known ones matter if the server has died already
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + patience_seconds
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            self.process.wait(patience)
+            self.process.wait(patience_seconds)
         except subprocess.TimeoutExpired:
             self.stragglers.append(f"tritonserver {self.pid}")
             self.process.kill()
@@ -88,11 +92,11 @@ class TritonServer:
 
 @contextmanager
 def start_triton(
-    repository: Path, *flags: str, timeout: float = 240.0, environment: Mapping[str, str] | None = None
+    repository: Path, *flags: str, timeout_seconds: float = 240.0, environment: Mapping[str, str] | None = None
 ) -> Iterator[TritonServer]:
     """Start `tritonserver --model-repository repository` on free ports of 127.0.0.1 and wait until it is ready.
 
-    flags: further server flags; timeout: seconds to become ready; environment: variables to add to this process's own.
+    flags: further server flags; timeout_seconds: to become ready; environment: variables to add to this process's own.
     RuntimeError with the end of the log if it exits early or is not ready in time. Call it on the main thread where you
     can: only then does the server also end when this process is killed outright.
     """
@@ -100,7 +104,7 @@ def start_triton(
         for attempt in range(1, START_ATTEMPTS + 1):
             server = _launch(repository, flags, Path(folder) / f"server-{attempt}.log", environment or {})
             try:
-                _wait_until_ready(server, timeout)
+                _wait_until_ready(server, timeout_seconds)
                 server.known_children = server.children()
                 yield server
                 return
@@ -116,7 +120,7 @@ class _PortTaken(RuntimeError):
 
 
 def _launch(repository: Path, flags: tuple[str, ...], log: Path, environment: Mapping[str, str]) -> TritonServer:
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_ports(3)
     command = [
         *(sys.executable, "-m", "serving.tritonserver", f"--model-repository={repository}"),
         *("--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1"),
@@ -142,7 +146,8 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that no program listens on now; another one may take them before the caller does."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -158,8 +163,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _wait_until_ready(server: TritonServer, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+def _wait_until_ready(server: TritonServer, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
     while not server.is_ready():
         if server.process.poll() is not None:
             tail = server.log_tail()
@@ -168,5 +173,5 @@ def _wait_until_ready(server: TritonServer, timeout: float) -> None:
                 f"tritonserver exited with {server.process.returncode} before it was ready:\n{tail}"
             )
         if time.monotonic() > deadline:
-            raise RuntimeError(f"tritonserver was not ready after {timeout:.0f} s:\n{server.log_tail()}")
+            raise RuntimeError(f"tritonserver was not ready after {timeout_seconds:.0f} s:\n{server.log_tail()}")
         time.sleep(0.1)

@@ -1,0 +1,104 @@
+"""Files and folders that others read while they are written: made beside their place, flushed to disk, then renamed.
+
+A reader sees the old content or the whole new one, never a part, also after a crash or a power cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_ASIDE_SUFFIX = ".part"
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file to; on success it replaces `path`, on an exception it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path)
+    try:
+        yield aside
+        flush(aside)
+        aside.replace(path)
+        flush(path.parent)  # the rename itself must survive a power cut
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path, aside_in: str | Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success it is renamed to `path`, on an exception it is removed.
+
+    aside_in: where it is filled, on the same file system, default beside `path`. OSError if `path` holds anything
+    already.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(aside_in or path.parent) / _aside(path).name
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed run with the same process id
+    aside.mkdir()
+    try:
+        yield aside
+        _flush_all(aside)
+        aside.rename(path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path, aside_in: str | Path | None = None) -> Iterator[Path]:
+    """As new_folder, but a folder that stands at `path` goes away for the new one.
+
+    For the moment between two renames a reader finds no folder. If the second rename fails, the old folder is put back.
+    """
+    path = Path(path)
+    old = Path(aside_in or path.parent) / f".{path.name}.{os.getpid()}.old"
+    try:
+        with new_folder(path, aside_in) as aside:
+            yield aside
+            _flush_all(aside)  # before the old folder goes: a disk takes long, and readers would find none meanwhile
+            if path.exists():
+                path.rename(old)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file by `replacing`."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write a JSON file by `replacing`. ValueError for NaN and infinity, TypeError for what JSON cannot hold.
+
+    indent: spaces a level; None for one line.
+    """
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_all(folder: Path) -> None:
+    for written in [*folder.rglob("*"), folder]:
+        flush(written)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{_ASIDE_SUFFIX}")
