@@ -146,6 +146,7 @@ def triton_config(config: Config, card: ScoreCard, identity: str) -> pb.ModelCon
         ],
         output=[pb.ModelOutput(name="score", data_type=pb.TYPE_FP32, dims=[-1])],
         # PyTorch picks its device; several requests at a time would only share it
+        metric_tags={"arm": config.name, "role": card.role, "precision": config.dtype, "checkpoint": identity},
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
         parameters=as_parameters(parameters),
     )

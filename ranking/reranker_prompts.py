@@ -142,6 +142,13 @@ def split_at_borders(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state))
 
 
+class _BorderCleaner(FieldCleaner):
+    """FieldCleaner that also keeps BORDER out of fields."""
+
+    def __call__(self, text: str, token_limit: int) -> str:
+        return super().__call__(text.replace(BORDER, " "), token_limit)
+
+
 class PromptFormat(TeacherFormat):
     """Turns fields into a foreign reranker's prompt; used as TeacherFormat is, and it needs `tokenizers` only.
 
@@ -152,8 +159,7 @@ class PromptFormat(TeacherFormat):
 
     def __init__(self, tokenizer: Tokenizer, prompt: RerankerPrompt, limits: FieldLimits, instruction: str = ""):
         self.tokenizer, self.prompt, self.limits, self.instruction = tokenizer, prompt, limits, instruction
-        cleaner = FieldCleaner(tokenizer)
-        self._clean = lambda text, limit: cleaner(text.replace(BORDER, " "), limit)
+        self._clean = _BorderCleaner(tokenizer)
         self._check_pieces()
 
     @classmethod
