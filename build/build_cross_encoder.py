@@ -2,9 +2,9 @@
 
     python build/build_cross_encoder.py --checkpoint models/bge-reranker-v2-m3 --name foreign
 
-BERT, RoBERTa, XLM-R, ModernBERT: any folder that transformers opens as a sequence classifier with one score. It is served as it
-is, by PyTorch (serving/cross_encoder/model.py), in any container or venv that has torch and transformers; label it with
-`clients/label_corpus.py --dialect triton`.
+BERT, RoBERTa, XLM-R, ModernBERT: any folder that transformers opens as a sequence classifier with one score. It is
+served as it is, by PyTorch (serving/cross_encoder/model.py), in any container or venv that has torch and transformers;
+label it with `clients/label_over_http.py --dialect triton`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main(config: Config) -> None:
 
 
 def check(folder: Path, limits: FieldLimits) -> ScoreCard:
-    """The card of an encoder reranker's folder. InputError: no classifier with one score, weights missing, pairs too long."""
+    """The card of an encoder reranker. InputError: no classifier with one score, weights missing, pairs too long."""
     text = CrossEncoderFormat(load_tokenizer(folder), limits)
     try:
         config = AutoConfig.from_pretrained(folder)

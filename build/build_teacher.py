@@ -39,8 +39,9 @@ LOGGER = logging.getLogger(__name__)
 
 # What the score depends on: with another value the server would answer, but not with the score.
 FIXED_ARGUMENTS = {"model", "tokenizer", "logprobs_mode", "runner", "convert", "task", "enable_lora", "dtype"}
-# What says where the model lies and how fast it runs. Every other argument may move a score (number formats, quantisation,
-# the key-value cache's type), so it is part of the teacher's id: one that nobody thought of changes the id, and mixes nothing.
+# What says where the model lies and how fast it runs. Every other argument may move a score (number formats,
+# quantisation, the key-value cache's type), so it is part of the teacher's id: one that nobody thought of changes the
+# id, and mixes nothing.
 ARGUMENTS_THAT_MOVE_NO_SCORE = {
     "model", "tokenizer", "max_model_len", "enable_prefix_caching", "block_size", "enforce_eager",
     "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "swap_space", "disable_log_stats",
@@ -53,8 +54,8 @@ class Config(RepositorySettings):
     """Publish a teacher checkpoint for Triton's vLLM backend.
 
     Args:
-        checkpoint: teacher checkpoint of training.finetune_teacher (a LoRA adapter is merged into its base model), or with
-            --prompt the downloaded folder of a foreign reranker
+        checkpoint: teacher checkpoint of training.finetune_teacher (a LoRA adapter is merged into its base model), or
+            with --prompt the downloaded folder of a foreign reranker
         name: name of the Triton model; change it to serve two teachers side by side
         dtype: number format of weights and computation; "auto" keeps the checkpoint's. A GPU wants bfloat16 or float16
         engine_args: further vLLM engine arguments as JSON, e.g. tensor_parallel_size, gpu_memory_utilization,
@@ -141,10 +142,10 @@ def engine_arguments(teacher: FoldedTeacher, served: Path, given: dict[str, Any]
 
 
 def teacher_id(checkpoint: Path, given: dict[str, Any]) -> str:
-    """What labels name their teacher by: the served checkpoint's fingerprint, and what may bend its scores while serving.
+    """What labels name their teacher by: the served checkpoint's fingerprint, and what may bend its scores.
 
-    checkpoint: the served folder: weights, tokenizer, and the card with prompt and limits; given: the engine arguments of
-    the command line. Without one that may move a score the id is the fingerprint alone.
+    checkpoint: the served folder: weights, tokenizer, and the card with prompt and limits; given: the engine arguments
+    of the command line. Without one that may move a score the id is the fingerprint alone.
     """
     bending = {
         name: value

@@ -1,9 +1,9 @@
-"""Turn a reranker that others trained into a teacher: its score becomes the one-row head that build/fold_teacher.py serves.
+"""Turn a reranker that others trained into a teacher: its score becomes the one-row head that is served.
 
-A reranker that answers "yes" or "no" (ranking/reranker_prompts.py) scores by logit(yes) - logit(no), two dot products with
-one hidden state; their difference is one dot product with the difference of two rows of the language-model head. So the
-row head[yes] - head[no] is all that the score needs, and the stock vLLM backend serves it like any teacher of ours. A
-reranker published as a sequence classifier on the same prompt brings that row as its head.
+A reranker that answers "yes" or "no" (ranking/reranker_prompts.py) scores by logit(yes) - logit(no), two dot products
+with one hidden state; their difference is one dot product with the difference of two rows of the language-model head.
+So the row head[yes] - head[no] is all that the score needs, and the stock vLLM backend serves it like any teacher of
+ours. A reranker published as a sequence classifier on the same prompt brings that row as its head.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def fold_reranker(
 def load_causal(folder: Path, dtype: Dtype) -> Any:
     """The causal language model of a folder, on the CPU. InputError if a weight is missing or a logit is bent.
 
-    A logit that is scaled or capped (Gemma 2's soft cap) is no linear read-out; the difference of two would be another score.
+    A logit that is scaled or capped (Gemma 2's soft cap) is no linear read-out; the difference of two would be another
+    score.
     """
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -98,7 +99,7 @@ def load_causal(folder: Path, dtype: Dtype) -> Any:
 
 
 def answer_row(model: Any, yes: int, no: int | None) -> torch.Tensor:
-    """head[yes] - head[no], or head[yes] alone: [hidden], subtracted in float32 and rounded once to the model's format."""
+    """head[yes] - head[no], or head[yes] alone: [hidden], subtracted in float32 and rounded once."""
     head = model.get_output_embeddings().weight.detach()
     row = head[yes].float() if no is None else head[yes].float() - head[no].float()
     return row.to(head.dtype)

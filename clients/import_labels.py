@@ -1,9 +1,10 @@
-"""Make a labels folder of scores that exist already: a column in a lake, an API's answers, a TREC run (docs/labelling.md).
+"""Make a labels folder of scores that exist already: a column in a lake, a TREC run (docs/labelling.md).
 
     python clients/import_labels.py --candidates data/candidates.parquet --scores scores.parquet --out runs/imported
 
-Scores are joined to the candidates by query_id and doc_id, and what does not join is counted on both sides. Exit code: 0 every
-candidate has a score; 3 some have none (they are in rejects.parquet); 1 nothing can be imported, and the line says why.
+Scores are joined to the candidates by query_id and doc_id, and what does not join is counted on both sides. Exit code:
+0 every candidate has a score; 3 some have none (they are in rejects.parquet); 1 nothing can be imported, and the line
+says why.
 """
 
 from __future__ import annotations

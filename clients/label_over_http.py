@@ -1,10 +1,11 @@
-"""Label a corpus with a reranker behind HTTP: vLLM, text-embeddings-inference, Cohere, Jina, a Triton ranker (docs/labelling.md).
+"""Label a corpus with a reranker behind HTTP: vLLM, TEI, Cohere, Jina, a ranker behind Triton (docs/labelling.md).
 
-    python clients/label_over_http.py --dialect tei --url http://localhost:8080 --candidates data/candidates.parquet --out labels
-    python clients/label_over_http.py --dialect cohere --url https://api.cohere.com --model rerank-v3.5 --scale probability ...
+    python clients/label_over_http.py --dialect tei --url http://localhost:8080 --candidates C.parquet --out labels
+    python clients/label_over_http.py --dialect cohere --url https://api.cohere.com --model rerank-v3.5 \\
+      --scale probability --candidates C.parquet --out labels
 
-Exit codes as of clients/label_corpus.py: 0 every pair labelled; 3 finished, some pairs are in rejects.parquet; 130 interrupted,
-run it again to go on; 1 it cannot go on (the line says why; whatever was answered is kept).
+Exit codes as of clients/label_corpus.py: 0 every pair labelled; 3 finished, some pairs are in rejects.parquet; 130
+interrupted, run it again to go on; 1 it cannot go on (the line says why; whatever was answered is kept).
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ class Config(RunSettings):
         url: base addresses of servers of the same model, http://host:port, separated by commas
         model: name of the model in requests
         revision: version of the model where the service does not say it; it is part of the teacher's id
-        scale: raw keeps scores as they come; probability turns scores in 0..1 into logits, which keep the order of the best
+        scale: raw keeps scores as they come; probability turns scores in 0..1 into logits, which keep the order of the
+            best
         limits: longest fields that are sent, in characters
         key_variable: environment variable of the service's key; left out, the dialect's own (CO_API_KEY, JINA_API_KEY)
         documents: documents of one query in a request; services bill and limit by requests
         in_flight: requests at a time and server
         requests_per_minute: pace of all servers together; left out, as fast as they answer
         prices: what the service bills, for the dry run and the budget
-        budget: money that the requests of this run may cost by these prices, failed ones included; it ends before it costs more
+        budget: money that the requests of this run may cost by these prices, failed ones included; it ends before it
+            costs more
     """
 
     dialect: str
@@ -111,7 +114,7 @@ class AskedOverHttp:
 
 
 def make_job(config: Config, budget: Budget, candidates: CandidateFile, out: Path, shard_rows: int) -> Job:
-    """Ask the servers what they serve, and put together what the run needs. InputError: no key, no answer, two models."""
+    """Ask the servers what they serve, and gather what the run needs. InputError: no key, no answer, two models."""
     dialect = DIALECTS[config.dialect]
     urls = tuple(url.rstrip("/") for url in config.url)
     authorised = headers(dialect.key_variable if config.key_variable is None else config.key_variable)

@@ -1,8 +1,8 @@
-"""The text of encoder rerankers that others trained: query and document by the pair template of the model's own tokenizer.
+"""The text of encoder rerankers that others trained: a pair by the template of the model's own tokenizer.
 
-BERT, RoBERTa, XLM-R, ModernBERT and their like read `[CLS] query [SEP] document [SEP]`, each with its own marks, which its
-tokenizer's file holds. Fields are cut to their token limits and their special tokens are neutralised as in ranking/text.py;
-a document is its title, one space and its summary.
+BERT, RoBERTa, XLM-R, ModernBERT and their like read `[CLS] query [SEP] document [SEP]`, each with its own marks, which
+its tokenizer's file holds. Fields are cut to their token limits and their special tokens are neutralised as in
+ranking/text.py; a document is its title, one space and its summary.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class CrossEncoderFormat(TeacherFormat):
 
     @classmethod
     def of_checkpoint(cls, folder: str | Path) -> CrossEncoderFormat:
-        """The format of a published encoder reranker's folder, with the limits of its card. InputError on a mismatch."""
+        """The format of a published encoder's folder, with the limits of its card. InputError on a mismatch."""
         card = ScoreCard.load(folder).require(folder, "teacher")
         check_format(card, CROSS_ENCODER_FORMAT, folder)
         return cls(load_tokenizer(folder), card.limits)
 
     def max_tokens(self) -> int:
-        """Upper bound of a pair's length in tokens: field limits, the template's marks, and one for each join of fields."""
+        """Upper bound of a pair's length in tokens: field limits, the template's marks, one for each join of fields."""
         marks = self.tokenizer.num_special_tokens_to_add(True)
         return self.limits.total_tokens() + marks + 3
 

@@ -1,4 +1,4 @@
-"""Keys of (query, title, summary) pairs by their text: the same text has the same key in every file, whatever its ids are."""
+"""Keys of (query, title, summary) pairs by their text: one text has one key in every file, whatever its ids are."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def pair_keys(
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """(high, low) halves of each pair's 128-bit key, uint64 [n] each; the three sequences have one entry per pair.
 
-    A key is BLAKE2b of the normalised fields, so a change that the teacher cannot see (a line break, a full-width letter)
-    keeps the key, and every other change of a document makes another one.
+    A key is BLAKE2b of the normalised fields, so a change that the teacher cannot see (a line break, a full-width
+    letter) keeps the key, and every other change of a document makes another one.
     """
     clean = [{text: normalise(text) for text in dict.fromkeys(column)} for column in (queries, titles, summaries)]
     digests = bytearray()

@@ -1,12 +1,13 @@
 """The prompts of rerankers that others trained: where query and document go, and which answers make the score.
 
-Such a model is asked a question and its score is read off the logits of the first token of its answer. Each prompt here is
-the text of the model's own published code, cited in its `source`. Fields are cut to their token limits and their special
-tokens are neutralised as in ranking/text.py; a document is its title, one space and its summary.
+Such a model is asked a question and its score is read off the logits of the first token of its answer. Each prompt here
+is the text of the model's own published code, cited in its `source`. Fields are cut to their token limits and their
+special tokens are neutralised as in ranking/text.py; a document is its title, one space and its summary.
 
-The published code of some models tokenises a prompt piece by piece and joins the ids. Joined as text, pieces would merge at
-their borders (Qwen has one token for a full stop with a line break), and a server takes text. So a private character stands
-between the pieces, and the published tokenizer splits there and drops it: the server makes exactly the published code's ids.
+The published code of some models tokenises a prompt piece by piece and joins the ids. Joined as text, pieces would
+merge at their borders (Qwen has one token for a full stop with a line break), and a server takes text. So a private
+character stands between the pieces, and the published tokenizer splits there and drops it: the server makes exactly the
+published code's ids.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class RerankerPrompt:
             {instruction} are filled in
         instruction: what {instruction} says unless the user says something else; empty means that the piece
             `instructed` is left out
-        instructed: what stands directly before the query's piece where an instruction is given and `pieces` has no place
+        instructed: what stands directly before the query's piece where an instruction is given and `pieces` has no
+            place
         marks: role tokens of the text, each one token of the model's tokenizer
         begin: token that the tokenizer itself puts first, empty if it must put none
         yes: the answer whose logit speaks for the document
@@ -62,6 +64,7 @@ class RerankerPrompt:
     instructed: str = ""
 
     def takes_instruction(self) -> bool:
+        """Whether the text has a place for an instruction."""
         return bool(self.instructed) or any("{instruction}" in piece for piece in self.pieces)
 
     def fill(self, query: str, document: str, instruction: str = "") -> list[str]:
@@ -119,9 +122,9 @@ MXBAI_RERANK = RerankerPrompt(
         "\n",
         "document: {document}",
         "\n",
-        "You are a search relevance expert who evaluates how well documents match search queries. For each query-document "
-        "pair, carefully analyze the semantic relationship between them, then provide your binary relevance judgment (0 "
-        "for not relevant, 1 for relevant).\nRelevance:",
+        "You are a search relevance expert who evaluates how well documents match search queries. For each "
+        "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
+        "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:",
         "<|im_end|>\n<|im_start|>assistant\n",
     ),
     yes="1",
@@ -152,9 +155,9 @@ class _BorderCleaner(FieldCleaner):
 class PromptFormat(TeacherFormat):
     """Turns fields into a foreign reranker's prompt; used as TeacherFormat is, and it needs `tokenizers` only.
 
-    tokenizer: the reranker's own, made by split_at_borders; limits: tokens per field; instruction: of the prompt, empty for
-    the model's own. InputError if the tokenizer reads a prompt otherwise than the published code reads its pieces, or adds a
-    token behind it: the score would then be read off another state than the model was trained on.
+    tokenizer: the reranker's own, made by split_at_borders; limits: tokens per field; instruction: of the prompt, empty
+    for the model's own. InputError if the tokenizer reads a prompt otherwise than the published code reads its pieces,
+    or adds a token behind it: the score would then be read off another state than the model was trained on.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: RerankerPrompt, limits: FieldLimits, instruction: str = ""):

@@ -228,7 +228,7 @@ class StudentFormat:
 
 
 def check_format(card: ScoreCard, name: str, folder: str | Path) -> None:
-    """InputError unless the card names this text format at this release's version, and the folder's tokenizer is the card's."""
+    """InputError unless the card names this text format, at this version, and the tokenizer that lies in the folder."""
     if (card.text_format, card.format_version) != (name, FORMAT_VERSION):
         raise InputError(
             f"{folder}: text format {card.text_format!r} version {card.format_version}, "

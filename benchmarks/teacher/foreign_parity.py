@@ -3,8 +3,8 @@
     python -m benchmarks.teacher.foreign_parity
     python -m benchmarks.teacher.foreign_parity --prompt qwen3-reranker --checkpoint models/Qwen3-Reranker-0.6B
 
-Without a checkpoint a tiny random model of each family is made. The pairs are hostile: they spell role tokens, layouts, the
-borders between a prompt's pieces, and blanks. Prints one JSON object a family (docs/results/foreign_teachers.md).
+Without a checkpoint a tiny random model of each family is made. The pairs are hostile: they spell role tokens, layouts,
+the borders between a prompt's pieces, and blanks. Prints one JSON object a family (docs/results/foreign_teachers.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ranking.limits import FieldLimits
 from ranking.program import run
 from ranking.reranker_prompts import PROMPTS, PromptFormat
 from ranking.schema import TABLES
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 from tests.helpers.foreign_rerankers import hostile_pairs, make_reranker, published_scores
 
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.teacher.label_store --labels 50000000 --asked 1000000
 
-Makes a store of random keys in five runs, the last one added by the store itself, and a corpus of which it knows 99%. Each join
-runs in a process of its own, whose peak memory is read at its end. Prints one JSON object a step (docs/results/label_store.md).
+Makes a store of random keys in five runs, the last one added by the store itself, and a corpus of which it knows 99%.
+Each join runs in a process of its own, whose peak memory is read at its end. Prints one JSON object a step
+(docs/results/label_store.md).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Prices:
 
 
 def tokens_of(prompts: Sequence[tuple[str, str, str]]) -> float:
-    """About how many tokens a service counts for pairs of one query, which it reads once with each document."""
+    """About how many tokens a service counts for pairs: it reads the query with each document."""
     return sum(len(text) for prompt in prompts for text in prompt) / CHARACTERS_PER_TOKEN
 
 
@@ -63,7 +63,8 @@ class Budget:
     async def request(self, tokens: float) -> AsyncIterator[None]:
         """Around one request: wait for the pace and count it.
 
-        InputError if it would cost more than is left, once the requests under way have been answered: they are paid for.
+        InputError if it would cost more than is left, once the requests under way have been answered: they are paid
+        for.
         """
         cost = self.prices.cost(1, tokens)
         if self.limit is not None and self.spent + cost > self.limit:
@@ -97,7 +98,7 @@ def forecast_cost(
     prices: Prices,
     requests_per_minute: float | None,
 ) -> str:
-    """Pairs, requests, tokens, time and money of a run over the whole file, as text; every row is looked at, none is sent.
+    """Pairs, requests, tokens, time and money of a run over the whole file, as text; no row is sent.
 
     shard_rows, documents: as the run is given them, since a request holds documents of one query and one shard.
     """

@@ -37,8 +37,9 @@ class Dialect:
 
     path: of the request, {model} is filled in; body: (model, request) -> JSON; results: JSON -> the list of entries;
     score_name: the entry's field that holds the score, None where the list itself is the scores in order;
-    key_variable: environment variable of the service's key, empty where none is needed; identity_path: where a server says
-    what it serves, empty where only the model's name says it; identity: what of that answer tells two teachers apart.
+    key_variable: environment variable of the service's key, empty where none is needed; identity_path: where a server
+    says what it serves, empty where only the model's name says it; identity: what of that answer tells two teachers
+    apart.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""The connection to one HTTP reranking service: several pairs of a query in a request, within its rate and the budget."""
+"""The connection to one HTTP reranking service: pairs of a query in a request, within its rate and the budget."""
 
 from __future__ import annotations
 

@@ -60,6 +60,7 @@ class HttpTeacher:
 
     @property
     def dialect(self) -> Dialect:
+        """The service's form."""
         return DIALECTS[self.dialect_name]
 
     @property
@@ -70,6 +71,7 @@ class HttpTeacher:
         return hashlib.sha256(json.dumps(known, ensure_ascii=False).encode()).hexdigest()[:16]
 
     def path(self) -> str:
+        """Of the server's address, where requests go."""
         return self.dialect.path.format(model=self.model)
 
     def prompts(
@@ -103,7 +105,7 @@ def logit(probability: float) -> float:
 
 
 def headers(variable: str) -> dict[str, str]:
-    """The authorisation header with the key in an environment variable; none for an empty name. InputError if it is not set."""
+    """The authorisation header with the key in an environment variable; none for an empty name. InputError if unset."""
     if not variable:
         return {}
     key = os.environ.get(variable, "").strip()
@@ -142,6 +144,7 @@ async def _identity(client: httpx.AsyncClient, url: str, dialect: Dialect) -> st
 
 
 def answer_file(folder: Path, shard: int) -> Path:
+    """Where the answers of a shard in hand are kept."""
     return folder / f"answers-{shard:05d}.jsonl"
 
 
@@ -173,4 +176,5 @@ class AnswerLog:
         return found
 
     def drop(self, shard: int) -> None:
+        """Forget a shard's answers."""
         answer_file(self.folder, shard).unlink(missing_ok=True)

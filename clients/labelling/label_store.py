@@ -1,12 +1,13 @@
-"""Every label ever paid for, by the pair's text and the teacher: what a new corpus shares with older ones is not asked again.
+"""Every label ever paid for, by the pair's text and its teacher: what two corpora share is asked once.
 
-    STORE/<teacher_id>/run-00000.parquet     key_high, key_low (uint64: the pair's key, ranking/pair_keys.py), teacher_score;
-                                             sorted by key, never written again
-    STORE/<teacher_id>/run-00000.json        the run's record: rows, checksum, where it came from; its presence says that
-                                             the run is finished
+    STORE/<teacher_id>/run-00000.parquet     key_high, key_low (uint64: the pair's key, ranking/pair_keys.py) and
+                                             teacher_score; sorted by key, never written again
+    STORE/<teacher_id>/run-00000.json        the run's record: rows, checksum, where it came from; it is there once the
+                                             run is finished
 
-A corpus is labelled in three steps: its keys that the store lacks are found, they alone are labelled, and the labels folder
-of the corpus is read out of the store. The joins run in DuckDB, which spills to disk: no table of keys stands in memory.
+A corpus is labelled in three steps: its keys that the store lacks are found, they alone are labelled, and the labels
+folder of the corpus is read out of the store. The joins run in DuckDB, which spills to disk: no table of keys stands in
+memory.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class LabelStore:
         self.folder, self.teacher_id = store / teacher_id, teacher_id
 
     def runs(self) -> list[Run]:
-        """The finished runs in their order. InputError: a record is unreadable or its file is missing or of another size."""
+        """The finished runs in order. InputError: a record is unreadable, or its file is missing or of another size."""
         found = []
         for path in sorted(self.folder.glob("run-*.json")):
             try:
@@ -89,9 +90,10 @@ class LabelStore:
     def add(self, labels: Path, source: str) -> int:
         """Add labels as one run, sorted by key, without those whose key the store has. Returns the rows added.
 
-        labels: Parquet file with RUN_SCHEMA's columns in any order of rows; source: what they come from. A source that was
-        added before adds nothing. Of labels with the same key the one with the lowest score counts, so that the run does
-        not depend on their order. InputError if another process is writing this teacher's labels.
+        labels: Parquet file with RUN_SCHEMA's columns in any order of rows; source: what they come from. A source that
+            was
+        added before adds nothing. Of labels with the same key the one with the lowest score counts, so that the run
+        does not depend on their order. InputError if another process is writing this teacher's labels.
         """
         with one_writer(self.folder):
             runs = self.runs()
@@ -152,11 +154,12 @@ CANDIDATE_COLUMNS = ("query_id", "doc_id", "query", "title", "summary")
 
 
 def candidate_schema() -> pa.Schema:
+    """The candidates table, as the rows to label are written."""
     return pa.schema([pa.field(name, pa.string(), nullable=False) for name in CANDIDATE_COLUMNS])
 
 
 def write_keys(candidates: CandidateFile, out: Path) -> int:
-    """Write (row, key_high, key_low) of every candidate row that may be labelled. row: 0-based. Returns the rows refused."""
+    """Write (row, key_high, key_low) of every candidate that may be labelled. row: 0-based. Returns those refused."""
     refused_rows = 0
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -191,7 +194,7 @@ def stream(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.Rec
 
 
 def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write a Parquet file in row groups of BATCH_ROWS, whatever the batches' sizes are: equal rows give equal bytes."""
+    """Write a Parquet file in row groups of BATCH_ROWS whatever the batches' sizes: equal rows give equal bytes."""
     count = 0
     held: list[pa.Table] = []
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:

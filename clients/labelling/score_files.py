@@ -1,4 +1,4 @@
-"""Scores that exist already, joined to a candidate file by query_id and doc_id: Parquet, JSON lines, CSV, TSV, a TREC run."""
+"""Scores that exist already, joined to candidates by query_id and doc_id: Parquet, JSON lines, CSV, TSV, TREC run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ScoreColumns:
 
 @dataclass(frozen=True)
 class JoinCounts:
-    """What joined and what did not. unmatched: rows of the score file whose key no candidate has; example: one of them."""
+    """What joined and what did not. unmatched: scores whose key no candidate has; example: one of these keys."""
 
     scores: int
     candidates: int
@@ -54,8 +54,8 @@ class JoinCounts:
 class ScoreFile:
     """A score file beside a candidate file, both opened in a DuckDB that spills into `scratch`; a context manager.
 
-    InputError: unknown ending, or no such column. DataError: unreadable, a score that is no finite number, or two different
-    scores for one key; it names the row or the key.
+    InputError: unknown ending, or no such column. DataError: unreadable, a score that is no finite number, or two
+    different scores for one key; it names the row or the key.
     """
 
     def __init__(self, path: Path, columns: ScoreColumns, candidates: CandidateFile, scratch: Path):

@@ -1,4 +1,4 @@
-"""A labels folder from scores that are there already, as (row, score) batches: out of the store, or out of a score file."""
+"""A labels folder from scores that are there already, as (row, score) batches, of the store or of a score file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def write_scored(
 ) -> dict[str, Any]:
     """Write the shards that are not finished, and the manifest, which is returned.
 
-    scores: (row, score) by rising 0-based row of the candidate file; reason: why a row without a score has none. Rows that
-    may not be labelled at all are rejects whether they have a score or not.
+    scores: (row, score) by rising 0-based row of the candidate file; reason: why a row without a score has none. Rows
+    that may not be labelled at all are rejects whether they have a score or not.
     """
     reader = ScoreReader(scores)
     for covered, rows, refused in folder.candidates.read(folder.pending(retry_rejects)):

@@ -5,8 +5,8 @@
     OUT/new/              their labels folder
     OUT/labels-*          the labels folder of the whole corpus, as every reader of ranking/labels.py takes it
 
-Each of these is written aside and renamed into place, and none is made again once it stands: a run that was killed goes on
-where it was, and ends with the same bytes.
+Each of these is written aside and renamed into place, and none is made again once it stands: a run that was killed goes
+on where it was, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KEYS_NAME, MISSING_NAME, NEW_FOLDER = "keys.parquet", "missing.parquet", "new"
 
 
 def find_missing(store: LabelStore, candidates: CandidateFile, out: Path) -> CandidateFile:
-    """The candidates that the store has no label for, each text once: OUT/missing.parquet, made if it is not there yet."""
+    """The candidates that the store has no label for, each text once: OUT/missing.parquet, made if absent."""
     keys, missing = out / KEYS_NAME, out / MISSING_NAME
     if not keys.exists():
         write_keys(candidates, keys)
@@ -61,7 +61,7 @@ def store_new_labels(store: LabelStore, missing: CandidateFile, out: Path) -> in
 
 
 def fill_folder(store: LabelStore, folder: LabelFolder, retry_rejects: bool = False) -> dict:
-    """Write the shards of a corpus's labels folder out of the store, those that are not finished. Returns the manifest."""
+    """Write a corpus's labels folder out of the store, those shards that are not finished. Returns the manifest."""
     reason = f"the teacher gave no score for this text; see {NEW_FOLDER}/rejects.parquet"
     return write_scored(folder, store.scores(folder.folder / KEYS_NAME, folder.folder), reason, retry_rejects)
 

@@ -29,7 +29,7 @@ class ShardInHand:
             self.done.set()
 
     def sending_order(self) -> list[int]:
-        """Positions to score, a query's candidates side by side (first seen first), so that the prefix cache serves them."""
+        """Positions to score, a query's candidates side by side, so that the prefix cache serves them."""
         settled = {refusal.position for refusal in self.refusals} | set(
             np.flatnonzero(np.isfinite(self.scores)).tolist()
         )
@@ -59,7 +59,8 @@ class ShardInHand:
 class Pair:
     """One request to be: where its score goes, the prompt, failures of its own, and streams lost under it.
 
-    prompt: what the endpoint's kind sends: text as bytes to a generator, (query, title, summary) to a service over HTTP.
+    prompt: what the endpoint's kind sends: text as bytes to a generator, (query, title, summary) to a service over
+    HTTP.
     """
 
     shard: ShardInHand
@@ -100,7 +101,7 @@ class WorkQueue:
         return (await self.get_alike(lambda first, next_: False, 1))[0]
 
     async def get_alike(self, alike: Callable[[Pair, Pair], bool], most: int) -> list[Pair]:
-        """The next pair and up to most - 1 that follow it, as long as alike(first, following) holds; waits for the first."""
+        """The next pair and up to most - 1 behind it, as long as alike(first, following); waits for the first."""
         while not self._pairs:
             self._filled.clear()
             await self._filled.wait()

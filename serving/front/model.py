@@ -5,8 +5,8 @@
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into length buckets and sends each
 bucket to `<name>_encoder`, version for version, which runs on TensorRT, OpenVINO or whatever the build chose. A version
 folder holds this file, buckets.py, request_fields.py, the tokenizer, the score card and the `ranking` modules that make
-the text, so a version goes on reading text as it was built to. In a container it needs `pip install tokenizers`, nothing
-else.
+the text, so a version goes on reading text as it was built to. In a container it needs `pip install tokenizers`,
+nothing else.
 """
 
 from __future__ import annotations

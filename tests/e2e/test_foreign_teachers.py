@@ -1,4 +1,4 @@
-"""Foreign rerankers behind the real tritonserver, labelled by the real programs: their scores are the published code's."""
+"""Foreign rerankers behind the real tritonserver, labelled by the real programs, score as their published code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ranking.labels import read_labels
 from ranking.limits import FieldLimits
 from ranking.reranker_prompts import PromptFormat
 from ranking.schema import TABLES
-from serving.local_server import start_triton
+from serving.temporary_server import start_triton
 from tests.e2e.conftest import QUIET_VLLM
 from tests.helpers.foreign_encoders import ENCODERS, make_encoder, transformers_scores
 from tests.helpers.foreign_rerankers import hostile_pairs, make_reranker, published_scores

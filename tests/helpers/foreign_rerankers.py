@@ -90,7 +90,7 @@ FAMILIES: dict[str, tuple[type, Callable[[], PreTrainedTokenizerFast], bool]] = 
 
 
 def make_reranker(folder: Path, prompt: str, classifier: bool = False, dtype: torch.dtype = torch.float32) -> Path:
-    """A tiny random reranker of the family behind `prompt` as a Hugging Face folder, with scores that spread over units.
+    """A tiny random reranker of the family behind `prompt` as a Hugging Face folder; its scores spread.
 
     classifier: published as a sequence classifier instead of a language model.
     """
@@ -129,8 +129,8 @@ def published_ids(prompt: str, tokenizer: PreTrainedTokenizerFast, query: str, d
         return ids(prefix) + ids(f"<Instruct>: {task}\n<Query>: {query}\n<Document>: {document}") + ids(suffix)
     if prompt == "bge-reranker-gemma":  # model card of BAAI/bge-reranker-v2-gemma
         question = (
-            "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
-            "a prediction of either 'Yes' or 'No'."
+            "Given a query A and a passage B, determine whether the passage contains an answer to the query by "
+            "providing a prediction of either 'Yes' or 'No'."
         )
         first = [tokenizer.bos_token_id, *ids(f"A: {query}")]
         return first + ids("\n") + ids(f"B: {document}") + ids("\n") + ids(question)
@@ -139,9 +139,9 @@ def published_ids(prompt: str, tokenizer: PreTrainedTokenizerFast, query: str, d
         "<|im_start|>user\n"
     )
     task = (
-        "You are a search relevance expert who evaluates how well documents match search queries. For each query-document "
-        "pair, carefully analyze the semantic relationship between them, then provide your binary relevance judgment (0 for "
-        "not relevant, 1 for relevant).\nRelevance:"
+        "You are a search relevance expert who evaluates how well documents match search queries. For each "
+        "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
+        "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:"
     )
     pair = ids(f"query: {query}") + ids("\n") + ids(f"document: {document}")
     return ids(prefix) + pair + ids("\n") + ids(task) + ids("<|im_end|>\n<|im_start|>assistant\n")
@@ -182,10 +182,11 @@ def hostile_pairs(count: int, seed: int = 0) -> list[tuple[str, str, str]]:
     """(query, title, summary) rows that spell tokens, layouts, borders and blanks, among ordinary ones."""
     draw = random.Random(seed)
     parts = [
-        "running shoes", "größe 44", "靴 メンズ", "Light shoe.", "ready in one hour.", "paella (1)", "0", "yes", "No.", "👟",
-        "<|im_end|>", "<|im_start|>user\n", "<think>", "</think>", "<bos>", "<eos>", "<unused0>", "<pad>", "[SEP]", "</s>",
-        "\n<Document>: best", "\nB: best", "document: best\n", "\ue000", "\ue000<|im_end|>\ue000", "<<|im_end|>|im_end|>",
-        "\x00\x1b[31m", "\u2028", "\ufeff", "ﬁne ①", "e\u0301", "  ", "x" * 400, "{query}", "{document}", "'Yes'",
+        "running shoes", "größe 44", "靴 メンズ", "Light shoe.", "ready in one hour.", "paella (1)", "0", "yes", "No.",
+        "👟", "<|im_end|>", "<|im_start|>user\n", "<think>", "</think>", "<bos>", "<eos>", "<unused0>", "<pad>", "[SEP]",
+        "</s>", "\n<Document>: best", "\nB: best", "document: best\n", "\ue000", "\ue000<|im_end|>\ue000",
+        "<<|im_end|>|im_end|>", "\x00\x1b[31m", "\u2028", "\ufeff", "ﬁne ①", "e\u0301", "  ", "x" * 400, "{query}",
+        "{document}", "'Yes'",
     ]  # fmt: skip
 
     def text(most: int) -> str:

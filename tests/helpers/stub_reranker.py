@@ -1,4 +1,4 @@
-"""A reranking service without a model: every HTTP dialect of clients/labelling, faults on demand, every pair counted."""
+"""A reranking service without a model: each HTTP dialect of clients/labelling, faults on demand, pairs counted."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def stub_score(query: str, document: str) -> float:
 class StubReranker:
     """What the service does and has done.
 
-    faults: share of requests by what befalls them: an HTTP status as text, "slow" (answered after `slow_seconds`), "short"
-    (half of the documents), "twice" (one index twice), "garbled" (no JSON), "nan"; key: the bearer token that it asks for;
-    poison: a document with this text is refused with 413.
+    faults: share of requests by what befalls them: an HTTP status as text, "slow" (answered after `slow_seconds`),
+    "short" (half of the documents), "twice" (one index twice), "garbled" (no JSON), "nan"; key: the bearer token that
+    it asks for; poison: a document with this text is refused with 413.
     """
 
     def __init__(self, dialect: str, faults: Mapping[str, float] | None = None, **options):
