@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 from torch import Tensor
 
 from ranking.card import ScoreCard, fingerprint
@@ -15,7 +16,16 @@ from ranking.labels import LabelSet
 from ranking.program import run
 from training.student.checkpoint import ScoreScale
 from training.student.encoder import StudentModel
-from training.student.student_groups import Sampling, graded_sampler, joined, judged_groups, labelled_groups, sampler
+from training.student.judged_tuning import JudgedTuningSettings
+from training.student.student_groups import (
+    Sampling,
+    first_queries,
+    graded_sampler,
+    joined,
+    judged_groups,
+    labelled_groups,
+    sampler,
+)
 from training.student.student_training import StudentTrainingSettings, start_student, train_student
 from training.trainer import losses
 from training.trainer.group_batches import GroupSampler, RankingGroups
@@ -59,12 +69,21 @@ class StudentLossSettings:
 
 
 @dataclass(kw_only=True)
-class DistillationSettings(StudentTrainingSettings, StudentLossSettings):
-    """What shapes a distilled student, wherever its labels come from."""
+class DistillationSettings(StudentTrainingSettings, StudentLossSettings, JudgedTuningSettings):
+    """What shapes a distilled student, wherever its labels come from.
+
+    Args:
+        train_share: share of the judged train queries that judged_weight and judged_epochs use
+    """
+
+    train_share: float = 1.0
 
     def __post_init__(self):
         StudentTrainingSettings.__post_init__(self)
         StudentLossSettings.__post_init__(self)
+        JudgedTuningSettings.__post_init__(self)
+        if not 0 <= self.train_share <= 1:
+            raise ValueError(f"train_share is {self.train_share}: a share from 0 to 1 is needed")
 
 
 @dataclass(kw_only=True)
@@ -106,10 +125,14 @@ def distill(
     dev_path, train_path = (settings.data / "judgments" / f"{split}.parquet" for split in ("dev", "train"))
     dev = judged_groups(dev_path, student.text_format)
     groups, sample = labelled, sampler(settings.group_sampling, settings.group_documents)
-    if settings.judged_weight:
-        groups = joined(labelled, judged_groups(train_path, student.text_format))
-        sample = _by_source(sample, graded_sampler(settings.group_documents))
+    judged = None
+    if settings.judged_weight or settings.judged_epochs:
+        judged = _train_judgments(train_path, student, settings.train_share, settings.seed)
+    if judged is not None:
         trained_on = trained_on | {"train": fingerprint(train_path)}
+    if judged is not None and settings.judged_weight:
+        groups = joined(labelled, judged)
+        sample = _by_source(sample, graded_sampler(settings.group_documents))
     return train_student(
         settings,
         student,
@@ -121,7 +144,18 @@ def distill(
         role="student",
         scale=scale,
         trained_on=trained_on | {"dev": fingerprint(dev_path)},
+        judged_queries=0 if judged is None else len(judged),
+        judged=judged if settings.judged_epochs else None,
+        tuning=settings,
     )
+
+
+def _train_judgments(path: Path, student: StudentModel, share: float, seed: int) -> RankingGroups | None:
+    """The judged train queries that the student may use, None where there are none: labels alone teach it then."""
+    if not share or not path.is_file() or not pq.read_metadata(path).num_rows:
+        LOGGER.info("no judged train query: the student learns from labels alone")
+        return None
+    return first_queries(judged_groups(path, student.text_format), share, seed)
 
 
 def teacher_scale(labelled: RankingGroups, card: ScoreCard | None) -> ScoreScale:

@@ -60,6 +60,7 @@ def train_baseline(config: Config) -> ScoreCard:
         role="baseline",
         scale=scale,
         trained_on={split: fingerprint(path) for split, path in judgments.items()},
+        judged_queries=len(train),
     )
 
 

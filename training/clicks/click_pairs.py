@@ -25,6 +25,7 @@ from ranking.schema import TABLES, write_table
 from training.clicks.duckdb_tables import DuckDbSettings, connect, open_view, parquet_files
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 from training.clicks.propensities import Propensities, estimate_propensities
+from training.clicks.shown_documents import shown_documents
 
 LOGGER = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class ClickPairSettings(DuckDbSettings):
     Args:
         events: the raw log: a Parquet file, a folder of them, or a glob in quotes
         out: the clicks file to write; counts and propensities go to a .report.json beside it
+        impressions: also write every shown document of the queries with a satisfied click to this file, with its clicks and
+            expected examinations: what training.train_on_clicks learns from
         dwell_seconds: a click counts as satisfied from this dwell on; lower it for snippets that are read quickly
         min_impressions: drop pairs shown fewer times than this; raise it for large logs
         debias: weight clicks by inverse propensity; --no-debias counts every satisfied click as one
@@ -51,6 +54,7 @@ class ClickPairSettings(DuckDbSettings):
 
     events: str
     out: Path
+    impressions: Path | None = None
     dwell_seconds: float = SATISFIED_SECONDS
     min_impressions: int = 1
     debias: bool = True
@@ -71,6 +75,10 @@ class ClickPairSettings(DuckDbSettings):
             raise ValueError(f"propensities are {self.propensities}: probabilities above 0 and up to 1 are needed")
         if self.max_weight < 1 or self.dwell_seconds < 0:
             raise ValueError("max_weight must be at least 1, dwell_seconds 0 or more")
+
+    def satisfied(self) -> str:
+        """The SQL condition of a satisfied click."""
+        return f"clicked AND dwell_seconds >= {float(self.dwell_seconds)!r}"
 
 
 def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
@@ -94,6 +102,9 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
             report["position_bias"] = propensities.report() if propensities else None
             _sum_clicks(connection, settings, propensities)
             report["clicks"] = write_table(out, "clicks", _clicks(connection))
+            if settings.impressions is not None:
+                shown = shown_documents(connection, settings.satisfied(), propensities)
+                report["shown_documents"] = write_table(settings.impressions, "impressions", shown)
         except duckdb.Error as problem:
             raise DataError(settings.events, f"DuckDB: {' '.join(str(problem).split())}") from problem
         finally:
@@ -150,7 +161,7 @@ def _sum_clicks(
     connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings, propensities: Propensities | None
 ) -> None:
     """Make `weights` (query_no, doc_id, weight) from satisfied clicks, after the impression limit."""
-    satisfied = f"clicked AND dwell_seconds >= {float(settings.dwell_seconds)!r}"
+    satisfied = settings.satisfied()
     connection.execute("CREATE TABLE position_weights (position INTEGER, weight DOUBLE)")
     positions = connection.execute("SELECT DISTINCT position FROM impressions WHERE " + satisfied).fetchall()
     rows = [(p, min(settings.max_weight, 1 / propensities.at(p)) if propensities else 1.0) for (p,) in positions]

@@ -58,6 +58,15 @@ def first_queries(groups: RankingGroups, share: float, seed: int) -> RankingGrou
     return select_queries(groups, np.sort(np.random.default_rng(seed).permutation(len(groups))[:count]))
 
 
+def with_different_targets(groups: RankingGroups) -> RankingGroups:
+    """The queries whose documents do not all have one target: the others are no pair. InputError if none is left."""
+    starts = groups.group_starts[:-1]
+    differ = np.maximum.reduceat(groups.targets, starts) > np.minimum.reduceat(groups.targets, starts)
+    if not differ.any():
+        raise InputError("no query has two documents with different targets: there is nothing to learn an order from")
+    return groups if differ.all() else select_queries(groups, np.flatnonzero(differ))
+
+
 def select_queries(groups: RankingGroups, chosen: Iterable[int]) -> RankingGroups:
     """The groups of the chosen queries (indices), in that order."""
     chosen = [int(query) for query in chosen]

@@ -13,6 +13,7 @@ from ranking.files import replacing
 from training.evaluation.calibration_fit import Kind
 from training.student.checkpoint import ScoreScale, save_student
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
+from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
 from training.student.masked_lm_warm_up import WarmUpSettings, warm_up
 from training.student.word_embedding_start import WordEmbeddingSettings, fit_word_embeddings
 from training.trainer.group_batches import GroupSampler, RankingGroups
@@ -85,12 +86,17 @@ def train_student(
     role: Literal["student", "baseline"],
     scale: ScoreScale,
     trained_on: dict[str, str],
+    judged_queries: int,
+    judged: RankingGroups | None = None,
+    tuning: JudgedTuningSettings | None = None,
 ) -> ScoreCard:
     """Train, keep the weights with the best dev NDCG@5, write the checkpoint to settings.out, return its card.
 
     train: groups with targets on the standardised scale; dev: groups with grades; word_groups: groups with one target
     per document, from which word embeddings are fitted first where the settings ask for it (a start from scratch only);
-    scale: the targets' raw scale, to which the saved model's scores are brought back; trained_on: name -> fingerprint.
+    scale: the targets' raw scale, to which the saved model's scores are brought back; trained_on: name -> fingerprint;
+    judged_queries: judged train queries behind the targets or the tuning;
+    judged, tuning: judged groups that the model is tuned on afterwards, and how (training/student/judged_tuning.py).
     """
     if settings.match_steps and settings.init is None:
         fit_word_embeddings(student, word_groups, settings.match_steps, settings.seed)
@@ -106,6 +112,8 @@ def train_student(
         out=settings.out,
     )
     trainer.start()
+    if judged is not None and tuning is not None:
+        tune_on_judgments(student, settings, tuning, judged, dev, work=settings.out / RUN_FOLDER / "judged")
     return save_student(
         student,
         trainer,
@@ -114,5 +122,6 @@ def train_student(
         role=role,
         scale=scale,
         trained_on=trained_on,
+        judged_queries=judged_queries,
         calibrate=settings.calibrate,
     )

@@ -44,6 +44,20 @@ def ranknet(scores: Tensor, grades: Tensor, groups: Tensor, reduction: Reduction
     return _reduce_pairs(functional.softplus(scores[worse] - scores[better]), better, groups, reduction)
 
 
+def click_ranknet(scores: Tensor, click_rates: Tensor, groups: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """(c_i - c_j) * log(1 + exp(-(s_i - s_j))) over the pairs of a group with c_i > c_j.
+
+    RankNet (Burges et al. 2005) on clicks corrected for position bias: click_rates, float [n], are clicks over expected
+    examinations, an unbiased estimate of relevance under the position-based model (Joachims, Swaminathan and Schnabel,
+    arXiv 1608.04468). The difference as weight makes a pair count as much as the log tells the two apart.
+    Arguments, normalisation (by the number of pairs, not by their weights) and errors as for hinge.
+    """
+    scores, click_rates = _checked(scores, click_rates, groups)
+    better, worse = _graded_pairs(click_rates, groups)
+    weights = click_rates[better] - click_rates[worse]
+    return _reduce_pairs(weights * functional.softplus(scores[worse] - scores[better]), better, groups, reduction)
+
+
 def point_mse(student: Tensor, teacher: Tensor, reduction: Reduction = "mean") -> Tensor:
     """(s_i - t_i)^2 over documents; float [n] each. ValueError: lengths differ or a target is not finite."""
     student, teacher = _checked(student, teacher)
