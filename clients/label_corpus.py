@@ -1,6 +1,7 @@
 """Label a corpus: every (query, title, summary) candidate gets the teacher's score, whatever fails (docs/labelling.md).
 
-    python clients/label_corpus.py --candidates data/world/candidates.parquet --out runs/world/labels --url localhost:8001
+    python clients/label_corpus.py --candidates data/world/candidates.parquet --out runs/world/labels --url
+    localhost:8001
 
 Exit code: 0 every pair labelled; 3 finished, some pairs are in rejects.parquet; 130 interrupted, run it again to go on;
 1 it cannot go on (the line says why; what is finished stays finished).
@@ -20,42 +21,45 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-from clients.labelling.candidates import CandidateFile, RowRange
-from clients.labelling.dispatch import Job, find_teacher, label_ranges
-from clients.labelling.dry_run import estimate, probe
-from clients.labelling.endpoint import Patience
-from clients.labelling.folder import LabelFolder, one_writer
-from clients.labelling.progress import serve_metrics, show
-from clients.labelling.sample import describe_sample, draw_sample, show_scores
-from clients.labelling.shards import Origin
-from clients.labelling.teacher import checkpoint_folder
-from clients.labelling.work import Tally
+from clients.labelling.candidate_file import CandidateFile, RowRange
+from clients.labelling.first_sample import describe_sample, draw_sample, show_scores
+from clients.labelling.label_folder import LabelFolder, one_writer
+from clients.labelling.label_ranges import Job, find_teacher, label_ranges
+from clients.labelling.label_shards import Origin
+from clients.labelling.progress_and_metrics import serve_metrics, show
+from clients.labelling.run_forecast import forecast, probe
+from clients.labelling.served_teacher import checkpoint_folder
+from clients.labelling.teacher_endpoint import Patience
+from clients.labelling.work_queue import Tally
+from clients.triton.connection import TritonAccess
 from ranking.errors import InputError
 from ranking.labels import MANIFEST_NAME, load_manifest
 from ranking.program import EXIT_INTERRUPTED, run
 from ranking.text import TeacherFormat
 
-log = logging.getLogger("labels")
+logger = logging.getLogger("labels")
 
 EXIT_REJECTS = 3
 
 
 @dataclass
-class Config:
+class Config(TritonAccess):
     """Score every candidate with the teacher behind Triton; run it again after any interruption and it goes on.
 
     Args:
         candidates: candidates.parquet to label, a query's candidates side by side
         out: folder of the label shards; one folder per candidate file and teacher
-        url: gRPC addresses of the teacher servers, host:port, separated by commas
-        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits; of a published
+        url: teacher servers, host:port or grpcs://host:port, separated by commas
+        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits; of a
+            published
             model's folder the highest version is taken
         model: name of the served model
         in_flight: requests in flight per endpoint; left out, the number is found by trying
         shard_rows: candidate rows per shard; raise it for corpora above 10^8 pairs
-        deadline: seconds a request may take before it is sent again
+        deadline_ms: time that a request may take before it is sent again
         retries: failures of one pair before it goes to the rejects
-        give_up: seconds without an answer from any endpoint before the run ends; at its start it waits a minute at most
+        give_up_seconds: time without an answer from any endpoint before the run ends; at its start it waits a minute at
+            most
         max_refused: share of pairs that the teacher may fail on before the run ends
         retry_rejects: label shards again in which the teacher failed on some pairs
         engine: local labels from this process; ray spreads shards over a Ray cluster
@@ -78,9 +82,9 @@ class Config:
     model: str = "teacher"
     in_flight: int | None = None
     shard_rows: int = 10_000
-    deadline: float = 60.0
+    deadline_ms: float = 60_000.0
     retries: int = 5
-    give_up: float = 900.0
+    give_up_seconds: float = 900.0
     max_refused: float = 0.01
     retry_rejects: bool = False
     engine: Literal["local", "ray"] = "local"
@@ -96,7 +100,7 @@ class Config:
     metrics_address: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
-        for name in ("in_flight", "shard_rows", "deadline", "give_up", "ray_workers", "rate", "sample"):
+        for name in ("in_flight", "shard_rows", "deadline_ms", "give_up_seconds", "ray_workers", "rate", "sample"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be above 0")
@@ -121,6 +125,7 @@ class StopSignals:
         print("\nfinishing the shards in hand; once more to leave at once", file=sys.stderr)
 
     def __call__(self) -> bool:
+        """Whether a first signal has come."""
         return self.asked
 
 
@@ -156,19 +161,20 @@ def label(config: Config, candidates: CandidateFile, out: Path, shard_rows: int)
             left = folder.pending()
             if left:
                 rows = sum(covered.rows for covered in left)
-                log.warning("stopped with %d of %d pairs to label; run again to go on", rows, candidates.rows)
+                logger.warning("stopped with %d of %d pairs to label; run again to go on", rows, candidates.rows)
                 return EXIT_INTERRUPTED
             counts = folder.finish()["counts"]
         except OSError as problem:
             reason = problem.strerror or problem
             raise InputError(f"{out}: {reason}; finished shards are kept, run again to go on") from problem
-    log.info("%s: %d labels, %d rejects", out, counts["labels"], counts["rejects"])
+    logger.info("%s: %d labels, %d rejects", out, counts["labels"], counts["rejects"])
     return EXIT_REJECTS if counts["rejects"] else 0
 
 
 def make_job(config: Config, candidates: CandidateFile, out: Path, shard_rows: int) -> Job:
     """Ask the servers who they are, check the local checkpoint against them, and put together what the workers need."""
-    teacher = asyncio.run(find_teacher(config.url, config.model, wait=min(config.give_up, 60.0)))
+    credentials = config.credentials()
+    teacher = asyncio.run(find_teacher(config.url, credentials, config.model, min(config.give_up_seconds, 60.0)))
     checkpoint = checkpoint_folder(config.teacher)
     teacher.text_format(checkpoint)  # a wrong folder must be known before anything is written
     return Job(
@@ -178,9 +184,10 @@ def make_job(config: Config, candidates: CandidateFile, out: Path, shard_rows: i
         teacher=teacher,
         teacher_folder=checkpoint,
         urls=tuple(config.url),
+        credentials=credentials,
         in_flight=config.in_flight,
-        patience=Patience(config.deadline, config.retries),
-        give_up=config.give_up,
+        patience=Patience(config.deadline_ms, config.retries),
+        give_up_seconds=config.give_up_seconds,
         max_refused=config.max_refused,
     )
 
@@ -208,11 +215,12 @@ def dry_run(config: Config, candidates: CandidateFile) -> int:
             job = make_job(config, candidates, Path(scratch), shard_rows=min(config.shard_rows, 5000))
             rate = probe(job, Path(scratch), candidates.ranges(job.origin.shard_rows))
     text_format = TeacherFormat.of_checkpoint(checkpoint_folder(config.teacher))
-    print(estimate(candidates, text_format, rate, len(config.url), config.price_per_hour))
+    print(forecast(candidates, text_format, rate, len(config.url), config.price_per_hour))
     return 0
 
 
 def main(config: Config) -> int:
+    """Label, sample or forecast, as the settings say. Returns the exit code."""
     candidates = CandidateFile.open(config.candidates)
     if config.dry_run:
         return dry_run(config, candidates)

@@ -1,8 +1,9 @@
-"""A search page to look with: one query, two arms' rankings side by side, their names hidden until you have judged.
+"""A search page for judging by eye: one query, two arms' rankings side by side, named only after you have judged.
 
-    python clients/search_page.py --data data/world --triton 127.0.0.1:8001
+    python clients/search_page.py --data data/world --url 127.0.0.1:8001
 
-Judgements go to a CSV of good, same, bad (treatment seen beside control) that `clients/ab_report.py --judgements` reads.
+Judgments go to a CSV of good, same, bad (treatment seen beside control), which `clients/ab_report.py --judgments`
+reads.
 """
 
 from __future__ import annotations
@@ -25,40 +26,41 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from clients.rerank import AsyncReranker, RerankError
+from clients.triton.connection import TritonAccess
+from clients.triton.reranker import AsyncReranker, RerankError
 from ranking.errors import InputError
 from ranking.program import run
 from ranking.schema import iter_table
 
-log = logging.getLogger("search_page")
+logger = logging.getLogger("search_page")
 
 PAGE = Path(__file__).parent / "pages" / "search_page.html"
 SHOWN = 10
 
 
 @dataclass
-class Config:
+class Config(TritonAccess):
     """Serve a page that shows two arms' rankings of a query side by side.
 
     Args:
         data: dataset folder whose documents are searched
-        triton: address of the Triton server that holds the arms, as clients/rerank.py takes it
+        url: Triton server that holds the arms; scheme grpc, grpcs, http or https (none means grpc)
         control: model of one side
         treatment: model of the other side
         candidates: documents that BM25 finds for the arms to rank
-        judgements: CSV that judgements are added to
-        deadline: seconds for both rankings
+        judgments: CSV that judgments are added to
+        deadline_ms: time for both rankings
         host: address to listen on
         port: port to listen on
     """
 
     data: Path
-    triton: str = "127.0.0.1:8001"
+    url: str = "127.0.0.1:8001"
     control: str = "baseline"
     treatment: str = "student"
     candidates: int = 48
-    judgements: Path = Path("runs/judgements.csv")
-    deadline: float = 5.0
+    judgments: Path = Path("runs/judgments.csv")
+    deadline_ms: float = 5000.0
     host: str = "127.0.0.1"
     port: int = 8090
 
@@ -95,7 +97,7 @@ class Documents:
         return [int(n) for n, score in zip(numbers[0], scores[0]) if score > 0]
 
 
-class Judgement(BaseModel):
+class SideBySideJudgment(BaseModel):
     """Which side was better. left names the arm that stood on the left, as the search answer gave it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -105,12 +107,14 @@ class Judgement(BaseModel):
 
 
 def make_app(config: Config) -> FastAPI:
+    """The page as an ASGI application, with the documents indexed. InputError if the dataset folder holds none."""
     documents = Documents(config.data)
     arms = (config.control, config.treatment)
 
     @asynccontextmanager
     async def rankers(app: FastAPI):
-        app.state.rankers = {arm: AsyncReranker([config.triton], arm, config.deadline) for arm in arms}
+        credentials = config.credentials()
+        app.state.rankers = {arm: AsyncReranker([config.url], arm, config.deadline_ms, credentials) for arm in arms}
         yield
         await asyncio.gather(*(ranker.close() for ranker in app.state.rankers.values()))
 
@@ -150,27 +154,28 @@ def make_app(config: Config) -> FastAPI:
         return {"query": query, "found": len(numbers), "same": same, "sides": sides}
 
     @app.post("/judge")
-    async def judge(judgement: Judgement) -> dict[str, str]:
-        """Append a judgement, as seen from the treatment."""
-        if judgement.left not in arms:
-            raise HTTPException(422, f"left is {judgement.left!r}: one of {', '.join(arms)} is meant")
+    async def judge(judgment: SideBySideJudgment) -> dict[str, str]:
+        """Append a judgment, as seen from the treatment."""
+        if judgment.left not in arms:
+            raise HTTPException(422, f"left is {judgment.left!r}: one of {', '.join(arms)} is meant")
         verdict = "same"
-        if judgement.better != "same":
-            winner = judgement.left if judgement.better == "left" else next(a for a in arms if a != judgement.left)
+        if judgment.better != "same":
+            winner = judgment.left if judgment.better == "left" else next(a for a in arms if a != judgment.left)
             verdict = "good" if winner == config.treatment else "bad"
-        config.judgements.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not config.judgements.exists()
-        with config.judgements.open("a", encoding="utf-8", newline="") as stream:
+        config.judgments.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not config.judgments.exists()
+        with config.judgments.open("a", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
             if fresh:
                 writer.writerow(["query", "verdict"])
-            writer.writerow([judgement.query, verdict])
+            writer.writerow([judgment.query, verdict])
         return {"verdict": verdict}
 
     return app
 
 
 def main(config: Config) -> None:
+    """Index the documents and serve the page until interrupted."""
     try:
         app = make_app(config)
     except pa.ArrowException as problem:
@@ -180,4 +185,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Config, example="python clients/search_page.py --data data/world --triton 127.0.0.1:8001")
+    run(main, Config, example="python clients/search_page.py --data data/world --url 127.0.0.1:8001")

@@ -23,7 +23,7 @@ from ranking.files import write_json
 from ranking.program import run
 from ranking.schema import read_table
 
-log = logging.getLogger("simulate_traffic")
+logger = logging.getLogger("simulate_traffic")
 
 
 @dataclass
@@ -45,7 +45,8 @@ class Config:
             equal arms) before the router sees them, "bot" adds a user of 5% of all pages who clicks everything
         experiment_seed: the experiment's seed, for fault "lost"
         seed: of users, queries and clicks
-        truth_out: JSON file for the page CTR that each model's ranking truly has; needs --allow-forced-arm on the router
+        truth_out: JSON file for the page CTR that each model's ranking truly has; needs --allow-forced-arm on the
+            router
         arms: arms to measure for truth_out
     """
 
@@ -163,6 +164,7 @@ class Traffic:
             await self.send(events)
 
     def events(self, request_id: str, shown: list[str], search: Search, planned: PlannedPage) -> list[dict[str, Any]]:
+        """The clicks and dwell times of a user who looks at the documents shown, as POST /events takes them."""
         grades = np.array([[search.grades[doc] for doc in shown]])
         visits = self.model.simulate(grades, np.random.default_rng(planned.seed))
         events: list[dict[str, Any]] = []
@@ -174,6 +176,7 @@ class Traffic:
         return events
 
     async def send(self, events: list[dict[str, Any]]) -> None:
+        """Post events to the router; failures are counted."""
         try:
             answer = await self.client.post("/events", json={"events": events})
         except httpx.HTTPError as problem:
@@ -197,7 +200,8 @@ class Traffic:
         progress.close()
 
     async def true_page_ctr(self, arm: str, draws: int = 400) -> float:
-        """Page CTR of an arm's ranking over the planned query frequencies, by many draws of the click model per query."""
+        """Page CTR of an arm's ranking over the planned query frequencies, by many draws of the click model per
+        query."""
         rng = np.random.default_rng([self.config.seed, 3])
         weights = 1.0 / np.arange(1, len(self.searches) + 1) ** self.config.zipf
         rates = np.zeros(len(self.searches))
@@ -215,6 +219,7 @@ class Traffic:
 
 
 async def simulate(config: Config) -> Traffic:
+    """Run all planned pages. InputError if no healthy router answers."""
     searches = read_searches(config)
     pages = plan_pages(config, len(searches))
     limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
@@ -233,6 +238,7 @@ async def simulate(config: Config) -> Traffic:
 
 
 def main(config: Config) -> int:
+    """Simulate and print the counts. Returns 1 if a request had no answer."""
     began = time.perf_counter()
     traffic = asyncio.run(simulate(config))
     seconds = time.perf_counter() - began

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from clients.ab.router.local import start_router
+from clients.ab.router.local_router import start_router
 from demo.stages import ROOT, Stages, note, run_program
 from demo.summary import summarise
 from ranking.errors import InputError

@@ -65,12 +65,12 @@ def commands(config: Config, out: Path) -> dict[str, tuple[list[str], str]]:
     ]
     experiment = STATE / "experiment.yaml"
     router = [
-        *("clients/ab_router.py", "--experiment", str(experiment), "--triton", grpc, "--log", str(STATE / "log")),
+        *("clients/ab_router.py", "--experiment", str(experiment), "--url", grpc, "--log", str(STATE / "log")),
         *("--port", str(config.router_port), "--deadline-ms", "1000"),
     ]
     page = [
-        *("clients/search_page.py", "--data", str(out / "data"), "--triton", grpc, "--port", str(config.page_port)),
-        *("--judgements", str(STATE / "judgements.csv")),
+        *("clients/search_page.py", "--data", str(out / "data"), "--url", grpc, "--port", str(config.page_port)),
+        *("--judgments", str(STATE / "judgments.csv")),
     ]
     return {
         "tritonserver": (triton, f"http://127.0.0.1:{config.http_port}/v2/models/student/ready"),

@@ -19,7 +19,8 @@ RAMP_S = 2.0  # the first seconds of a step are left out: users start, queues fi
 
 @dataclass
 class CapacitySettings:
-    """arms: searched one after the other; start_rate, max_rate: requests a second; p99_ms: the target; step_s: seconds a step is
+    """arms: searched one after the other; start_rate, max_rate: requests a second; p99_ms: the target; step_s: seconds
+    a step is
     measured; settle_s: seconds to wait for late answers (and for workers' reports) before a step is judged."""
 
     arms: list[str]
@@ -90,7 +91,8 @@ class CapacityShape(LoadTestShape):
         self._steps.append(row)
         p99 = "failed" if row["p99_ms"] is None else f"{row['p99_ms']:.1f} ms"
         print(
-            f"{self._arm} at {row['rate']:.1f}/s: p99 {p99}, {row['failed']} failed -> {'held' if row['passed'] else 'not held'}",
+            f"{self._arm} at {row['rate']:.1f}/s: p99 {p99}, {row['failed']} failed -> "
+            f"{'held' if row['passed'] else 'not held'}",
             flush=True,
         )
         # each step has its own lag: an overloaded one must not accuse the next

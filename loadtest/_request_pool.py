@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ranking.errors import InputError
+from ranking.request_tensors import read_scores
 from ranking.schema import read_table
 
 POOL_SIZE = 400  # distinct requests; each is checked against its own first answer
@@ -55,7 +56,7 @@ class RequestPool:
             )
         table = read_table(path, "judgments")
         if not len(table):
-            raise InputError(f"{path}: no judgement, so no query to send")
+            raise InputError(f"{path}: no judgment, so no query to send")
         chosen = random.Random(seed)
         names = pc.unique(table.column("query_id")).to_pylist()
         chosen.shuffle(names)
@@ -83,10 +84,6 @@ class RequestPool:
         """The next request, by frequency: few queries make most of the traffic, as in a real log."""
         return self._random.choices(self.requests, cum_weights=self._cumulative)[0]
 
-    def mean_size(self) -> float:
-        weights = np.diff([0.0, *self._cumulative])
-        return float(sum(w * len(r.doc_ids) for w, r in zip(weights, self.requests)))
-
 
 def check_scores(request: RankRequest, scores: np.ndarray, first: np.ndarray | None, tolerance: float) -> str:
     """What is wrong with an answer, or an empty string: count, finite values, the order of this request's first answer.
@@ -94,10 +91,10 @@ def check_scores(request: RankRequest, scores: np.ndarray, first: np.ndarray | N
     Two documents may change places only if their first scores were within 2 * tolerance of one another: batching moves
     a score's last bits, nothing else may.
     """
-    if scores.shape != (len(request.doc_ids),):
-        return f"{scores.size} scores for {len(request.doc_ids)} documents"
-    if not np.isfinite(scores).all():
-        return "a score is NaN or infinite"
+    try:
+        read_scores(scores, len(request.doc_ids))
+    except ValueError as problem:
+        return str(problem)
     if first is not None and (moved := float(np.abs(scores - first).max(initial=0.0))) > tolerance:
         return f"a score moved by {moved:.3g} since the first answer to the same request"
     return ""

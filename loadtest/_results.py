@@ -64,8 +64,8 @@ def generator(recorder: Recorder, cpu_share: float | None) -> dict[str, Any]:
         "cpu_share": None if cpu_share is None else round(cpu_share, 3),
         "saturated": saturated,
         "meaning": (
-            f"requests left late (p99 {lag:.0f} ms after their time): the generator was short of CPU, the latencies are "
-            "not the server's alone; use --processes or another machine"
+            f"requests left late (p99 {lag:.0f} ms after their time): the generator was short of CPU, the "
+            "latencies are not the server's alone; use --processes or another machine"
             if saturated
             else "requests left on time: the latencies are the server's"
         ),
@@ -130,7 +130,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         )
     for arm, row in (found["capacity"] or {}).items():
         out.append(
-            f"{arm}: capacity {row['rate']:.1f} requests/s at p99 <= {row['p99_target_ms']:g} ms (limited by {row['limited_by']})"
+            f"{arm}: capacity {row['rate']:.1f} requests/s at p99 <= {row['p99_target_ms']:g} ms "
+            f"(limited by {row['limited_by']})"
         )
     out.append(f"generator: {found['generator']['meaning']}")
     return out

@@ -1,4 +1,7 @@
-"""Where requests go: Triton over gRPC or HTTP, or the A/B router. Each `send` returns (model, scores in request order)."""
+"""Where requests go: Triton over gRPC or HTTP, or the A/B router.
+
+Each `send` returns (model, scores in request order).
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,32 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from loadtest._request_pool import RankRequest
+from ranking.request_tensors import SCORE, read_scores, request_tensors
 
 CONNECTIONS = 512  # requests in flight per process over HTTP; gRPC multiplexes
 
 
 class RequestFailed(Exception):
-    """An answer that is none: refused, timed out, malformed. The text groups failures, so it holds no numbers of its own."""
+    """An answer that is none: refused, timed out, malformed.
+
+    The text groups failures, so it holds no numbers of its own.
+    """
 
 
 class Target(Protocol):
-    """A server that ranks. timeout_s: after it a request has failed."""
+    """A server that ranks. deadline_ms: after it a request has failed."""
 
-    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]: ...
-
-    def close(self) -> None: ...
-
-
-def _bytes(values: tuple[str, ...]) -> np.ndarray:
-    return np.array([v.encode() for v in values], dtype=np.object_)
+    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+        """The model that answered and its scores in request order. RequestFailed if there is no usable answer."""
 
 
 def _tensors(module, request: RankRequest, cache: dict[int, list]) -> list:
     """The three input tensors of a request, made once: building them costs more than sending them."""
     if request.number not in cache:
-        fields = (("query", (request.query,)), ("title", request.titles), ("summary", request.summaries))
         inputs = []
-        for name, values in fields:
-            tensor = module.InferInput(name, [len(values)], "BYTES")
-            tensor.set_data_from_numpy(_bytes(values))
+        for name, values in request_tensors(request.query, request.titles, request.summaries).items():
+            tensor = module.InferInput(name, list(values.shape), "BYTES")
+            tensor.set_data_from_numpy(values)
             inputs.append(tensor)
         cache[request.number] = inputs
     return cache[request.number]
@@ -50,62 +51,62 @@ def _tensors(module, request: RankRequest, cache: dict[int, list]) -> list:
 class GrpcTarget:
     """Triton over gRPC, one channel for all requests of the process."""
 
-    def __init__(self, url: str, timeout_s: float):
+    def __init__(self, url: str, deadline_ms: float):
         self._client = tritonclient.grpc.InferenceServerClient(url)
-        self._timeout_s = timeout_s
+        self._deadline_ms = deadline_ms
         self._inputs: dict[int, list] = {}
 
     def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+        """Send one request; see Target.send."""
         try:
             answer = self._client.infer(
-                arm, _tensors(tritonclient.grpc, request, self._inputs), client_timeout=self._timeout_s
+                arm, _tensors(tritonclient.grpc, request, self._inputs), client_timeout=self._deadline_ms / 1000
             )
         except InferenceServerException as problem:
             raise RequestFailed(_reason(problem)) from problem
-        return arm, _scores(answer)
-
-    def close(self) -> None:
-        self._client.close()
+        return arm, _scores(answer, request)
 
 
 class HttpTarget:
     """Triton over HTTP with binary tensors."""
 
-    def __init__(self, url: str, timeout_s: float):
+    def __init__(self, url: str, deadline_ms: float):
         self._client = tritonclient.http.InferenceServerClient(
-            url, concurrency=CONNECTIONS, connection_timeout=timeout_s, network_timeout=timeout_s
+            url, concurrency=CONNECTIONS, connection_timeout=deadline_ms / 1000, network_timeout=deadline_ms / 1000
         )
         self._inputs: dict[int, list] = {}
 
     def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+        """Send one request; see Target.send."""
         try:
             answer = self._client.infer(arm, _tensors(tritonclient.http, request, self._inputs))
         except InferenceServerException as problem:
             raise RequestFailed(_reason(problem)) from problem
         except (OSError, geventhttpclient.response.HTTPParseError) as problem:
             raise RequestFailed(f"{type(problem).__name__}") from problem
-        return arm, _scores(answer)
-
-    def close(self) -> None:
-        self._client.close()
+        return arm, _scores(answer, request)
 
 
 class RouterTarget:
-    """POST /rank of the A/B router. The arm is the router's choice by user id; its answer names the model that ranked."""
+    """POST /rank of the A/B router.
 
-    def __init__(self, url: str, timeout_s: float, users: int):
+    The arm is the router's choice by user id; its answer names the model that ranked.
+    """
+
+    def __init__(self, url: str, deadline_ms: float, users: int):
         parts = urlsplit(url if "//" in url else f"http://{url}")
         self._http = geventhttpclient.HTTPClient(
             parts.hostname or "127.0.0.1",
             parts.port or 80,
             concurrency=CONNECTIONS,
-            connection_timeout=timeout_s,
-            network_timeout=timeout_s,
+            connection_timeout=deadline_ms / 1000,
+            network_timeout=deadline_ms / 1000,
         )
         self._users, self._sent = users, 0
         self._documents: dict[int, list[dict[str, str]]] = {}
 
     def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+        """Send one request; see Target.send."""
         if request.number not in self._documents:
             rows = zip(request.doc_ids, request.titles, request.summaries)
             self._documents[request.number] = [{"doc_id": i, "title": t, "summary": s} for i, t, s in rows]
@@ -133,15 +134,12 @@ class RouterTarget:
         by_document = dict(zip(order, scores))
         return ranked["served_by"], np.array([by_document[doc] for doc in request.doc_ids], dtype=np.float32)
 
-    def close(self) -> None:
-        self._http.close()
 
-
-def _scores(answer) -> np.ndarray:
-    scores = answer.as_numpy("score")
-    if scores is None:
-        raise RequestFailed("the answer has no tensor `score`")
-    return scores
+def _scores(answer, request: RankRequest) -> np.ndarray:
+    try:
+        return read_scores(answer.as_numpy(SCORE), len(request.doc_ids))
+    except ValueError as problem:
+        raise RequestFailed(f"wrong answer: {problem}") from problem
 
 
 def _reason(problem: InferenceServerException) -> str:

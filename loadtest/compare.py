@@ -45,6 +45,7 @@ class Change:
 
 
 def read(path: Path) -> dict[str, Any]:
+    """A result file of the load test. DataError if it is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["arms"], found["generator"]["saturated"]
@@ -85,10 +86,12 @@ def changes(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> 
 
 
 def text(value: float | None) -> str:
+    """A measure for the table; None is a quantile among failed requests."""
     return "failed" if value is None else f"{value:.2f}"
 
 
 def main(config: Config) -> int:
+    """Print both runs side by side. Returns 3 for a regression if that was asked for."""
     before, after = read(config.before), read(config.after)
     for path, found in ((config.before, before), (config.after, after)):
         if found["generator"]["saturated"]:
@@ -99,7 +102,8 @@ def main(config: Config) -> int:
         change = "" if not row.before or row.after is None else f"{(row.after / row.before - 1) * 100:+.1f}%"
         mark = "  worse" if row.worse else ""
         print(
-            f"{row.arm:12} {row.measure:20} {text(row.before):>10} {text(row.after):>10} {change:>9} {row.noise:8.2f}{mark}"
+            f"{row.arm:12} {row.measure:20} {text(row.before):>10} {text(row.after):>10} {change:>9} "
+            f"{row.noise:8.2f}{mark}"
         )
     worse = [row for row in rows if row.worse]
     print(f"{len(worse)} of {len(rows)} measures are worse" if worse else "no regression")

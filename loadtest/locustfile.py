@@ -35,11 +35,12 @@ from loadtest._server_metrics import ServerMetrics, difference, scrape  # noqa: 
 from loadtest._targets import GrpcTarget, HttpTarget, RequestFailed, RouterTarget, Target  # noqa: E402
 from ranking.errors import InputError  # noqa: E402
 
-log = logging.getLogger("loadtest")
+logger = logging.getLogger("loadtest")
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser) -> None:
+    """Add the load test's own flags to Locust's."""
     group = parser.add_argument_group("DisRanker")
     group.add_argument("--data", default="data/world", help="dataset folder whose queries and documents are sent")
     group.add_argument("--split", default="test", help="judged split to draw from")
@@ -57,7 +58,9 @@ def add_options(parser) -> None:
     group.add_argument("--list-sizes", default="24:0.5,48:0.5", help="documents a request, with shares")
     group.add_argument("--zipf", type=float, default=1.0, help="skew of query frequencies; 0 is uniform")
     group.add_argument("--seed", type=int, default=1, help="of requests and arrivals")
-    group.add_argument("--timeout-s", type=float, default=10.0, help="a request without an answer by then has failed")
+    group.add_argument(
+        "--deadline-ms", type=float, default=10_000.0, help="a request without an answer by then has failed"
+    )
     group.add_argument(
         "--max-outstanding", type=int, default=2000, help="requests in flight per process; more are failed unsent"
     )
@@ -88,8 +91,15 @@ class Run:
         self.capacity: CapacityShape | None = None
         self.outstanding = 0
         self.next_arm = 0
+        self.users_started = 0
+
+    def number_user(self) -> int:
+        """The number of a user that starts: 0, 1, ... in this process."""
+        self.users_started += 1
+        return self.users_started - 1
 
     def choose_arm(self) -> str:
+        """The arm of the next request: the arms take turns."""
         self.next_arm += 1
         return self.arms[self.next_arm % len(self.arms)]
 
@@ -100,10 +110,10 @@ run = Run()
 def make_target(protocol: str, options) -> Target:
     """One connection, or pool of them, per protocol and process: users share it."""
     if protocol == "grpc":
-        return GrpcTarget(options.grpc_url, options.timeout_s)
+        return GrpcTarget(options.grpc_url, options.deadline_ms)
     if protocol == "http":
-        return HttpTarget(options.http_url, options.timeout_s)
-    return RouterTarget(options.router_url, options.timeout_s, options.user_pool)
+        return HttpTarget(options.http_url, options.deadline_ms)
+    return RouterTarget(options.router_url, options.deadline_ms, options.user_pool)
 
 
 class RankingUser(User):
@@ -113,6 +123,7 @@ class RankingUser(User):
     protocol: ClassVar[str] = ""
 
     def on_start(self) -> None:
+        """Share one connection per protocol among the users of a process."""
         options = self.environment.parsed_options
         if self.protocol not in run.targets:
             run.targets[self.protocol] = make_target(self.protocol, options)
@@ -152,6 +163,7 @@ class RankingUser(User):
         )
 
     def check(self, arm: str, request: RankRequest, scores: np.ndarray) -> None:
+        """Compare scores with the first answer to the same request. RequestFailed if they are wrong."""
         key = (arm, request.number)
         tolerance = self.environment.parsed_options.score_tolerance
         if wrong := check_scores(request, scores, run.first_scores.get(key), tolerance):
@@ -166,9 +178,13 @@ class OpenLoopUser(RankingUser):
 
     @task
     def arrivals(self) -> None:
+        """Send requests on schedule until the test stops."""
         options = self.environment.parsed_options
-        # str seeds are hashed by the Random itself, the same in every process, unlike hash()
-        chance = random.Random(f"{options.seed}-{id(self)}-{time.time_ns()}")
+        # the same arrivals in every run of one seed, others for each user of each worker process; str seeds are hashed
+        # by
+        # the Random itself, the same in every process, unlike hash()
+        worker = getattr(self.environment.runner, "worker_index", 0)
+        chance = random.Random(f"{options.seed}-{worker}-{run.number_user()}")
         intended = time.time() + chance.random() / options.rate  # users must not start in step
         while True:
             gevent.sleep(max(0.0, intended - time.time()))
@@ -191,34 +207,48 @@ class ClosedLoopUser(RankingUser):
     abstract = True
 
     def wait_time(self) -> float:
+        """Seconds until the next request, so that --rate is held."""
         return constant_throughput(self.environment.parsed_options.rate)(self)
 
     @task
     def one(self) -> None:
+        """Send one request and wait for its answer."""
         self.exchange(time.time())
 
 
 class TritonGrpc(OpenLoopUser):
+    """Open loop over gRPC, straight to Triton."""
+
     protocol = "grpc"
 
 
 class TritonHttp(OpenLoopUser):
+    """Open loop over HTTP, straight to Triton."""
+
     protocol = "http"
 
 
 class Router(OpenLoopUser):
+    """Open loop through the A/B router."""
+
     protocol = "router"
 
 
 class TritonGrpcClosed(ClosedLoopUser):
+    """Closed loop over gRPC, straight to Triton."""
+
     protocol = "grpc"
 
 
 class TritonHttpClosed(ClosedLoopUser):
+    """Closed loop over HTTP, straight to Triton."""
+
     protocol = "http"
 
 
 class RouterClosed(ClosedLoopUser):
+    """Closed loop through the A/B router."""
+
     protocol = "router"
 
 
@@ -237,9 +267,13 @@ def prepare(environment, **_) -> None:
         )
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.register_message("arm", lambda msg, **_: set_arm(msg.data["arm"]))
+    # reading the requests blocked the event loop, whose clock stood still meanwhile: a run time of two seconds would count
+    # from before the reading, and end before the first request
+    gevent.get_hub().loop.update_now()
 
 
 def read_pool(options) -> RequestPool:
+    """The requests of the dataset; ends the process with one line if there are none."""
     try:
         return RequestPool(
             Path(options.data), options.split, parse_sizes(options.list_sizes), options.zipf, options.seed
@@ -250,6 +284,7 @@ def read_pool(options) -> RequestPool:
 
 
 def capacity_settings(environment) -> CapacitySettings:
+    """What --find-capacity is to search, from the flags."""
     options = environment.parsed_options
     router = [c.__name__ for c in environment.user_classes] in (["Router"], ["RouterClosed"])
     settle = 5.0 if isinstance(environment.runner, MasterRunner) else 2.0  # workers report every three seconds
@@ -265,18 +300,21 @@ def capacity_settings(environment) -> CapacitySettings:
 
 
 def announce(environment, arm: str) -> None:
+    """Tell all workers which arm is under test."""
     set_arm(arm)
     if isinstance(environment.runner, MasterRunner):
         environment.runner.send_message("arm", {"arm": arm})
 
 
 def set_arm(arm: str) -> None:
+    """Load only this arm from now on; the router chooses its arms itself."""
     if arm != "router":
         run.arms = [arm]
 
 
 @events.test_start.add_listener
 def begin(environment, **_) -> None:
+    """Forget what was recorded before, and note the server's counters."""
     run.recorder.clear()
     run.first_scores.clear()
     if environment.parsed_options.metrics_url and not isinstance(environment.runner, WorkerRunner):
@@ -285,18 +323,21 @@ def begin(environment, **_) -> None:
 
 @events.report_to_master.add_listener
 def report(client_id, data, **_) -> None:
+    """Send a worker's tallies to the master."""
     data["disranker"] = run.recorder.take_unsent()
 
 
 @events.worker_report.add_listener
 def merge(client_id, data, **_) -> None:
+    """Add a worker's tallies on the master."""
     if "disranker" in data:
         run.recorder.merge(data["disranker"])
 
 
 @events.test_stop.add_listener
 def wait_for_late_answers(environment, **_) -> None:
-    deadline = time.time() + environment.parsed_options.timeout_s
+    """Give requests that are still in flight their deadline."""
+    deadline = time.time() + environment.parsed_options.deadline_ms / 1000
     while run.outstanding and time.time() < deadline:
         gevent.sleep(0.05)
 
@@ -316,7 +357,8 @@ def finish(environment, **_) -> None:
     settings = {
         "users": [c.__name__ for c in environment.user_classes],
         **{name: getattr(options, name) for name in (
-            "data", "split", "arms", "rate", "arrivals", "list_sizes", "zipf", "seed", "timeout_s", "num_users", "run_time",
+            "data", "split", "arms", "rate", "arrivals", "list_sizes", "zipf", "seed", "deadline_ms",
+            "num_users", "run_time",
         )},
     }  # fmt: skip
     cpu = getattr(environment.runner, "current_cpu_usage", None)

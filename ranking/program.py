@@ -145,6 +145,8 @@ def parse(
     summary = (config_class.__doc__ or "").strip().split("\n\n")[0]
     parser = _Parser(prog=prog, description=summary, epilog=f"example: {example}" if example else None)
     parser.add_argument("--config", action="config", help="YAML file of settings; flags win over it")
+    # the types of an inherited group are names in its owner's module; jsonargparse would look for them in the program's
+    config_class.__init__.__annotations__.update(_field_types(config_class))
     parser.add_class_arguments(config_class, None)
     namespace = parser.parse_args(_normalise(argv, _field_types(config_class), positional))
     try:

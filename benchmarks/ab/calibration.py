@@ -17,7 +17,7 @@ from tqdm import tqdm
 from clients.ab.report.statistics import (
     UserTotals,
     always_valid_margin,
-    compare,
+    compare_arms,
     cuped,
     estimate,
     quantile,
@@ -93,12 +93,12 @@ def latency_p(arms: tuple[Arm, Arm], level: float, clustered: bool) -> float:
     control, treatment = (
         quantile(arm.latency, arm.user if clustered else np.arange(len(arm.latency)), level) for arm in arms
     )
-    return compare(control, treatment).p
+    return compare_arms(control, treatment).p
 
 
 def ratio_p(control: UserTotals, treatment: UserTotals) -> float:
     """p of a ratio metric's difference, as the report computes it."""
-    return compare(estimate(control), estimate(treatment)).p
+    return compare_arms(estimate(control), estimate(treatment)).p
 
 
 def peeked(control: Arm, treatment: Arm, looks: int, users: int) -> tuple[bool, bool]:
@@ -107,7 +107,7 @@ def peeked(control: Arm, treatment: Arm, looks: int, users: int) -> tuple[bool, 
     fixed = always = False
     for n in np.linspace(users / looks, users, looks).astype(int):
         before, after = (estimate(UserTotals(t.numerator[:n], t.denominator[:n])) for t in totals)
-        seen = compare(before, after, planned_users=users)
+        seen = compare_arms(before, after, planned_users=users)
         fixed |= seen.p < 0.05
         always |= not seen.always_low <= 0 <= seen.always_high
     return fixed, always

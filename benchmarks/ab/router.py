@@ -26,7 +26,7 @@ from tritonclient.grpc import InferInput
 
 from benchmarks.ab.toy_rankers import write_toy_repository
 from benchmarks.paired_rounds import interleaved
-from clients.ab.router.local import start_router
+from clients.ab.router.local_router import start_router
 from ranking.program import run
 from serving.temporary_server import start_triton
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import duckdb
 
-from clients.ab.router.local import start_router
+from clients.ab.router.local_router import start_router
 from demo.run import experiment_text, only_arms
 from demo.stages import run_program
 from ranking.errors import InputError

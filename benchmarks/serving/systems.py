@@ -18,7 +18,7 @@ from benchmarks.serving.closed_loop import Ask
 from benchmarks.serving.rerank_lists import RerankList
 from build import openvino_engine
 from build.triton_config import ServingLimits
-from clients.rerank import Reranker
+from clients.triton.reranker import Reranker
 from ranking.encoder_inputs import pad
 from ranking.text import StudentFormat
 from serving.front.buckets import cut
@@ -76,7 +76,7 @@ def triton(repository: Path, model: str = "student") -> Iterator[System]:
     with start_triton(repository) as server:
 
         def make() -> Ask:
-            ranker = Reranker([f"grpc://{server.grpc}"], model, deadline=300)
+            ranker = Reranker([f"grpc://{server.grpc}"], model, deadline_ms=300_000)
             return lambda request: ranker.rank(request.query, request.titles, request.summaries).scores
 
         yield System(make, psutil.Process(server.pid))

@@ -138,7 +138,7 @@ def kill_server(bench: Bench) -> dict[str, Any]:
 def faulty_proxy(bench: Bench) -> dict[str, Any]:
     """Label through a proxy that answers with errors, delays and broken streams."""
     with FaultyProxy(bench.server.grpc) as proxy:
-        text = bench.finish(bench.start("proxy", [proxy.url], "--deadline=10", "--retries=8"))
+        text = bench.finish(bench.start("proxy", [proxy.url], "--deadline-ms=10000", "--retries=8"))
     retries = int(text.rsplit("retries ", 1)[-1].split(",")[0])
     return {"folders": ["proxy"], "errors": proxy.errors, "streams_broken": proxy.drops, "retries": retries}
 

@@ -26,8 +26,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from build.build_teacher import Config as BuildConfig
 from build.build_teacher import main as build_teacher
-from clients.labelling.endpoint import cumulative_logprob
-from clients.labelling.teacher import Teacher, bytes_tensor
+from clients.labelling.served_teacher import ServedTeacher, bytes_tensor
+from clients.labelling.teacher_endpoint import cumulative_logprob
 from ranking.errors import InputError
 from ranking.metrics import kendall_tau, ndcg
 from ranking.program import run
@@ -119,7 +119,7 @@ def ask(address: str, prompts: Sequence[str]) -> NDArray[np.float32]:
     done: queue.SimpleQueue = queue.SimpleQueue()
     with grpc.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        teacher = Teacher.of_config(
+        teacher = ServedTeacher.of_config(
             "teacher", stub.ModelConfig(service_pb2.ModelConfigRequest(name="teacher")), address
         )
 

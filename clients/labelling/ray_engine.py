@@ -1,8 +1,9 @@
-"""The same labelling over a Ray cluster: Ray Data hands out row ranges, each worker labels its own and writes their shards.
+"""The same labelling over a Ray cluster: Ray Data hands out row ranges, each worker labels its own and writes their
+shards.
 
 Workers read the candidate file and write into the output folder by path, so both lie on storage that every node mounts.
-The driver holds the folder's lock and assembles the manifest; what is finished is known by the shards' records alone, so
-a run may be begun by one engine and finished by the other.
+The driver holds the folder's lock and assembles the manifest; what is finished is known by the shards' records alone,
+so a run may be begun by one engine and finished by the other.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
-from clients.labelling.candidates import RowRange
-from clients.labelling.dispatch import Job, label_ranges
-from clients.labelling.work import Tally
+from clients.labelling.candidate_file import RowRange
+from clients.labelling.label_ranges import Job, label_ranges
+from clients.labelling.work_queue import Tally
 from ranking.errors import InputError
 
-log = logging.getLogger("labels")
+logger = logging.getLogger("labels")
 
 RANGES_A_CALL = 4  # labelled in one go, so that a worker's window stays full from shard to shard
 STOP_NAME = ".stop"  # while it stands in the folder, workers begin no shard
@@ -38,6 +39,7 @@ class RangeLabeller:
         self.job = job
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[int]]:
+        """Label the ranges of a block. block: index, first_row and rows, each int [ranges]."""
         ranges = [
             RowRange(int(i), int(f), int(n)) for i, f, n in zip(block["index"], block["first_row"], block["rows"])
         ]
@@ -76,6 +78,7 @@ def label_over_ray(
         folder=job.folder.absolute(),
         teacher_folder=job.teacher_folder.absolute(),
         candidates=replace(job.candidates, path=job.candidates.path.absolute()),
+        credentials=job.credentials.absolute(),
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"index": r.index, "first_row": r.first_row, "rows": r.rows} for r in ranges]

@@ -1,1 +1,1 @@
-"""How every client reaches Triton: addresses, TLS, token, deadline, the tensors of a ranking request."""
+"""How every client reaches Triton: addresses, TLS, token, deadline, scores of a request, reranking with failover."""

@@ -1,24 +1,45 @@
-"""How a light client reaches Triton: URL schemes, TLS files, a bearer token; sync and asyncio, gRPC and HTTP."""
+"""One connection to a Triton server: URL scheme, TLS files, bearer token, deadlines; sync and asyncio, gRPC and HTTP.
+
+    connection = TritonConnection("grpcs://search.example:8001", Credentials(token="...", ca=Path("ca.pem")))
+    client = connection.async_client(deadline_ms=200)
+    await client.infer(**connection.infer_arguments("student", request_tensors(...), deadline_ms=200))
+
+clients/triton/scoring.py asks models for scores over it; the labeller opens its stream with stream_channel().
+"""
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from ranking.errors import InputError
 
-Scheme = Literal["grpc", "grpcs", "http", "https"]
+TOKEN_VARIABLE = "DISRANKER_TOKEN"
+SCHEMES = ("grpc", "grpcs", "http", "https")
+
+_CHANNEL_OPTIONS = [
+    # gRPC waits up to two minutes before it tries a lost server again; its return must be noticed at once
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel would else inherit the back-off of a dead one
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
 
 
 @dataclass(frozen=True)
-class Connection:
-    """How to reach the servers.
-
-    token: sent as `authorization: Bearer ...`; ca, certificate, key: PEM files for TLS (grpcs, https), each optional.
-    """
+class Credentials:
+    """What a server may ask for. token: bearer token; ca, certificate, key: PEM files for TLS, each optional."""
 
     token: str | None = None
     ca: Path | None = None
@@ -26,62 +47,158 @@ class Connection:
     key: Path | None = None
 
     def headers(self) -> dict[str, str]:
+        """HTTP headers, or gRPC metadata, that carry the token; empty without one."""
         return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
-
-def split_url(url: str) -> tuple[Scheme, str]:
-    """("grpc", "host:port") of a URL. InputError names what is wrong with it."""
-    parts = urlsplit(url if "://" in url else f"grpc://{url}")
-    if parts.scheme not in ("grpc", "grpcs", "http", "https"):
-        raise InputError(f"{url}: the scheme is grpc, grpcs, http or https")
-    if not parts.hostname or parts.port is None:
-        raise InputError(f"{url}: host and port are needed, e.g. grpc://localhost:8001")
-    return parts.scheme, parts.netloc + parts.path.rstrip("/")  # type: ignore[return-value]
+    def absolute(self) -> Credentials:
+        """The same with absolute paths, for a process that runs in another folder."""
+        ca, certificate, key = (path and path.absolute() for path in (self.ca, self.certificate, self.key))
+        return Credentials(self.token, ca, certificate, key)
 
 
-def sync_client(scheme: Scheme, address: str, deadline: float, connection: Connection):
-    if scheme in ("grpc", "grpcs"):
-        import tritonclient.grpc as grpc_protocol
+@dataclass(kw_only=True)
+class TritonAccess:
+    """Settings of every program that asks Triton; their Config inherits them, beside its own `url`.
 
-        return grpc_protocol.InferenceServerClient(address, **_grpc_options(scheme, connection))
-    import tritonclient.http as http_protocol
+    Args:
+        token: bearer token for Triton; the variable DISRANKER_TOKEN if not given
+        ca: PEM file of the authority that signed Triton's certificates, for grpcs:// and https://
+        certificate: PEM file of the certificate that this client shows to Triton
+        key: PEM file of that certificate's key
+    """
 
-    tls = scheme == "https"
-    return http_protocol.InferenceServerClient(
-        address,
-        connection_timeout=deadline,
-        network_timeout=deadline,
-        ssl=tls,
-        ssl_context_factory=(lambda: _tls_context(connection)) if tls else None,
-    )
+    token: str | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
 
-
-def async_client(scheme: Scheme, address: str, deadline: float, connection: Connection):
-    if scheme in ("grpc", "grpcs"):
-        import tritonclient.grpc.aio as grpc_protocol
-
-        return grpc_protocol.InferenceServerClient(address, **_grpc_options(scheme, connection))
-    import tritonclient.http.aio as http_protocol
-
-    tls = scheme == "https"
-    return http_protocol.InferenceServerClient(
-        address, conn_timeout=deadline, ssl=tls, ssl_context=_tls_context(connection) if tls else None
-    )
+    def credentials(self) -> Credentials:
+        """The credentials; InputError names a file that is missing, or a certificate without its key."""
+        for name in ("ca", "certificate", "key"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise InputError(f"--{name} {path}: no such file")
+        if (self.certificate is None) != (self.key is None):
+            raise InputError("--certificate and --key belong together: give both or none")
+        return Credentials(self.token or os.environ.get(TOKEN_VARIABLE), self.ca, self.certificate, self.key)
 
 
-def _grpc_options(scheme: Scheme, connection: Connection) -> dict[str, Any]:
-    if scheme == "grpc":
-        return {}
-    paths = {
-        "root_certificates": connection.ca,
-        "private_key": connection.key,
-        "certificate_chain": connection.certificate,
-    }
-    return {"ssl": True, **{name: str(path) for name, path in paths.items() if path}}
+class TritonConnection:
+    """The way to one server. InputError names what is wrong with the URL.
 
+    url: scheme://host:port, scheme grpc, grpcs, http or https; without a scheme gRPC is meant.
+    """
 
-def _tls_context(connection: Connection):
-    context = ssl.create_default_context(cafile=str(connection.ca) if connection.ca else None)
-    if connection.certificate:
-        context.load_cert_chain(connection.certificate, connection.key)
-    return context
+    def __init__(self, url: str, credentials: Credentials | None = None):
+        parts = urlsplit(url if "://" in url else f"grpc://{url}")
+        if parts.scheme not in SCHEMES:
+            raise InputError(f"{url}: the scheme is grpc, grpcs, http or https")
+        try:
+            port = parts.port
+        except ValueError as problem:
+            raise InputError(f"{url}: {problem}") from problem
+        if not parts.hostname or port is None:
+            raise InputError(f"{url}: host and port are needed, e.g. grpc://localhost:8001")
+        self.scheme, self.address = parts.scheme, parts.netloc + parts.path.rstrip("/")
+        self.credentials = credentials or Credentials()
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.address}"
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether the protocol is gRPC, with or without TLS."""
+        return self.scheme.startswith("grpc")
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the connection is under TLS."""
+        return self.scheme.endswith("s")
+
+    def sync_client(self, deadline_ms: float) -> Any:
+        """A blocking tritonclient. deadline_ms: of the socket over HTTP, where a request cannot have its own."""
+        if self.is_grpc:
+            import tritonclient.grpc as protocol
+
+            return protocol.InferenceServerClient(self.address, **self._grpc_client_options())
+        import tritonclient.http as http_protocol
+
+        seconds = deadline_ms / 1000
+        return http_protocol.InferenceServerClient(
+            self.address,
+            connection_timeout=seconds,
+            network_timeout=seconds,
+            ssl=self.is_secure,
+            ssl_context_factory=self._tls_context if self.is_secure else None,
+        )
+
+    def async_client(self, deadline_ms: float) -> Any:
+        """A tritonclient for asyncio; make it inside the running loop. deadline_ms: to connect, over HTTP."""
+        if self.is_grpc:
+            import tritonclient.grpc.aio as protocol
+
+            return protocol.InferenceServerClient(self.address, **self._grpc_client_options())
+        import tritonclient.http.aio as http_protocol
+
+        return http_protocol.InferenceServerClient(
+            self.address,
+            conn_timeout=deadline_ms / 1000,
+            ssl=self.is_secure,
+            ssl_context=self._tls_context() if self.is_secure else None,
+        )
+
+    def stream_channel(self) -> grpc.aio.Channel:
+        """A gRPC channel for asyncio, for callers that speak Triton's streaming API. InputError if the URL is HTTP."""
+        if not self.is_grpc:
+            raise InputError(f"{self}: streaming needs gRPC: give grpc://host:port or grpcs://host:port")
+        if not self.is_secure:
+            return grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.address, self._channel_credentials, options=_CHANNEL_OPTIONS)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The gRPC metadata of each call made over stream_channel()."""
+        return tuple(self.credentials.headers().items())
+
+    def infer_inputs(self, tensors: dict[str, NDArray[np.object_]]) -> list[Any]:
+        """tritonclient's input objects for BYTES tensors by name; they may be sent any number of times."""
+        if self.is_grpc:
+            import tritonclient.grpc as protocol
+        else:
+            import tritonclient.http as protocol
+        inputs = []
+        for name, values in tensors.items():
+            tensor = protocol.InferInput(name, list(values.shape), "BYTES")
+            tensor.set_data_from_numpy(values)
+            inputs.append(tensor)
+        return inputs
+
+    def infer_arguments(self, model: str, inputs: list[Any], deadline_ms: float, version: str = "") -> dict[str, Any]:
+        """Keyword arguments of a client's infer(): the request with its deadline and its credentials."""
+        return {
+            "model_name": model,
+            "model_version": version,
+            "inputs": inputs,
+            "headers": self.credentials.headers(),
+            # microseconds: the server drops a request that is still queued at the deadline, since nobody waits for it
+            "timeout": max(1, int(deadline_ms * 1000)),
+            **({"client_timeout": deadline_ms / 1000} if self.is_grpc else {}),
+        }
+
+    def _grpc_client_options(self) -> dict[str, Any]:
+        security = {"creds": self._channel_credentials} if self.is_secure else {}
+        return {"channel_args": _CHANNEL_OPTIONS, **security}
+
+    @cached_property
+    def _channel_credentials(self) -> grpc.ChannelCredentials:
+        given = self.credentials
+        ca, key, certificate = (
+            path.read_bytes() if path else None for path in (given.ca, given.key, given.certificate)
+        )
+        return grpc.ssl_channel_credentials(ca, key, certificate)
+
+    def _tls_context(self) -> ssl.SSLContext:
+        given = self.credentials
+        context = ssl.create_default_context(cafile=str(given.ca) if given.ca else None)
+        if given.certificate:
+            context.load_cert_chain(given.certificate, given.key)
+        return context

@@ -101,7 +101,8 @@ def stub(start_stub) -> StubServer:
 
 @pytest.fixture(scope="session")
 def label(teacher_folder):
-    """label(candidates, out, *flags) -> a started labeller with captured stderr; label.run waits and returns (code, stderr)."""
+    """label(candidates, out, *flags) -> a started labeller with captured stderr; label.run waits and returns
+    (code, stderr)."""
 
     class Labeller:
         def __call__(self, candidates: Path, out: Path, *flags: str) -> subprocess.Popen:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.ab.router.local import start_router
+from clients.ab.router.local_router import start_router
 from serving.temporary_server import start_triton
 from tests.helpers.graded_rankers import write_data, write_repository
 

@@ -21,10 +21,11 @@ from fastapi import HTTPException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clients.ab.log import ExposureLog
-from clients.ab.router.api import RankRequest, parse_body
-from clients.ab_compact import Config as CompactConfig
-from clients.ab_compact import compact
+from clients.ab.database import DuckdbSettings
+from clients.ab.log.compaction import compact
+from clients.ab.log.writer import ExposureLog
+from clients.ab.router.api import RankRequest
+from clients.ab.router.http_app import parse_body
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS
 from ranking.schema import TABLES, read_table
 from ranking.text import normalise
@@ -89,7 +90,7 @@ def accepted(body: dict[str, Any], escaped: bool) -> RankRequest | None:
 
 
 def exposure(request: RankRequest, number: int) -> dict[str, Any]:
-    """What the router logs of a page (Router._exposure), with the order of the caller."""
+    """What the router logs of a page (PageService._exposure), with the order of the caller."""
     return {
         "request_id": request.request_id or f"made {number}", "user_id": request.user_id, "experiment": "", "arm": "",
         "served_by": "incoming", "fallback": "", "model_version": "", "latency_ms": 1.0, "query": request.query,
@@ -126,7 +127,7 @@ def check_every_door(requests: list[RankRequest], front: types.ModuleType) -> No
                 },
             )
         log.close()
-        found = compact(CompactConfig(log=Path(folder) / "log", out=Path(folder) / "data"))
+        found = compact(Path(folder) / "log", Path(folder) / "data", DuckdbSettings())
         names = {request.request_id or f"made {number}" for number, request in enumerate(requests)}
         assert found.exposures == len(names) and not found.damaged
         rows: dict[str, list[dict[str, Any]]] = {"exposures": [], "events": []}
@@ -177,12 +178,12 @@ def test_texts_at_the_limits_pass_every_door_and_longer_ones_none(front):
         request = accepted(body, escaped=False)
         assert request is not None
         check_every_door([request], front)
-        assert accepted(one(query=longest + "a"), escaped=False) is None
-        assert accepted(one(documents=[{"doc_id": "d", "title": longest + "a"}]), escaped=False) is None
+        assert accepted(one(query=longest + character), escaped=False) is None
+        assert accepted(one(documents=[{"doc_id": "d", "title": longest + character}]), escaped=False) is None
         with pytest.raises(ValueError, match="bytes long"):
-            text_field(longest + "a", "query")
+            text_field(longest + character, "query")
         with pytest.raises(front.BadRequest, match="bytes"):
-            front.decode("query", Tensor([longest + "a"]).as_numpy())
+            front.decode("query", Tensor([longest + character]).as_numpy())
 
 
 def test_a_null_character_inside_visible_text_is_kept_by_tables_and_a_space_to_a_model(front):

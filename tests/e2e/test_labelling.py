@@ -154,7 +154,7 @@ def test_a_proxy_with_errors_delays_and_dropped_streams_changes_no_score(
     start_label, abandoned_teacher_server, undisturbed, tmp_path
 ):
     with FaultyProxy(abandoned_teacher_server.grpc) as proxy:
-        text = finish(start_label(tmp_path, proxy.url, "--deadline", "5", "--retries", "8", "--in-flight", "16"))
+        text = finish(start_label(tmp_path, proxy.url, "--deadline-ms", "5000", "--retries", "8", "--in-flight", "16"))
     assert proxy.errors > ROWS * 0.03 and proxy.drops >= 1
     assert "dropped by the proxy" in text
     assert_same_labels(tmp_path, undisturbed)

@@ -1,4 +1,5 @@
-"""The rerank client against a server that speaks TLS and one that stands behind a token, as a proxy would have it."""
+"""Rerank client, router and labeller against servers that speak TLS and that ask for a token, as a proxy would
+have it."""
 
 from __future__ import annotations
 
@@ -6,14 +7,21 @@ import asyncio
 import datetime
 import ipaddress
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import grpc
+import httpx
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from clients.rerank import AsyncReranker, Reranker, RerankError
-from clients.triton.connection import Connection
-from serving.temporary_server import start_triton
+from clients.ab.router.local_router import start_router
+from clients.labelling.label_ranges import find_teacher
+from clients.triton.connection import Credentials
+from clients.triton.reranker import AsyncReranker, Reranker, RerankError
+from ranking.errors import InputError
+from serving.temporary_server import TritonServer, start_triton
 
 x509 = pytest.importorskip("cryptography.x509")
 
@@ -60,8 +68,11 @@ def certificate(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "server.pem", folder / "server.key"
 
 
-def test_grpc_over_tls_needs_the_right_authority(certificate, tmp_path):
-    version = tmp_path / "repository" / "student" / "1"
+@pytest.fixture(scope="module")
+def length_server(certificate, tmp_path_factory) -> Iterator[TritonServer]:
+    """A Triton under TLS whose model `student` scores a document by the length of its title."""
+    repository = tmp_path_factory.mktemp("repository")
+    version = repository / "student" / "1"
     version.mkdir(parents=True)
     (version / "model.py").write_text(LENGTH_MODEL, encoding="utf-8")
     (version.parent / "config.pbtxt").write_text(
@@ -72,19 +83,24 @@ def test_grpc_over_tls_needs_the_right_authority(certificate, tmp_path):
     )
     crt, key = certificate
     flags = ("--grpc-use-ssl=true", f"--grpc-server-cert={crt}", f"--grpc-server-key={key}")
-    with start_triton(tmp_path / "repository", *flags) as server:
-        url, trusted = f"grpcs://{server.grpc}", Connection(ca=crt)
+    with start_triton(repository, *flags) as server:
+        yield server
 
-        async def ask():
-            async with AsyncReranker([url], deadline=20, connection=trusted) as ranker:
-                return await ranker.rank("q", ["a", "bbb"], ["", ""])
 
-        with Reranker([url], deadline=20, connection=trusted) as ranker:
-            ranking = ranker.rank("q", ["a", "bbb"], ["", ""])
-        assert list(ranking.order) == list(asyncio.run(ask()).order) == [1, 0]
-        for other, connection in ((url, Connection()), (f"grpc://{server.grpc}", Connection())):
-            with Reranker([other], deadline=3, connection=connection) as ranker, pytest.raises(RerankError):
-                ranker.rank("q", ["a"], [""])
+def test_grpc_over_tls_needs_the_right_authority(certificate, length_server):
+    crt, _ = certificate
+    url, trusted = f"grpcs://{length_server.grpc}", Credentials(ca=crt)
+
+    async def ask():
+        async with AsyncReranker([url], deadline_ms=20000, credentials=trusted) as ranker:
+            return await ranker.rank("q", ["a", "bbb"], ["", ""])
+
+    with Reranker([url], deadline_ms=20000, credentials=trusted) as ranker:
+        ranking = ranker.rank("q", ["a", "bbb"], ["", ""])
+    assert list(ranking.order) == list(asyncio.run(ask()).order) == [1, 0]
+    for other, credentials in ((url, Credentials()), (f"grpc://{length_server.grpc}", Credentials())):
+        with Reranker([other], deadline_ms=3000, credentials=credentials) as ranker, pytest.raises(RerankError):
+            ranker.rank("q", ["a"], [""])
 
 
 def test_the_token_reaches_a_proxy_and_a_refusal_is_not_retried():
@@ -105,7 +121,7 @@ def test_the_token_reaches_a_proxy_and_a_refusal_is_not_retried():
     try:
         url = f"http://127.0.0.1:{gate.server_port}"
         with (
-            Reranker([url, url], deadline=5, connection=Connection(token="secret")) as ranker,
+            Reranker([url, url], deadline_ms=5000, credentials=Credentials(token="secret")) as ranker,
             pytest.raises(RerankError) as refused,
         ):
             ranker.rank("q", ["a"], [""])
@@ -113,3 +129,63 @@ def test_the_token_reaches_a_proxy_and_a_refusal_is_not_retried():
         gate.shutdown()
         gate.server_close()
     assert seen == ["Bearer secret"] and refused.value.bad_request
+
+
+EXPERIMENT = """
+default_model: student
+experiments:
+  - {name: exp, arms: [{name: student, model: student}]}
+"""
+
+
+def test_the_router_reaches_triton_over_tls_and_only_with_the_right_authority(certificate, length_server, tmp_path):
+    crt, _ = certificate
+    (tmp_path / "e.yaml").write_text(EXPERIMENT, encoding="utf-8")
+    body = {"user_id": "u", "query": "q", "documents": [{"doc_id": "a", "title": "x"}, {"doc_id": "b", "title": "xxx"}]}
+    answers = []
+    for number, flags in enumerate((["--ca", str(crt)], [])):
+        log = tmp_path / f"log-{number}"
+        url = f"grpcs://{length_server.grpc}"
+        with start_router(tmp_path / "e.yaml", url, log, "--deadline-ms", "20000", *flags) as router:
+            answers.append(httpx.post(f"{router.url}/rank", json=body, timeout=60).json())
+    trusted, unknown = answers
+    assert (trusted["ranking"], trusted["served_by"], trusted["fallback"]) == (["b", "a"], "student", "")
+    assert (unknown["ranking"], unknown["served_by"]) == (["a", "b"], "incoming") and unknown["fallback"]
+
+
+def test_the_labellers_stream_goes_over_tls_with_its_token(certificate):
+    """A real gRPC server under TLS that answers only calls with the token: the labeller's own questions pass."""
+    crt, key = certificate
+    seen: list[str | None] = []
+
+    class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+        async def ModelReady(self, request, context):
+            seen.append(dict(context.invocation_metadata()).get("authorization"))
+            if seen[-1] != "Bearer secret":
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+            return service_pb2.ModelReadyResponse(ready=True)
+
+        async def ModelConfig(self, request, context):
+            seen.append(dict(context.invocation_metadata()).get("authorization"))
+            config = service_pb2.ModelConfigResponse()
+            for name, value in (("teacher_id", "t1"), ("score_token_id", "7"), ("ranker_card", "{}")):
+                config.config.parameters[name].string_value = value
+            return config
+
+    async def ask(credentials: Credentials):
+        server = grpc.aio.server()
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), server)
+        files = grpc.ssl_server_credentials([(key.read_bytes(), crt.read_bytes())])
+        port = server.add_secure_port("127.0.0.1:0", files)
+        await server.start()
+        try:
+            return await find_teacher([f"grpcs://127.0.0.1:{port}"], credentials, "teacher", wait_seconds=0.0)
+        finally:
+            await server.stop(None)
+
+    assert asyncio.run(ask(Credentials("secret", ca=crt))).teacher_id == "t1"
+    assert seen == ["Bearer secret"] * 2
+    with pytest.raises(InputError, match="UNAUTHENTICATED: no token"):
+        asyncio.run(ask(Credentials(ca=crt)))
+    with pytest.raises(InputError, match="UNAVAILABLE"):
+        asyncio.run(ask(Credentials("secret")))

@@ -32,13 +32,13 @@ def page(tmp_path_factory):
             "clients/search_page.py",
             "--data",
             str(data),
-            "--triton",
+            "--url",
             server.grpc,
             "--port",
             port,
         ]
         process = subprocess.Popen(
-            [*command, "--judgements", str(judgements)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [*command, "--judgments", str(judgements)], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
         try:
             assert process.stderr is not None

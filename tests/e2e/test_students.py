@@ -25,7 +25,7 @@ from build.build_student import Config, main
 from build.export_onnx import example_inputs, load_encoder, torch_runner
 from build.runners import score_pairs
 from build.triton_config import ServingLimits, as_text, read_config
-from clients.rerank import AsyncReranker, Reranker, RerankError
+from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.text import StudentFormat
@@ -44,7 +44,7 @@ class Served:
     checkpoints: dict[str, Path]
 
     def reranker(self, model: str = "student", **more) -> Reranker:
-        return Reranker([f"grpc://{self.server.grpc}"], model, **{"deadline": 20.0, **more})
+        return Reranker([f"grpc://{self.server.grpc}"], model, **{"deadline_ms": 20_000.0, **more})
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_batch_of_one_equals_batch_of_many_in_any_order(served):
 
 
 def test_http_and_grpc_answer_the_same_bits(served):
-    with served.reranker() as ranker, Reranker([f"http://{served.server.http}"], deadline=20) as http:
+    with served.reranker() as ranker, Reranker([f"http://{served.server.http}"], deadline_ms=20_000) as http:
         over_grpc, over_http = (r.rank("moon", TITLES, SUMMARIES) for r in (ranker, http))
     assert over_grpc.scores.tobytes() == over_http.scores.tobytes()
     assert over_grpc.version == over_http.version == "1"
@@ -117,7 +117,7 @@ def test_http_and_grpc_answer_the_same_bits(served):
 
 def test_asyncio_over_both_protocols_and_past_a_dead_server(served):
     async def ask(url: str) -> np.ndarray:
-        async with AsyncReranker(["http://127.0.0.1:1", url], deadline=20) as ranker:
+        async with AsyncReranker(["http://127.0.0.1:1", url], deadline_ms=20_000) as ranker:
             answers = await asyncio.gather(*(ranker.rank("moon", TITLES, SUMMARIES) for _ in range(4)))
         return np.stack([answer.scores for answer in answers])
 
@@ -206,7 +206,7 @@ def test_a_full_queue_refuses_at_once_while_accepted_requests_finish(served):
     rounds: list[tuple[float, str]] = []
 
     async def flood() -> None:
-        async with AsyncReranker([f"grpc://{served.server.grpc}"], "baseline", deadline=30) as ranker:
+        async with AsyncReranker([f"grpc://{served.server.grpc}"], "baseline", deadline_ms=30_000) as ranker:
 
             async def one() -> None:
                 start = time.perf_counter()

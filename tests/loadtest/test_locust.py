@@ -1,4 +1,5 @@
-"""`locust -f loadtest/` against a real tritonserver: every user headless, its JSON, the stall that only an open loop shows."""
+"""`locust -f loadtest/` against a real tritonserver: every user headless, its JSON, the stall that only an open
+loop shows."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.ab.router.local import start_router
+from clients.ab.router.local_router import start_router
 from tests.loadtest.conftest import Rig
 
 ROOT = Path(__file__).parents[2]
@@ -128,10 +129,12 @@ def test_the_capacity_search_ends_by_itself_with_a_rate_that_held(rig, tmp_path)
 
 def test_an_unreachable_server_is_counted_as_failures_and_fails_the_run(rig, tmp_path):
     found, output = locust(
-        rig, tmp_path / "result.json", "-u", "5", "-r", "100", "-t", "2s", "--grpc-url", "127.0.0.1:9", code=1
-    )
-    row = found["arms"]["student"]
-    assert row["answered"] == 0 and row["failed"] == row["sent"] > 0 and row["p99_ms"] is None, output
+        rig, tmp_path / "result.json", "-u", "5", "-r", "100", "-t", "5s", "--rate", "4", "--arrivals", "constant",
+        "--grpc-url", "127.0.0.1:9", code=1,
+    )  # fmt: skip
+    assert set(found["arms"]) == {"student", "baseline"}, output  # 100 requests: the arms take turns
+    for row in found["arms"].values():
+        assert row["answered"] == 0 and row["failed"] == row["sent"] > 0 and row["p99_ms"] is None, output
 
 
 def test_missing_data_is_one_clear_line(rig, tmp_path):

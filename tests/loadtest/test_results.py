@@ -100,7 +100,7 @@ def test_the_search_gives_up_where_nothing_holds():
 @pytest.mark.parametrize(
     "scores, first, reason",
     [
-        ([1.0, 2.0], None, "2 scores for 3 documents"),
+        ([1.0, 2.0], None, "scores of shape [2] for 3 documents"),
         ([1.0, np.nan, 2.0], None, "NaN"),
         ([1.0, 2.0, 3.0], [1.0, 2.0, 3.5], "moved by 0.5"),
         ([1.0, 2.0, 3.0], [1.0, 2.0, 3.05], ""),

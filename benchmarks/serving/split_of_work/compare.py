@@ -22,7 +22,7 @@ from benchmarks.serving.closed_loop import Ask, measure
 from benchmarks.serving.rerank_lists import read_lists
 from build import releases
 from build.triton_config import CONFIG_NAME, as_parameters, as_text, read_config
-from clients.rerank import Reranker
+from clients.triton.reranker import Reranker
 from ranking.encoder_inputs import INPUTS
 from ranking.program import run
 from ranking.text import StudentFormat
@@ -67,7 +67,7 @@ def main(config: Config) -> None:
         with start_triton(repository) as server:
 
             def client(model: str) -> Ask:
-                ranker = Reranker([f"grpc://{server.grpc}"], model, deadline=600)
+                ranker = Reranker([f"grpc://{server.grpc}"], model, deadline_ms=600_000)
                 return lambda request: ranker.rank(request.query, request.titles, request.summaries).scores
 
             process = psutil.Process(server.pid)

@@ -1,4 +1,7 @@
-"""What an experiment is: arms with their models, shares, coverage, guardrails. clients/ab/experiment/file.py reads them."""
+"""What an experiment is: arms with their models, shares, coverage, guardrails.
+
+clients/ab/experiment/file.py reads them.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ class Arm:
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The models that rank for this arm: one, or the two that are interleaved."""
         return self.interleave or (self.model,)
 
 
@@ -89,6 +93,7 @@ class Experiment:
         return json.dumps(content, ensure_ascii=False, sort_keys=True)
 
     def arm(self, name: str) -> Arm:
+        """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
 

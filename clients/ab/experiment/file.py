@@ -16,7 +16,7 @@ from clients.ab.experiment.definition import Arm, Experiment, Experiments, Guard
 from clients.ab.experiment.split import Namespace
 from ranking.errors import InputError
 
-log = logging.getLogger("ab_experiment_file")
+logger = logging.getLogger("ab_experiment_file")
 
 
 class ExperimentFile:
@@ -42,14 +42,14 @@ class ExperimentFile:
             new = parse(self._read(), self.path)
         except InputError as problem:
             self.error = str(problem)
-            log.error("%s; the experiments in force stay as they were", problem)
+            logger.error("%s; the experiments in force stay as they were", problem)
             return False
         changed = new != self.current or [e.fingerprint for e in new.experiments] != [
             e.fingerprint for e in self.current.experiments
         ]
         self.current, self.error = new, ""
         if changed:
-            log.info("%s: taken up, %d experiments", self.path, len(new.experiments))
+            logger.info("%s: taken up, %d experiments", self.path, len(new.experiments))
         return changed
 
     def _stamp(self) -> tuple[int, int, int] | None:

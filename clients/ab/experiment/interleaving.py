@@ -14,8 +14,9 @@ from collections.abc import Sequence
 def team_draft(first: Sequence[int], second: Sequence[int], seed: str) -> tuple[list[int], list[int]]:
     """Interleave two rankings of the same documents.
 
-    first, second: permutations of 0..n-1, best first; seed: decides the coins, e.g. the request id, so that a page can be
-    made again. Returns (order, teams): the n documents in page order, and for each 0 or 1, the ranking that put it there.
+    first, second: permutations of 0..n-1, best first; seed: decides the coins, e.g. the request id, so that a page can
+    be made again. Returns (order, teams): the n documents in page order, and for each 0 or 1, the ranking that put it
+    there.
     """
     if sorted(first) != list(range(len(first))) or sorted(second) != sorted(first):
         raise ValueError("team_draft needs two permutations of the same documents")

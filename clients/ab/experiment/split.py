@@ -5,8 +5,8 @@
 
 The same on every machine, in every process and after every restart, so there is nothing to store and nothing to lose: a
 user keeps the arm as long as seed and weights stay. Raising the coverage only adds users; lowering it only sends users
-out; nobody changes arm. Algorithm: GrowthBook's "Build Your Own SDK" (hash versions 1 and 2, namespaces, bucket ranges);
-a user's bucket agrees with a GrowthBook set-up of the same seed, weights, coverage and namespace.
+out; nobody changes arm. Algorithm: GrowthBook's "Build Your Own SDK" (hash versions 1 and 2, namespaces, bucket
+ranges); a user's bucket agrees with a GrowthBook set-up of the same seed, weights, coverage and namespace.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ WEIGHT_SUM_TOLERANCE = 0.01
 
 
 def fnv1a(text: str, state: int = _OFFSET) -> int:
-    """32-bit FNV-1a over the UTF-16 code units of text (as JavaScript's charCodeAt gives them), continued from state."""
+    """32-bit FNV-1a over the UTF-16 code units of text (as JavaScript's charCodeAt gives them), continued from
+    state."""
     # ASCII bytes are their own code units; an emoji is two units, and a lone surrogate is one, as in JavaScript
     units: Iterable[int] = (
         text.encode() if text.isascii() else memoryview(text.encode(_UTF16, "surrogatepass")).cast("H")
@@ -145,8 +146,9 @@ OUTSIDE = Assignment()
 def assign(splits: Iterable[Split], user_id: str) -> Assignment:
     """The first experiment, in the given order, that the user is inside of.
 
-    Later experiments see only users whom the earlier ones left out: fair, since seeds differ (clients/ab/experiment/file.py
-    checks it). Where each needs a fixed share of all users, give them disjoint ranges of one namespace.
+    Later experiments see only users whom the earlier ones left out: fair, since seeds differ
+    (clients/ab/experiment/file.py checks it). Where each needs a fixed share of all users, give them disjoint ranges of
+    one namespace.
     """
     for split in splits:
         arm = split.assign(user_id)

@@ -13,6 +13,7 @@ CONTROL_COLOUR, TREATMENT_COLOUR = "#7a8594", "#1f6feb"
 
 
 def percent(value: float) -> str:
+    """A relative change, given as a fraction, with its sign and two decimals."""
     return f"{value * 100:+.2f}%"
 
 
@@ -45,7 +46,8 @@ def _text(x: float, y: float, words: str, anchor: str = "start", colour: str = _
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1, extra: str = "") -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}" {extra}/>'
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{colour}" stroke-width="{width}" {extra}/>'
 
 
 def forest(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:

@@ -1,4 +1,5 @@
-"""What an A/B report may claim: estimates with user-clustered variance, valid under peeking, and the checks before them.
+"""What an A/B report may claim: estimates with user-clustered variance, valid under peeking, and the checks before
+them.
 
 The unit of randomisation is the user, so the user is the unit of variance: pages and clicks of one user are not
 independent, and a test that treats them so rejects far too often (benchmarks/ab/calibration.py shows it). Every metric
@@ -40,14 +41,17 @@ class UserTotals:
 
     @property
     def users(self) -> int:
+        """How many users the arm has."""
         return len(self.numerator)
 
     @property
     def ratio(self) -> float:
+        """The metric: sum of the numerators over sum of the denominators."""
         return float(self.numerator.sum() / self.denominator.sum())
 
     def linearised(self) -> np.ndarray:
-        """float [users] with the ratio as mean: the delta method's influence values (Deng, Knoblich, Lu 2018, section 3)."""
+        """float [users] with the ratio as mean: the delta method's influence values (Deng, Knoblich, Lu 2018,
+        section 3)."""
         return self.ratio + (self.numerator - self.ratio * self.denominator) / self.denominator.mean()
 
 
@@ -107,7 +111,9 @@ def cuped(control: UserTotals, treatment: UserTotals) -> tuple[Estimate, Estimat
     return control_estimate, treatment_estimate, left
 
 
-def compare(control: Estimate, treatment: Estimate, alpha: float = 0.05, planned_users: int = 10_000) -> Comparison:
+def compare_arms(
+    control: Estimate, treatment: Estimate, alpha: float = 0.05, planned_users: int = 10_000
+) -> Comparison:
     """Relative lift with its fixed-horizon and always-valid intervals.
 
     alpha: error rate of both intervals; planned_users: users of both arms at which the always-valid interval is
@@ -143,7 +149,8 @@ def compare(control: Estimate, treatment: Estimate, alpha: float = 0.05, planned
 
 
 def always_valid_margin(standard_error: float, users: int, alpha: float = 0.05, planned_users: int = 10_000) -> float:
-    """Half-width of the asymptotic confidence sequence after `users` users (Waudby-Smith et al., arXiv 2103.06476, eq. 4).
+    """Half-width of the asymptotic confidence sequence after `users` users (Waudby-Smith et al., arXiv 2103.06476, eq.
+    4).
 
     The interval covers the truth at every look together with probability 1 - alpha, as users grow. The mixture's rho is
     the one that makes it tightest at planned_users (their appendix B.2).
@@ -200,7 +207,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class GoodSameBad:
-    """Side-by-side judgements of treatment against control, as the paper's Table 4 counts them."""
+    """Side-by-side judgments of treatment against control, as the paper's Table 4 counts them."""
 
     good: int
     same: int

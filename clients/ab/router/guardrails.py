@@ -1,7 +1,8 @@
 """Guardrails: an experiment whose arm fails or is slow loses coverage by itself, and says so.
 
-Only arms other than the control are judged. Coverage shrinks for all arms alike, so shares stay balanced and nobody changes arm.
-A ramp-down outlives a restart (ramp.json beside the log) and ends when the experiment's definition is edited.
+Only arms other than the control are judged. Coverage shrinks for all arms alike, so shares stay balanced and nobody
+changes arm. A ramp-down outlives a restart (ramp.json beside the log) and ends when the experiment's definition is
+edited.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from clients.ab.experiment.split import Split
 from ranking.errors import InputError
 from ranking.files import write_json
 
-log = logging.getLogger("ab_guardrails")
+logger = logging.getLogger("ab_guardrails")
 
 STATE = "ramp.json"
 
@@ -36,7 +37,7 @@ class Ramp:
     fingerprint: str
 
 
-def quantile(values: list[float], share: float) -> float:
+def covering_value(values: list[float], share: float) -> float:
     """The smallest value that at least `share` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, int(-(-share * len(ordered) // 1)) - 1))]
@@ -67,7 +68,7 @@ class GuardrailWatch:
         by_name = {e.name: e for e in experiments}
         kept = {n: r for n, r in self.ramps.items() if n in by_name and by_name[n].fingerprint == r.fingerprint}
         for name in self.ramps.keys() - kept.keys():
-            log.info("%s was edited: its ramp-down ends", name)
+            logger.info("%s was edited: its ramp-down ends", name)
             for key in [key for key in self._pages if key[0] == name]:
                 del self._pages[key]
         if kept != self.ramps:
@@ -105,7 +106,7 @@ class GuardrailWatch:
         share = sum(fell_back for _, _, fell_back in pages) / len(pages)
         if share > rails.max_error_share:
             return f"{share:.1%} of {len(pages)} pages fell back, {rails.max_error_share:.1%} are allowed"
-        p99 = quantile([latency for _, latency, _ in pages], 0.99)
+        p99 = covering_value([latency for _, latency, _ in pages], 0.99)
         if p99 > rails.max_p99_ms:
             return f"p99 of {len(pages)} pages is {p99:.0f} ms, {rails.max_p99_ms:.0f} ms are allowed"
         return ""
@@ -119,7 +120,7 @@ class GuardrailWatch:
         ramp = Ramp(
             experiment.name, arm, reason, before, after if after >= rails.min_coverage else 0.0, experiment.fingerprint
         )
-        log.error("%s/%s: %s; coverage goes from %g to %g", ramp.experiment, arm, reason, before, ramp.after)
+        logger.error("%s/%s: %s; coverage goes from %g to %g", ramp.experiment, arm, reason, before, ramp.after)
         self.ramps[experiment.name] = ramp
         self.splits[experiment.name] = ramped(experiment, ramp.after)
         for other in experiment.arms:  # the next decision rests on pages served after this one
@@ -130,4 +131,4 @@ class GuardrailWatch:
         try:
             write_json(self._path, {n: asdict(r) for n, r in self.ramps.items()})
         except OSError as problem:  # the ramp holds in this process; only a restart would forget it
-            log.error("%s: cannot be written: %s", self._path, problem)
+            logger.error("%s: cannot be written: %s", self._path, problem)

@@ -1,4 +1,5 @@
-"""clients/label_corpus.py against a deterministic teacher: whatever fails, a rerun leaves the bytes of an undisturbed run."""
+"""clients/label_corpus.py against a deterministic teacher: whatever fails, a rerun leaves the bytes of an
+undisturbed run."""
 
 from __future__ import annotations
 
@@ -110,7 +111,9 @@ def test_errors_delays_lost_answers_and_dropped_streams_leave_no_trace(
     faults = {"error": "0.1", "delay": "0.05", "silent": "0.002", "drop": "0.002"}
     flags = [word for fault, rate in faults.items() for word in (f"--{fault}-rate", rate)]
     server = start_stub("--latency", "0.02", *flags)
-    code, text = label.run(candidates, tmp_path, "--url", server.url, "--deadline", "1", "--retries", "8", *SHARDS)
+    code, text = label.run(
+        candidates, tmp_path, "--url", server.url, "--deadline-ms", "1000", "--retries", "8", *SHARDS
+    )
     assert code == 0, text
     assert "stream dropped by the stub" in text
     assert_same_labels(tmp_path, undisturbed)
@@ -277,14 +280,14 @@ def test_sigterm_finishes_the_shards_in_hand_and_a_rerun_the_job(candidates, und
 
 
 def test_no_server_is_said_in_one_line(candidates, label, tmp_path):
-    code, text = label.run(candidates, tmp_path, "--url", "127.0.0.1:9", "--give-up", "1")
+    code, text = label.run(candidates, tmp_path, "--url", "127.0.0.1:9", "--give-up-seconds", "1")
     assert code == 1 and "no endpoint has model 'teacher' ready" in text and "Traceback" not in text, text
 
 
 def test_a_server_that_never_answers_ends_the_run(candidates, label, start_stub, tmp_path):
     mute = start_stub("--silent-rate", "1")
     began = time.monotonic()
-    code, text = label.run(candidates, tmp_path, "--url", mute.url, "--give-up", "3", "--deadline", "1")
+    code, text = label.run(candidates, tmp_path, "--url", mute.url, "--give-up-seconds", "3", "--deadline-ms", "1000")
     assert code == 1 and "no endpoint has answered for" in text and "no answer for 1 s" in text, text
     assert time.monotonic() - began < 30
 

@@ -1,4 +1,5 @@
-"""The labeller's parts: the window that finds itself, the candidate file in ranges, the order in which pairs are sent."""
+"""The labeller's parts: the window that finds itself, the candidate file in ranges, the order in which pairs are
+sent."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clients.labelling.candidates import CandidateFile, RowRange
-from clients.labelling.shards import Origin, finished_record, merge_summaries, score_summary, write_shard
-from clients.labelling.window import LARGEST, START, Window
-from clients.labelling.work import ShardInHand
+from clients.labelling.candidate_file import CandidateFile, RowRange
+from clients.labelling.label_shards import Origin, finished_record, merge_summaries, score_summary, write_shard
+from clients.labelling.request_window import LARGEST, START, Window
+from clients.labelling.work_queue import ShardInHand
 
 
 def settle(window: Window, now: list[float], rate_at, seconds: float) -> int:

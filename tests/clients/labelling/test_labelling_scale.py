@@ -1,4 +1,5 @@
-"""Small versions of what benchmarks/teacher/labelling.py measures: two servers against one, memory against corpus size."""
+"""Small versions of what benchmarks/teacher/labelling.py measures: two servers against one, memory against corpus
+size."""
 
 from __future__ import annotations
 

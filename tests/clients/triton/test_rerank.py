@@ -1,4 +1,7 @@
-"""The rerank client without a server: URLs, documents, deadlines. What a server answers is in tests/e2e/test_students.py."""
+"""The rerank client without a server: URLs, documents, deadlines.
+
+What a server answers is in tests/e2e/test_students.py.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from clients.rerank import AsyncReranker, Reranker, RerankError, as_fields, read_documents
-from clients.triton.connection import Connection, split_url
+from clients.rerank import read_documents
+from clients.triton.connection import Credentials, TritonAccess, TritonConnection
+from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from ranking.errors import DataError, InputError
 
 ROOT = Path(__file__).parents[3]
@@ -28,44 +32,60 @@ def silent():
 
 
 def test_the_scheme_picks_the_protocol_and_grpc_is_the_default():
-    assert split_url("localhost:8001") == ("grpc", "localhost:8001")
-    assert split_url("https://search.example:443/triton/") == ("https", "search.example:443/triton")
-    for wrong in ("ftp://a:1", "grpc://nohost", "http://a"):
-        with pytest.raises(InputError, match=r"scheme|port"):
-            split_url(wrong)
+    assert str(TritonConnection("localhost:8001")) == "grpc://localhost:8001"
+    assert str(TritonConnection("https://search.example:443/triton/")) == "https://search.example:443/triton"
+    assert TritonConnection("grpcs://a:1").is_grpc and TritonConnection("grpcs://a:1").is_secure
+    assert not TritonConnection("http://a:1").is_grpc and not TritonConnection("http://a:1").is_secure
+    for wrong in ("ftp://a:1", "grpc://nohost", "http://a", "http://a:99999"):
+        with pytest.raises(InputError, match=r"scheme|[pP]ort"):
+            TritonConnection(wrong)
 
 
-def test_text_that_is_no_unicode_reaches_the_server_as_valid_utf8():
-    fields = as_fields("a\ud800b", ["ü"], [""])
-    assert fields["query"][0] == b"a?b" and fields["title"][0].decode() == "ü" and fields["summary"].shape == (1,)
+def test_a_stream_over_http_is_refused_before_anything_is_sent():
+    with pytest.raises(InputError, match="streaming needs gRPC"):
+        TritonConnection("http://a:1").stream_channel()
 
 
 def test_titles_and_summaries_must_be_as_many():
-    with pytest.raises(RerankError, match="2 titles and 1 summaries") as refused:
-        as_fields("q", ["a", "b"], ["c"])
+    with Reranker(["127.0.0.1:1"]) as ranker, pytest.raises(RerankError, match="2 titles and 1 summaries") as refused:
+        ranker.rank("q", ["a", "b"], ["c"])
     assert refused.value.bad_request
+
+
+def test_access_settings_name_the_file_that_is_missing_and_take_the_token_of_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "ca.pem").touch()
+    with pytest.raises(InputError, match=r"--ca .*none\.pem: no such file"):
+        TritonAccess(ca=tmp_path / "none.pem").credentials()
+    with pytest.raises(InputError, match="--certificate and --key belong together"):
+        TritonAccess(certificate=tmp_path / "ca.pem").credentials()
+    monkeypatch.setenv("DISRANKER_TOKEN", "of the environment")
+    assert TritonAccess(ca=tmp_path / "ca.pem").credentials() == Credentials("of the environment", tmp_path / "ca.pem")
+    assert TritonAccess(token="given").credentials().token == "given"
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_a_silent_server_costs_no_more_than_the_deadline(silent, scheme):
     start = time.monotonic()
-    with Reranker([f"{scheme}://{silent}"], deadline=0.5) as ranker, pytest.raises(RerankError, match=r"within 0\.5 s"):
+    with (
+        Reranker([f"{scheme}://{silent}"], deadline_ms=500) as ranker,
+        pytest.raises(RerankError, match=r"within 500 ms"),
+    ):
         ranker.rank("q", ["a"], ["b"])
     assert time.monotonic() - start < 2
 
     async def ask() -> None:
-        async with AsyncReranker([f"{scheme}://{silent}"], deadline=0.5) as ranker:
+        async with AsyncReranker([f"{scheme}://{silent}"], deadline_ms=500) as ranker:
             await ranker.rank("q", ["a"], ["b"])
 
     start = time.monotonic()
-    with pytest.raises(RerankError, match=r"within 0\.5 s"):
+    with pytest.raises(RerankError, match=r"within 500 ms"):
         asyncio.run(ask())
     assert time.monotonic() - start < 2
 
 
 def test_every_url_is_tried_and_named(silent):
     with (
-        Reranker([f"grpc://{silent}", "http://127.0.0.1:1", "127.0.0.1:2"], deadline=1.0) as ranker,
+        Reranker([f"grpc://{silent}", "http://127.0.0.1:1", "127.0.0.1:2"], deadline_ms=1000) as ranker,
         pytest.raises(RerankError) as failed,
     ):
         ranker.rank("q", ["a"], ["b"])
@@ -73,8 +93,8 @@ def test_every_url_is_tried_and_named(silent):
 
 
 def test_the_token_goes_into_the_authorization_header():
-    assert Connection(token="secret").headers() == {"authorization": "Bearer secret"}
-    assert Connection().headers() == {}
+    assert Credentials(token="secret").headers() == {"authorization": "Bearer secret"}
+    assert Credentials().headers() == {}
 
 
 def test_documents_name_their_first_bad_line(tmp_path):

@@ -213,15 +213,15 @@ def test_an_experiment_of_interleaved_pages_alone_has_its_own_report(tmp_path):
         report(folder, interleaved=True, experiment="hats")
 
 
-def test_judgements_are_counted_and_a_strange_verdict_names_its_row(tmp_path):
+def test_judgments_are_counted_and_a_strange_verdict_names_its_row(tmp_path):
     folder = save(tmp_path, exposures(1000))
     judged = tmp_path / "judged.csv"
     judged.write_text("query,verdict\n" + "a,good\n" * 54 + "b,same\n" * 116 + "c,bad\n" * 30)
-    figures = report(folder, judgements=judged)
+    figures = report(folder, judgments=judged)
     assert (figures["judged"]["good"], figures["judged"]["bad"]) == (54, 30)
     judged.write_text("query,verdict\na,good\nb,better\n")
     with pytest.raises(DataError, match="row 2: verdict 'better'"):
-        report(folder, judgements=judged)
+        report(folder, judgments=judged)
 
 
 def test_a_log_without_clicks_gives_reasons_instead_of_lifts(tmp_path):

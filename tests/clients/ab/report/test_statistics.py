@@ -9,7 +9,7 @@ from clients.ab.report.statistics import (
     GoodSameBad,
     UserTotals,
     always_valid_margin,
-    compare,
+    compare_arms,
     cuped,
     estimate,
     holm,
@@ -48,7 +48,7 @@ def test_a_ratio_comparison_agrees_with_tea_tasting():
     )
     metric = tt.RatioOfMeans("clicked", "pages", use_t=False, equal_var=False)
     oracle = tt.Experiment(ctr=metric).analyze(table)["ctr"]
-    ours = compare(estimate(UserTotals(c0, d0)), estimate(UserTotals(c1, d1)))
+    ours = compare_arms(estimate(UserTotals(c0, d0)), estimate(UserTotals(c1, d1)))
     assert ours.lift == pytest.approx(oracle.rel_effect_size, rel=1e-9)
     assert ours.p == pytest.approx(oracle.pvalue, rel=1e-6)
 
@@ -63,7 +63,7 @@ def test_cuped_leaves_one_minus_rho_squared_of_the_variance_and_keeps_the_lift()
     control, treatment, left = cuped(*arms)
     assert left == pytest.approx(1 - rho**2, rel=0.03)
     assert control.variance == pytest.approx(estimate(arms[0]).variance * left, rel=0.03)
-    assert compare(control, treatment).lift == pytest.approx(0.1 / 5, abs=0.005)
+    assert compare_arms(control, treatment).lift == pytest.approx(0.1 / 5, abs=0.005)
 
 
 def test_a_quantile_of_correlated_requests_is_less_certain_than_of_independent_ones():
@@ -109,12 +109,12 @@ def test_the_planned_sample_finds_the_lift_as_often_as_promised():
     found = 0
     for _ in range(300):
         arms = [estimate(UserTotals(*visits(rng, users, rate))) for rate in (0.3, 0.3 * 1.05)]
-        found += compare(*arms).p < 0.05
+        found += compare_arms(*arms).p < 0.05
     assert found / 300 == pytest.approx(0.8, abs=0.08)
 
 
 def test_a_control_without_a_click_gives_no_lift_but_a_p_value():
-    comparison = compare(Estimate(0.0, 0.0, 100), Estimate(0.1, 0.001, 100))
+    comparison = compare_arms(Estimate(0.0, 0.0, 100), Estimate(0.1, 0.001, 100))
     assert np.isnan(comparison.lift) and 0 < comparison.p < 0.01
 
 

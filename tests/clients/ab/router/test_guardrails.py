@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clients.ab.experiment.file import parse
-from clients.ab.router.guardrails import GuardrailWatch, quantile
-from clients.ab.router.scoring import Breaker
+from clients.ab.router.breaker import Breaker
+from clients.ab.router.guardrails import GuardrailWatch, covering_value
 from ranking.errors import InputError
 
 EXPERIMENT = """
@@ -106,12 +106,12 @@ def test_an_unreadable_state_stops_the_start_rather_than_restoring_full_traffic(
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.001, 1)])
-def test_quantile_is_the_smallest_value_that_covers_the_share(share, expected):
-    assert quantile([float(i) for i in range(100, 0, -1)], share) == expected
+def test_the_covering_value_is_the_smallest_value_that_covers_the_share(share, expected):
+    assert covering_value([float(i) for i in range(100, 0, -1)], share) == expected
 
 
 def test_a_breaker_opens_after_enough_failures_and_not_before():
-    breaker = Breaker(window=10, failures=5, cooldown=2, clock=Clock())
+    breaker = Breaker(window=10, failures=5, cooldown_seconds=2, clock=Clock())
     for outcome in [False, True] * 4:
         breaker.report(outcome)
     assert not breaker.is_open and breaker.admits()
@@ -121,7 +121,7 @@ def test_a_breaker_opens_after_enough_failures_and_not_before():
 
 def test_an_open_breaker_lets_one_probe_through_at_a_time():
     clock = Clock()
-    breaker = Breaker(window=4, failures=2, cooldown=2, clock=clock)
+    breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=clock)
     for _ in range(2):
         breaker.report(False)
     clock.now += 1.9
@@ -138,14 +138,14 @@ def test_an_open_breaker_lets_one_probe_through_at_a_time():
 
 def test_stragglers_of_the_time_before_do_not_close_an_open_breaker():
     clock = Clock()
-    breaker = Breaker(window=4, failures=2, cooldown=2, clock=clock)
+    breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=clock)
     for outcome in (False, False, True, True):
         breaker.report(outcome)
     assert breaker.is_open
 
 
 def test_old_failures_leave_the_window():
-    breaker = Breaker(window=4, failures=2, cooldown=2, clock=Clock())
+    breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=Clock())
     for outcome in (False, True, True, True, True, False):
         breaker.report(outcome)
     assert not breaker.is_open

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from clients.ab.log import ReadCounts, read_folder
-from clients.ab_router import Config, create_app
+from clients.ab.log.reader import ReadCounts, read_folder
+from clients.ab.router.http_app import create_app
+from clients.ab_router import Config
 
 ROOT = Path(__file__).parents[4]
 EXPERIMENT = """
@@ -42,8 +43,10 @@ def start(tmp_path):
 
     def make(text: str = EXPERIMENT, **settings) -> TestClient:
         (tmp_path / "e.yaml").write_text(text)
-        config = Config(tmp_path / "e.yaml", closed_port(), tmp_path / "log", reload_seconds=0.05, **settings)
-        client = TestClient(create_app(config))
+        config = Config(
+            experiment=tmp_path / "e.yaml", url=closed_port(), log=tmp_path / "log", reload_seconds=0.05, **settings
+        )
+        client = TestClient(create_app(config, config, "the router"))
         client.__enter__()
         clients.append(client)
         return client
@@ -210,7 +213,7 @@ def test_a_log_that_cannot_be_written_costs_no_answer_and_is_told(start, monkeyp
     def full(descriptor, block):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clients.ab.log.os.write", full)
+    monkeypatch.setattr("clients.ab.log.writer.os.write", full)
     answer = client.post("/rank", json=PAGE)
     assert answer.status_code == 200 and answer.json()["logged"] is False
     event = {"request_id": "r", "doc_id": "a", "type": "click"}

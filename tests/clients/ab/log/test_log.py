@@ -11,8 +11,11 @@ import time
 
 import pytest
 
-from clients.ab import log as ab_log
-from clients.ab.log import ExposureLog, Privacy, ReadCounts, decode, encode, log_files, read_folder
+from clients.ab.log import writer
+from clients.ab.log.lines import DAY_MICROSECONDS, decode, encode
+from clients.ab.log.privacy import Privacy, PrivacySettings
+from clients.ab.log.reader import ReadCounts, log_files, read_file, read_folder
+from clients.ab.log.writer import ExposureLog
 from ranking.errors import InputError
 
 
@@ -96,7 +99,7 @@ def test_no_damaged_line_passes_for_a_record(line):
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
     program = (
         "import asyncio, sys\n"
-        "from clients.ab.log import ExposureLog\n"
+        "from clients.ab.log.writer import ExposureLog\n"
         f"log = ExposureLog({str(tmp_path)!r})\n"
         "async def client(c):\n"
         "    for n in range(10**9):\n"
@@ -128,14 +131,14 @@ def test_files_rotate_by_size_and_by_age(tmp_path):
 
 
 def test_a_file_holds_one_utc_day_even_when_midnight_passes_in_the_queue(tmp_path, monkeypatch):
-    day = 20_000 * ab_log.DAY_MICROSECONDS
+    day = 20_000 * DAY_MICROSECONDS
     clock = iter([day - 2, day - 1, day, day + 1] + [day + 2] * 20)
-    monkeypatch.setattr(ab_log, "now_microseconds", lambda: next(clock))
+    monkeypatch.setattr(writer, "now_microseconds", lambda: next(clock))
     log = ExposureLog(tmp_path)
     write_all(log, [{"n": n} for n in range(4)])
     log.close()
     for path in log_files(tmp_path):
-        assert len({r["logged"] // ab_log.DAY_MICROSECONDS for r in ab_log.read_file(path, ReadCounts())}) == 1
+        assert len({r["logged"] // DAY_MICROSECONDS for r in read_file(path, ReadCounts())}) == 1
     assert sorted(r["n"] for r in read(tmp_path)[0]) == [0, 1, 2, 3]
     assert {p.name[:10] for p in log_files(tmp_path)} >= {"2024-10-03"}
 
@@ -149,7 +152,7 @@ def test_a_disk_that_refuses_is_told_counted_and_recovered_from(tmp_path, monkey
         real(descriptor, bytes(block[:5]))  # a full disk takes a part
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ab_log, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(os, "write", full)
     assert [log.write("event", {"n": n}) for n in (1, 2)] == [False, False]
     assert log.failures == 2 and "No space left" in log.failing
@@ -173,7 +176,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_start(tmp_path):
 def test_hashed_ids_are_stable_differ_by_salt_and_do_not_hold_the_id(tmp_path):
     salt = tmp_path / "salt"
     salt.write_text("0123456789abcdef0123\n")
-    private = Privacy.of_file(salt, "hash", text=False)
+    private = PrivacySettings(salt_file=salt, queries="hash", log_text=False).privacy()
     assert private.user("user-1") == private.user("user-1") != private.user("user-2")
     assert len(private.user("user-1")) == 32 and "user" not in private.user("user-1")
     assert private.user("user-1") != Privacy(b"another salt of 16").user("user-1")
@@ -185,8 +188,8 @@ def test_hashed_ids_are_stable_differ_by_salt_and_do_not_hold_the_id(tmp_path):
 def test_weak_or_missing_salts_are_refused(tmp_path):
     (tmp_path / "short").write_text("abc")
     with pytest.raises(InputError, match="16 bytes"):
-        Privacy.of_file(tmp_path / "short", "keep", True)
+        PrivacySettings(salt_file=tmp_path / "short").privacy()
     with pytest.raises(InputError, match="cannot be read"):
-        Privacy.of_file(tmp_path / "absent", "keep", True)
+        PrivacySettings(salt_file=tmp_path / "absent").privacy()
     with pytest.raises(InputError, match="salt"):
         Privacy(queries="hash")

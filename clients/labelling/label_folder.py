@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clients.labelling.candidates import CandidateFile, RowRange
-from clients.labelling.shards import (
+from clients.labelling.candidate_file import CandidateFile, RowRange
+from clients.labelling.label_shards import (
     Origin,
     describe_scores,
     finished_record,
@@ -30,12 +30,15 @@ from ranking.errors import InputError
 from ranking.files import replacing, write_json
 from ranking.labels import MANIFEST_NAME, MANIFEST_VERSION, REJECTS_NAME, REJECTS_SCHEMA, load_manifest
 
-log = logging.getLogger("labels")
+logger = logging.getLogger("labels")
 
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel releases however the process ends. InputError if another process has it."""
+    """Hold the folder's lock, which the kernel releases however the process ends.
+
+    InputError if another process has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as lock:
         try:
@@ -52,7 +55,10 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 
 class LabelFolder:
-    """An output folder held by one_writer, bound to its origin. InputError if it holds another teacher's or file's labels."""
+    """An output folder held by one_writer, bound to its origin.
+
+    InputError if it holds another teacher's or file's labels.
+    """
 
     def __init__(self, folder: Path, candidates: CandidateFile, origin: Origin):
         self.folder, self.candidates, self.origin = folder, candidates, origin
@@ -79,7 +85,8 @@ class LabelFolder:
             self._save(wanted)
             return wanted
         rules = {
-            "teacher_id": "labels by teacher {old}, the server has {new}; two teachers' scores do not mix: give another --out",
+            "teacher_id": "labels by teacher {old}, the server has {new}; two teachers' scores do not mix: "
+            "give another --out",
             "candidates": "labels of another candidate file ({old}; this one is {new}); give another --out",
             "shard_rows": "shards of {old} rows; give --shard-rows {old} to go on",
         }
@@ -95,15 +102,17 @@ class LabelFolder:
         write_json(self.folder / MANIFEST_NAME, manifest, indent=1)
 
     def ranges(self) -> list[RowRange]:
+        """The row ranges of all shards, finished or not."""
         return self.candidates.ranges(self.origin.shard_rows)
 
     def pending(self, retry_rejects: bool = False) -> list[RowRange]:
-        """The ranges still to label: never finished, damaged, or (retry_rejects) with pairs that the teacher failed on."""
+        """The ranges still to label: never finished, damaged, or (retry_rejects) with pairs that the teacher
+        failed on."""
         left = []
         for covered in self.ranges():
             record, problem = finished_record(self.folder, self.origin, covered)
             if problem:
-                log.warning("%s: %s; the shard is labelled again", self.folder, problem)
+                logger.warning("%s: %s; the shard is labelled again", self.folder, problem)
             elif record and retry_rejects and any(cause == "teacher" for *_, cause, _ in record["rejects"]):
                 record = None
             if record is None:

@@ -61,6 +61,7 @@ class CandidateFile:
         return cls(path, file.metadata.num_rows, digest)
 
     def ranges(self, rows_each: int) -> list[RowRange]:
+        """The file cut into ranges of rows_each rows; the last may be shorter."""
         return [
             RowRange(index, first, min(rows_each, self.rows - first))
             for index, first in enumerate(range(0, self.rows, rows_each))

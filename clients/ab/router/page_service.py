@@ -1,6 +1,7 @@
-"""What the A/B router does with a page: assign, rank with fallbacks, log, answer; and how it looks after experiments.
+"""The router's service: assign a page's arm, rank it, log it, answer; take clicks; look after the experiments
+meanwhile.
 
-Router.rank is the main path. clients/ab_router.py puts it behind HTTP.
+PageService.rank is the main path. clients/ab/router/http_app.py puts it behind HTTP.
 """
 
 from __future__ import annotations
@@ -10,50 +11,52 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-from fastapi import HTTPException
-from starlette.background import BackgroundTask
+from typing import Any
 
 from clients.ab.experiment.definition import Arm, Experiment
 from clients.ab.experiment.file import ExperimentFile
 from clients.ab.experiment.split import Assignment, bucket
-from clients.ab.log import ExposureLog, Privacy
-from clients.ab.router.api import (
-    EventsRequest,
-    RankRequest,
-)
+from clients.ab.log.privacy import PrivacySettings
+from clients.ab.log.records import PAGE_TEXT, complete
+from clients.ab.log.writer import ExposureLog
+from clients.ab.router.api import Document, EventsRequest, RankRequest
+from clients.ab.router.breaker import BreakerSettings
+from clients.ab.router.guarded_scorer import GuardedScorer
 from clients.ab.router.guardrails import GuardrailWatch
 from clients.ab.router.metrics import Metrics
-from clients.ab.router.scoring import INCOMING, Breaker, Deadline, Page, Ranking, Scorer, rank_page
-from clients.ab.router.shadow import Shadows
-from ranking.limits import MAX_DOCUMENTS
+from clients.ab.router.page_ranking import INCOMING, KILLED, DeadlineSettings, PageRanking, rank_page
+from clients.ab.router.shadow_scoring import ShadowScoring
+from clients.triton.connection import TritonAccess, TritonConnection
+from clients.triton.scoring import AsyncScoringClient, PageTensors
+from ranking.request_tensors import request_tensors
 
-log = logging.getLogger("ab_serving")
+logger = logging.getLogger("ab_router")
 
 
-@dataclass
-class Config:
-    """Rank search pages by arm of an experiment, with fallbacks, and log every exposure.
+class ForcedArmNotAllowed(Exception):
+    """The request names its arm, and this router does not let requests do so."""
+
+
+class UnknownArm(Exception):
+    """The request names an arm that no running experiment has."""
+
+
+class LogUnavailable(Exception):
+    """The events are not on disk; the caller should send them again later."""
+
+
+@dataclass(kw_only=True)
+class ServiceSettings(TritonAccess, PrivacySettings, BreakerSettings, DeadlineSettings):
+    """What the service needs, beside the groups of its parts.
 
     Args:
         experiment: YAML file of experiments; edits are taken up while running
-        triton: gRPC address of the Triton server that holds the arms' models
+        url: Triton server that holds the arms' models; scheme grpc, grpcs, http or https (none means grpc)
         log: folder of the exposure log
-        host: address to listen on; 0.0.0.0 to serve other machines
-        port: port to listen on; 0 picks a free one and prints it
-        deadline_ms: time for a page; whatever has not answered by then is not waited for
-        arm_share: part of the deadline that the arm's own model may use; the rest is the fallback's
-        max_documents: pages with more documents are refused
-        max_body_mb: larger requests are refused
-        salt_file: file with a secret; if given, user ids are stored as salted hashes
-        queries: keep | hash | drop: what is stored of queries; hash needs --salt-file
-        log_text: store titles and summaries, which training on these clicks needs
-        breaker_window: recent calls of a model that its circuit breaker looks at
-        breaker_failures: failures among them that open it
-        breaker_cooldown_seconds: pause before an open breaker lets one page try again
         shadow_in_flight: shadow calls at a time; beyond that they are skipped and counted
         allow_forced_arm: let requests name their arm; for testing, never towards the public
         reload_seconds: how often the experiment file and the guardrails are looked at
@@ -61,91 +64,87 @@ class Config:
     """
 
     experiment: Path
-    triton: str = "127.0.0.1:8001"
+    url: str = "127.0.0.1:8001"
     log: Path = Path("runs/ab/log")
-    host: str = "127.0.0.1"
-    port: int = 8080
-    deadline_ms: float = 200.0
-    arm_share: float = 0.6
-    max_documents: int = MAX_DOCUMENTS
-    max_body_mb: float = 8.0
-    salt_file: Path | None = None
-    queries: Literal["keep", "hash", "drop"] = "keep"
-    log_text: bool = True
-    breaker_window: int = 20
-    breaker_failures: int = 10
-    breaker_cooldown_seconds: float = 2.0
     shadow_in_flight: int = 8
     allow_forced_arm: bool = False
     reload_seconds: float = 1.0
     rotate_mb: float = 64.0
 
-    def __post_init__(self):
-        for name in ("deadline_ms", "max_documents", "max_body_mb", "breaker_window", "reload_seconds", "rotate_mb"):
+    def __post_init__(self) -> None:
+        BreakerSettings.__post_init__(self)
+        DeadlineSettings.__post_init__(self)
+        for name in ("reload_seconds", "rotate_mb"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
-        if not 0 < self.arm_share < 1:
-            raise ValueError(
-                f"arm_share is {self.arm_share}: it must be between 0 and 1, or no time is left to fall back"
-            )
-        if not 1 <= self.breaker_failures <= self.breaker_window:
-            raise ValueError("breaker_failures must be from 1 to breaker_window")
+
+    def check(self) -> None:
+        """Read every file and folder that a start needs. InputError names the one that is wrong."""
+        ExperimentFile(self.experiment)
+        self.privacy()
+        TritonConnection(self.url, self.credentials())
+        ExposureLog(self.log).close()
+        GuardrailWatch(self.log)
 
 
-class Router:
-    """The state of one running router. Make it inside a running event loop: the gRPC channel belongs to it."""
+class PageService:
+    """The state of one running router. Make it inside a running event loop: the connection to Triton belongs to it."""
 
-    def __init__(self, config: Config):
-        self.config = config
-        self.file = ExperimentFile(config.experiment)
-        self.privacy = Privacy.of_file(config.salt_file, config.queries, config.log_text)
-        self.log = ExposureLog(config.log, int(config.rotate_mb * (1 << 20)))
-        self.watch = GuardrailWatch(config.log)
+    def __init__(self, settings: ServiceSettings):
+        self.settings = settings
+        self.file = ExperimentFile(settings.experiment)
+        self.privacy = settings.privacy()
+        self.exposure_log = ExposureLog(settings.log, int(settings.rotate_mb * (1 << 20)))
+        self.watch = GuardrailWatch(settings.log)
         self.watch.adopt(self.file.current.experiments)
         self.metrics = Metrics()
-        self.deadline = Deadline(config.deadline_ms / 1000, config.arm_share)
-        self.scorer = Scorer(
-            config.triton,
-            lambda: Breaker(config.breaker_window, config.breaker_failures, config.breaker_cooldown_seconds),
-            self._observe_call,
+        connection = TritonConnection(settings.url, settings.credentials())
+        client = AsyncScoringClient(connection, settings.deadline_ms)
+        self.scorer = GuardedScorer(client, settings.new_breaker, self._observe_call)
+        self.shadows = ShadowScoring(
+            self.scorer, self.metrics, self._append, settings.shadow_in_flight, settings.deadline_ms
         )
-        self.shadows = Shadows(self.scorer, self.metrics, self._append, config.shadow_in_flight, self.deadline.total)
         self._task: asyncio.Task | None = None
 
     async def start(self) -> None:
+        """Log the experiments in force and begin to look after them."""
         await self._log_definitions()
         self._task = asyncio.create_task(self._look_after())
 
     async def stop(self) -> None:
+        """End what is under way and close connection and log."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self.shadows.stop()
         await self.scorer.close()
-        await asyncio.to_thread(self.log.close)
+        await asyncio.to_thread(self.exposure_log.close)
 
-    async def rank(self, request: RankRequest, arrived: float) -> tuple[dict[str, Any], BackgroundTask | None]:
-        """The answer to one page, logged, and what is to be done after it has left. arrived: time.perf_counter()."""
+    async def rank(
+        self, request: RankRequest, arrived: float
+    ) -> tuple[dict[str, Any], Callable[[], Awaitable[None]] | None]:
+        """The answer to one page, logged, and what is to be awaited after it has left, if anything.
+
+        arrived: time.perf_counter() when the request came in. ForcedArmNotAllowed or UnknownArm if it names an arm.
+        """
         assignment, experiment, arm = self._assign(request)
-        page = Page(
-            request.request_id or uuid.uuid4().hex,
-            request.query,
-            [d.title for d in request.documents],
-            [d.summary for d in request.documents],
+        request_id = request.request_id or uuid.uuid4().hex
+        page = PageTensors(
+            request_tensors(request.query, [d.title for d in request.documents], [d.summary for d in request.documents])
         )
         default_model = self.file.current.default_model
         ranking = await rank_page(
-            self.scorer, page, arm or Arm("", default_model), default_model, self.deadline, arrived
+            self.scorer, page, request_id, arm or Arm("", default_model), default_model, self.settings, arrived
         )
         seconds = time.perf_counter() - arrived
         self.metrics.pages.labels(assignment.experiment, assignment.arm, ranking.served_by, ranking.fallback).inc()
         self.metrics.page_seconds.labels(assignment.experiment, assignment.arm).observe(seconds)
         if experiment is not None and not assignment.forced:
             # a killed arm was taken out on purpose: that is no failure to react to
-            self.watch.observe(experiment, assignment.arm, seconds, ranking.fallback not in ("", "killed"))
+            self.watch.observe(experiment, assignment.arm, seconds, ranking.fallback not in ("", KILLED))
         shown = [request.documents[i] for i in ranking.order]
         answer = {
-            "request_id": page.request_id,
+            "request_id": request_id,
             "experiment": assignment.experiment,
             "arm": assignment.arm,
             "ranking": [d.doc_id for d in shown],
@@ -155,64 +154,66 @@ class Router:
             "model_version": ranking.model_version,
             "latency_ms": round(seconds * 1000, 3),
         }
-        answer["logged"] = await self._append(
-            "exposure", self._exposure(request, answer, ranking, assignment, experiment, shown)
-        )
-        if (
-            experiment is None
-            or arm is None
-            or bucket(f"shadow {experiment.name}", page.request_id) >= experiment.shadow
-        ):
+        fingerprint = experiment.fingerprint if experiment else ""
+        record = self._exposure(request, answer, ranking, assignment.forced, fingerprint, shown)
+        answer["logged"] = await self._append("exposure", record)
+        if experiment is None or arm is None or bucket(f"shadow {experiment.name}", request_id) >= experiment.shadow:
             return answer, None
-        return answer, BackgroundTask(self.shadows.start, experiment, arm, page, answer, ranking.order)
+        return answer, partial(self.shadows.start, experiment, arm, page, answer, ranking.order)
 
     def _assign(self, request: RankRequest) -> tuple[Assignment, Experiment | None, Arm | None]:
         if request.arm is None:
             return self.file.current.assign(request.user_id, self.watch.splits)
-        if not self.config.allow_forced_arm:
-            raise HTTPException(403, "arm: this router does not let requests name their arm (--allow-forced-arm)")
+        if not self.settings.allow_forced_arm:
+            raise ForcedArmNotAllowed("arm: this router does not let requests name their arm (--allow-forced-arm)")
         for experiment in self.file.current.experiments:
             if experiment.enabled and request.arm in experiment.split.arms:
                 return Assignment(experiment.name, request.arm, forced=True), experiment, experiment.arm(request.arm)
-        raise HTTPException(422, f"arm: no running experiment has an arm {request.arm!r}")
+        raise UnknownArm(f"arm: no running experiment has an arm {request.arm!r}")
 
-    def _exposure(self, request, answer, ranking: Ranking, assignment: Assignment, experiment, shown) -> dict[str, Any]:
-        text = {"title": [d.title for d in shown], "summary": [d.summary for d in shown]} if self.privacy.text else {}
+    def _exposure(
+        self,
+        request: RankRequest,
+        answer: dict[str, Any],
+        ranking: PageRanking,
+        forced: bool,
+        fingerprint: str,
+        shown: list[Document],
+    ) -> dict[str, Any]:
+        """The record of a page; its columns are those of the table `exposures` (clients/ab/log/records.py)."""
         same = ("request_id", "experiment", "arm", "served_by", "fallback", "model_version", "latency_ms")
-        return {
+        record = {
             **{name: answer[name] for name in same},
             "user_id": self.privacy.user(request.user_id),
             "query": self.privacy.query(request.query),
             "query_length": len(request.query),
             "platform": request.platform,
             "segments": json.dumps(request.segments, ensure_ascii=False, sort_keys=True),
-            "forced": assignment.forced,
+            "forced": forced,
             "documents": answer["ranking"],
             "scores": ranking.scores,
             "teams": ranking.teams,
-            "config": experiment.fingerprint if experiment else "",
-            **text,
+            "config": fingerprint,
         }
+        if self.privacy.text:
+            record |= {name: [getattr(document, name) for document in shown] for name in PAGE_TEXT}
+        return complete("exposure", record)
 
     async def take_events(self, request: EventsRequest) -> dict[str, Any]:
-        """Log events; HTTPException 503 if they are not on disk, so that the caller can send them again."""
-        written = await asyncio.gather(
-            *(
-                self._append(
-                    "event",
-                    {
-                        "request_id": event.request_id,
-                        "doc_id": event.doc_id,
-                        "event": event.type,
-                        "dwell_seconds": event.dwell_seconds or 0.0,
-                        "timestamp": event.timestamp,
-                    },
-                )
-                for event in request.events
-            )
-        )
+        """Log events; LogUnavailable if they are not on disk, so that the caller can send them again."""
+        records = [
+            {
+                "request_id": event.request_id,
+                "doc_id": event.doc_id,
+                "event": event.type,
+                "dwell_seconds": event.dwell_seconds or 0.0,
+                "timestamp": event.timestamp,
+            }
+            for event in request.events
+        ]
+        written = await asyncio.gather(*(self._append("event", complete("event", record)) for record in records))
         if not all(written):
-            raise HTTPException(503, "the log cannot be written; send the events again later")
+            raise LogUnavailable("the log cannot be written; send the events again later")
         for event in request.events:
             self.metrics.events.labels(event.type).inc()
         return {"accepted": len(written)}
@@ -220,15 +221,15 @@ class Router:
     def health(self) -> dict[str, Any]:
         """What works and what does not. `degraded` still answers every page, by fallbacks or unlogged."""
         breakers = {model: "open" if b.is_open else "closed" for model, b in self.scorer.breakers.items()}
-        degraded = self.file.error or self.log.failing or "open" in breakers.values() or self.watch.ramps
+        degraded = self.file.error or self.exposure_log.failing or "open" in breakers.values() or self.watch.ramps
         current = self.file.current
         return {
             "status": "degraded" if degraded else "ok",
             "experiments": {e.name: self._coverage(e) for e in current.experiments},
             "kill_switch": current.kill_switch,
             "experiment_file_error": self.file.error,
-            "log_error": self.log.failing,
-            "log_failures": self.log.failures,
+            "log_error": self.exposure_log.failing,
+            "log_failures": self.exposure_log.failures,
             "breakers": breakers,
             "ramp_downs": {name: ramp.reason for name, ramp in self.watch.ramps.items()},
         }
@@ -240,7 +241,7 @@ class Router:
 
     async def _append(self, kind: str, record: dict[str, Any]) -> bool:
         started = time.perf_counter()
-        written = await self.log.append(kind, record)
+        written = await self.exposure_log.append(kind, record)
         self.metrics.log_seconds.observe(time.perf_counter() - started)
         if not written:
             self.metrics.log_failures.inc()
@@ -252,13 +253,13 @@ class Router:
             await self._append("config", record)
 
     async def _look_after(self) -> None:
-        """Every reload_seconds: the experiment file, the guardrails, the gauges."""
+        """Take up the experiment file, judge the guardrails and set the gauges, every reload_seconds."""
         while True:
             try:
                 await self._look_once()
-            except Exception:  # whatever went wrong with one look must not end the looking, nor the serving
-                log.exception("looking after the experiments failed")
-            await asyncio.sleep(self.config.reload_seconds)
+            except Exception:  # one failure must not end the watch over the experiments, nor the serving of pages
+                logger.exception("looking after the experiments failed")
+            await asyncio.sleep(self.settings.reload_seconds)
 
     async def _look_once(self) -> None:
         if self.file.reload():

@@ -1,4 +1,5 @@
-"""Label row ranges over several endpoints: the code that every engine runs, in this process or in a Ray worker."""
+"""Label row ranges of the candidate file over several teacher servers: the main loop, in this process or a Ray
+worker."""
 
 from __future__ import annotations
 
@@ -10,20 +11,20 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import grpc
 import pyarrow as pa
 from tritonclient.grpc import service_pb2_grpc
 
-from clients.labelling.candidates import CandidateFile, RowRange
-from clients.labelling.endpoint import CHANNEL_OPTIONS, Endpoint, EndpointLost, Patience, identify
-from clients.labelling.shards import Origin, write_shard
-from clients.labelling.teacher import Teacher
-from clients.labelling.window import Window
-from clients.labelling.work import Pair, ShardInHand, Tally, WorkQueue
+from clients.labelling.candidate_file import CandidateFile, RowRange
+from clients.labelling.label_shards import Origin, write_shard
+from clients.labelling.request_window import Window
+from clients.labelling.served_teacher import ServedTeacher
+from clients.labelling.teacher_endpoint import EndpointLost, Patience, TeacherEndpoint, identify
+from clients.labelling.work_queue import Pair, ShardInHand, Tally, WorkQueue
+from clients.triton.connection import Credentials, TritonConnection
 from ranking.errors import InputError
 from ranking.text import TeacherFormat
 
-log = logging.getLogger("labels")
+logger = logging.getLogger("labels")
 
 BLOCK = 256  # pairs formatted at a time
 SHARDS_IN_HAND = 3  # one being written, one being finished, one being begun: the windows never run dry
@@ -34,33 +35,35 @@ FEW_REFUSALS = 100  # before the share of refusals is held against max_refused
 class Job:
     """What a labelling process needs to know; travels to Ray workers as it is.
 
-    give_up: seconds without any answer from any endpoint; max_refused: share of pairs that the teacher may fail on.
+    give_up_seconds: time without any answer from any endpoint; max_refused: share of pairs that the teacher may fail
+    on.
     """
 
     candidates: CandidateFile
     folder: Path
     origin: Origin
-    teacher: Teacher
+    teacher: ServedTeacher
     teacher_folder: Path
     urls: tuple[str, ...]
+    credentials: Credentials
     in_flight: int | None
     patience: Patience
-    give_up: float
+    give_up_seconds: float
     max_refused: float
 
 
-async def find_teacher(urls: Sequence[str], model: str, wait: float) -> Teacher:
-    """The one teacher behind all urls that answer within `wait` seconds. InputError: none answers, or two differ."""
-    until = monotonic() + wait
+async def find_teacher(urls: Sequence[str], credentials: Credentials, model: str, wait_seconds: float) -> ServedTeacher:
+    """The one teacher behind all urls that answer within wait_seconds. InputError: none answers, or two differ."""
+    until = monotonic() + wait_seconds
     while True:
-        found = await asyncio.gather(*(_ask(url, model) for url in urls))
-        teachers = {url: teacher for url, teacher in zip(urls, found) if isinstance(teacher, Teacher)}
+        found = await asyncio.gather(*(_ask(url, credentials, model) for url in urls))
+        teachers = {url: teacher for url, teacher in zip(urls, found) if isinstance(teacher, ServedTeacher)}
         if teachers or monotonic() > until:
             break
         await asyncio.sleep(1.0)
     for url, answer in zip(urls, found):
         if isinstance(answer, EndpointLost):
-            log.warning("%s does not answer: %s", url, answer)
+            logger.warning("%s does not answer: %s", url, answer)
     if not teachers:
         raise InputError(
             f"no endpoint has model {model!r} ready: {'; '.join(f'{u}: {p}' for u, p in zip(urls, found))}"
@@ -71,10 +74,11 @@ async def find_teacher(urls: Sequence[str], model: str, wait: float) -> Teacher:
     return next(iter(teachers.values()))
 
 
-async def _ask(url: str, model: str) -> Teacher | EndpointLost:
-    async with grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
+async def _ask(url: str, credentials: Credentials, model: str) -> ServedTeacher | EndpointLost:
+    connection = TritonConnection(url, credentials)
+    async with connection.stream_channel() as channel:
         try:
-            return await identify(service_pb2_grpc.GRPCInferenceServiceStub(channel), model, url)
+            return await identify(service_pb2_grpc.GRPCInferenceServiceStub(channel), model, connection)
         except EndpointLost as problem:
             return problem
 
@@ -86,14 +90,19 @@ async def label_ranges(
     on_shard: Callable[[dict[str, Any]], None],
     stopping: Callable[[], bool],
 ) -> None:
-    """Label the ranges and write their shards; on_shard gets each record. Once stopping() is true no new shard is begun.
+    """Label the ranges and write their shards; on_shard gets each record. Once stopping() is true no new shard is
+    begun.
 
-    InputError: no endpoint answered for job.give_up seconds, or the teacher fails on too many pairs. OSError: disk full.
+    InputError: no endpoint answered for job.give_up_seconds seconds, or the teacher fails on too many pairs. OSError:
+    disk full.
     """
     work = WorkQueue()
     text_format = job.teacher.text_format(job.teacher_folder)
     tally.last_answer = monotonic()
-    endpoints = [Endpoint(url, job.teacher, work, tally, job.patience, Window(job.in_flight)) for url in job.urls]
+    endpoints = [
+        TeacherEndpoint(url, job.credentials, job.teacher, work, tally, job.patience, Window(job.in_flight))
+        for url in job.urls
+    ]
 
     def check_refusals() -> None:
         failed, answered = tally.refused["teacher"], tally.scored
@@ -102,7 +111,8 @@ async def label_ranges(
 
     async def save(shard: ShardInHand) -> None:
         await shard.done.wait()
-        check_refusals()  # a fast failure fills whole shards between two looks of the guard: they must not count as finished
+        # a fast failure fills whole shards between two looks of the guard: they must not count as finished
+        check_refusals()
         record = await asyncio.to_thread(
             write_shard, job.folder, job.origin, shard.covered, shard.rows, shard.scores, shard.refusals
         )
@@ -126,7 +136,7 @@ async def label_ranges(
         while True:
             await asyncio.sleep(1.0)
             silent = monotonic() - tally.last_answer
-            if silent > job.give_up:
+            if silent > job.give_up_seconds:
                 raise InputError(
                     f"no endpoint has answered for {silent:.0f} s; last: {tally.last_problem or 'nothing'}"
                 )
@@ -156,7 +166,7 @@ def _innermost(problem: BaseException) -> BaseException:
 
 
 async def _send_shard(
-    shard: ShardInHand, work: WorkQueue, text_format: TeacherFormat, endpoints: Sequence[Endpoint]
+    shard: ShardInHand, work: WorkQueue, text_format: TeacherFormat, endpoints: Sequence[TeacherEndpoint]
 ) -> None:
     """Format the shard's pairs a block at a time and queue them, never far ahead of what the endpoints take."""
     for positions in _blocks(shard.sending_order()):

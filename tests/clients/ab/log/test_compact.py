@@ -12,12 +12,16 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from clients.ab.log import DAY_MICROSECONDS, encode
-from clients.ab_compact import Config, compact, retire
+from clients.ab.database import DuckdbSettings
+from clients.ab.log.compaction import Summary, compact
+from clients.ab.log.lines import DAY_MICROSECONDS, encode
+from clients.ab.log.records import RECORDS, complete
+from clients.ab.log.retention import remove_old_days
+from clients.ab_compact import Config, main
 from ranking.errors import DataError, InputError
 from ranking.schema import read_table
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 DAY = 20_000  # 2024-10-04
 NOON = DAY * DAY_MICROSECONDS + DAY_MICROSECONDS // 2
 
@@ -50,9 +54,13 @@ def write_log(folder: Path, records: list[dict], tail: bytes = b"", name: str = 
     return path
 
 
-def compacted(tmp_path: Path, records: list[dict], **options):
+def compact_again(tmp_path: Path) -> Summary:
+    return compact(tmp_path / "log", tmp_path / "out", DuckdbSettings())
+
+
+def compacted(tmp_path: Path, records: list[dict]) -> Summary:
     write_log(tmp_path / "log", records)
-    return compact(Config(tmp_path / "log", tmp_path / "out", **options))
+    return compact_again(tmp_path)
 
 
 def page(tmp_path: Path, day: str = "2024-10-04") -> list[dict]:
@@ -112,7 +120,7 @@ def test_a_click_after_midnight_belongs_to_the_day_of_the_page(tmp_path):
     night = (DAY + 1) * DAY_MICROSECONDS
     write_log(tmp_path / "log", [exposure("r1", night - 1)])
     write_log(tmp_path / "log", [event("r1", "a", logged=night + 10), exposure("r2", night)], name="2024-10-05T0-1-1")
-    summary = compact(Config(tmp_path / "log", tmp_path / "out"))
+    summary = compact_again(tmp_path)
     assert summary.days == ["2024-10-04", "2024-10-05"]
     assert page(tmp_path, "2024-10-04")[0]["clicks"] == 1
     assert [r["request_id"] for r in page(tmp_path, "2024-10-05")] == ["r2"]
@@ -122,16 +130,16 @@ def test_compacting_again_gives_the_same_files(tmp_path):
     records = [exposure(f"r{i}") for i in range(50)] + [event(f"r{i}", "a") for i in range(0, 50, 3)]
     compacted(tmp_path, records)
     before = page(tmp_path)
-    compact(Config(tmp_path / "log", tmp_path / "out"))
+    compact_again(tmp_path)
     assert page(tmp_path) == before
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
 
 
 def test_a_torn_tail_and_damage_are_counted_and_the_rest_is_kept(tmp_path):
     path = write_log(tmp_path / "log", [exposure("r1")], tail=b"00000000 {}\n" + encode(exposure("r2"))[:100])
-    summary = compact(Config(tmp_path / "log", tmp_path / "out"))
-    assert (summary.exposures, summary.torn_tails, summary.damaged) == (1, 1, [f"{path}:2"])
-    assert json.loads((tmp_path / "out/compact.json").read_text())["torn_tails"] == 1
+    main(Config(tmp_path / "log", tmp_path / "out"))
+    summary = json.loads((tmp_path / "out/compact.json").read_text())
+    assert (summary["exposures"], summary["torn_tails"], summary["damaged"]) == (1, 1, [f"{path}:2"])
 
 
 def test_pages_without_text_or_scores_and_interleaved_pages_pass(tmp_path):
@@ -166,18 +174,18 @@ def test_shadows_definitions_and_ramps_are_written(tmp_path):
 
 
 def test_retention_removes_whole_old_days_and_never_rewrites_them(tmp_path):
-    config = Config(tmp_path / "log", tmp_path / "out", retain_days=2)
+    folders = (tmp_path / "log", tmp_path / "out")
     old = write_log(tmp_path / "log", [exposure("r1")])
     new = write_log(
         tmp_path / "log", [exposure("r2", NOON + DAY_MICROSECONDS), event("r1", "a")], name="2024-10-05T0-1-1"
     )
-    compact(Config(tmp_path / "log", tmp_path / "out"))
+    compact_again(tmp_path)
     kept = (tmp_path / "out/exposures/2024-10-05.parquet").read_bytes()
-    assert retire(config, date(2024, 10, 6)) == []
-    removed = retire(config, date(2024, 10, 7))
+    assert remove_old_days(*folders, 2, date(2024, 10, 6)) == []
+    removed = remove_old_days(*folders, 2, date(2024, 10, 7))
     assert len(removed) == 3 and not old.exists() and new.exists()
     assert not (tmp_path / "out/exposures/2024-10-04.parquet").exists()
-    summary = compact(Config(tmp_path / "log", tmp_path / "out"))
+    summary = compact_again(tmp_path)
     assert summary.days == ["2024-10-05"] and summary.events_orphaned == 1
     assert (tmp_path / "out/exposures/2024-10-05.parquet").read_bytes() == kept
 
@@ -190,6 +198,30 @@ def test_a_record_that_breaks_the_table_names_file_and_reason(tmp_path):
 def test_a_record_of_an_unknown_kind_is_not_dropped_silently(tmp_path):
     with pytest.raises(InputError, match="newer release"):
         compacted(tmp_path, [{"type": "hologram", "logged": NOON}])
+
+
+def test_the_records_of_these_tests_are_whole_ones():
+    """The router checks its own records the same way, so a column that is added to the table must be given a value."""
+    for kind, record in (("exposure", exposure("r")), ("event", event("r", "a"))):
+        content = {name: value for name, value in record.items() if name not in ("type", "logged")}
+        assert complete(kind, content) is content
+    with pytest.raises(ValueError, match="exposure record without arm"):
+        complete("exposure", {name: None for name in RECORDS["exposure"].names if name not in ("arm", "logged")})
+    with pytest.raises(ValueError, match="shadow record with unknown colour"):
+        complete("shadow", {name: None for name in [*RECORDS["shadow"].names, "colour"] if name != "logged"})
+
+
+def test_a_record_of_an_earlier_release_lacks_a_column_and_is_read_with_an_empty_one(tmp_path):
+    older = exposure("r1")
+    del older["platform"], older["teams"], older["query_length"]
+    compacted(tmp_path, [older])
+    (row,) = page(tmp_path)
+    assert (row["platform"], row["teams"], row["query_length"]) == ("", [], 0)
+
+
+def test_a_null_that_was_written_is_refused_and_not_taken_for_an_empty_value(tmp_path):
+    with pytest.raises(DataError, match="platform is null"):
+        compacted(tmp_path, [exposure("r1", platform=None)])
 
 
 def test_the_command_prints_counts_and_fails_with_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""One teacher server: a stream with a window of requests in flight, given up and taken up again as the server goes and comes."""
+"""The connection to one teacher server: streams prompts to it, reads scores, survives its restarts and refusals."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from clients.labelling.teacher import Teacher, bytes_tensor, describe_grpc_error
-from clients.labelling.window import Window
-from clients.labelling.work import Pair, Tally, WorkQueue
+from clients.labelling.request_window import Window
+from clients.labelling.served_teacher import ServedTeacher, bytes_tensor, describe_grpc_error
+from clients.labelling.work_queue import Pair, Tally, WorkQueue
+from clients.triton.connection import Credentials, TritonConnection
 from ranking.errors import InputError
 
-log = logging.getLogger("labels")
+logger = logging.getLogger("labels")
 
-CHANNEL_OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the dead one's back-off
-    ("grpc.max_receive_message_length", -1),
-]
 FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
 CONNECT_SECONDS = 10.0
 MOST_STREAMS_LOST = 30  # a pair under which this many streams broke is taken for the cause
@@ -44,29 +41,45 @@ class EndpointLost(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long and how often. deadline: seconds for one request; retries: a pair's own failures before it is refused."""
+    """How long and how often a request is tried.
 
-    deadline: float = 60.0
+    deadline_ms: time for one request; retries: a pair's own failures before it is refused.
+    """
+
+    deadline_ms: float = 60_000.0
     retries: int = 5
 
 
-async def identify(stub: service_pb2_grpc.GRPCInferenceServiceStub, model: str, where: str) -> Teacher:
+async def identify(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub, model: str, connection: TritonConnection
+) -> ServedTeacher:
     """The teacher a server has ready. EndpointLost if it has none now; InputError if it will never be one."""
+    metadata = connection.metadata()
     try:
-        ready = await stub.ModelReady(pb.ModelReadyRequest(name=model), timeout=CONNECT_SECONDS)
+        ready = await stub.ModelReady(pb.ModelReadyRequest(name=model), timeout=CONNECT_SECONDS, metadata=metadata)
         if not ready.ready:
             raise EndpointLost(f"model {model!r} is not ready")
-        config = await stub.ModelConfig(pb.ModelConfigRequest(name=model), timeout=CONNECT_SECONDS)
+        config = await stub.ModelConfig(pb.ModelConfigRequest(name=model), timeout=CONNECT_SECONDS, metadata=metadata)
     except grpc.RpcError as problem:
         raise EndpointLost(describe_grpc_error(problem)) from problem
-    return Teacher.of_config(model, config, where)
+    return ServedTeacher.of_config(model, config, str(connection))
 
 
-class Endpoint:
+class TeacherEndpoint:
     """Draws pairs from the queue, keeps a window of them in flight, and hands back every one that it cannot score."""
 
-    def __init__(self, url: str, teacher: Teacher, work: WorkQueue, tally: Tally, patience: Patience, window: Window):
-        self.url, self.teacher, self.work, self.tally = url, teacher, work, tally
+    def __init__(
+        self,
+        url: str,
+        credentials: Credentials,
+        teacher: ServedTeacher,
+        work: WorkQueue,
+        tally: Tally,
+        patience: Patience,
+        window: Window,
+    ):
+        self.url, self.connection = url, TritonConnection(url, credentials)
+        self.teacher, self.work, self.tally = teacher, work, tally
         self.patience, self.window = patience, window
         self._in_flight: dict[str, tuple[Pair, float]] = {}
         self._room = asyncio.Event()
@@ -76,7 +89,8 @@ class Endpoint:
         self._tail = [teacher.sampling_parameters(), b"\x01", b"\x01"]
 
     async def run(self) -> None:
-        """Serve until cancelled: connect, work, and after a loss wait (longer each time, with jitter) and connect again."""
+        """Serve until cancelled: connect, work, and after a loss wait (longer each time, with jitter) and connect
+        again."""
         wait = FIRST_WAIT
         while True:
             answered = self.tally.by_endpoint[self.url]
@@ -85,7 +99,7 @@ class Endpoint:
             except EndpointLost as problem:
                 self.tally.lost[self.url] += 1
                 self.tally.last_problem = f"{self.url}: {problem}"
-                log.warning("%s lost: %s; trying again in %.1f s", self.url, problem, wait)
+                logger.warning("%s lost: %s; trying again in %.1f s", self.url, problem, wait)
             finally:
                 self._hand_back_all()
             if self.tally.by_endpoint[self.url] > answered:
@@ -95,15 +109,15 @@ class Endpoint:
 
     async def _session(self) -> None:
         """One connection's life. Always ends in EndpointLost or cancellation."""
-        async with grpc.aio.insecure_channel(self.url, options=CHANNEL_OPTIONS) as channel:
+        async with self.connection.stream_channel() as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             try:
-                found = await identify(stub, self.teacher.model, self.url)
+                found = await identify(stub, self.teacher.model, self.connection)
             except InputError as problem:
                 raise EndpointLost(str(problem)) from problem
             if found.teacher_id != self.teacher.teacher_id:
                 raise EndpointLost(f"it serves teacher {found.teacher_id}, this run is of {self.teacher.teacher_id}")
-            stream = stub.ModelStreamInfer()
+            stream = stub.ModelStreamInfer(metadata=self.connection.metadata())
             self._opened = self._heard = monotonic()
             parts = [asyncio.ensure_future(part) for part in (self._send(stream), self._receive(stream), self._watch())]
             try:
@@ -122,7 +136,8 @@ class Endpoint:
 
     async def _send(self, stream) -> None:
         while True:
-            # one request until the server has answered once: a server that kills its streams gets no windowful each time
+            # one request until the server has answered once: a server that kills its streams gets no windowful each
+            # time
             while len(self._in_flight) >= (self.window.limit if self._heard > self._opened else 1):
                 self._room.clear()
                 await self._room.wait()
@@ -169,7 +184,7 @@ class Endpoint:
 
     async def _watch(self) -> None:
         """Hand back what has passed its deadline. A server that answers nothing for that long is lost."""
-        limit = self.patience.deadline
+        limit = self.patience.deadline_ms / 1000
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
             now = monotonic()

@@ -1,4 +1,5 @@
-"""Pairs on their way to a score: shards in hand, the queue that all endpoints draw from, and what has happened so far."""
+"""The queue of pairs that wait for a score, which all servers draw from; the shards they belong to; the run's
+counts."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from time import monotonic
 import numpy as np
 import pyarrow as pa
 
-from clients.labelling.candidates import Refusal, RowRange
+from clients.labelling.candidate_file import Refusal, RowRange
 
 
 class ShardInHand:
@@ -26,7 +27,8 @@ class ShardInHand:
             self.done.set()
 
     def sending_order(self) -> list[int]:
-        """Positions to score, a query's candidates side by side (first seen first), so that the prefix cache serves them."""
+        """Positions to score, a query's candidates side by side (first seen first), so that the prefix cache
+        serves them."""
         refused = {refusal.position for refusal in self.refusals}
         by_query: dict[str, list[int]] = {}
         for position, query in enumerate(self.rows.column("query").to_pylist()):
@@ -35,10 +37,12 @@ class ShardInHand:
         return [position for positions in by_query.values() for position in positions]
 
     def score(self, position: int, value: float) -> None:
+        """Note the score of the row at that position."""
         self.scores[position] = value
         self._close_one()
 
     def refuse(self, position: int, reason: str) -> None:
+        """Note that the teacher gave no score for the row at that position."""
         self.refusals.append(Refusal(position, "teacher", reason))
         self._close_one()
 
@@ -82,10 +86,12 @@ class WorkQueue:
             self._ready.release()
 
     def hand_back(self, pair: Pair) -> None:
+        """Put a pair at the front of the queue."""
         self._pairs.appendleft(pair)
         self._ready.release()
 
     async def get(self) -> Pair:
+        """The next pair, once there is one."""
         await self._ready.acquire()
         pair = self._pairs.popleft()
         if len(self._pairs) < self._room:

@@ -1,4 +1,4 @@
-"""A first slice of a corpus: drawn, labelled like the whole, its scores shown, so that a wrong teacher costs minutes."""
+"""--sample: draw a first slice of a corpus and show its scores, so that a wrong teacher costs minutes and not days."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clients.labelling.candidates import CandidateFile, RowRange
+from clients.labelling.candidate_file import CandidateFile, RowRange
 from ranking.labels import iter_labels
 from ranking.schema import write_table
 

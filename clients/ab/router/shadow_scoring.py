@@ -8,32 +8,37 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from clients.ab.experiment.definition import Arm, Experiment
+from clients.ab.log.records import complete
+from clients.ab.router.guarded_scorer import GuardedScorer
 from clients.ab.router.metrics import Metrics
-from clients.ab.router.scoring import Page, Scorer, ScoringFailure
+from clients.triton.scoring import PageTensors, ScoringFailure
 
 
-class Shadows:
+class ShadowScoring:
     """Runs shadow calls, at most `in_flight` at a time; beyond that they are skipped and counted, never queued.
 
-    append: the router's log; timeout: seconds a shadow call may take.
+    append: writes a record of a kind to the log; deadline_ms: time that a shadow call may take.
     """
 
     def __init__(
         self,
-        scorer: Scorer,
+        scorer: GuardedScorer,
         metrics: Metrics,
         append: Callable[[str, dict[str, Any]], Awaitable[bool]],
         in_flight: int,
-        timeout: float,
+        deadline_ms: float,
     ):
         self._scorer, self._metrics, self._append = scorer, metrics, append
-        self._in_flight, self._timeout = in_flight, timeout
+        self._in_flight, self._deadline_ms = in_flight, deadline_ms
         self._tasks: set[asyncio.Task] = set()  # the loop itself keeps only weak references
 
     async def start(
-        self, experiment: Experiment, arm: Arm, page: Page, answer: dict[str, Any], order: list[int]
+        self, experiment: Experiment, arm: Arm, page: PageTensors, answer: dict[str, Any], order: list[int]
     ) -> None:
-        """Start one call per model of the experiment that the arm does not use. Returns at once."""
+        """Start one call per model of the experiment that the arm does not use. Returns at once.
+
+        answer: what the caller was told; order: indices of the incoming documents as they were shown.
+        """
         for model in sorted({m for other in experiment.arms for m in other.models} - set(arm.models)):
             if len(self._tasks) >= self._in_flight:
                 self._metrics.shadows.labels(model, "skipped").inc()
@@ -43,14 +48,15 @@ class Shadows:
             task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
+        """Cancel the calls that are under way."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _score(self, model: str, page: Page, answer: dict[str, Any], order: list[int]) -> None:
+    async def _score(self, model: str, page: PageTensors, answer: dict[str, Any], order: list[int]) -> None:
         started, failure, scores = time.perf_counter(), "", []
         try:
-            scored = await self._scorer.score(model, page, self._timeout, guarded=False)
+            scored = await self._scorer.score(model, page, self._deadline_ms, guarded=False)
             scores = scored.values[order].tolist()
         except ScoringFailure as problem:
             failure = problem.reason
@@ -63,4 +69,4 @@ class Shadows:
             "documents": answer["ranking"],
             "scores": scores,
         }
-        await self._append("shadow", record)
+        await self._append("shadow", complete("shadow", record))

@@ -26,12 +26,17 @@ class LocalRouter:
 
 
 @contextmanager
-def start_router(experiment: Path, triton: str, log: Path, *flags: str, timeout: float = 60.0) -> Iterator[LocalRouter]:
-    """Start `ab_router.py` and wait until it listens; SIGTERM at the end. RuntimeError with its output if it does not start."""
+def start_router(
+    experiment: Path, triton_url: str, log: Path, *flags: str, timeout: float = 60.0
+) -> Iterator[LocalRouter]:
+    """Start `ab_router.py` and wait until it listens; SIGTERM at the end.
+
+    RuntimeError with its output if it does not start.
+    """
     log.mkdir(parents=True, exist_ok=True)
     output = log / f"router-{time.time_ns()}.txt"
     program = Path(__file__).parents[2] / "ab_router.py"
-    named = ["--experiment", str(experiment), "--triton", triton, "--log", str(log), "--port", "0", *flags]
+    named = ["--experiment", str(experiment), "--url", triton_url, "--log", str(log), "--port", "0", *flags]
     with output.open("wb") as stream:
         process = subprocess.Popen([sys.executable, str(program), *named], stderr=stream, stdin=subprocess.DEVNULL)
     try:

@@ -1,4 +1,5 @@
-"""What a labelling run will take: pairs, tokens, hours and money, before anything is sent or after a short probe."""
+"""--dry-run: what a labelling run will take in tokens, hours and money, from a count and a short probe of the
+servers."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from clients.labelling.candidates import CandidateFile, RowRange
-from clients.labelling.dispatch import Job, label_ranges
-from clients.labelling.work import Tally
+from clients.labelling.candidate_file import CandidateFile, RowRange
+from clients.labelling.label_ranges import Job, label_ranges
+from clients.labelling.work_queue import Tally
 from ranking.text import TeacherFormat
 
 COUNTED = 20_000  # pairs whose tokens are counted; a larger file is estimated from this many, spread over it
@@ -20,7 +21,7 @@ PROBE_SHARDS = 4
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunForecast:
     """tokens: of all prompts; exact: every pair was counted; rate: pairs a second of all endpoints together."""
 
     pairs: int
@@ -33,6 +34,7 @@ class Estimate:
 
     @property
     def hours(self) -> float:
+        """Hours that the run takes at this rate."""
         return self.pairs / self.rate / 3600
 
     def __str__(self) -> str:
@@ -40,7 +42,8 @@ class Estimate:
         lines = [
             f"pairs   {self.pairs}",
             f"tokens  {about}{self.tokens} ({self.tokens / max(1, self.pairs):.1f} a pair; "
-            f"{self.prefix_tokens / max(1, self.tokens):.0%} are a query seen just before, which the prefix cache may save)",
+            f"{self.prefix_tokens / max(1, self.tokens):.0%} are a query seen just before, "
+            "which the prefix cache may save)",
             f"time    {self.hours:.2f} hours at {self.rate:.1f} pairs/s over {self.endpoints} endpoint(s)",
         ]
         if self.price_per_hour is not None:
@@ -73,18 +76,19 @@ def count_tokens(candidates: CandidateFile, text_format: TeacherFormat) -> tuple
     return tokens, repeated, pairs
 
 
-def estimate(
+def forecast(
     candidates: CandidateFile, text_format: TeacherFormat, rate: float, endpoints: int, price: float | None
-) -> Estimate:
+) -> RunForecast:
     """Scale the counted tokens to the whole file."""
     tokens, repeated, counted = count_tokens(candidates, text_format)
     share = candidates.rows / counted if counted and candidates.rows > COUNTED else 1.0
     exact = candidates.rows <= COUNTED
-    return Estimate(candidates.rows, round(tokens * share), round(repeated * share), exact, rate, endpoints, price)
+    return RunForecast(candidates.rows, round(tokens * share), round(repeated * share), exact, rate, endpoints, price)
 
 
 def probe(job: Job, scratch: Path, ranges: Sequence[RowRange]) -> float:
-    """Pairs a second over all endpoints, measured for about PROBE_SECONDS on the first rows; the labels are thrown away.
+    """Pairs a second over all endpoints, measured for about PROBE_SECONDS on the first rows; the labels are thrown
+    away.
 
     The clock starts at the first answer: a cold server's first request is not its rate.
     """

@@ -1,4 +1,4 @@
-"""How many requests an endpoint is kept busy with: fixed, or found by climbing until throughput stops growing."""
+"""How many requests one teacher server gets at a time: a fixed number, or one found by trying what still adds speed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Window:
     """The limit of requests in flight to one endpoint.
 
     fixed: that many, always. Otherwise the limit doubles from START until two doublings in a row brought no GAIN, then
-    settles at twice the smallest limit that reached the top: a server with a few requests waiting is never idle, and one
-    with too few is. It is probed again every SETTLED_SECONDS, since a server's load changes. An overload (queue full,
-    deadline passed) halves it. clock: seconds, for tests.
+    settles at twice the smallest limit that reached the top: a server with a few requests waiting is never idle, and
+    one with too few is. It is probed again every SETTLED_SECONDS, since a server's load changes. An overload (queue
+    full, deadline passed) halves it. clock: seconds, for tests.
     """
 
     def __init__(self, fixed: int | None = None, clock=monotonic):

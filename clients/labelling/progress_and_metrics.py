@@ -1,4 +1,4 @@
-"""What the user sees of a run: a progress bar on stderr, and the same counts for Prometheus."""
+"""Show how a labelling run goes: a progress bar on stderr, and the same counts for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from tqdm import tqdm
 
-from clients.labelling.work import Tally
+from clients.labelling.work_queue import Tally
 
 TICK_SECONDS = 0.5
 
@@ -45,6 +45,7 @@ class LabelMetrics:
         self.tally = tally
 
     def collect(self) -> Iterator[Metric]:
+        """The metrics as they stand now."""
         tally = self.tally
         yield GaugeMetricFamily("disranker_label_pairs_total_planned", "pairs of the whole job", value=tally.total)
         yield GaugeMetricFamily("disranker_label_pairs_finished", "pairs finished by this and earlier runs",

@@ -1,4 +1,5 @@
-"""Who the teacher is, on the server and on this machine: its fingerprint, its score token, its text format."""
+"""The teacher that a server has loaded: which one it is, how to ask it for a score, and its tokenizer on this
+machine."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ from ranking.text import TeacherFormat
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A served teacher, from its model config. card: its score card as JSON, which carries the text format and limits."""
+class ServedTeacher:
+    """A served teacher, from its model config.
+
+    card: its score card as JSON, which carries the text format and limits.
+    """
 
     model: str
     teacher_id: str
@@ -24,7 +28,7 @@ class Teacher:
     card: str
 
     @classmethod
-    def of_config(cls, model: str, config: pb.ModelConfigResponse, where: str) -> Teacher:
+    def of_config(cls, model: str, config: pb.ModelConfigResponse, where: str) -> ServedTeacher:
         """InputError if the model was not built by build/build_teacher.py: then nothing says what its scores are."""
         given = {name: parameter.string_value for name, parameter in config.config.parameters.items()}
         try:
@@ -36,7 +40,10 @@ class Teacher:
             ) from problem
 
     def text_format(self, folder: Path) -> TeacherFormat:
-        """The text format of the local checkpoint folder, once it is known to be the served teacher's. InputError if not."""
+        """The text format of the local checkpoint folder, once it is known to be the served teacher's.
+
+        InputError if not.
+        """
         card = ScoreCard.load(folder)
         # the published copy has its head folded into the language model, the training checkpoint beside it
         served = ScoreCard.from_json(self.card, f"the served teacher {self.teacher_id}")
@@ -50,7 +57,8 @@ class Teacher:
         return TeacherFormat.of_checkpoint(folder)
 
     def request(self) -> pb.ModelInferRequest:
-        """The request that asks for a score, less its id and text: one token out of one, whose raw logit is the score."""
+        """The request that asks for a score, less its id and text: one token out of one, whose raw logit is the
+        score."""
         request = pb.ModelInferRequest(model_name=self.model)
         for name, kind in (
             ("text_input", "BYTES"),
@@ -63,6 +71,7 @@ class Teacher:
         return request
 
     def sampling_parameters(self) -> bytes:
+        """The tensor that asks vLLM for one token, the score token, at temperature 0."""
         asked = {"max_tokens": 1, "temperature": 0, "logprobs": 0, "allowed_token_ids": [self.score_token_id]}
         return bytes_tensor(json.dumps(asked).encode())
 

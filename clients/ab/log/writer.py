@@ -1,8 +1,7 @@
-"""The A/B router's log: appended lines, on disk before the answer leaves (docs/ab-log.md has the format).
+"""Write the raw log: an appended record is on disk before its answer leaves (docs/ab-log.md has the format).
 
     log = ExposureLog("runs/ab/log")
     await log.append("exposure", {...})      # True once it is on disk; log.write(...) for callers without a loop
-    for record in read_folder("runs/ab/log", counts): ...
 
 Group commit: one thread writes whatever waits with one write and one fdatasync, so the price of the disk is shared by
 all requests in flight and the event loop never waits for it.
@@ -11,99 +10,35 @@ all requests in flight and the event loop never waits for it.
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import logging
 import os
 import queue
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from clients.ab.log.lines import DAY_MICROSECONDS, SUFFIX, encode
 from ranking.errors import InputError
 
-log = logging.getLogger("ab_log")
+logger = logging.getLogger("ab_log")
 
-SUFFIX = ".ablog"
-DAY_MICROSECONDS = 86_400_000_000
-DROPPED_QUERY = "(dropped)"
 RETRY_SECONDS = 1.0  # after a failed write, the next attempt waits this long; a full disk is not hammered
 
 
 def now_microseconds() -> int:
+    """Microseconds since 1970, now."""
     return time.time_ns() // 1000
-
-
-def encode(record: dict[str, Any]) -> bytes:
-    """One line: checksum of the JSON, a space, the JSON, a newline. JSON text holds no raw newline."""
-    body = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    return b"%08x %s\n" % (zlib.crc32(body), body)
-
-
-def decode(line: bytes) -> dict[str, Any] | None:
-    """The record of a whole line without its newline, None if the line is damaged."""
-    if len(line) < 10 or line[8:9] != b" ":
-        return None
-    try:
-        if int(line[:8], 16) != zlib.crc32(line[9:]):
-            return None
-        record = json.loads(line[9:])
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """What of a person reaches the disk.
-
-    Args:
-        salt: secret of the hashes; empty keeps user ids as they are
-        queries: keep | hash | drop
-        text: whether titles and summaries are stored
-    """
-
-    salt: bytes = b""
-    queries: Literal["keep", "hash", "drop"] = "keep"
-    text: bool = True
-
-    def __post_init__(self):
-        if self.queries == "hash" and not self.salt:
-            raise InputError("queries can only be hashed with a salt: give --salt-file")
-
-    @classmethod
-    def of_file(cls, salt_file: Path | None, queries: Literal["keep", "hash", "drop"], text: bool) -> Privacy:
-        salt = b""
-        if salt_file is not None:
-            try:
-                salt = salt_file.read_bytes().strip()
-            except OSError as problem:
-                raise InputError(f"{salt_file}: the salt cannot be read: {problem}") from problem
-            if len(salt) < 16:
-                raise InputError(f"{salt_file}: a salt of 16 bytes or more is needed, e.g. openssl rand -hex 32")
-        return cls(salt, queries, text)
-
-    def user(self, user_id: str) -> str:
-        return self._hash(user_id, 32) if self.salt else user_id
-
-    def query(self, query: str) -> str:
-        if self.queries == "drop":
-            return DROPPED_QUERY
-        return self._hash(query, 16) if self.queries == "hash" else query
-
-    def _hash(self, text: str, digits: int) -> str:
-        return hmac.digest(self.salt, text.encode("utf-8", "surrogatepass"), "sha256").hex()[:digits]
 
 
 class ExposureLog:
     """Appends records to files of one UTC day each; an append is done when it is on disk.
 
-    folder: made if absent; rotate_bytes, rotate_seconds: when a new file is begun. InputError if the folder is not writable.
+    folder: made if absent; rotate_bytes, rotate_seconds: when a new file is begun. InputError if the folder is not
+    writable.
     """
 
     def __init__(self, folder: str | Path, rotate_bytes: int = 64 << 20, rotate_seconds: float = 3600.0):
@@ -178,7 +113,7 @@ class ExposureLog:
         except OSError as problem:
             written = False
             if not self.failing:
-                log.error("the log cannot be written: %s; answers go on unlogged and are counted", problem)
+                logger.error("the log cannot be written: %s; answers go on unlogged and are counted", problem)
             if not self.failing or time.monotonic() >= self._retry_at:
                 self.failing, self._retry_at = str(problem), time.monotonic() + RETRY_SECONDS
             self.failures += len(records)
@@ -225,7 +160,7 @@ def _tell(records: list[_Pending], written: bool) -> None:
         try:
             loop.call_soon_threadsafe(_resolve, waiting, written)
         except RuntimeError:  # the loop is closed: nobody waits any more
-            log.warning("%d records were written after their event loop had ended", len(waiting))
+            logger.warning("%d records were written after their event loop had ended", len(waiting))
 
 
 def _resolve(futures: list[asyncio.Future[bool]], written: bool) -> None:
@@ -264,45 +199,4 @@ class _File:
             if not self.size:
                 self.path.unlink()
         except OSError as problem:
-            log.error("%s: a torn tail stays behind: %s", self.path, problem)
-
-
-@dataclass
-class ReadCounts:
-    """What a read met. torn: cut-off last lines; damaged: "file:line" of lines with a wrong checksum elsewhere."""
-
-    files: int = 0
-    records: int = 0
-    torn: int = 0
-    damaged: list[str] = field(default_factory=list)
-
-
-def log_files(folder: str | Path) -> list[Path]:
-    """The raw files of a log folder, oldest first. InputError if there is no such folder."""
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such log folder")
-    return sorted(Path(folder).glob(f"*{SUFFIX}"))
-
-
-def read_file(path: Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
-    """Every whole record of one file, in order. Torn and damaged lines are counted, never raised."""
-    counts.files += 1
-    bad = 0
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if bad:  # the bad line was not the last one: damage
-                counts.damaged.append(f"{path}:{bad}")
-                bad = 0
-            record = decode(line[:-1]) if line.endswith(b"\n") else None
-            if record is None:
-                bad = number
-                continue
-            counts.records += 1
-            yield record
-    counts.torn += bool(bad)
-
-
-def read_folder(folder: str | Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
-    """Every whole record of a log folder, file by file."""
-    for path in log_files(folder):
-        yield from read_file(path, counts)
+            logger.error("%s: a torn tail stays behind: %s", self.path, problem)

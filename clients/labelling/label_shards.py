@@ -1,4 +1,7 @@
-"""Shards on disk: the labels of one row range, then its record. The record's presence says that the shard is finished."""
+"""Shards on disk: the labels of one row range, then its record.
+
+The record's presence says that the shard is finished.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clients.labelling.candidates import CandidateFile, Refusal, RowRange
+from clients.labelling.candidate_file import CandidateFile, Refusal, RowRange
 from ranking.files import replacing, write_json
 from ranking.labels import shard_name
 from ranking.schema import TABLES
@@ -32,10 +35,12 @@ class Origin:
 
     @classmethod
     def of(cls, candidates: CandidateFile, shard_rows: int, teacher_id: str) -> Origin:
+        """The origin of shards that are made from this file by this teacher."""
         return cls(candidates.fingerprint, shard_rows, teacher_id)
 
 
 def record_path(folder: Path, index: int) -> Path:
+    """Where the record of shard `index` lies."""
     return (folder / shard_name(index)).with_suffix(".json")
 
 
@@ -102,7 +107,8 @@ def finished_record(folder: Path, origin: Origin, covered: RowRange) -> tuple[di
 
 
 def score_summary(scores: np.ndarray) -> dict[str, Any]:
-    """Mergeable summary of float32 scores [n]: count, sum, sum of squares, least, greatest, counts by bin of BIN_WIDTH."""
+    """Mergeable summary of float32 scores [n]: count, sum, sum of squares, least, greatest, counts by bin of
+    BIN_WIDTH."""
     if not len(scores):
         return {"count": 0, "sum": 0.0, "squares": 0.0, "min": None, "max": None, "bins": {}}
     values = scores.astype(np.float64)
@@ -129,7 +135,8 @@ def merge_summaries(total: dict[str, Any], part: dict[str, Any]) -> dict[str, An
 
 
 def describe_scores(summary: dict[str, Any]) -> dict[str, Any]:
-    """Mean, standard deviation, range and histogram ({lower edge of the bin: count}) of a summary, for people and manifest."""
+    """Mean, standard deviation, range and histogram ({lower edge of the bin: count}) of a summary, for people and
+    manifest."""
     count = summary["count"]
     if not count:
         return {"count": 0}

@@ -1,0 +1,242 @@
+"""From the raw log to Parquet by day: pages with their clicks joined, one row per document, shadow scores
+(docs/ab-log.md)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from tqdm import tqdm
+
+from clients.ab.database import DuckdbSettings, single_value
+from clients.ab.log.lines import DAY_MICROSECONDS
+from clients.ab.log.reader import ReadCounts, log_files, read_file
+from clients.ab.log.records import RECORDS, SMALL_RECORDS, as_table
+from ranking.errors import InputError
+from ranking.files import write_json
+from ranking.schema import TABLES, write_table
+
+BLOCK_RECORDS = 20_000
+
+
+@dataclass
+class Summary:
+    """compact.json. Every record read is in exactly one of the counts of its kind."""
+
+    files: int = 0
+    records: int = 0
+    torn_tails: int = 0
+    damaged: list[str] = field(default_factory=list)
+    exposures: int = 0
+    exposures_repeated: int = 0
+    events: int = 0
+    events_orphaned: int = 0
+    dwells_without_click: int = 0
+    shadows: int = 0
+    rows_written: dict[str, int] = field(default_factory=dict)
+    days: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+
+
+# the last exposure of a request_id counts: a caller that asked again used the later answer
+_PREPARE = f"""
+CREATE TABLE page AS SELECT *, logged // {DAY_MICROSECONDS} AS day FROM exposure
+    QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY logged DESC, rowid DESC) = 1;
+CREATE TABLE touched AS SELECT request_id, doc_id, max(dwell_seconds) AS dwell_seconds,
+    bool_or(event = 'click') AS clicked,
+    count(*) AS sent FROM event GROUP BY request_id, doc_id;
+CREATE TABLE action AS SELECT p.request_id, p.day, t.doc_id, t.clicked, t.sent, t.dwell_seconds,
+    list_position(p.documents, t.doc_id)::INTEGER AS position
+    FROM touched t JOIN page p USING (request_id) WHERE list_contains(p.documents, t.doc_id);
+"""
+
+
+def _select(table: str, computed: dict[str, str]) -> str:
+    """A SELECT list with every column of a table: computed where named, else taken from the record of that name."""
+    return ", ".join(f"{computed[name]} AS {name}" if name in computed else name for name in TABLES[table].schema.names)
+
+
+_EXPOSURE_COLUMNS = _select(
+    "exposures",
+    {
+        "request_id": "p.request_id",
+        "timestamp": "logged",
+        "clicks": "coalesce(a.clicks, 0)::INTEGER",
+        "clicked_positions": "coalesce(a.positions, []::INTEGER[])",
+        "dwell_seconds": "coalesce(a.dwell, 0)::FLOAT",
+    },
+)
+_EVENT_COLUMNS = _select(
+    "events",
+    {
+        "request_id": "s.request_id",
+        "doc_id": "s.doc_id",
+        "timestamp": "logged",
+        "title": "coalesce(title, '')",
+        "summary": "coalesce(summary, '')",
+        "position": "s.position",
+        "clicked": "a.doc_id IS NOT NULL",
+        "dwell_seconds": "coalesce(a.dwell_seconds, 0)::FLOAT",
+    },
+)
+_TABLE_QUERIES = {
+    "exposures": f"""
+        SELECT {_EXPOSURE_COLUMNS}
+        FROM page p LEFT JOIN (
+            SELECT request_id, count(*) AS clicks, list(position ORDER BY position) AS positions,
+                sum(dwell_seconds) AS dwell
+            FROM action WHERE day = $day GROUP BY request_id
+        ) a USING (request_id)
+        WHERE p.day = $day ORDER BY logged, p.request_id""",
+    "events": f"""
+        WITH shown AS (
+            SELECT * EXCLUDE (title, summary), unnest(documents) AS doc_id, unnest(title) AS title,
+                unnest(summary) AS summary, generate_subscripts(documents, 1)::INTEGER AS position
+            FROM page WHERE day = $day
+        )
+        SELECT {_EVENT_COLUMNS}
+        FROM shown s LEFT JOIN (SELECT * FROM action WHERE day = $day) a
+            ON a.request_id = s.request_id AND a.doc_id = s.doc_id
+        ORDER BY logged, s.request_id, s.position""",
+    "shadows": f"""
+        SELECT {_select("shadows", {"timestamp": "logged"})}
+        FROM shadow WHERE logged // {DAY_MICROSECONDS} = $day
+        QUALIFY row_number() OVER (PARTITION BY request_id, model ORDER BY logged DESC) = 1
+        ORDER BY logged, request_id, model""",
+}
+
+
+def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path | None = None) -> Summary:
+    """Read the raw log folder, write the days that it holds into `out`, and count what was met on the way.
+
+    scratch: folder for temporary files, `out` if None. InputError: no such folder, or a record that cannot be read;
+    DataError: a record that breaks its table, with file, row and reason.
+    """
+    summary = Summary()
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".compact-", dir=scratch or out))
+    try:
+        with duckdb_settings.open_database(temporary) as database:
+            database.execute("SET enable_progress_bar = false")
+            # of two exposures logged in one microsecond, the one with the higher rowid was written later
+            database.execute("SET preserve_insertion_order = true")
+            small = _load(database, raw, summary)
+            database.execute(_PREPARE)
+            _count(database, summary)
+            _write_days(database, out, summary)
+    except duckdb.Error as problem:
+        raise InputError(f"{raw}: cannot be compacted: {' '.join(str(problem).split())[:300]}") from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    definitions: dict[str, Any] = {}
+    for record in small["config"]:
+        first_used = {"first_used": _iso(record["logged"]), "definition": record["definition"]}
+        definitions.setdefault(record["fingerprint"], first_used)
+    _merge_json(out / "experiments.json", definitions)
+    ramps = {_iso(r["logged"]): {k: v for k, v in r.items() if k not in ("type", "logged")} for r in small["ramp"]}
+    _merge_json(out / "ramps.json", ramps)
+    return summary
+
+
+def write_summary(out: Path, summary: Summary) -> None:
+    """Write compact.json."""
+    write_json(out / "compact.json", asdict(summary))
+
+
+def _load(database: duckdb.DuckDBPyConnection, raw: Path, summary: Summary) -> dict[str, list[dict[str, Any]]]:
+    """Read every raw file into the database, block by block; returns the few records that become JSON files."""
+    for kind, schema in RECORDS.items():
+        database.register("empty", schema.empty_table())
+        database.execute(f"CREATE TABLE {kind} AS SELECT * FROM empty")
+        database.unregister("empty")
+    blocks: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RECORDS}
+    small: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SMALL_RECORDS}
+    counts = ReadCounts()
+    files = log_files(raw)
+    with tqdm(total=sum(f.stat().st_size for f in files), unit="B", unit_scale=True, desc="reading") as bar:
+        for path in files:
+            for record in read_file(path, counts):
+                kind = str(record.get("type"))
+                if kind in blocks:
+                    blocks[kind].append(record)
+                    if len(blocks[kind]) >= BLOCK_RECORDS:
+                        _insert(database, kind, blocks[kind])
+                elif kind in small:
+                    small[kind].append(record)
+                else:
+                    raise InputError(f"{path}: a record of type {kind!r}; it was written by a newer release")
+            bar.update(path.stat().st_size)
+    for kind, block in blocks.items():
+        _insert(database, kind, block)
+    summary.files, summary.records, summary.torn_tails = counts.files, counts.records, counts.torn
+    summary.damaged = counts.damaged
+    return small
+
+
+def _insert(database: duckdb.DuckDBPyConnection, kind: str, block: list[dict[str, Any]]) -> None:
+    if block:
+        database.register("block", as_table(kind, block))
+        database.execute(f"INSERT INTO {kind} SELECT * FROM block")
+        database.unregister("block")
+        block.clear()
+
+
+def _count(database: duckdb.DuckDBPyConnection, summary: Summary) -> None:
+    def count(query: str) -> int:
+        return int(single_value(database, query) or 0)
+
+    summary.exposures = count("SELECT count(*) FROM page")
+    summary.exposures_repeated = count("SELECT count(*) FROM exposure") - summary.exposures
+    summary.shadows = count("SELECT count(*) FROM shadow")
+    read = count("SELECT count(*) FROM event")
+    summary.events = count("SELECT sum(sent) FROM action")
+    summary.events_orphaned = read - summary.events
+    summary.dwells_without_click = count("SELECT count(*) FROM action WHERE NOT clicked")
+
+
+def _write_days(database: duckdb.DuckDBPyConnection, out: Path, summary: Summary) -> None:
+    days = [int(row[0]) for row in database.execute("SELECT DISTINCT day FROM page ORDER BY day").fetchall()]
+    summary.days = [_date(day).isoformat() for day in days]
+    for day in tqdm(days, desc="writing days"):
+        for table, query in _TABLE_QUERIES.items():
+            if table == "shadows" and not summary.shadows:
+                continue
+            reader = database.sql(query, params={"day": day}).to_arrow_reader(65536)
+            path = out / table / f"{_date(day)}.parquet"
+            rows = write_table(path, table, _pieces(reader, table))
+            if table == "shadows" and not rows:
+                path.unlink()
+            summary.rows_written[table] = summary.rows_written.get(table, 0) + rows
+
+
+def _pieces(reader: pa.RecordBatchReader, table: str) -> Iterator[pa.Table]:
+    schema = TABLES[table].schema
+    for batch in reader:
+        piece = pa.Table.from_batches([batch])
+        place = piece.schema.get_field_index("timestamp")
+        yield piece.set_column(place, "timestamp", piece.column(place).cast(schema.field("timestamp").type))
+
+
+def _date(day: int) -> date:
+    return datetime.fromtimestamp(day * 86400, UTC).date()
+
+
+def _iso(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat()
+
+
+def _merge_json(path: Path, fresh: dict[str, Any]) -> None:
+    """Add to a JSON object.
+
+    What stood there stays: the raw files of earlier days may be gone, and exposures refer to it.
+    """
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**fresh, **known})

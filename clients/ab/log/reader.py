@@ -1,0 +1,52 @@
+"""Read the raw log: every whole record in order; torn and damaged lines are counted and named, never raised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clients.ab.log.lines import SUFFIX, decode
+from ranking.errors import InputError
+
+
+@dataclass
+class ReadCounts:
+    """What a read met. torn: cut-off last lines; damaged: "file:line" of lines with a wrong checksum elsewhere."""
+
+    files: int = 0
+    records: int = 0
+    torn: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+
+def log_files(folder: str | Path) -> list[Path]:
+    """The raw files of a log folder, oldest first. InputError if there is no such folder."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such log folder")
+    return sorted(Path(folder).glob(f"*{SUFFIX}"))
+
+
+def read_file(path: Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
+    """Every whole record of one file, in order. Torn and damaged lines are counted, never raised."""
+    counts.files += 1
+    bad = 0
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if bad:  # the bad line was not the last one: damage
+                counts.damaged.append(f"{path}:{bad}")
+                bad = 0
+            record = decode(line[:-1]) if line.endswith(b"\n") else None
+            if record is None:
+                bad = number
+                continue
+            counts.records += 1
+            yield record
+    counts.torn += bool(bad)
+
+
+def read_folder(folder: str | Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
+    """Every whole record of a log folder, file by file."""
+    for path in log_files(folder):
+        yield from read_file(path, counts)

@@ -1,0 +1,50 @@
+"""The report's verdict in plain words, with what it rests on."""
+
+from __future__ import annotations
+
+from clients.ab.report.charts import p_text, percent
+from clients.ab.report.comparison_table import ReportRow
+
+
+def verdict(rows: list[ReportRow], trustworthy: bool, control: str, treatment: str) -> str:
+    """Who won by the adjusted p of the deciding metrics at the planned end; control, treatment: names of the arms."""
+    if not trustworthy:
+        return (
+            "No verdict: a check above failed, so the arms are not comparable and no lift below may be believed. "
+            "Find the cause, then run the experiment again."
+        )
+    deciding = [row for row in rows if row.decides and row.lift is not None and row.adjusted_p is not None]
+    if not deciding:
+        return "No verdict: there are no clicks to compare."
+    better = [row for row in deciding if row.tone == "up"]
+    worse = [row for row in deciding if row.tone == "down"]
+    if better and worse:
+        return (
+            f"Mixed: {treatment} is better on {_listed(better)}, worse on {_listed(worse)}. Weigh them before a launch."
+        )
+    if better:
+        note = (
+            "This holds at any time of looking."
+            if all(map(_holds_at_any_time, better))
+            else "It holds if this is the planned end of the experiment; "
+            "the always-valid interval does not exclude zero yet."
+        )
+        return f"{treatment} wins: {_listed(better)}. {note}"
+    if worse:
+        return f"{treatment} loses: {_listed(worse)}. Keep {control}."
+    first, widest = deciding[0], max(deciding, key=lambda row: (row.high or 0) - (row.low or 0))
+    least_certain = f" (least certain: {widest.name})" if widest is not first else ""
+    return (
+        f"No difference found. Lifts between {percent(first.low or 0)} and {percent(first.high or 0)} of {first.name} "
+        f"remain possible{least_certain}. `--plan` says how long to run for a smaller effect."
+    )
+
+
+def _listed(rows: list[ReportRow]) -> str:
+    return ", ".join(
+        f"{row.name} {percent(row.lift or 0)} (adjusted p {p_text(row.adjusted_p or 0, True)})" for row in rows
+    )
+
+
+def _holds_at_any_time(row: ReportRow) -> bool:
+    return row.always_low is not None and row.always_high is not None and row.always_low * row.always_high > 0

@@ -1,0 +1,78 @@
+"""Circuit breaker: a model that keeps failing is left alone for a while, so that its users do not wait for it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
+class BreakerSettings:
+    """When a model is left alone.
+
+    Args:
+        breaker_window: recent calls of a model that its circuit breaker looks at
+        breaker_failures: failures among them that open it
+        breaker_cooldown_seconds: pause before an open breaker lets one page try again
+    """
+
+    breaker_window: int = 20
+    breaker_failures: int = 10
+    breaker_cooldown_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.breaker_window <= 0:
+            raise ValueError(f"breaker_window is {self.breaker_window}: it must be above 0")
+        if not 1 <= self.breaker_failures <= self.breaker_window:
+            raise ValueError("breaker_failures must be from 1 to breaker_window")
+
+    def new_breaker(self) -> Breaker:
+        """A closed breaker for one model."""
+        return Breaker(self.breaker_window, self.breaker_failures, self.breaker_cooldown_seconds)
+
+
+class Breaker:
+    """One model's breaker: open after `failures` of its last `window` calls failed.
+
+    Open, it lets one call through at a time, cooldown_seconds after the last failure. clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, window: int, failures: int, cooldown_seconds: float, clock: Callable[[], float] = time.monotonic
+    ):
+        self.failures, self.cooldown_seconds, self._clock = failures, cooldown_seconds, clock
+        self._outcomes: deque[bool] = deque(maxlen=window)
+        self._open_until: float | None = None
+        self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model is left alone."""
+        return self._open_until is not None
+
+    def admits(self) -> bool:
+        """Whether a call may be made now. While open: one probe at a time, once the cooldown is over."""
+        if self._open_until is None:
+            return True
+        if self._probing or self._clock() < self._open_until:
+            return False
+        self._probing = True
+        return True
+
+    def report(self, succeeded: bool) -> None:
+        """The outcome of a call that was admitted."""
+        if self._open_until is not None:
+            if not self._probing:
+                return  # a straggler from before it opened says nothing about now
+            self._probing = False
+            if succeeded:
+                self._open_until = None
+                self._outcomes.clear()
+            else:
+                self._open_until = self._clock() + self.cooldown_seconds
+            return
+        self._outcomes.append(succeeded)
+        if self._outcomes.count(False) >= self.failures:
+            self._open_until = self._clock() + self.cooldown_seconds

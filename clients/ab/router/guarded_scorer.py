@@ -1,0 +1,61 @@
+"""Scores from Triton for the router: each model behind its own circuit breaker, each call timed and counted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from clients.ab.router.breaker import Breaker
+from clients.triton.scoring import AsyncScoringClient, ModelScores, PageTensors, ScoringFailure
+
+logger = logging.getLogger("ab_router")
+
+
+class GuardedScorer:
+    """Asks models of one Triton server for scores.
+
+    new_breaker: makes the breaker of a model that is asked for the first time; observe: called with (model, seconds,
+    reason of the failure or "") after every call.
+    """
+
+    def __init__(
+        self,
+        client: AsyncScoringClient,
+        new_breaker: Callable[[], Breaker],
+        observe: Callable[[str, float, str], None],
+    ):
+        self._client, self._new_breaker, self._observe = client, new_breaker, observe
+        self.breakers: dict[str, Breaker] = {}
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def score(self, model: str, page: PageTensors, deadline_ms: float, guarded: bool = True) -> ModelScores:
+        """Scores of a page by a model. ScoringFailure says why there are none; `breaker_open` is one of the reasons.
+
+        guarded: heed and feed the model's breaker; shadow calls do neither, since they are nobody's answer.
+        """
+        if deadline_ms <= 0:  # says nothing about the model, so its breaker does not hear of it
+            raise ScoringFailure("timeout", "no time left")
+        breaker = self.breakers.get(model)
+        if breaker is None:
+            breaker = self.breakers[model] = self._new_breaker()
+        if guarded and not breaker.admits():
+            raise ScoringFailure("breaker_open", f"{model} failed too often and is left alone for a moment")
+        started, failure = time.perf_counter(), "error"
+        try:
+            scores = await self._client.score(model, page, deadline_ms)
+            failure = ""
+            return scores
+        except ScoringFailure as problem:
+            failure = problem.reason
+            raise
+        finally:  # also when the task is cancelled: a probe must not stay out for ever
+            if guarded:
+                was_open = breaker.is_open
+                breaker.report(not failure)
+                if breaker.is_open != was_open:
+                    logger.warning("breaker of %s %s", model, "opened" if breaker.is_open else "closed")
+            self._observe(model, time.perf_counter() - started, failure)

@@ -1,0 +1,124 @@
+"""Rank one page within its deadline: by the arm's model, else by the default model, else in the incoming order.
+
+rank_page() is the main path of the router.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from clients.ab.experiment.definition import Arm
+from clients.ab.experiment.interleaving import team_draft
+from clients.ab.router.guarded_scorer import GuardedScorer
+from clients.triton.scoring import ModelScores, PageTensors, ScoringFailure
+from ranking.request_tensors import descending
+
+# what `served_by` says where no single model made the order
+INCOMING = "incoming"
+INTERLEAVED = "interleaved"
+KILLED = "killed"  # the reason of a fallback that a person asked for, beside those of ScoringFailure
+
+
+@dataclass(kw_only=True)
+class DeadlineSettings:
+    """How long a page may take.
+
+    Args:
+        deadline_ms: time for a page; whatever has not answered by then is not waited for
+        arm_share: part of the deadline that the arm's own model may use; the rest is the fallback's
+    """
+
+    deadline_ms: float = 200.0
+    arm_share: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.deadline_ms <= 0:
+            raise ValueError(f"deadline_ms is {self.deadline_ms}: it must be above 0")
+        if not 0 < self.arm_share < 1:
+            raise ValueError(
+                f"arm_share is {self.arm_share}: it must be between 0 and 1, or no time is left to fall back"
+            )
+
+
+@dataclass(frozen=True)
+class PageRanking:
+    """What is shown. order: indices of the incoming documents, best first.
+
+    scores, teams: in that order or empty; served_by: the model, INTERLEAVED or INCOMING; fallback: why the arm's model
+    did not rank the page, empty if it did.
+    """
+
+    order: list[int]
+    scores: list[float]
+    served_by: str
+    fallback: str = ""
+    model_version: str = ""
+    teams: list[str] = field(default_factory=list)
+
+
+async def rank_page(
+    scorer: GuardedScorer,
+    page: PageTensors,
+    request_id: str,
+    arm: Arm,
+    default_model: str,
+    deadline: DeadlineSettings,
+    arrived: float,
+) -> PageRanking:
+    """Rank by the arm, else by the default model, else leave the incoming order. Never raises ScoringFailure.
+
+    request_id: decides the coins of an interleaved page; arrived: time.perf_counter() when the request came in, from
+    where the deadline counts.
+    """
+
+    def left_ms(share: float) -> float:
+        return deadline.deadline_ms * share - (time.perf_counter() - arrived) * 1000
+
+    failure = KILLED if arm.killed else ""
+    known: dict[str, ModelScores | ScoringFailure] = {}
+    if not failure:
+        only_default = arm.models == (default_model,)
+        known = await _score_all(scorer, arm.models, page, left_ms(1.0 if only_default else deadline.arm_share))
+        failure = next((s.reason for s in known.values() if isinstance(s, ScoringFailure)), "")
+        if not failure:
+            return _ranking(request_id, arm, [s for s in known.values() if isinstance(s, ModelScores)])
+    if default_model not in known:
+        known |= await _score_all(scorer, (default_model,), page, left_ms(1.0))
+    stand_in = known[default_model]
+    if isinstance(stand_in, ModelScores):
+        return _ranking(request_id, Arm(arm.name, default_model), [stand_in], failure)
+    return PageRanking(list(range(page.documents)), [], INCOMING, failure)
+
+
+async def _score_all(
+    scorer: GuardedScorer, models: Sequence[str], page: PageTensors, deadline_ms: float
+) -> dict[str, ModelScores | ScoringFailure]:
+    async def one(model: str) -> ModelScores | ScoringFailure:
+        try:
+            return await scorer.score(model, page, deadline_ms)
+        except ScoringFailure as problem:
+            return problem
+
+    if len(models) == 1:  # the usual case needs no further task
+        return {models[0]: await one(models[0])}
+    return dict(zip(models, await asyncio.gather(*map(one, models))))
+
+
+def _ranking(request_id: str, arm: Arm, scored: list[ModelScores], fallback: str = "") -> PageRanking:
+    """The arm's ranking of a page that all its models have scored."""
+    if not arm.interleave:
+        order = descending(scored[0].values).tolist()
+        return PageRanking(order, scored[0].values[order].tolist(), arm.model, fallback, scored[0].version)
+    orders = [descending(scores.values).tolist() for scores in scored]
+    order, teams = team_draft(orders[0], orders[1], request_id)
+    return PageRanking(
+        order,
+        [float(scored[team].values[i]) for i, team in zip(order, teams)],
+        INTERLEAVED,
+        fallback,
+        ",".join(f"{model}:{s.version}" for model, s in zip(arm.models, scored)),
+        [arm.models[team] for team in teams],
+    )

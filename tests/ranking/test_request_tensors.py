@@ -1,0 +1,44 @@
+"""The request's tensors: names, shapes and bytes; what of an answer is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ranking.request_tensors import descending, read_scores, request_tensors
+
+
+def test_the_three_inputs_have_their_names_shapes_and_utf8_bytes():
+    tensors = request_tensors("a\ud800b", ["ü", "x"], ["", "y"])
+    assert {name: values.shape for name, values in tensors.items()} == {"query": (1,), "title": (2,), "summary": (2,)}
+    assert all(values.dtype == np.object_ for values in tensors.values())
+    assert tensors["query"][0] == b"a?b" and tensors["title"][0].decode() == "ü"
+
+
+def test_a_page_without_documents_has_empty_tensors():
+    assert request_tensors("q", [], [])["title"].shape == (0,)
+
+
+def test_titles_and_summaries_must_be_as_many():
+    with pytest.raises(ValueError, match="2 titles and 1 summaries"):
+        request_tensors("q", ["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (None, "no tensor `score`"),
+        (np.zeros(3, np.float32), r"scores of shape \[3\] for 2 documents"),
+        (np.zeros((2, 1), np.float32), r"shape \[2, 1\]"),
+        (np.zeros(2, np.int32), "int32 scores"),
+        (np.array([1.0, np.nan], np.float32), "NaN"),
+        (np.array([1.0, -np.inf], np.float32), "NaN or infinite"),
+    ],
+)
+def test_an_unusable_score_tensor_is_refused_with_the_reason(values, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_scores(values, 2)
+
+
+def test_equal_scores_keep_the_order_of_the_documents():
+    assert descending(np.array([1.0, 2.0, 1.0, 2.0], np.float32)).tolist() == [1, 3, 0, 2]
