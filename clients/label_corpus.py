@@ -29,7 +29,7 @@ from clients.labelling.label_shards import Origin
 from clients.labelling.progress_and_metrics import serve_metrics, show
 from clients.labelling.run_forecast import forecast, probe
 from clients.labelling.served_teacher import checkpoint_folder
-from clients.labelling.teacher_endpoint import Patience
+from clients.labelling.teacher_endpoint import Patience, TeacherKind
 from clients.labelling.work_queue import Tally
 from clients.triton.connection import TritonAccess
 from ranking.errors import InputError
@@ -50,9 +50,10 @@ class Config(TritonAccess):
         candidates: candidates.parquet to label, a query's candidates side by side
         out: folder of the label shards; one folder per candidate file and teacher
         url: teacher servers, host:port or grpcs://host:port, separated by commas
-        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits; of a
-            published
-            model's folder the highest version is taken
+        teacher_kind: decoder, served by the vLLM backend, or ranker: any published arm that takes query, title and
+            summary and gives scores
+        teacher: a decoder's checkpoint folder that the servers were built from, for its tokenizer and text limits; of a
+            published model's folder the highest version is taken; a ranker's server needs nothing of it
         model: name of the served model
         in_flight: requests in flight per endpoint; left out, the number is found by trying
         shard_rows: candidate rows per shard; raise it for corpora above 10^8 pairs
@@ -78,6 +79,7 @@ class Config(TritonAccess):
     candidates: Path
     out: Path
     url: list[str] = field(default_factory=lambda: ["localhost:8001"])
+    teacher_kind: TeacherKind = "decoder"
     teacher: Path = Path("model_repository/teacher")
     model: str = "teacher"
     in_flight: int | None = None
@@ -174,9 +176,10 @@ def label(config: Config, candidates: CandidateFile, out: Path, shard_rows: int)
 def make_job(config: Config, candidates: CandidateFile, out: Path, shard_rows: int) -> Job:
     """Ask the servers who they are, check the local checkpoint against them, and put together what the workers need."""
     credentials = config.credentials()
-    teacher = asyncio.run(find_teacher(config.url, credentials, config.model, min(config.give_up_seconds, 60.0)))
+    wait_seconds = min(config.give_up_seconds, 60.0)
+    teacher = asyncio.run(find_teacher(config.url, credentials, config.model, config.teacher_kind, wait_seconds))
     checkpoint = checkpoint_folder(config.teacher)
-    teacher.text_format(checkpoint)  # a wrong folder must be known before anything is written
+    teacher.texts(checkpoint)  # a wrong folder must be known before anything is written
     return Job(
         candidates=candidates,
         folder=out,
@@ -214,7 +217,9 @@ def dry_run(config: Config, candidates: CandidateFile) -> int:
         with tempfile.TemporaryDirectory(prefix="label-probe-") as scratch:
             job = make_job(config, candidates, Path(scratch), shard_rows=min(config.shard_rows, 5000))
             rate = probe(job, Path(scratch), candidates.ranges(job.origin.shard_rows))
-    text_format = TeacherFormat.of_checkpoint(checkpoint_folder(config.teacher))
+    text_format = None
+    if config.teacher_kind == "decoder":
+        text_format = TeacherFormat.of_checkpoint(checkpoint_folder(config.teacher))
     print(forecast(candidates, text_format, rate, len(config.url), config.price_per_hour))
     return 0
 

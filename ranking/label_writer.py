@@ -42,7 +42,7 @@ def write_labels(
         raise InputError(
             f"{folder}: {len(rows)} candidates, {int(np.isfinite(scores).sum())} finite scores: must be equal"
         )
-    shards = []
+    shards: list[dict[str, Any]] = []
     with replacing_folder(folder) as aside:
         for first in range(0, len(rows), SHARD_ROWS):
             of_shard = scores[first : first + SHARD_ROWS]

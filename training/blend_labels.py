@@ -76,13 +76,14 @@ def blend_labels(config: Config) -> Blend:
     scorer = BlendScorer(config.data, config.encoder, config.max_tokens, precision)
     rankers, columns = [], []
     for source in config.ranker:
+        ranker = scorer.ranker(source)
         scores = scorer.scores(source, rows)
         spread = float(scores.std())
         if not np.isfinite(scores).all() or not spread:
             raise InputError(
                 f"--ranker {source}: its scores of {path} are {'all alike' if not spread else 'not finite'}"
             )
-        rankers.append(replace(scorer.ranker(source), mean=float(scores.mean()), spread=spread))
+        rankers.append(replace(ranker, mean=float(scores.mean()), spread=spread))
         columns.append((scores - rankers[-1].mean) / spread)
     weights = choose_weights(config, scorer, rankers)
     blend = Blend(

@@ -17,17 +17,23 @@ from tritonclient.grpc import service_pb2_grpc
 from clients.labelling.candidate_file import CandidateFile, RowRange
 from clients.labelling.label_shards import Origin, write_shard
 from clients.labelling.request_window import Window
-from clients.labelling.served_teacher import ServedTeacher
-from clients.labelling.teacher_endpoint import EndpointLost, Patience, TeacherEndpoint, identify
+from clients.labelling.teacher_endpoint import (
+    AnyTeacher,
+    EndpointLost,
+    Patience,
+    TeacherEndpoint,
+    TeacherKind,
+    identify,
+)
 from clients.labelling.work_queue import Pair, ShardInHand, Tally, WorkQueue
 from clients.triton.connection import Credentials, TritonConnection
 from ranking.errors import InputError
-from ranking.text import TeacherFormat
 
 logger = logging.getLogger("labels")
 
 BLOCK = 256  # pairs formatted at a time
 SHARDS_IN_HAND = 3  # one being written, one being finished, one being begun: the windows never run dry
+TextsOf = Callable[[list[str], list[str], list[str]], list[tuple[bytes, ...]]]  # of queries, titles, summaries
 FEW_REFUSALS = 100  # before the share of refusals is held against max_refused
 
 
@@ -42,7 +48,7 @@ class Job:
     candidates: CandidateFile
     folder: Path
     origin: Origin
-    teacher: ServedTeacher
+    teacher: AnyTeacher
     teacher_folder: Path
     urls: tuple[str, ...]
     credentials: Credentials
@@ -52,12 +58,14 @@ class Job:
     max_refused: float
 
 
-async def find_teacher(urls: Sequence[str], credentials: Credentials, model: str, wait_seconds: float) -> ServedTeacher:
+async def find_teacher(
+    urls: Sequence[str], credentials: Credentials, model: str, kind: TeacherKind, wait_seconds: float
+) -> AnyTeacher:
     """The one teacher behind all urls that answer within wait_seconds. InputError: none answers, or two differ."""
     until = monotonic() + wait_seconds
     while True:
-        found = await asyncio.gather(*(_ask(url, credentials, model) for url in urls))
-        teachers = {url: teacher for url, teacher in zip(urls, found) if isinstance(teacher, ServedTeacher)}
+        found = await asyncio.gather(*(_ask(url, credentials, model, kind) for url in urls))
+        teachers = {url: teacher for url, teacher in zip(urls, found) if not isinstance(teacher, EndpointLost)}
         if teachers or monotonic() > until:
             break
         await asyncio.sleep(1.0)
@@ -74,11 +82,11 @@ async def find_teacher(urls: Sequence[str], credentials: Credentials, model: str
     return next(iter(teachers.values()))
 
 
-async def _ask(url: str, credentials: Credentials, model: str) -> ServedTeacher | EndpointLost:
+async def _ask(url: str, credentials: Credentials, model: str, kind: TeacherKind) -> AnyTeacher | EndpointLost:
     connection = TritonConnection(url, credentials)
     async with connection.stream_channel() as channel:
         try:
-            return await identify(service_pb2_grpc.GRPCInferenceServiceStub(channel), model, connection)
+            return await identify(service_pb2_grpc.GRPCInferenceServiceStub(channel), model, connection, kind)
         except EndpointLost as problem:
             return problem
 
@@ -97,7 +105,7 @@ async def label_ranges(
     disk full.
     """
     work = WorkQueue()
-    text_format = job.teacher.text_format(job.teacher_folder)
+    texts_of = job.teacher.texts(job.teacher_folder)
     tally.last_answer = monotonic()
     endpoints = [
         TeacherEndpoint(url, job.credentials, job.teacher, work, tally, job.patience, Window(job.in_flight))
@@ -130,7 +138,7 @@ async def label_ranges(
                 shard = ShardInHand(*loaded)
                 tally.refused["input"] += len(shard.refusals)
                 saving.create_task(save(shard)).add_done_callback(lambda _: slots.release())
-                await _send_shard(shard, work, text_format, endpoints)
+                await _send_shard(shard, work, texts_of, endpoints)
 
     async def guard() -> None:
         while True:
@@ -166,20 +174,19 @@ def _innermost(problem: BaseException) -> BaseException:
 
 
 async def _send_shard(
-    shard: ShardInHand, work: WorkQueue, text_format: TeacherFormat, endpoints: Sequence[TeacherEndpoint]
+    shard: ShardInHand, work: WorkQueue, texts_of: TextsOf, endpoints: Sequence[TeacherEndpoint]
 ) -> None:
     """Format the shard's pairs a block at a time and queue them, never far ahead of what the endpoints take."""
     for positions in _blocks(shard.sending_order()):
-        prompts = await asyncio.to_thread(_prompts, shard.rows, positions, text_format)
+        texts = await asyncio.to_thread(_block_texts, shard.rows, positions, texts_of)
         ahead = max(BLOCK, sum(endpoint.window.limit for endpoint in endpoints))
-        await work.put([Pair(shard, position, prompt) for position, prompt in zip(positions, prompts)], room=ahead)
+        await work.put([Pair(shard, position, of_pair) for position, of_pair in zip(positions, texts)], room=ahead)
 
 
 def _blocks(positions: list[int]) -> Iterator[list[int]]:
     return (positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK))
 
 
-def _prompts(rows: pa.Table, positions: list[int], text_format: TeacherFormat) -> list[bytes]:
+def _block_texts(rows: pa.Table, positions: list[int], texts_of: TextsOf) -> list[tuple[bytes, ...]]:
     block = rows.take(positions)
-    fields = [block.column(name).to_pylist() for name in ("query", "title", "summary")]
-    return [pair.text.encode() for pair in text_format.texts(*fields)]
+    return texts_of(*(block.column(name).to_pylist() for name in ("query", "title", "summary")))

@@ -54,13 +54,18 @@ class ShardInHand:
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """One request to be: where its score goes, the prompt, failures of its own, and streams lost under it."""
+    """One pair to be scored: where its score goes, its texts as the teacher takes them, failures, streams lost under it."""
 
     shard: ShardInHand
     position: int
-    prompt: bytes
+    texts: tuple[bytes, ...]
     failures: int = 0
     streams_lost: int = 0
+
+    @property
+    def troubled(self) -> bool:
+        """Whether it has failed: it is then asked for alone, so that it cannot take others with it."""
+        return self.failures > 0 or self.streams_lost > 0
 
 
 class WorkQueue:
@@ -90,13 +95,21 @@ class WorkQueue:
         self._pairs.appendleft(pair)
         self._ready.release()
 
-    async def get(self) -> Pair:
-        """The next pair, once there is one."""
+    async def get(self, most: int = 1) -> list[Pair]:
+        """The next pair, with those behind it that have the same query, up to `most`; waits for the first alone."""
         await self._ready.acquire()
-        pair = self._pairs.popleft()
+        taken = [self._pairs.popleft()]
+        # an unlocked semaphore is acquired without waiting, and counts no pair that another endpoint has been promised
+        while len(taken) < most and not self._ready.locked() and _belong_together(taken[0], self._pairs[0]):
+            await self._ready.acquire()
+            taken.append(self._pairs.popleft())
         if len(self._pairs) < self._room:
             self._low.set()
-        return pair
+        return taken
+
+
+def _belong_together(first: Pair, other: Pair) -> bool:
+    return first.texts[0] == other.texts[0] and not first.troubled and not other.troubled
 
 
 @dataclass

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from ranking.errors import InputError
 
-PULL = 3.0  # queries' worth of loss that a ranker's way from the equal weight to 0 has to save (docs/decisions.md)
+PULL = 1.0  # queries' worth of loss that a ranker's way from the equal weight to 0 has to save (docs/decisions.md)
 
 
 def fit_weights(

@@ -61,12 +61,12 @@ def test_weights_follow_the_ranker_that_orders_and_stay_equal_without_evidence()
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(200), 6)
     grades = rng.integers(0, 3, len(groups))
-    good, noise = grades + 0.1 * rng.normal(size=len(groups)), rng.normal(size=len(groups))
+    good, noise = grades + 1.5 * rng.normal(size=len(groups)), rng.normal(size=len(groups))
     weights = fit_weights(np.stack([good, noise], axis=1), grades, groups)
-    assert weights.sum() == pytest.approx(1) and weights[0] > 0.9
+    assert weights.sum() == pytest.approx(1) and weights[0] > 0.85
     few = groups < 2
     pulled = fit_weights(np.stack([good, noise], axis=1)[few], grades[few], groups[few])
-    assert 0.5 < pulled[0] < 0.75
+    assert 0.5 < pulled[0] < 0.6
     assert fit_weights(np.stack([good, noise], axis=1), np.ones_like(grades), groups).tolist() == [0.5, 0.5]
 
 
