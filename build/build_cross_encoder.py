@@ -4,13 +4,11 @@
 
 BERT, RoBERTa, XLM-R, ModernBERT: any folder that transformers opens as a sequence classifier with one score. It is
 served as it is, by PyTorch (serving/cross_encoder/model.py), in any container or venv that has torch and transformers;
-label it with `clients/label_over_http.py --dialect triton`.
+label it with `clients/label_corpus.py --teacher-kind ranker`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -86,8 +84,7 @@ def main(config: Config) -> None:
         (aside / version / "ranking").mkdir()
         for source in (*TEXT_MODULES, "ranking/cross_encoder_text.py"):
             shutil.copy2(ROOT / source, aside / version / source)
-        described = json.dumps([fingerprint(checkpoint), config.dtype])
-        identity = hashlib.sha256(described.encode()).hexdigest()[:16]
+        identity = fingerprint(checkpoint)
         (aside / "config.pbtxt").write_text(text_format.MessageToString(triton_config(config, card, identity)))
     LOGGER.info("published %s version %s (%s, teacher %s)", target, version, config.dtype, identity)
 
@@ -127,9 +124,8 @@ def check(folder: Path, limits: FieldLimits) -> ScoreCard:
 
 
 def triton_config(config: Config, card: ScoreCard, identity: str) -> pb.ModelConfig:
-    """config.pbtxt as a message: a ranker's tensors, and as parameters who the teacher is."""
+    """config.pbtxt as a message: a ranker's tensors, and as metric tags, as of every ranker, which one it is."""
     parameters = {
-        "teacher_id": identity,
         "ranker_card": card.to_json(),
         "dtype": config.dtype,
         "max_documents": str(config.max_documents),

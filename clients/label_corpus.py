@@ -24,6 +24,7 @@ from clients.labelling.label_ranges import Job, StreamedTeacher, find_teacher
 from clients.labelling.label_shards import Origin
 from clients.labelling.run_forecast import forecast, probe
 from clients.labelling.served_teacher import checkpoint_folder
+from clients.labelling.teacher_endpoint import TeacherKind
 from clients.labelling.work_queue import Tally
 from clients.triton.connection import TritonAccess
 from ranking.labels import MANIFEST_NAME, load_manifest
@@ -37,9 +38,10 @@ class Config(RunSettings, TritonAccess):
 
     Args:
         url: teacher servers, host:port or grpcs://host:port, separated by commas
-        teacher: the checkpoint folder that the servers were built from, for its tokenizer and text limits; of a
-            published
-            model's folder the highest version is taken
+        teacher_kind: decoder, served by the vLLM backend, or ranker: any published arm that takes query, title and
+            summary and gives scores
+        teacher: a decoder's checkpoint folder that the servers were built from, for its tokenizer and text limits; of a
+            published model's folder the highest version is taken; a ranker's server needs nothing of it
         model: name of the served model
         in_flight: requests in flight per endpoint; left out, the number is found by trying
         engine: local labels from this process; ray spreads shards over a Ray cluster
@@ -53,6 +55,7 @@ class Config(RunSettings, TritonAccess):
     """
 
     url: list[str] = field(default_factory=lambda: ["localhost:8001"])
+    teacher_kind: TeacherKind = "decoder"
     teacher: Path = Path("model_repository/teacher")
     model: str = "teacher"
     in_flight: int | None = None
@@ -87,9 +90,10 @@ def label(config: Config, candidates: CandidateFile, out: Path, shard_rows: int)
 def make_job(config: Config, candidates: CandidateFile, out: Path, shard_rows: int) -> Job:
     """Ask the servers who they are, check the local checkpoint against them, and put together what the workers need."""
     credentials = config.credentials()
-    teacher = asyncio.run(find_teacher(config.url, credentials, config.model, min(config.give_up_seconds, 60.0)))
+    wait_seconds = min(config.give_up_seconds, 60.0)
+    teacher = asyncio.run(find_teacher(config.url, credentials, config.model, config.teacher_kind, wait_seconds))
     checkpoint = checkpoint_folder(config.teacher)
-    teacher.text_format(checkpoint)  # a wrong folder must be known before anything is written
+    teacher.texts(checkpoint)  # a wrong folder must be known before anything is written
     asked = StreamedTeacher(
         teacher, checkpoint.absolute(), tuple(config.url), credentials, config.in_flight, config.patience()
     )
@@ -119,7 +123,9 @@ def dry_run(config: Config, candidates: CandidateFile) -> int:
         with tempfile.TemporaryDirectory(prefix="label-probe-") as scratch:
             job = make_job(config, candidates, Path(scratch), shard_rows=min(config.shard_rows, 5000))
             rate = probe(job, Path(scratch), candidates.ranges(job.origin.shard_rows))
-    text_format = format_of_teacher(checkpoint_folder(config.teacher))
+    text_format = None
+    if config.teacher_kind == "decoder":
+        text_format = format_of_teacher(checkpoint_folder(config.teacher))
     print(forecast(candidates, text_format, rate, len(config.url), config.price_per_hour))
     return 0
 

@@ -1,4 +1,4 @@
-"""Label a corpus with a reranker behind HTTP: vLLM, TEI, Cohere, Jina, a ranker behind Triton (docs/labelling.md).
+"""Label a corpus with a reranker behind HTTP: vLLM, TEI, Cohere, Jina (docs/foreign-teachers.md).
 
     python clients/label_over_http.py --dialect tei --url http://localhost:8080 --candidates C.parquet --out labels
     python clients/label_over_http.py --dialect cohere --url https://api.cohere.com --model rerank-v3.5 \\
@@ -11,7 +11,7 @@ interrupted, run it again to go on; 1 it cannot go on (the line says why; whatev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from clients.labelling.http_costs import Budget, Prices, forecast_cost
 from clients.labelling.http_dialects import DIALECTS
 from clients.labelling.http_endpoint import HttpEndpoint
 from clients.labelling.http_teacher import AnswerLog, CharacterLimits, HttpTeacher, ScoreScale, describe, headers
-from clients.labelling.label_ranges import Job
+from clients.labelling.label_ranges import Job, TextsOf
 from clients.labelling.label_shards import Origin
 from clients.labelling.teacher_endpoint import Patience
 from clients.labelling.work_queue import Tally, WorkQueue
@@ -34,7 +34,7 @@ class Config(RunSettings):
     """Score every candidate with a reranker behind HTTP; run it again after any interruption and it goes on.
 
     Args:
-        dialect: the service's form: vllm-score, vllm-rerank, tei, cohere, jina, or triton for a ranker of this project
+        dialect: the service's form: vllm-score, vllm-rerank, tei, cohere or jina
         url: base addresses of servers of the same model, http://host:port, separated by commas
         model: name of the model in requests
         revision: version of the model where the service does not say it; it is part of the teacher's id
@@ -100,9 +100,9 @@ class AskedOverHttp:
             for url in self.urls
         ]  # fmt: skip
 
-    def prompter(self) -> Callable[[list[str], list[str], list[str]], list[tuple[str, str, str]]]:
+    def texts_of(self) -> TextsOf:
         """The fields of each pair as they are sent."""
-        return self.teacher.prompts
+        return self.teacher.texts
 
     def earlier_answers(self, folder: Path, shard: int) -> dict[int, float]:
         """What a run that was killed had been given, and had paid for."""
@@ -118,7 +118,7 @@ def make_job(config: Config, budget: Budget, candidates: CandidateFile, out: Pat
     dialect = DIALECTS[config.dialect]
     urls = tuple(url.rstrip("/") for url in config.url)
     authorised = headers(dialect.key_variable if config.key_variable is None else config.key_variable)
-    described = asyncio.run(describe(urls, dialect, config.model, authorised))
+    described = asyncio.run(describe(urls, dialect, authorised))
     teacher = HttpTeacher(config.dialect, config.model, described, config.revision, config.scale, config.limits)
     asked = AskedOverHttp(teacher, urls, authorised, out, config.patience(), budget, config.in_flight, config.documents)
     origin = Origin.of(candidates, shard_rows, teacher.teacher_id)

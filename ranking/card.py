@@ -35,9 +35,9 @@ class ScoreCard:
         vocabulary: fingerprint of the tokenizer, from `fingerprint(tokenizer.json)`
         base_model: what training started from
         trained_on: name -> fingerprint of every dataset file used
+        judged_queries: judged train queries that it learnt from; None where nobody counted
         metrics: dev metrics of the kept checkpoint, by name
-        calibration: optional monotone map from raw score to probability, as training/evaluation/calibration.py writes
-            it
+        calibration: optional monotone map from raw score to probability, see training/evaluation/calibration_fit.py
     """
 
     role: Literal["pretrained", "teacher", "student", "baseline"]
@@ -52,6 +52,7 @@ class ScoreCard:
     vocabulary: str = ""
     base_model: str = ""
     trained_on: dict[str, str] = field(default_factory=dict)
+    judged_queries: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     version: int = CARD_VERSION

@@ -1,1 +1,1 @@
-"""Clicks and judgements in, checkpoints out: teacher, students, baseline, evaluation."""
+"""Clicks and judgments in, checkpoints out: teacher, students, baseline, evaluation."""

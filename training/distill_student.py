@@ -1,4 +1,4 @@
-"""Distils a teacher's scores of unlabelled candidates into a BERT cross-encoder (DisRanker, arXiv 2411.04539, stage 3)."""
+"""Distils a teacher's scores of candidates into a BERT cross-encoder (DisRanker, arXiv 2411.04539, stage 3)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 from torch import Tensor
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.labels import LabelSet
 from ranking.program import run
-from training.evaluation.calibration import Kind
-from training.student.checkpoint import ScoreScale, save_student
-from training.student.encoder import StudentModel, StudentModelSettings
-from training.student.groups import Sampling, graded_sampler, joined, judged_groups, labelled_groups, sampler
-from training.student.warm_up import start_student
-from training.student.word_matching import start_by_matching
+from training.student.checkpoint import ScoreScale
+from training.student.encoder import StudentModel
+from training.student.judged_tuning import JudgedTuningSettings
+from training.student.student_groups import (
+    Sampling,
+    first_queries,
+    graded_sampler,
+    joined,
+    judged_groups,
+    labelled_groups,
+    sampler,
+)
+from training.student.student_training import StudentTrainingSettings, start_student, train_student
 from training.trainer import losses
 from training.trainer.group_batches import GroupSampler, RankingGroups
-from training.trainer.ranking_trainer import RankingLoss, RankingTrainer
-from training.trainer.trainer_setup import TrainingSettings
+from training.trainer.ranking_trainer import RankingLoss
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -32,7 +39,8 @@ class StudentLossSettings:
     """How a student learns from the teacher's scores.
 
     Args:
-        loss: hybrid = alpha * point-wise MSE + beta * margin MSE; point and margin alone; ranknet on the teacher's order;
+        loss: hybrid = alpha * point-wise MSE + beta * margin MSE; point and margin alone; ranknet on the teacher's
+            order;
             kl: list-wise softmax cross-entropy
         alpha: weight of point-wise MSE in hybrid; more keeps scores comparable between queries (thresholds)
         beta: weight of margin MSE in hybrid; more spends capacity on the order within a query
@@ -61,104 +69,117 @@ class StudentLossSettings:
 
 
 @dataclass(kw_only=True)
-class Config(TrainingSettings, StudentModelSettings, StudentLossSettings):
+class DistillationSettings(StudentTrainingSettings, StudentLossSettings, JudgedTuningSettings):
+    """What shapes a distilled student, wherever its labels come from.
+
+    Args:
+        train_share: share of the judged train queries that judged_weight and judged_epochs use
+    """
+
+    train_share: float = 1.0
+
+    def __post_init__(self):
+        StudentTrainingSettings.__post_init__(self)
+        StudentLossSettings.__post_init__(self)
+        JudgedTuningSettings.__post_init__(self)
+        if not 0 <= self.train_share <= 1:
+            raise ValueError(f"train_share is {self.train_share}: a share from 0 to 1 is needed")
+
+
+@dataclass(kw_only=True)
+class Config(DistillationSettings):
     """Distil teacher labels into a student.
 
     Args:
-        data: dataset folder: candidates.parquet, dev judgements, and train judgements for judged_weight
-        labels: finished labels folder of those candidates, as clients/label_corpus.py wrote it
+        labels: finished labels folder of the dataset's candidates.parquet, as clients/label_corpus.py wrote it
         teacher: checkpoint whose card has the scores' mean and spread; without it they are taken from the labels
-        out: folder for the checkpoint; the run's states go to its subfolder training/
-        calibrate: fit a map from score to probability on dev judgements; isotonic wants thousands, platt hundreds
     """
 
-    data: Path
     labels: Path
-    out: Path
     teacher: Path | None = None
-    calibrate: Kind | None = None
-
-    def __post_init__(self):
-        TrainingSettings.__post_init__(self)
-        StudentModelSettings.__post_init__(self)
-        StudentLossSettings.__post_init__(self)
 
 
 def distill_student(config: Config) -> ScoreCard:
     """Train, write the checkpoint to config.out, and return its card."""
     card = None if config.teacher is None else ScoreCard.load(config.teacher)
-    student = start_student(config, config, config.data, config.out)
+    student = start_student(config)
     candidates = config.data / "candidates.parquet"
-    labelled = labelled_groups(candidates, config.labels, student.text)
+    labelled = labelled_groups(candidates, config.labels, student.text_format)
     trained_on = {"candidates": fingerprint(candidates), "labels": LabelSet.load(config.labels).teacher_id}
     return distill(config, student, labelled, card, trained_on)
 
 
 def distill(
-    config: Config,
+    settings: DistillationSettings,
     student: StudentModel,
     labelled: RankingGroups,
     card: ScoreCard | None,
     trained_on: dict[str, str],
 ) -> ScoreCard:
-    """Train a student on labelled groups (raw teacher scores as targets), save it and return its card."""
+    """Train a student on labelled groups (raw teacher scores as targets), save it and return its card.
+
+    card: the teacher's, None to take the scores' mean and spread from the labels; trained_on: name -> fingerprint.
+    """
     scale = teacher_scale(labelled, card)
     labelled.targets = scale.standardise(labelled.targets)
-    dev_path, train_path = (config.data / "judgments" / f"{split}.parquet" for split in ("dev", "train"))
-    dev = judged_groups(dev_path, student.text)
-    groups, sample = labelled, sampler(config.group_sampling, config.group_documents)
-    if config.judged_weight:
-        groups = joined(labelled, judged_groups(train_path, student.text))
-        sample = _by_source(sample, graded_sampler(config.group_documents))
+    dev_path, train_path = (settings.data / "judgments" / f"{split}.parquet" for split in ("dev", "train"))
+    dev = judged_groups(dev_path, student.text_format)
+    groups, sample = labelled, sampler(settings.group_sampling, settings.group_documents)
+    judged = None
+    if settings.judged_weight or settings.judged_epochs:
+        judged = _train_judgments(train_path, student, settings.train_share, settings.seed)
+    if judged is not None:
         trained_on = trained_on | {"train": fingerprint(train_path)}
-    if config.match_steps and config.init is None:
-        start_by_matching(student, labelled, config.match_steps, config.seed)
-    trainer = RankingTrainer(
-        student.model,
-        config,
+    if judged is not None and settings.judged_weight:
+        groups = joined(labelled, judged)
+        sample = _by_source(sample, graded_sampler(settings.group_documents))
+    return train_student(
+        settings,
+        student,
         groups,
         dev,
-        loss=distillation_loss(config),
-        pad_id=student.text.pad_id,
-        token_types=True,
+        word_groups=labelled,
+        loss=distillation_loss(settings),
         sample_group=sample,
-        out=config.out,
-    )
-    trainer.start()
-    return save_student(
-        student,
-        trainer,
-        dev,
-        config.out,
         role="student",
         scale=scale,
         trained_on=trained_on | {"dev": fingerprint(dev_path)},
-        calibrate=config.calibrate,
+        judged_queries=0 if judged is None else len(judged),
+        judged=judged if settings.judged_epochs else None,
+        tuning=settings,
     )
+
+
+def _train_judgments(path: Path, student: StudentModel, share: float, seed: int) -> RankingGroups | None:
+    """The judged train queries that the student may use, None where there are none: labels alone teach it then."""
+    if not share or not path.is_file() or not pq.read_metadata(path).num_rows:
+        LOGGER.info("no judged train query: the student learns from labels alone")
+        return None
+    return first_queries(judged_groups(path, student.text_format), share, seed)
 
 
 def teacher_scale(labelled: RankingGroups, card: ScoreCard | None) -> ScoreScale:
     """Mean and spread of the teacher's raw scores: its card's, or the labels' own."""
     if card is not None:
         return ScoreScale(card.score_mean, card.score_spread)
-    scale = ScoreScale(float(labelled.targets.mean()), float(max(labelled.targets.std(), 1e-6)))
-    log.info("no teacher card: labels standardised by their own mean %.3f and spread %.3f", scale.mean, scale.spread)
+    scale = ScoreScale.of(labelled.targets)
+    LOGGER.info("no teacher card: labels standardised by their own mean %.3f and spread %.3f", scale.mean, scale.spread)
     return scale
 
 
-def distillation_loss(config: StudentLossSettings) -> RankingLoss:
+def distillation_loss(settings: StudentLossSettings) -> RankingLoss:
     """The student's loss on standardised teacher scores, [n] or, with judged queries mixed in, [n, 2] (see joined)."""
 
     def on_labels(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
-        if config.loss == "point":
+        if settings.loss == "point":
             return losses.point_mse(scores, targets, "sum")
-        if config.loss == "margin":
+        if settings.loss == "margin":
             return losses.margin_mse(scores, targets, groups, "sum")
-        if config.loss == "ranknet":
+        if settings.loss == "ranknet":
             return losses.ranknet(scores, targets, groups, "sum")
-        if config.loss == "kl":
-            return losses.listwise_kl(scores, targets, groups, config.temperature, "sum")
-        return losses.hybrid(scores, targets, groups, config.alpha, config.beta, "sum")
+        if settings.loss == "kl":
+            return losses.listwise_kl(scores, targets, groups, settings.temperature, "sum")
+        return losses.hybrid(scores, targets, groups, settings.alpha, settings.beta, "sum")
 
     def loss(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
         if targets.dim() == 1:
@@ -166,7 +187,7 @@ def distillation_loss(config: StudentLossSettings) -> RankingLoss:
         judged = targets[:, 1] == 1
         total = on_labels(scores[~judged], targets[~judged, 0], groups[~judged])
         graded = losses.ranknet(scores[judged], targets[judged, 0], groups[judged], "sum")
-        return (total + config.judged_weight * graded) / len(scores)
+        return (total + settings.judged_weight * graded) / len(scores)
 
     return loss
 
@@ -180,6 +201,7 @@ def _by_source(labelled: GroupSampler | None, judged: GroupSampler | None) -> Gr
 
 
 def main(config: Config) -> None:
+    """Distil the student that the settings describe."""
     distill_student(config)
 
 

@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 from ranking.card import fingerprint
 from ranking.errors import DataError, InputError
 from ranking.files import replacing, write_json
-from ranking.labels import read_labels
 from ranking.program import run
 from ranking.schema import read_table
-from training.evaluation.comparison import Judgments, compare, per_query_table
-from training.evaluation.report import calibration_table, disagreement_page, table, teacher_table
+from training.evaluation.comparison import Judgments, SystemResult, compare, per_query_table
+from training.evaluation.label_scores import label_scores
+from training.evaluation.learning_curve import curve_points, curve_table, plot_curve
+from training.evaluation.result_tables import calibration_table, disagreement_page, table, teacher_table
 from training.sources.bm25 import bm25_scores
 
 LOGGER = logging.getLogger(__name__)
 Split = Literal["train", "dev", "test"]
+Precision = Literal["float32", "bfloat16"]
 TestMetric = Literal["ndcg@1", "ndcg@5", "ndcg@10", "ndcg_exp@1", "ndcg_exp@5", "ndcg_exp@10", "mrr", "pnr"]
 
 
@@ -36,9 +38,14 @@ class Config:
     Args:
         data: dataset folder
         split: train, dev or test
-        system: bm25, random, labels:PATH (a labels folder or Parquet file) or checkpoint:PATH (ours, or any Hugging Face cross-encoder), each optionally as NAME=...; the first is what the others are tested against
+        system: bm25, random, labels:PATH (a labels folder or Parquet file), blend:PATH (the teacher behind a labels
+            folder of training.blend_labels, on the judged pairs) or checkpoint:PATH (ours, or any Hugging Face
+            cross-encoder), each optionally as NAME=...; the first is what the others are tested against
+        curve: print quality against the number of judged train queries, and plot it into OUT/curve.png, from
+            checkpoints that were trained with different --train-share
         teacher: row that retention and agreement refer to; default: the first teacher or labels row
-        out: folder for evaluation.json, per_query.parquet, scores.parquet and disagreements-*.md; default runs/evaluation/DATA-SPLIT
+        out: folder for evaluation.json, per_query.parquet, scores.parquet and disagreements-*.md; by default
+            runs/evaluation/DATA-SPLIT
         test_metric: metric of the interval and the p in the table; NDCG has linear gain, ndcg_exp has 2^grade - 1
         relevant_from: grade from which a document counts as relevant in the calibration error
         disagreements: rows in the list of largest disagreements with the teacher
@@ -48,18 +55,19 @@ class Config:
         resamples: bootstrap resamples
         permutations: permutations of the randomisation test
         seed: draws the random system, resamples and permutations
-    """  # noqa: E501
+    """
 
     data: Path
     split: Split = "test"
     system: list[str] = field(default_factory=lambda: ["bm25", "random"])
+    curve: bool = False
     teacher: str = ""
     out: Path | None = None
     test_metric: TestMetric = "ndcg@5"
     relevant_from: int = 1
     disagreements: int = 20
     queries: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     batch_tokens: int = 8192
     resamples: int = 2000
     permutations: int = 10000
@@ -86,10 +94,22 @@ class System:
 
 
 def main(config: Config) -> None:
-    judgments = read_judgments(config)
-    systems = [score_system(spec, judgments, config) for spec in config.system]
+    """Score the judged documents with every system, print the tables, write the files of write_results."""
+    judged_file = config.data / "judgments" / f"{config.split}.parquet"
+    judgments = read_judgments(judged_file, config.queries)
+    systems = [
+        score_system(
+            spec,
+            judgments,
+            corpus=config.data,
+            seed=config.seed,
+            precision=config.precision,
+            batch_tokens=config.batch_tokens,
+        )
+        for spec in config.system
+    ]
     _make_names_unique(systems)
-    teacher = _teacher(systems, config)
+    teacher = _teacher(systems, config.teacher)
     results = compare(
         {system.name: system.scores for system in systems},
         judgments,
@@ -104,46 +124,75 @@ def main(config: Config) -> None:
     if teacher:
         parts.append(teacher_table(results, teacher.name))
     parts.append(calibration_table(results))
-    print("\n\n".join(part for part in parts if part))
     out = config.out or Path("runs/evaluation") / f"{config.data.name}-{config.split}"
-    write_results(out, config, judgments, systems, teacher, results)
+    if config.curve:
+        points = curve_points(checkpoint_folders(systems))
+        parts.append(curve_table(points, results))
+        plot_curve(points, results, out / "curve.png")
+    print("\n\n".join(part for part in parts if part))
+    write_results(
+        out, config.split, judged_file, judgments, systems, teacher, results, disagreements=config.disagreements
+    )
     LOGGER.info("written: %s", out)
 
 
-def read_judgments(config: Config) -> Judgments:
-    path = config.data / "judgments" / f"{config.split}.parquet"
+def read_judgments(path: Path, queries: int = 0) -> Judgments:
+    """A judgments file, or its first `queries` queries (0: all). DataError if it holds no judged document."""
     rows = read_table(path, "judgments")
     if not len(rows):
         raise DataError(path, "there is no judged document to evaluate on")
-    if config.queries:
-        first = pc.unique(rows.column("query_id"))[: config.queries]
+    if queries:
+        first = pc.unique(rows.column("query_id"))[:queries]
         rows = rows.filter(pc.is_in(rows.column("query_id"), value_set=first))
     return Judgments.of_table(rows)
 
 
-def score_system(spec: str, judgments: Judgments, config: Config) -> System:
-    """Scores of one --system. InputError names a spec that is none, a pair without a label, or a bad checkpoint."""
+def score_system(
+    spec: str,
+    judgments: Judgments,
+    *,
+    corpus: Path,
+    seed: int = 0,
+    precision: Precision = "float32",
+    batch_tokens: int = 8192,
+) -> System:
+    """Scores of one --system. InputError names a spec that is none, a pair without a label, or a bad checkpoint.
+
+    corpus: dataset folder whose judged documents give BM25 its word statistics; seed: of the random system;
+    precision and batch_tokens: of a checkpoint's forwards.
+    """
     name, source = _split_spec(spec)
     kind, _, where = source.partition(":")
     if source == "random":
-        rng = np.random.default_rng(config.seed)
+        rng = np.random.default_rng(seed)
         return System(name, source, rng.random(len(judgments.grades), np.float32))
     if source == "bm25":
-        corpus = _documents(config.data)
-        return System(name, source, bm25_scores(*judgments.texts(), corpus=corpus))
+        return System(name, source, bm25_scores(*judgments.texts(), corpus=_documents(corpus)))
     if kind == "labels" and where:
-        return System(name, source, label_scores(Path(where), judgments), is_teacher=True, is_logit=True)
-    if kind == "checkpoint" and where:
-        from training.evaluation.scoring import Scorer  # torch takes seconds to import, and bm25 needs none of it
+        return System(name, source, label_scores(Path(where), judgments.table), is_teacher=True, is_logit=True)
+    # torch takes seconds to import, and bm25 needs none of it
+    if kind == "blend" and where:
+        from training.blend.blend import Blend, BlendScorer
 
-        scorer = Scorer.load(where)
-        scores = scorer.score(
-            *judgments.texts(), batch_tokens=config.batch_tokens, precision=config.precision, progress=name
-        )
-        card = scorer.card
+        blend = Blend.of_labels(Path(where))
+        scorer = BlendScorer(corpus, blend.encoder, blend.max_tokens, blend.precision)
+        return System(name, source, scorer.blended(blend, judgments.table), is_teacher=True, is_logit=True)
+    if kind == "checkpoint" and where:
+        from training.evaluation.checkpoint_scores import Scorer
+
+        checkpoint = Scorer.load(where)
+        scores = checkpoint.score(*judgments.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
+        card = checkpoint.card
         is_teacher = card is not None and card.role == "teacher"
         return System(name, source, scores, is_teacher, True, card.calibration if card else None)
-    raise InputError(f"--system {spec}: bm25, random, labels:PATH or checkpoint:PATH is expected, or NAME=one of them")
+    raise InputError(
+        f"--system {spec}: bm25, random, labels:PATH, blend:PATH or checkpoint:PATH is expected, or NAME=one of them"
+    )
+
+
+def checkpoint_folders(systems: list[System]) -> dict[str, Path]:
+    """System name -> checkpoint folder, of the systems that are checkpoints."""
+    return {s.name: Path(s.source.removeprefix("checkpoint:")) for s in systems if s.source.startswith("checkpoint:")}
 
 
 def _split_spec(spec: str) -> tuple[str, str]:
@@ -163,22 +212,6 @@ def _documents(data: Path) -> list[tuple[str, str]]:
     return list(documents)
 
 
-def label_scores(path: Path, judgments: Judgments) -> NDArray[np.float32]:
-    """Teacher scores of the judged pairs from a labels folder or one labels file. InputError if a pair has none."""
-    rows = read_labels(path) if path.is_dir() else read_table(path, "labels")
-    keys = zip(rows.column("query_id").to_pylist(), rows.column("doc_id").to_pylist())
-    scores = dict(zip(keys, rows.column("teacher_score").to_pylist()))
-    judged = judgments.table
-    pairs = list(zip(judged.column("query_id").to_pylist(), judged.column("doc_id").to_pylist()))
-    missing = [pair for pair in pairs if pair not in scores]
-    if missing:
-        raise InputError(
-            f"{path}: {len(missing)} of {len(pairs)} judged pairs have no label, the first is query {missing[0][0]!r}, "
-            f"document {missing[0][1]!r}; label the judged pairs too"
-        )
-    return np.array([scores[pair] for pair in pairs], np.float32)
-
-
 def _make_names_unique(systems: list[System]) -> None:
     names = [system.name for system in systems]
     for system in systems:
@@ -188,22 +221,32 @@ def _make_names_unique(systems: list[System]) -> None:
         raise InputError("--system: the same system is given twice")
 
 
-def _teacher(systems: list[System], config: Config) -> System | None:
-    if config.teacher:
-        found = next((system for system in systems if config.teacher in (system.name, system.source)), None)
+def _teacher(systems: list[System], name: str) -> System | None:
+    """The row of that name or source; without a name the first one that is a teacher."""
+    if name:
+        found = next((system for system in systems if name in (system.name, system.source)), None)
         if found is None:
-            raise InputError(f"--teacher {config.teacher}: no such row; there are {', '.join(s.name for s in systems)}")
+            raise InputError(f"--teacher {name}: no such row; there are {', '.join(s.name for s in systems)}")
         return found
     return next((system for system in systems if system.is_teacher), None)
 
 
-def write_results(out: Path, config: Config, judgments: Judgments, systems: list[System], teacher, results) -> None:
+def write_results(
+    out: Path,
+    split: str,
+    judged_file: Path,
+    judgments: Judgments,
+    systems: list[System],
+    teacher: System | None,
+    results: dict[str, SystemResult],
+    *,
+    disagreements: int,
+) -> None:
     """evaluation.json, per_query.parquet, scores.parquet, and a disagreements page per system beside the teacher."""
     has_relevant = judgments.ranking(systems[0].scores).has_relevant
-    judged_file = config.data / "judgments" / f"{config.split}.parquet"
     content = {
-        "data": str(config.data),
-        "split": config.split,
+        "data": str(judged_file.parents[1]),
+        "split": split,
         "judgments": fingerprint(judged_file),
         "queries": len(judgments.query_ids),
         "queries_without_relevant": int((~has_relevant).sum()),
@@ -224,7 +267,7 @@ def write_results(out: Path, config: Config, judgments: Judgments, systems: list
     for system in systems if teacher else []:
         if system is not teacher:
             names, scores = (teacher.name, system.name), (teacher.scores, system.scores)
-            page = disagreement_page(names, scores, judgments, config.disagreements)
+            page = disagreement_page(names, scores, judgments, disagreements)
             file_name = f"disagreements-{re.sub(r'[^A-Za-z0-9_.+-]+', '_', system.name)}.md"
             with replacing(out / file_name) as aside:
                 aside.write_text(page, encoding="utf-8")

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -23,40 +22,46 @@ from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
-from ranking.schema import read_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, TeacherFormat
 from training.teacher.decoder import open_tokenizer, save_tokenizer
 from training.teacher.likelihood import evidence_groups, sample_groups
-from training.teacher.score_head import Pooling, add_lora, fastest_attention, install_pooling, open_teacher, text_config
-from training.trainer.group_batches import RankingGroups, sample_up_to
+from training.teacher.score_head import (
+    LoraSettings,
+    Pooling,
+    add_lora,
+    fastest_attention,
+    install_pooling,
+    open_teacher,
+    text_config,
+)
+from training.teacher.teacher_groups import judged_groups
+from training.trainer.group_batches import sample_up_to
 from training.trainer.losses import hinge, margin_mse, point_mse, ranknet
 from training.trainer.ranking_trainer import RankingTrainer, dev_metrics
-from training.trainer.token_store import TokenStore
-from training.trainer.trainer_setup import TrainingSettings
+from training.trainer.training_settings import TrainingSettings
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Config(TrainingSettings):
-    """Fine-tune a decoder on judgements into the teacher: one score per document, learned from pairs.
+class Config(TrainingSettings, LoraSettings):
+    """Fine-tune a decoder on judgments into the teacher: one score per document, learned from pairs.
 
     Args:
-        data: dataset folder with judgments/dev.parquet, and judgments/train.parquet (the likelihood loss: candidates.parquet)
-        model: pre-trained checkpoint of stage 1, any other decoder, or a teacher to train further (no LoRA adapter); a folder or
-            hub id
+        data: dataset folder with judgments/dev.parquet, and judgments/train.parquet (the likelihood loss:
+            candidates.parquet)
+        model: pre-trained checkpoint of stage 1, any other decoder, or a teacher to train further (no LoRA adapter); a
+            folder or hub id
         out: checkpoint folder to write
         loss: hinge with margin, ranknet (logistic), or point: squared error to the grade, the point-wise ablation;
-            likelihood: no judgements, but what the model of stage 1 says of candidates.parquet (training/teacher/likelihood.py)
+            likelihood: no judgments, but what the model of stage 1 says of candidates.parquet
+                (training/teacher/likelihood.py)
         margin: score difference that hinge asks of every pair
-        group_size: documents of a query per step, drawn anew each epoch over all its grades (for the likelihood loss: drawn
-            once); 0 for all
-        pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token serves
+        group_size: documents of a query per step, drawn anew each epoch over all its grades (for the likelihood loss:
+            drawn once); 0 for all
+        pooling: state that is scored: last_token (the end-of-sequence token), or mean for the ablation; only last_token
+            serves
         reinitialise: draw all weights anew: the ablation without any pre-training
-        lora_rank: train LoRA adapters of this rank and the head; 0 trains everything
-        lora_alpha: LoRA's scale, as a rule twice the rank
-        lora_targets: all-linear, or names of the adapted modules joined by commas
-        frozen_bf16: keep LoRA's frozen weights in bfloat16: half the memory
         limits: tokens of each field that the teacher reads, all three; none: as the checkpoint's score card says, and
             without a card as stage 1's default
         train_queries: use only so many queries: the first judged ones, or random ones of the candidates; 0 for all
@@ -70,23 +75,18 @@ class Config(TrainingSettings):
     group_size: int = 8
     pooling: Pooling = "last_token"
     reinitialise: bool = False
-    lora_rank: int = 0
-    lora_alpha: int = 32
-    lora_targets: str = "all-linear"
-    frozen_bf16: bool = False
     limits: FieldLimits | None = None
     train_queries: int = 0
 
     def __post_init__(self):
-        super().__post_init__()
+        TrainingSettings.__post_init__(self)
+        LoraSettings.__post_init__(self)
         if not self.margin > 0:
             raise ValueError(f"margin is {self.margin}: a positive number is needed")
         if self.group_size == 1 or self.group_size < 0:
             raise ValueError(f"group_size is {self.group_size}: 0 for all documents, or at least 2")
         if self.train_queries < 0:
             raise ValueError(f"train_queries is {self.train_queries}: 0 for all, or a number of queries")
-        if self.frozen_bf16 and not self.lora_rank:
-            raise ValueError("frozen_bf16 is for LoRA: give lora_rank, or use precision bf16")
         if self.reinitialise and self.lora_rank:
             raise ValueError(
                 "reinitialise trains from nothing: LoRA on random weights learns little; set lora_rank to 0"
@@ -100,12 +100,13 @@ class Config(TrainingSettings):
 
 
 def main(config: Config) -> None:
+    """Fine-tune the teacher that the settings describe and write its checkpoint."""
     set_seed(config.seed)
     state = PartialState(cpu=not torch.accelerator.is_available())
     if config.loss == "likelihood" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # FSDP's launcher loads weights into the first process only, and each needs a whole decoder here
         raise InputError("the likelihood loss does not run under FSDP: launch it on one device, or with DDP")
-    base_card = _base_card(config)
+    base_card = _base_card(config.model, config.loss)
     tokenizer = open_tokenizer(config.model)
     model = open_teacher(config.model, reinitialise=config.reinitialise, frozen_bf16=config.frozen_bf16)
     text_config(model).pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
@@ -113,30 +114,30 @@ def main(config: Config) -> None:
     positions = getattr(text_config(model), "max_position_embeddings", None)
     with state.main_process_first():
         limits = config.limits or (base_card.limits if base_card is not None else DEFAULT_LIMITS)
-        layout = save_tokenizer(tokenizer, config.out, limits, positions)
-    _check_vocabulary(config, model, layout)
+        text_format = save_tokenizer(tokenizer, config.out, limits, positions)
+    _check_vocabulary(config.model, model, text_format)
 
     source = "candidates" if config.loss == "likelihood" else "judgments/train"
     train_file, dev_file = (config.data / f"{name}.parquet" for name in (source, "judgments/dev"))
     if config.loss == "likelihood":
         drawn = sample_groups(train_file, config.train_queries, config.group_size, config.seed)
-        dev = judged_groups(dev_file, layout)
+        dev = judged_groups(dev_file, text_format)
         train = evidence_groups(
             config.model,
-            layout,
+            text_format,
             tokenizer.pad_token_id,
             drawn,
             bf16=config.bf16(),
             forward_tokens=config.forward_tokens,
         )
     else:
-        train = judged_groups(train_file, layout, config.train_queries)
-        dev = judged_groups(dev_file, layout)
-    fastest_attention(model, layout.max_tokens())
+        train = judged_groups(train_file, text_format, config.train_queries)
+        dev = judged_groups(dev_file, text_format)
+    fastest_attention(model, text_format.max_tokens())
     install_pooling(model, config.pooling)
     if config.lora_rank:
-        model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
-    log.info(
+        model = add_lora(model, config)
+    LOGGER.info(
         "%d queries and %d documents to train on, %d and %d for dev; %d of %d parameters train",
         len(train), len(train.store), len(dev), len(dev.store),
         sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters()),
@@ -173,7 +174,7 @@ def main(config: Config) -> None:
     )
     trainer.save_checkpoint(card)
     if state.is_main_process:
-        log.info("dev NDCG@5 %.4f; checkpoint in %s", card.metrics["ndcg@5"], config.out)
+        LOGGER.info("dev NDCG@5 %.4f; checkpoint in %s", card.metrics["ndcg@5"], config.out)
 
 
 def rank_loss(name: str, margin: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -185,40 +186,23 @@ def rank_loss(name: str, margin: float) -> Callable[[Tensor, Tensor, Tensor], Te
     return ranknet if name == "ranknet" else lambda scores, grades, groups: point_mse(scores, grades)
 
 
-def judged_groups(path: Path, layout: TeacherFormat, queries: int = 0) -> RankingGroups:
-    """The groups of a judgements file as teacher texts; targets are the grades.
-
-    queries: keep the first so many, 0 all.
-    """
-    rows = read_table(path, "judgments")
-    if not len(rows):
-        raise InputError(f"{path}: no judgement")
-    if queries:
-        kept = dict.fromkeys(rows.column("query_id").to_pylist())
-        chosen = set(list(kept)[:queries])
-        rows = rows.take([i for i, q in enumerate(rows.column("query_id").to_pylist()) if q in chosen])
-    texts = layout.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
-    grades = rows.column("grade").to_numpy().astype(np.float32)
-    return RankingGroups.of_rows(rows.column("query_id").to_pylist(), grades, TokenStore.of_pairs(texts))
-
-
-def _base_card(config: Config) -> ScoreCard | None:
-    model = config.model
+def _base_card(model: str, loss: str) -> ScoreCard | None:
+    """The card of the model to start from, None where it has none. InputError: a role or format that does not fit."""
     if not (Path(model) / CARD_NAME).is_file():
         return None
     # a teacher has unlearnt to predict words, and has no likelihood to hand on
-    roles = ["pretrained"] if config.loss == "likelihood" else ["pretrained", "teacher"]
+    roles = ["pretrained"] if loss == "likelihood" else ["pretrained", "teacher"]
     card = ScoreCard.load(model).require(model, *roles)
     if (card.text_format, card.format_version) != (TEACHER_FORMAT, FORMAT_VERSION):
         raise InputError(f"{model}: text format {card.text_format!r} {card.format_version}: train stage 1 again")
     return card
 
 
-def _check_vocabulary(config: Config, model, layout: TeacherFormat) -> None:
+def _check_vocabulary(name: str, model: Any, text_format: TeacherFormat) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
-    if layout.tokenizer.get_vocab_size() > rows:
+    if text_format.tokenizer.get_vocab_size() > rows:
         raise InputError(
-            f"{config.model}: {layout.tokenizer.get_vocab_size()} tokens but {rows} embeddings: another model's tokenizer"
+            f"{name}: {text_format.tokenizer.get_vocab_size()} tokens but {rows} embeddings: another model's tokenizer"
         )
 
 

@@ -1,206 +1,22 @@
-"""Click log to click pairs, larger than memory: satisfied clicks per normalised query and document, position-debiased.
-
-DuckDB reads the Parquet log out of core. What leaves is one row per (query, document) with at least one satisfied
-click: the sum of its satisfied clicks, each weighted by the inverse of its position's examination propensity
-(Joachims, Swaminathan and Schnabel, WSDM 2017). The propensities come from the log itself (training/clicks/propensities.py)
-unless they are given. See docs/clicks.md.
-"""
+"""Turns a click log into click pairs: what the teacher reads in continued pre-training (docs/clicks.md)."""
 
 from __future__ import annotations
 
 import json
-import logging
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
 
-import duckdb
-import pyarrow as pa
-
-from ranking.click_models import SATISFIED_SECONDS
-from ranking.errors import DataError, InputError
-from ranking.files import write_json
 from ranking.program import run
-from ranking.schema import TABLES, write_table
-from training.clicks.checked_view import connect, open_view, parquet_files
-from training.clicks.propensities import Propensities, estimate_propensities
-from training.clicks.query_numbers import BATCH_ROWS, number_queries
-
-LOGGER = logging.getLogger(__name__)
+from training.clicks.click_pairs import ClickPairSettings, write_clicks
 
 
-@dataclass
-class ClickConfig:
-    """Turn a click log into weighted click pairs.
-
-    Args:
-        events: the raw log: a Parquet file, a folder of them, or a glob in quotes
-        out: the clicks file to write; counts and propensities go to a .report.json beside it
-        dwell_seconds: a click counts as satisfied from this dwell on; lower it for snippets that are read quickly
-        min_impressions: drop pairs shown fewer times than this; raise it for large logs
-        debias: weight clicks by inverse propensity; --no-debias counts every satisfied click as one
-        propensities: known examination probabilities of positions 1, 2, ... (the last holds for all later ones), as from
-            a randomisation experiment; none estimates them from the log
-        max_weight: cap of one click's weight; lower it if few clicks at deep positions dominate
-        estimation_events: estimate propensities on a sample of pairs with about this many events
-        bot_rate_quantile: drop users whose click rate is above this quantile of all users'; 1 keeps all
-        bot_volume_quantile: drop users with more impressions than this quantile of all users'; 1 keeps all
-        bot_min_impressions: users with fewer impressions are too small to have a click rate
-        on_bad_row: "stop" at the first bad row, or "reject" them to a .rejects.tsv beside the output
-        memory_gb: memory that DuckDB may use before it spills to disk
-        threads: threads; 0 uses every core
-        temp_folder: where to spill; by default beside the output
-    """
-
-    events: str
-    out: Path
-    dwell_seconds: float = SATISFIED_SECONDS
-    min_impressions: int = 1
-    debias: bool = True
-    propensities: list[float] = field(default_factory=list)
-    max_weight: float = 20.0
-    estimation_events: int = 5_000_000
-    bot_rate_quantile: float = 0.999
-    bot_volume_quantile: float = 0.999
-    bot_min_impressions: int = 100
-    on_bad_row: Literal["stop", "reject"] = "stop"
-    memory_gb: float = 3.0
-    threads: int = 0
-    temp_folder: Path | None = None
-
-    def __post_init__(self):
-        for name in ("bot_rate_quantile", "bot_volume_quantile"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: a quantile above 0 and up to 1 is needed")
-        if not all(0 < p <= 1 for p in self.propensities):
-            raise ValueError(f"propensities are {self.propensities}: probabilities above 0 and up to 1 are needed")
-        if self.max_weight < 1 or self.memory_gb <= 0 or self.dwell_seconds < 0:
-            raise ValueError("max_weight must be at least 1, memory_gb above 0, dwell_seconds 0 or more")
-
-
-def write_clicks(config: ClickConfig) -> dict[str, Any]:
-    """Write the clicks table and its report; returns the report. DataError or InputError on bad input."""
-    files = parquet_files(config.events, TABLES["events"])
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".clicks-", dir=config.temp_folder or out.parent) as spill:
-        connection = connect(spill, config.memory_gb, config.threads)
-        try:
-            rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
-            read, refused = open_view(connection, "events", TABLES["events"], files, rejects)
-            report: dict[str, Any] = {"events_read": read, "events_rejected": refused}
-            report |= _drop_bots(connection, config)
-            report["distinct_queries"], report["normalised_queries"] = number_queries(connection, "kept")
-            connection.execute("""
-                CREATE VIEW impressions AS
-                SELECT kept.*, query_no FROM kept JOIN spellings ON kept.query = spellings.raw
-            """)
-            propensities = _propensities(connection, config, report["events_kept"])
-            report["position_bias"] = propensities.report() if propensities else None
-            _sum_clicks(connection, config, propensities)
-            report["clicks"] = write_table(out, "clicks", _clicks(connection))
-        except duckdb.Error as problem:
-            raise DataError(config.events, f"DuckDB: {' '.join(str(problem).split())}") from problem
-        finally:
-            connection.close()
-    if not report["clicks"]:
-        out.unlink()
-        raise DataError(config.events, f"no satisfied click: no click stayed {config.dwell_seconds:g} s or more")
-    report["settings"] = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
-    write_json(out.with_suffix(".report.json"), report)
-    return report
-
-
-def _drop_bots(connection: duckdb.DuckDBPyConnection, config: ClickConfig) -> dict[str, int]:
-    """Make `bots` (users above either quantile) and the view `kept` without them; returns counts."""
-    connection.execute("""
-        CREATE TABLE users AS
-        SELECT user_id, count(*) AS impressions, count(*) FILTER (clicked) / count(*) AS rate FROM events GROUP BY ALL
-    """)
-    connection.execute(
-        """
-        CREATE TABLE bots AS
-        WITH limits AS (
-            SELECT quantile_cont(impressions, $volume) AS most,
-                   quantile_cont(rate, $rate) FILTER (impressions >= $enough) AS highest FROM users)
-        SELECT user_id, impressions FROM users, limits
-        WHERE impressions > most OR (impressions >= $enough AND rate > highest)
-        """,
-        {
-            "volume": config.bot_volume_quantile,
-            "rate": config.bot_rate_quantile,
-            "enough": config.bot_min_impressions,
-        },
-    )
-    connection.execute("CREATE VIEW kept AS SELECT * FROM events ANTI JOIN bots USING (user_id)")
-    users, events = connection.execute("SELECT count(*), coalesce(sum(impressions), 0) FROM users").fetchone() or (0, 0)
-    bots, dropped = connection.execute("SELECT count(*), coalesce(sum(impressions), 0) FROM bots").fetchone() or (0, 0)
-    if not events:
-        raise InputError("the log has no events")
-    LOGGER.info("bot filter: dropped %d of %d users with %d of %d events", bots, users, dropped, events)
-    return {"users": users, "bot_users": bots, "bot_events": int(dropped), "events_kept": int(events - dropped)}
-
-
-def _propensities(connection: duckdb.DuckDBPyConnection, config: ClickConfig, events: int) -> Propensities | None:
-    if not config.debias:
-        return None
-    if config.propensities:
-        return Propensities.given(config.propensities)
-    return estimate_propensities(connection, "impressions", events, config.estimation_events)
-
-
-def _sum_clicks(connection: duckdb.DuckDBPyConnection, config: ClickConfig, propensities: Propensities | None) -> None:
-    """Make `weights` (query_no, doc_id, weight) from satisfied clicks, after the impression limit."""
-    satisfied = f"clicked AND dwell_seconds >= {float(config.dwell_seconds)!r}"
-    connection.execute("CREATE TABLE position_weights (position INTEGER, weight DOUBLE)")
-    positions = connection.execute("SELECT DISTINCT position FROM impressions WHERE " + satisfied).fetchall()
-    rows = [(p, min(config.max_weight, 1 / propensities.at(p)) if propensities else 1.0) for (p,) in positions]
-    if rows:
-        connection.executemany("INSERT INTO position_weights VALUES (?, ?)", rows)
-    # rounded: the order in which threads add floats must not change the file
-    connection.execute(f"""
-        CREATE TABLE weights AS
-        SELECT query_no, doc_id, round(sum(weight), 4) AS weight
-        FROM impressions JOIN position_weights USING (position) WHERE {satisfied} GROUP BY ALL
-    """)
-    if config.min_impressions > 1:
-        connection.execute(
-            """
-            CREATE OR REPLACE TABLE weights AS
-            WITH shown AS (SELECT query_no, doc_id, count(*) AS times
-                           FROM impressions SEMI JOIN weights USING (query_no, doc_id) GROUP BY ALL)
-            SELECT weights.* FROM weights JOIN shown USING (query_no, doc_id) WHERE times >= ?
-            """,
-            [config.min_impressions],
-        )
-    # a document's text as it last was when it satisfied somebody
-    connection.execute(f"""
-        CREATE TABLE texts AS
-        SELECT doc_id, arg_max({{'title': title, 'summary': summary}}, (timestamp, title, summary)) AS text
-        FROM kept WHERE {satisfied} GROUP BY doc_id
-    """)
-
-
-def _clicks(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
-    """The clicks table in pieces, by query and document."""
-    result = connection.sql("""
-        SELECT query, doc_id, text.title AS title, text.summary AS summary, weight::FLOAT AS weight
-        FROM weights JOIN queries USING (query_no) JOIN texts USING (doc_id) ORDER BY query, doc_id
-    """)
-    for batch in result.to_arrow_reader(BATCH_ROWS):
-        yield pa.Table.from_batches([batch])
-
-
-def main(config: ClickConfig) -> None:
-    report = write_clicks(config)
+def main(settings: ClickPairSettings) -> None:
+    """Write the clicks table and print its report, without the settings that made it."""
+    report = write_clicks(settings)
     print(json.dumps({name: value for name, value in report.items() if name != "settings"}, indent=2))
 
 
 if __name__ == "__main__":
     run(
         main,
-        ClickConfig,
+        ClickPairSettings,
         example="python -m training.prepare_clicks --events 'logs/2026-*.parquet' --out data/shop/clicks.parquet",
     )

@@ -1,4 +1,4 @@
-"""Stage 1: continued pre-training of a decoder on clicks: the query in, the clicked title and summary out (docs/teacher.md).
+"""Stage 1: continued pre-training of a decoder on clicks, from query to clicked document (docs/teacher.md).
 
 python -m training.pretrain_teacher --data data/world --from-scratch 3M --out runs/pretrained
 """
@@ -6,7 +6,6 @@ python -m training.pretrain_teacher --data data/world --from-scratch 3M --out ru
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 from transformers import set_seed
 
@@ -36,12 +33,13 @@ from training.teacher.decoder import (
     save_tokenizer,
     train_bpe,
 )
+from training.teacher.language_trainer import LanguageTrainer
 from training.teacher.score_head import fastest_attention
 from training.trainer.text_batches import TextBatches
-from training.trainer.token_store import TokenStore, split_by_tokens
-from training.trainer.trainer_setup import RUN_FOLDER, BatchTrainer, TrainingSettings
+from training.trainer.token_store import TokenStore
+from training.trainer.training_settings import RUN_FOLDER, TrainingSettings
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -57,7 +55,8 @@ class Config(TrainingSettings):
         limits: tokens of each field that the teacher reads; they go into the score card and hold for all later stages
         click_weights: weight each pair's loss by log(1 + click weight), so that often clicked documents count more
         held_out: share of the queries kept aside to measure perplexity
-        queries: clicked; or document, without a click log's knowledge: the query is one to three words of the document itself
+        queries: clicked; or document, without a click log's knowledge: the query is one to three words of the document
+            itself
         click_share: share of the clicked pairs to train on, drawn at random; lower it where time is short
     """
 
@@ -85,6 +84,7 @@ class Config(TrainingSettings):
 
 
 def main(config: Config) -> None:
+    """Pre-train the decoder that the settings describe and write its checkpoint."""
     set_seed(config.seed)
     clicks = config.data / "clicks.parquet"
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -94,14 +94,14 @@ def main(config: Config) -> None:
     model = open_decoder(config.model) if config.model else None
     positions = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
     with state.main_process_first():
-        layout = save_tokenizer(tokenizer, config.out, config.limits, positions)
+        text_format = save_tokenizer(tokenizer, config.out, config.limits, positions)
     if model is None:
-        model = build_decoder(config.from_scratch, tokenizer, layout.max_tokens())
+        model = build_decoder(config.from_scratch, tokenizer, text_format.max_tokens())
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    fastest_attention(model, layout.max_tokens())
+    fastest_attention(model, text_format.max_tokens())
 
     tokens = config.out / RUN_FOLDER / f"tokens-{state.process_index}"
-    train, weights, dev = _encode(config, clicks, layout, tokens)
+    train, weights, dev = _encode(config, clicks, text_format, tokens)
     batches = TextBatches(
         train,
         weights,
@@ -111,7 +111,7 @@ def main(config: Config) -> None:
         seed=config.seed,
     )
     trainer = LanguageTrainer(model, config, batches, dev, config.out)
-    log.info(
+    LOGGER.info(
         "%d pairs to train on (%d tokens, %.1f%% of all positions real), %d held out; %d parameters",
         len(train), len(train.ids), 100 * batches.real_share(), len(dev), sum(p.numel() for p in model.parameters()),
     )  # fmt: skip
@@ -137,60 +137,7 @@ def main(config: Config) -> None:
     )
     shutil.rmtree(tokens, ignore_errors=True)
     if state.is_main_process:
-        log.info("held-out perplexity %.2f; checkpoint in %s", metrics["eval_perplexity"], config.out)
-
-
-class LanguageTrainer(BatchTrainer):
-    """Next-token prediction of the output part; the loss is the weighted mean over predicted tokens."""
-
-    def __init__(self, model: Any, config: Config, train: TextBatches, dev: TokenStore, out: Path):
-        super().__init__(model, config, train, dev, out, "eval_loss")
-        self.pad_id = train.pad_id
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
-        total = torch.stack([self._loss_sum(model, dict(forward)) for forward in inputs["forwards"]]).sum()
-        return self.global_loss(total, num_items_in_batch or inputs["documents"])
-
-    def _loss_sum(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        weights = inputs.pop("weights")[:, 1:]
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-        kept = weights > 0
-        if not kept.any():  # a filler: in the graph, since every process must go backward through every forward
-            return logits.sum() * 0.0
-        losses = functional.cross_entropy(logits[kept].float(), inputs["input_ids"][:, 1:][kept], reduction="none")
-        return (losses * weights[kept]).sum()
-
-    @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Mean negative log likelihood of a held-out output token, unweighted, and its exponential."""
-        model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
-        store: Any = self.eval_dataset
-        texts = TextBatches(
-            store, None, batch_texts=len(store), forward_tokens=self.settings.forward_tokens, pad_id=self.pad_id, seed=0
-        )
-        chunks = split_by_tokens(store.lengths, 2 * self.settings.forward_tokens)
-        rank, world = self.args.process_index, self.args.world_size
-        training = model.training
-        model.eval()
-        sums = torch.zeros(2, device=self.args.device, dtype=torch.float64)
-        rounds = range(0, len(chunks), world)
-        for first in tqdm(rounds, desc="perplexity", leave=False, disable=self.args.disable_tqdm or rank != 0):
-            # as many forwards on every process: past the end the last chunk is computed and thrown away
-            inputs = self._prepare_inputs(texts.inputs(chunks[min(first + rank, len(chunks) - 1)]))
-            predicted = inputs["weights"].sum()
-            with self.accelerator.autocast():
-                loss = self._loss_sum(model, dict(inputs))
-            if first + rank < len(chunks):
-                sums += torch.stack([loss, predicted]).double()
-        model.train(training)
-        loss_sum, predicted = self.accelerator.reduce(sums, "sum").tolist()
-        loss = loss_sum / predicted
-        if not math.isfinite(loss):
-            raise InputError("the held-out loss is not finite: training diverged; lower the learning rate")
-        metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0))}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        LOGGER.info("held-out perplexity %.2f; checkpoint in %s", metrics["eval_perplexity"], config.out)
 
 
 def _tokenizer(config: Config, clicks: Path, first: bool) -> Any:
@@ -219,9 +166,9 @@ def _texts(piece: pa.Table) -> tuple[list[str], list[str], list[str]]:
 
 
 def _encode(
-    config: Config, clicks: Path, layout: TeacherFormat, folder: Path
+    config: Config, clicks: Path, text_format: TeacherFormat, folder: Path
 ) -> tuple[TokenStore, np.ndarray | None, TokenStore]:
-    """(train texts mapped from disk, their weights, held-out texts). Whole queries are held out, by a hash of the query."""
+    """(train texts mapped from disk, their weights, held-out texts). A hash of the query decides what is held out."""
     weights: list[np.ndarray] = []
     held_out: list[EncodedPair] = []
     draw = np.random.default_rng(config.seed)
@@ -232,7 +179,7 @@ def _encode(
             held = np.array([crc32(query.encode()) % 10_000 < 10_000 * config.held_out for query in queries])
             if config.queries == "document":
                 queries = [own_words(f"{title} {summary}", draw) for title, summary in zip(titles, summaries)]
-            pairs = layout.encode(queries, titles, summaries)
+            pairs = text_format.encode(queries, titles, summaries)
             held_out.extend(pairs[i] for i in np.flatnonzero(held))
             kept = np.flatnonzero(~held & (draw.random(len(held)) < config.click_share))
             weights.append(np.log1p(piece.column("weight").to_numpy()[kept]).astype(np.float32))

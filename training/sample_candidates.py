@@ -25,16 +25,16 @@ from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
 from ranking.schema import TABLES, write_table
-from training.clicks.checked_view import connect, open_view, parquet_files
-from training.clicks.query_numbers import BATCH_ROWS, number_queries
+from training.clicks.duckdb_tables import DuckDbSettings, connect, open_view, parquet_files
+from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 from training.sources.bm25 import bm25_scores
 
 LOGGER = logging.getLogger(__name__)
 ROWS_AT_ONCE = 20_000  # pool rows that BM25 ranks together
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(DuckDbSettings):
     """Sample candidates to label from a larger pool.
 
     Args:
@@ -48,8 +48,6 @@ class Config:
         exclude: tables whose queries must not be drawn, such as the judged dev and test splits
         on_bad_row: "stop" at the first bad row, or "reject" them to a .rejects.tsv beside the output
         seed: another seed draws other queries and documents
-        memory_gb: memory that DuckDB may use before it spills to disk
-        temp_folder: where to spill; by default beside the output
     """
 
     pool: str
@@ -61,12 +59,11 @@ class Config:
     exclude: list[Path] = field(default_factory=list)
     on_bad_row: Literal["stop", "reject"] = "stop"
     seed: int = 1
-    memory_gb: float = 3.0
-    temp_folder: Path | None = None
 
     def __post_init__(self):
-        if self.queries < 1 or self.memory_gb <= 0 or self.frequency_power < 0:
-            raise ValueError("queries must be at least 1, memory_gb above 0, frequency_power 0 or more")
+        super().__post_init__()
+        if self.queries < 1 or self.frequency_power < 0:
+            raise ValueError("queries must be at least 1, frequency_power 0 or more")
         read_bands(self.bands)
 
 
@@ -111,7 +108,7 @@ def sample_candidates(config: Config) -> dict:
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sample-", dir=config.temp_folder or out.parent) as spill:
-        connection = connect(spill, config.memory_gb)
+        connection = connect(spill, config)
         try:
             rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
             read, refused = open_view(connection, "pool", table, files, rejects)
@@ -225,6 +222,7 @@ def _whole_queries(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:
 
 
 def main(config: Config) -> None:
+    """Write the sample and print its report."""
     print(json.dumps(sample_candidates(config), indent=2))
 
 

@@ -28,6 +28,7 @@ from ranking.click_models import ClickModel
 from ranking.errors import InputError
 from ranking.program import run
 from ranking.schema import TABLES
+from training.clicks.duckdb_tables import DuckDbSettings
 from training.world.dataset import WorldConfig, make_world
 
 LOGGER = logging.getLogger(__name__)
@@ -38,27 +39,25 @@ CHUNK_PAGES = 50_000
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(DuckDbSettings):
     """Measure prepare_clicks on generated logs and write docs/results/clicklog.md.
 
     Args:
         events: log sizes in events
         out: the results page
-        memory_gb: passed to prepare_clicks
-        threads: passed to prepare_clicks
-        temp_folder: where the generated log goes; 60 million events take about 2 GB, removed afterwards
+        threads: DuckDB's threads, of which the published figures have two
+        temp_folder: where the generated log goes too; 60 million events take about 2 GB, removed afterwards
         note: a line on the machine for the results page
     """
 
     events: list[int] = field(default_factory=lambda: [600_000, 6_000_000, 60_000_000])
     out: Path = Path("docs/results/clicklog.md")
-    memory_gb: float = 3.0
     threads: int = 2
-    temp_folder: Path | None = None
     note: str = ""
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.events or min(self.events) < 1000:
             raise ValueError(f"events is {self.events}: sizes of at least 1000 are needed")
 
@@ -73,12 +72,14 @@ class Texts:
 
 
 def texts() -> Texts:
+    """The texts of a world, from which the log's pages draw."""
     world = make_world(WorldConfig(documents=20_000, log_queries=20_000, unlabelled_queries=1))
     documents = world.documents
     return Texts(pa.array([query.text for query in world.logged]), documents.titles, documents.summaries)
 
 
 def numbered(prefix: str, numbers: np.ndarray) -> pa.Array:
+    """The prefix followed by each number, as text [n]."""
     return pc.binary_join_element_wise(prefix, pc.cast(pa.array(numbers), pa.string()), "")
 
 
@@ -130,6 +131,7 @@ def _distinct_on_page(doc: np.ndarray, documents: int) -> np.ndarray:
 
 
 def write_log(path: Path, events: int, pool: Texts, model: ClickModel) -> None:
+    """Write a generated log of about that many events, piece by piece."""
     names = ("query", "title", "summary", "arm")
     schema = pa.schema([f.with_type(DICTIONARY) if f.name in names else f for f in TABLES["events"].schema])
     total = -(-events // SHOWN // CHUNK_PAGES)
@@ -141,7 +143,7 @@ def write_log(path: Path, events: int, pool: Texts, model: ClickModel) -> None:
 def measure(log: Path, config: Config, out: Path) -> tuple[float, float]:
     """Run prepare_clicks on a log in a process of its own; returns seconds and peak resident GiB."""
     command = [sys.executable, "-m", "training.prepare_clicks", "--events", str(log), "--out", str(out)]
-    command += ["--memory-gb", str(config.memory_gb), "--threads", str(config.threads)]
+    command += ["--duckdb-memory-gb", str(config.duckdb_memory_gb), "--threads", str(config.threads)]
     started = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)  # this child's own peak, not the largest of all children
@@ -152,6 +154,7 @@ def measure(log: Path, config: Config, out: Path) -> tuple[float, float]:
 
 
 def main(config: Config) -> None:
+    """Measure every log size and write the results page."""
     model = ClickModel()
     pool = texts()
     rows = []
@@ -177,12 +180,13 @@ def main(config: Config) -> None:
 
 
 def _page(config: Config, rows: list[str]) -> str:
-    settings = f"--memory-gb {config.memory_gb:g}, {config.threads} threads"
+    settings = f"--duckdb-memory-gb {config.duckdb_memory_gb:g}, {config.threads} threads"
     lines = [
         "# Click log to click pairs",
         "",
-        f"`python -m benchmarks.data.clicklog`, {time.strftime('%Y-%m-%d')}. prepare_clicks with {settings}; every check, the",
-        "bot filter and the estimation of position bias included. Peak memory is the process's own maximum resident set.",
+        f"`python -m benchmarks.data.clicklog`, {time.strftime('%Y-%m-%d')}. prepare_clicks with {settings};",
+        "every check, the bot filter and the estimation of position bias included.",
+        "Peak memory is the process's own maximum resident set.",
         *([config.note] if config.note else []),
         "",
         "| events | log GiB | queries | click pairs | seconds | million events/s | peak GiB | worst propensity error |",

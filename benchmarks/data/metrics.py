@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass
 class Config:
-    """Time and check ranking/metrics.py on generated judgements and write a results page.
+    """Time and check ranking/metrics.py on generated judgments and write a results page.
 
     Args:
         pairs: judged query-document pairs
@@ -71,6 +71,7 @@ class Seconds:
 
 
 def make_judged(config: Config) -> Judged:
+    """Two systems' scores of generated judgments; every query has at least one document."""
     rng = np.random.default_rng(config.seed)
     groups = rng.integers(0, config.queries, config.pairs)
     groups[: config.queries] = np.arange(config.queries)  # no query without a document
@@ -81,6 +82,7 @@ def make_judged(config: Config) -> Judged:
 
 
 def timed(work: Callable[[], T]) -> tuple[Seconds, T]:
+    """The seconds that the work takes, and its result."""
     wall, processor = time.perf_counter(), time.process_time()
     result = work()
     return Seconds(time.perf_counter() - wall, time.process_time() - processor), result
@@ -126,6 +128,7 @@ def ir_measures_ndcg(judged: Judged) -> float:
 
 
 def main(config: Config) -> None:
+    """Time and check the metrics; InputError if one disagrees with its reference."""
     judged = make_judged(config)
     seconds, ours = timed(lambda: all_metrics(judged, judged.scores))
     theirs_seconds, theirs = timed(lambda: ir_measures_ndcg(judged))

@@ -10,7 +10,6 @@ what rows share (world, pre-trained decoder, teacher, labels) is made once a see
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -25,7 +24,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from benchmarks.students.ablation_report import write_report
-from ranking.card import CARD_NAME, fingerprint
+from benchmarks.students.runs import (
+    append_row,
+    checkpoint_scores,
+    finished_rows,
+    query_numbers,
+    started,
+    text_columns,
+)
+from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.limits import FieldLimits
@@ -33,18 +40,15 @@ from ranking.metrics import JudgedRanking, mean
 from ranking.program import parse, run
 from ranking.schema import read_table
 from training import finetune_teacher, pretrain_teacher
-from training.distill_student import Config as StudentConfig
-from training.distill_student import distill
-from training.evaluation.scoring import Scorer
+from training.distill_student import DistillationSettings, distill
 from training.sources.bm25 import bm25_scores
-from training.student.groups import groups_of
-from training.student.warm_up import start_student
+from training.student.student_groups import groups_of
+from training.student.student_training import start_student
 from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import train_baseline
-from training.trainer.trainer_setup import RUN_FOLDER
 from training.world.dataset import WorldConfig, write_world
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
@@ -58,7 +62,8 @@ class Config:
         seeds: seeds of world and training; three or more for a mean and a spread
         rows: rows to run, in this order; none: all of them, the main ones first
         data: dataset folder for all seeds; none: each seed makes a world of its own
-        teachers: --runs folder of benchmarks/teacher/pretraining_gain.py on that data, whose teachers need not be trained again
+        teachers: --runs folder of benchmarks/teacher/pretraining_gain.py on that data, whose teachers need not be
+            trained again
         sample: small makes a tiny world and trains for moments, to see that everything runs; full is what is reported
         student_size: shape of students and baselines, see docs/students.md
         student_epochs: passes over the labelled queries
@@ -104,9 +109,11 @@ class Seed:
 
     @property
     def folder(self) -> Path:
+        """The folder of all that this seed makes."""
         return self.config.out / f"seed-{self.seed}"
 
     def data(self) -> Path:
+        """The dataset folder: the one given, or a world made from the seed."""
         if self.config.data is not None:
             return self.config.data
         data = self.folder / "data"
@@ -116,6 +123,7 @@ class Seed:
         return data
 
     def judgments(self, split: str) -> pa.Table:
+        """The judgments of train, dev or test."""
         return read_table(self.data() / "judgments" / f"{split}.parquet", "judgments")
 
     def pretrained(self, queries: str = "clicked") -> Path:
@@ -126,7 +134,7 @@ class Seed:
         )
 
     def start(self, name: str = "start", **knobs: Any) -> Path:
-        """A teacher that has learnt its own likelihood and no judgement; knobs as for teacher."""
+        """A teacher that has learnt its own likelihood and no judgment; knobs as for teacher."""
         knobs = {"model": self.pretrained()} | knobs
         return self._made(name, lambda out: self._teacher_stage(finetune_teacher, "likelihood_small", out, knobs))
 
@@ -143,7 +151,7 @@ class Seed:
             candidates = candidates.filter(pc.is_in(candidates.column("query_id"), value_set=chosen))
         kept = self.folder / "labels.npy"
         if not kept.is_file():
-            scores = _scores(self.teacher(), candidates)
+            scores = checkpoint_scores(self.teacher(), candidates)
             with replacing(kept) as aside, aside.open("wb") as stream:
                 np.save(stream, scores)
         scores = np.load(kept)
@@ -152,24 +160,27 @@ class Seed:
         return candidates.append_column("teacher_score", pa.array(scores, pa.float32()))
 
     def student(self, name: str, size: str | None = None, **knobs: Any) -> Path:
+        """A distilled student; knobs: settings of distill_student that differ from the other students'."""
+
         def make(out: Path) -> None:
-            settings = StudentConfig(
+            settings = DistillationSettings(
                 data=self.data(),
-                labels=out,
                 out=out,
                 seed=self.seed,
                 epochs=self.config.student_epochs,
-                resume=_started(out),
+                resume=started(out),
                 **(self._start_knobs(size) | knobs),
             )
-            model = start_student(settings, settings, self.data(), out)
-            teacher = Scorer.load(self.teacher()).card
-            labelled = groups_of([self.labels()], "teacher_score", model.text)
-            distill(settings, model, labelled, teacher, {"labels": fingerprint(self.teacher() / "model.safetensors")})
+            model = start_student(settings)
+            card = ScoreCard.load(self.teacher())
+            labelled = groups_of([self.labels()], "teacher_score", model.text_format)
+            distill(settings, model, labelled, card, {"labels": fingerprint(self.teacher() / "model.safetensors")})
 
         return self._made(name, make)
 
     def baseline(self, name: str, loss: Any) -> Path:
+        """A baseline trained on the judgments with that loss."""
+
         def make(out: Path) -> None:
             epochs = self.config.baseline_epochs
             train_baseline(
@@ -180,7 +191,7 @@ class Seed:
                     epochs=epochs,
                     patience=3,
                     seed=self.seed,
-                    resume=_started(out),
+                    resume=started(out),
                     **self._start_knobs(None),
                 )
             )
@@ -208,7 +219,7 @@ class Seed:
             f"--{name.replace('_', '-')}={str(value).lower() if isinstance(value, bool) else value}"
             for name, value in knobs.items()
         ]
-        program.main(parse(program.Config, [*argv, *(["--resume"] if _started(out) else [])], prog=config))
+        program.main(parse(program.Config, [*argv, *(["--resume"] if started(out) else [])], prog=config))
 
     def _made(self, name: str, make: Callable[[Path], None], mark: str = CARD_NAME) -> Path:
         if self.config.teachers is not None:
@@ -228,7 +239,7 @@ SAME_AS_GAIN = {
     "teacher": "teacher-clicked",
     "teacher-no-cpt": "teacher-document",
 }
-# the best of those tried for a teacher that goes from stage 1 to judgements at once
+# the best of those tried for a teacher that goes from stage 1 to judgments at once
 RATE_WITHOUT_START = 8e-4
 
 LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
@@ -272,30 +283,25 @@ ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {
 
 
 def main(config: Config) -> None:
+    """Run the rows that are not finished, then print the table of all that are."""
     seeds = [Seed(config, seed) for seed in config.seeds]
+    finished = {(row["row"], row["seed"]) for row in finished_rows(config.out)}
     for name in [] if config.tables else config.rows or list(ROWS):
         for seed in seeds:
-            if (name, seed.seed) not in finished(config):
+            if (name, seed.seed) not in finished:
                 run_row(config, name, seed)
-    rows = [json.loads(line) for line in _results(config).read_text(encoding="utf-8").splitlines()]
     beats = {name: rival for name, (_, rival) in ROWS.items()}
-    print(write_report(rows, config.out, beats, config.report))
-
-
-def finished(config: Config) -> set[tuple[str, int]]:
-    path = _results(config)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {(row["row"], row["seed"]) for row in map(json.loads, lines)}
+    print(write_report(finished_rows(config.out), config.out, beats, config.report))
 
 
 def run_row(config: Config, name: str, seed: Seed) -> None:
     """Make the row's checkpoint, score dev and test, keep the scores, and append the line that says it is finished."""
-    log.info("row %s, seed %d", name, seed.seed)
+    LOGGER.info("row %s, seed %d", name, seed.seed)
     start = time.perf_counter()
     make = ROWS[name][0]
     checkpoint = None if make is None else make(seed)
     train_seconds = time.perf_counter() - start
-    score = bm25_of(seed) if checkpoint is None else partial(_scores, checkpoint)
+    score = bm25_of(seed) if checkpoint is None else partial(checkpoint_scores, checkpoint)
     line: dict[str, Any] = {"row": name, "seed": seed.seed, "train_seconds": round(train_seconds, 1)}
     for split in ("dev", "test"):
         judged = seed.judgments(split)
@@ -305,41 +311,25 @@ def run_row(config: Config, name: str, seed: Seed) -> None:
             seed.folder / "scores" / f"{name}-{split}.npz",
             scores=scores,
             grades=judged.column("grade").to_numpy(),
-            groups=np.unique(judged.column("query_id").to_numpy(zero_copy_only=False), return_inverse=True)[1],
+            groups=query_numbers(judged),
         )
         line |= {f"{split}_{metric}": value for metric, value in figures(seed, name, split).items()}
-    with _results(config).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-    log.info("row %s, seed %d: %s", name, seed.seed, line)
+    append_row(config.out, line)
+    LOGGER.info("row %s, seed %d: %s", name, seed.seed, line)
 
 
 def figures(seed: Seed, name: str, split: str) -> dict[str, float]:
+    """NDCG@5 and PNR of a row, from its stored scores."""
     stored = np.load(seed.folder / "scores" / f"{name}-{split}.npz")
     judged = JudgedRanking(stored["scores"], stored["grades"], stored["groups"])
     return {"ndcg@5": mean(judged.ndcg(5)), "pnr": judged.pairs().pnr}
 
 
 def bm25_of(seed: Seed) -> Callable[[pa.Table], NDArray[np.float32]]:
+    """BM25 of a judgments table, its word statistics taken from the candidates too."""
     documents = read_table(seed.data() / "candidates.parquet", "candidates")
     corpus = list(dict.fromkeys(zip(documents.column("title").to_pylist(), documents.column("summary").to_pylist())))
-    return lambda judged: bm25_scores(*_texts(judged), corpus=corpus)
-
-
-def _scores(checkpoint: Path, rows: pa.Table) -> NDArray[np.float32]:
-    return Scorer.load(checkpoint).score(*_texts(rows), progress=checkpoint.name)
-
-
-def _texts(rows: pa.Table) -> tuple[list[str], list[str], list[str]]:
-    query, title, summary = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
-    return query, title, summary
-
-
-def _started(out: Path) -> bool:
-    return any((out / RUN_FOLDER).glob("checkpoint-*/trainer_state.json"))
-
-
-def _results(config: Config) -> Path:
-    return config.out / "results.jsonl"
+    return lambda judged: bm25_scores(*text_columns(judged), corpus=corpus)
 
 
 if __name__ == "__main__":

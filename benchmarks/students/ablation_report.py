@@ -13,11 +13,11 @@ from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.metrics import JudgedRanking
 from ranking.significance import paired_bootstrap, randomisation_test
-from training.evaluation.calibration import fit
+from training.evaluation.calibration_fit import fit
 
 
 def write_report(rows: list[dict[str, Any]], out: Path, beats: dict[str, str | None], report: Path | None) -> str:
-    """The Markdown table; with `report`, also ablation.md (what stands between its two marks) and ablation.png there.
+    """The Markdown table; with `report`, also ablation.md (what stands between its marks) and ablation.png there.
 
     rows: lines of results.jsonl; out: the ablation's folder; beats: row -> the row it must beat.
     """
@@ -33,7 +33,8 @@ def write_report(rows: list[dict[str, Any]], out: Path, beats: dict[str, str | N
 
 def _table(rows: list[dict[str, Any]], out: Path, beats: dict[str, str | None]) -> str:
     lines = [
-        "| row | seeds | NDCG@5 | PNR | NDCG@5 kept of teacher | ECE, Platt on dev | must beat | difference in NDCG@5 | p |",
+        "| row | seeds | NDCG@5 | PNR | NDCG@5 kept of teacher | ECE, Platt on dev | must beat | "
+        "difference in NDCG@5 | p |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     by_name = {name: sorted((r for r in rows if r["row"] == name), key=lambda r: r["seed"]) for name in beats}

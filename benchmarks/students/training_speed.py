@@ -5,9 +5,9 @@ python -m benchmarks.students.training_speed --data data/world --seconds 120
 Three ways to train the same start on the same groups of documents with teacher scores:
   ours        each document of a group encoded once a step, margin MSE over all pairs of the group, length-bucketed
   st-triplets MarginMSELoss on (query, document, document) rows: two encodings a pair, its usual form
-  st-lists    MarginMSELoss on (query, first, others...) rows: one encoding a document, pairs with the first document only
-Pairs/s counts the score margins that enter the loss. The clock is CPU seconds by default, because another program on the
-machine then changes little; what runs on other devices needs --clock wall.
+  st-lists    MarginMSELoss on (query, first, others...) rows: one encoding a document, pairs with the first only
+Pairs/s counts the score margins that enter the loss. The clock is CPU seconds by default, because another program on
+the machine then changes little; what runs on other devices needs --clock wall.
 """
 
 from __future__ import annotations
@@ -34,27 +34,26 @@ from ranking.metrics import ndcg
 from ranking.program import run
 from ranking.schema import read_table
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
-from training.student.groups import groups_of, judged_groups, sampler
+from training.student.student_groups import groups_of, judged_groups, sampler
+from training.trainer.group_batches import RankingGroups
 from training.trainer.losses import margin_mse
 from training.trainer.ranking_trainer import RankingTrainer
-from training.trainer.trainer_setup import TrainingSettings
+from training.trainer.training_settings import TrainingSettings
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
+SHORT = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
 WAYS = ("ours", "st-triplets", "st-lists")
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(StudentModelSettings):
     """Train the same student three ways for the same time and compare.
 
     Args:
-        data: dataset folder; the grades of its train judgements stand for teacher scores, dev gives NDCG@5
+        data: dataset folder; the grades of its train judgments stand for teacher scores, dev gives NDCG@5
         seconds: training time of each way, after two steps that do not count
         clock: cpu (seconds of this process, all threads) or wall
-        init: BERT checkpoint to start from; none: from scratch by size
-        init_layers: layers of it to keep; none: all
-        size: shape from scratch, see docs/students.md
         documents: documents of a group
         batch_groups: groups per step; st-triplets gets as many documents per step
         learning_rate: for all ways
@@ -66,9 +65,8 @@ class Config:
     data: Path
     seconds: float = 120
     clock: Literal["cpu", "wall"] = "cpu"
-    init: str | None = None
-    init_layers: list[int] | None = None
     size: str = "mini-3"
+    limits: FieldLimits = SHORT
     documents: int = 8
     batch_groups: int = 8
     learning_rate: float = 2e-4
@@ -96,6 +94,7 @@ class Stopwatch(TrainerCallback):
         self.limit, self.steps, self.seconds = config.seconds, 0, 0.0
 
     def on_step_end(self, args, state, control, **_):
+        """Count the step, and stop the trainer once the time is up."""
         if state.global_step == 2:
             self.start = self.clock()
         elif state.global_step > 2:
@@ -105,6 +104,7 @@ class Stopwatch(TrainerCallback):
 
 
 def main(config: Config) -> None:
+    """Train the start each way, measure it on dev, print the table."""
     torch.set_num_threads(config.threads)
     rows = read_table(config.data / "judgments" / "train.parquet", "judgments")
     spread = float(rows.column("grade").to_numpy().std())
@@ -114,20 +114,17 @@ def main(config: Config) -> None:
     found: dict[str, Tally] = {}
     for way in config.ways:
         with tempfile.TemporaryDirectory() as folder:
-            settings = StudentModelSettings(
-                init=config.init, init_layers=config.init_layers, size=config.size,
-                limits=FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48),
-            )  # fmt: skip
-            student = create_student(settings, config.data, folder, seed=1)
+            student = create_student(config, config.data, folder, seed=1)
             train = train_ours if way == "ours" else partial(train_theirs, lists=way == "st-lists")
             found[way] = train(config, student, rows, Path(folder))
             found[way].ndcg = dev_ndcg(config, student, Path(folder))
-            log.info("%s: %s", way, found[way])
+            LOGGER.info("%s: %s", way, found[way])
     print(table(found))
 
 
 def train_ours(config: Config, student: StudentModel, rows: pa.Table, out: Path) -> Tally:
-    trainer = make_trainer(config, student, out, groups_of([rows], "teacher_score", student.text))
+    """Train group-wise, each document encoded once a step, until the time is up."""
+    trainer = make_trainer(config, student, out, groups_of([rows], "teacher_score", student.text_format))
     watch = Stopwatch(config)
     trainer.add_callback(watch)
     trainer.start()
@@ -135,26 +132,28 @@ def train_ours(config: Config, student: StudentModel, rows: pa.Table, out: Path)
     return Tally(watch.steps, documents, documents * (config.documents - 1) // 2, watch.seconds)
 
 
-def make_trainer(config: Config, student: StudentModel, out: Path, groups) -> RankingTrainer:
+def make_trainer(config: Config, student: StudentModel, out: Path, groups: RankingGroups) -> RankingTrainer:
+    """Our trainer without a dev set: it trains until it is stopped, and scores."""
     settings = TrainingSettings(
         epochs=10_000, learning_rate=config.learning_rate, warmup=20, schedule="constant_with_warmup",
         batch_groups=config.batch_groups, precision=config.precision, eval_steps=10**9, log_steps=10**9,
     )  # fmt: skip
     return RankingTrainer(
-        student.model, settings, groups, None, loss=margin_mse, pad_id=student.text.pad_id, out=out / "run",
+        student.model, settings, groups, None, loss=margin_mse, pad_id=student.text_format.pad_id, out=out / "run",
         token_types=True, sample_group=sampler("uniform", config.documents),
     )  # fmt: skip
 
 
 def dev_ndcg(config: Config, student: StudentModel, out: Path) -> float:
     """All ways are measured alike: our text, our batches."""
-    dev = judged_groups(config.data / "judgments" / "dev.parquet", student.text)
+    dev = judged_groups(config.data / "judgments" / "dev.parquet", student.text_format)
     shutil.rmtree(out / "run", ignore_errors=True)
     scores = make_trainer(config, student, out, dev).score(dev)
     return ndcg(scores, dev.targets.astype(np.int64), dev.group_of_document(), 5)
 
 
 def train_theirs(config: Config, student: StudentModel, rows: pa.Table, out: Path, lists: bool) -> Tally:
+    """Train with sentence-transformers until the time is up; lists: one encoding a document, else triplets."""
     from datasets import Dataset
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import MarginMSELoss
@@ -162,7 +161,7 @@ def train_theirs(config: Config, student: StudentModel, rows: pa.Table, out: Pat
     student.model.save_pretrained(out / "start")
     for file in student.tokenizer_folder.iterdir():
         shutil.copyfile(file, out / "start" / file.name)
-    encoder = CrossEncoder(str(out / "start"), num_labels=1, max_length=student.text.max_tokens(), device="cpu")
+    encoder = CrossEncoder(str(out / "start"), num_labels=1, max_length=student.text_format.max_tokens(), device="cpu")
     count = 1 if lists else config.documents // 2  # triplets: as many encoded documents a step
     arguments = CrossEncoderTrainingArguments(
         output_dir=str(out / "st"), max_steps=10**6, per_device_train_batch_size=config.batch_groups * count,

@@ -1,11 +1,13 @@
 """The labeller's speed and memory, each against what it has to live up to (docs/results/labelling.md).
 
-    python -m benchmarks.teacher.labelling --part throughput  # through Triton against in-process vLLM, same checkpoint and pairs
-    python -m benchmarks.teacher.labelling --part prefix      # the server's prefix cache on against off
+    python -m benchmarks.teacher.labelling --part throughput  # through Triton against in-process vLLM, same checkpoint
+    and pairs python -m benchmarks.teacher.labelling --part prefix      # the server's prefix cache on against off
     python -m benchmarks.teacher.labelling --part endpoints   # two simulated servers of a fixed latency against one
-    python -m benchmarks.teacher.labelling --part memory         # peak memory at 10,000 and at 5,000,000 candidates, stub server
+    python -m benchmarks.teacher.labelling --part memory         # peak memory at 10,000 and at 5,000,000 candidates,
+    stub server
 
-Prints one JSON object a part. Rounds take turns, each on pairs that no server has seen, so that a busy machine hits both.
+Prints one JSON object a part. Rounds take turns, each on pairs that no server has seen, so that a busy machine hits
+both.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ class InProcess:
         )
 
     def rate(self, candidates: Path, rows: int) -> float:
+        """Pairs a second of scoring a candidates file with that many rows."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(f"{candidates}\n")
         self.process.stdin.flush()
@@ -83,6 +86,7 @@ class InProcess:
         raise RuntimeError("in-process vLLM ended")
 
     def close(self) -> None:
+        """End the process and wait for it."""
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait(60)
@@ -118,6 +122,7 @@ def serve_in_process() -> None:
 
 
 def throughput(config: Config, folder: Path) -> dict[str, Any]:
+    """Pairs a second and processor time of vLLM in process and through Triton, in alternating rounds."""
     repository = publish(make_teacher(folder / "teacher", config.hidden, config.layers), folder / "repository")
     checkpoint = repository / "teacher/1/checkpoint"
     here, served = [], []
@@ -151,6 +156,7 @@ def throughput(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def prefix(config: Config, folder: Path) -> dict[str, Any]:
+    """Pairs a second with the server's prefix cache and without it, in alternating rounds."""
     teacher = make_teacher(folder / "teacher", config.hidden, config.layers)
     repositories = {on: publish(teacher, folder / f"cache-{on}", enable_prefix_caching=on) for on in (True, False)}
     rates: dict[bool, list[float]] = {True: [], False: []}
@@ -185,6 +191,7 @@ def endpoints(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def memory(config: Config, folder: Path) -> dict[str, Any]:
+    """Peak memory of the labeller at a small and at a large number of candidates."""
     teacher = folder / "teacher"
     if not teacher.exists():
         make_teacher(teacher, 64, 2)
@@ -202,6 +209,7 @@ def memory(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
+    """Measure one part and print its figures as JSON."""
     if config.part == "inprocess":
         serve_in_process()
         return

@@ -1,4 +1,4 @@
-"""What the labelling benchmarks run on: candidate files of any size, teachers of a chosen size, stub servers, timed runs."""
+"""What the labelling benchmarks run on: candidate files, random teachers, stub servers, timed runs."""
 
 from __future__ import annotations
 

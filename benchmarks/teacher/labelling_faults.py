@@ -1,11 +1,11 @@
-"""The labeller under faults, with real tritonservers and a real vLLM teacher, at a size that tests do not have the time for.
+"""The labeller under faults, with real tritonservers and a real vLLM teacher, at a size too large for tests.
 
     python -m benchmarks.teacher.labelling_faults --pairs 3000
 
 Faults, one after the other: the labeller killed (-9) 20 times at random moments; one of two servers killed mid-run and
 started again on its port; a proxy that turns 10% of the answers into errors, delays 5% and breaks streams. After each,
-every pair must be labelled once, in order, with a score within 1e-3 of an undisturbed run. Prints one JSON object; exits 1
-if one of them is not so.
+every pair must be labelled once, in order, with a score within 1e-3 of an undisturbed run. Prints one JSON object;
+exits 1 if one of them is not so.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Bench:
     draw: random.Random
 
     def start(self, name: str, urls: list[str], *flags: str) -> subprocess.Popen:
+        """Start the labeller on these servers; its labels go to the folder of that name."""
         command = [sys.executable, str(ROOT / "clients/label_corpus.py"), f"--candidates={self.candidates}"]
         command += [
             f"--out={self.folder / name}",
@@ -80,12 +81,14 @@ class Bench:
         return subprocess.Popen([*command, "--shard-rows=200", *flags], stderr=subprocess.PIPE, text=True)
 
     def finish(self, process: subprocess.Popen) -> str:
+        """Wait for the labeller and return its log. RuntimeError if it failed."""
         text = process.communicate()[1]
         if process.returncode:
             raise RuntimeError(f"label_corpus.py exited with {process.returncode}: {text[-2000:]}")
         return text
 
     def shards(self, name: str) -> int:
+        """How many shards of labels the folder of that name holds."""
         return len(list((self.folder / name).glob("labels-*.json")))
 
 
@@ -106,7 +109,7 @@ def kill_labeller(bench: Bench) -> dict[str, Any]:
 
 
 def kill_server(bench: Bench) -> dict[str, Any]:
-    """kill -9 of tritonserver and all its processes; a new one takes the port; then the other server is the one to die."""
+    """Kill one of two tritonservers (-9) with all its processes and start a new one on its port."""
     with ExitStack() as stack:
         second = stack.enter_context(start_triton(bench.repository, environment=VLLM))
         process = bench.start("server", [bench.server.grpc, second.grpc], "--in-flight=1")
@@ -133,6 +136,7 @@ def kill_server(bench: Bench) -> dict[str, Any]:
 
 
 def faulty_proxy(bench: Bench) -> dict[str, Any]:
+    """Label through a proxy that answers with errors, delays and broken streams."""
     with FaultyProxy(bench.server.grpc) as proxy:
         text = bench.finish(bench.start("proxy", [proxy.url], "--deadline-ms=10000", "--retries=8"))
     retries = int(text.rsplit("retries ", 1)[-1].split(",")[0])
@@ -146,8 +150,8 @@ FAULTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
-def compare(bench: Bench, name: str) -> dict[str, Any]:
-    """How a folder differs from the undisturbed one: pairs missing, doubled or moved, and the largest score difference."""
+def against_undisturbed(bench: Bench, name: str) -> dict[str, Any]:
+    """How a folder differs from the undisturbed one: pairs missing or moved, and the largest score difference."""
     labels, undisturbed = read_labels(bench.folder / name), read_labels(bench.folder / "undisturbed")
     same_pairs = all(labels.column(key).equals(undisturbed.column(key)) for key in ("query_id", "doc_id"))
     scores, expected = (table.column("teacher_score").to_numpy() for table in (labels, undisturbed))
@@ -156,6 +160,7 @@ def compare(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def main(config: Config) -> int:
+    """Label once undisturbed, then under each fault; 1 if a fault changed the labels, else 0."""
     results: dict[str, Any] = {"pairs": config.pairs}
     with tempfile.TemporaryDirectory(prefix="labelling-faults-") as name:
         folder = Path(name)
@@ -167,7 +172,7 @@ def main(config: Config) -> int:
             for fault in config.fault:
                 began = time.monotonic()
                 seen = FAULTS[fault](bench)
-                checked = [compare(bench, each) for each in seen.pop("folders")]
+                checked = [against_undisturbed(bench, each) for each in seen.pop("folders")]
                 results[fault] = {**seen, **checked[0], "seconds": round(time.monotonic() - began)}
                 print(f"{fault}: {results[fault]}", file=sys.stderr)
     differences = [result["largest_difference"] for result in results.values() if isinstance(result, dict)]

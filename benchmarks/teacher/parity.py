@@ -2,9 +2,9 @@
 
     python -m benchmarks.teacher.parity --checkpoint runs/teacher --data data/msrd
 
-The reference is the sequence classifier in float32, pair by pair from the text of ranking/text.py. The served scores come
-over gRPC from a real server: all pairs at once, in float32, in bfloat16 with the float32 head that build_teacher sets, and
-in bfloat16 with vLLM's default head. Prints one JSON object a variant (docs/results/teacher_parity.md).
+The reference is the sequence classifier in float32, pair by pair from the text of ranking/text.py. The served scores
+come over gRPC from a real server: all pairs at once, in float32, in bfloat16 with the float32 head that build_teacher
+sets, and in bfloat16 with vLLM's default head. Prints one JSON object a variant (docs/results/teacher_parity.md).
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from build.build_teacher import Config as BuildConfig
 from build.build_teacher import main as build_teacher
-from clients.labelling.served_teacher import ServedTeacher, bytes_tensor
-from clients.labelling.teacher_endpoint import cumulative_logprob
+from clients.labelling.served_teacher import ServedTeacher
 from ranking.errors import InputError
 from ranking.metrics import kendall_tau, ndcg
 from ranking.program import run
 from ranking.schema import read_table
 from ranking.text import TeacherFormat
 from serving.temporary_server import start_triton
-from training.evaluation.scoring import Scorer
+from training.evaluation.checkpoint_scores import Scorer
 
 LOGGER = logging.getLogger(__name__)
 Variant = Literal["float32", "bfloat16", "bfloat16-model-head"]
@@ -47,7 +46,7 @@ class Config:
 
     Args:
         checkpoint: teacher checkpoint, as training.finetune_teacher wrote it
-        data: dataset folder whose test judgements give the pairs
+        data: dataset folder whose test judgments give the pairs
         pairs: how many pairs, taken query by query
         variants: number formats to serve in: float32, bfloat16, bfloat16-model-head
         eager: start vLLM without compiling the model: faster to start, slower to score
@@ -72,6 +71,7 @@ class JudgedPairs:
 
 
 def main(config: Config) -> None:
+    """Score the pairs in process and through a server of each variant, and print how far apart they are."""
     pairs = read_pairs(config.data, config.pairs)
     texts = (pairs.queries, pairs.titles, pairs.summaries)
     reference = Scorer.load(config.checkpoint).score(*texts)
@@ -85,7 +85,7 @@ def main(config: Config) -> None:
                 together = ask(server.grpc, prompts)
                 seconds = time.monotonic() - started
                 alone = np.concatenate([ask(server.grpc, [prompt]) for prompt in prompts[:50]])
-        figures = compare(reference, together, pairs)
+        figures = score_differences(reference, together, pairs)
         figures["batch of one, max |diff|"] = float(np.abs(alone - together[:50]).max())
         print(
             json.dumps({"variant": variant, **figures, "pairs a second": round(len(prompts) / seconds, 1)}), flush=True
@@ -93,6 +93,7 @@ def main(config: Config) -> None:
 
 
 def read_pairs(data: Path, count: int) -> JudgedPairs:
+    """The first `count` judged test pairs of a dataset folder. InputError if it has fewer."""
     path = data / "judgments" / "test.parquet"
     table = read_table(path, "judgments").slice(0, count)
     if table.num_rows < count:
@@ -103,6 +104,7 @@ def read_pairs(data: Path, count: int) -> JudgedPairs:
 
 
 def publish(config: Config, variant: str, repository: Path) -> None:
+    """Publish the checkpoint in the variant's number format into a model repository."""
     arguments: dict[str, Any] = {"enforce_eager": config.eager}
     if variant == "bfloat16-model-head":
         arguments["hf_overrides"] = {"head_dtype": "model"}
@@ -122,10 +124,8 @@ def ask(address: str, prompts: Sequence[str]) -> NDArray[np.float32]:
 
         def requests() -> Iterator[Any]:
             for number, prompt in enumerate(prompts):
-                request = teacher.request()
+                request = teacher.request([(prompt.encode(),)])
                 request.id = str(number)
-                tail = [teacher.sampling_parameters(), b"\x01", b"\x01"]
-                request.raw_input_contents.extend([bytes_tensor(prompt.encode()), *tail])
                 yield request
             done.get()  # the stream stays open until all answers are here
 
@@ -133,7 +133,7 @@ def ask(address: str, prompts: Sequence[str]) -> NDArray[np.float32]:
         for answer in stub.ModelStreamInfer(requests(), timeout=600):
             if answer.error_message:
                 raise InputError(f"the server refused a pair: {answer.error_message}")
-            value = cumulative_logprob(answer.infer_response)
+            (value,) = teacher.scores(answer.infer_response, 1)
             scores[int(answer.infer_response.id)] = np.nan if value is None else value
             left -= 1
             if not left:
@@ -141,7 +141,9 @@ def ask(address: str, prompts: Sequence[str]) -> NDArray[np.float32]:
     return scores
 
 
-def compare(reference: NDArray[np.float32], served: NDArray[np.float32], pairs: JudgedPairs) -> dict[str, float]:
+def score_differences(
+    reference: NDArray[np.float32], served: NDArray[np.float32], pairs: JudgedPairs
+) -> dict[str, float]:
     """max and mean |difference|, Kendall tau over all pairs of pairs and within queries, NDCG@5 of both."""
     difference = np.abs(served - reference)
     one_group = np.zeros(len(reference), np.int64)

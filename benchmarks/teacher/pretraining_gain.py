@@ -2,12 +2,12 @@
 
     python -m benchmarks.teacher.pretraining_gain --data data/world --runs runs/pretraining_gain
 
-Each seed pre-trains the same small decoder twice, with equal steps: on clicked pairs, and on the same documents with words
-of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for both: the
-decoder's own likelihood becomes its score, then judgements train it. (From random weights a decoder this small learns nothing
-from a few hundred judged queries: benchmarks/students/ablation.py, teacher-random.)
-Every finished stage is kept, with the settings that made it: run again to continue. The figures are NDCG@5 (linear gain) of
-the test queries; intervals resample training seeds and queries.
+Each seed pre-trains the same small decoder twice, with equal steps: on clicked pairs, and on the same documents with
+words of their own for a query, so that it knows the language but nothing of the searchers. Stage 2 is the same for
+both: the decoder's own likelihood becomes its score, then judgments train it. (From random weights a decoder this small
+learns nothing from a few hundred judged queries: benchmarks/students/ablation.py, teacher-random.)
+Every finished stage is kept, with the settings that made it: run again to continue. The figures are NDCG@5 (linear
+gain) of the test queries; intervals resample training seeds and queries.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ranking.program import run
 from ranking.schema import read_table
 from ranking.significance import Interval, paired_bootstrap, randomisation_test, seeds_bootstrap
 from ranking.text import TeacherFormat
-from training.evaluation.scoring import score_pairs
+from training.evaluation.checkpoint_scores import score_pairs
 from training.sources.bm25 import bm25_scores
 from training.teacher.decoder import open_decoder
 from training.teacher.likelihood import evidence
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 SECONDS, SETTINGS = "seconds.txt", "settings.txt"
 
@@ -49,11 +49,11 @@ class Config:
     """Measure what continued pre-training adds to the teacher.
 
     Args:
-        data: dataset folder with clicks and judgements
+        data: dataset folder with clicks and judgments
         runs: folder for checkpoints and scores; finished parts are not trained again
         seeds: training seeds
         pretrain_config: YAML of stage 1
-        likelihood_config: YAML of stage 2's start from the likelihood; null to train on judgements at once
+        likelihood_config: YAML of stage 2's start from the likelihood; null to train on judgments at once
         finetune_config: YAML of stage 2
         pretrain_flags: further flags of stage 1, e.g. click_share=0.05 for a quick look
         finetune_flags: further flags of stage 2, for both teachers
@@ -90,6 +90,7 @@ class Row:
 
 
 def main(config: Config) -> None:
+    """Train what is not there yet, judge every system on the test queries, write the results page."""
     test = read_table(config.data / "judgments" / "test.parquet", "judgments")
     query, title, summary = (test.column(name).to_pylist() for name in ("query", "title", "summary"))
     grades = test.column("grade").to_numpy()
@@ -134,10 +135,12 @@ def main(config: Config) -> None:
 
 
 def common(config: Config, settings: Path, seed: int) -> list[object]:
+    """The words of the command line that all stages share."""
     return ["--config", settings, "--data", config.data, "--seed", seed]
 
 
 def flag_words(flags: list[str]) -> list[str]:
+    """`name=value` settings as flags."""
     return [f"--{flag}" for flag in flags]
 
 
@@ -152,7 +155,7 @@ def train(program: str, out: Path, words: Sequence[object]) -> float:
     if not (whole and settings.is_file() and settings.read_text(encoding="utf-8") == wanted):
         if out.exists():
             shutil.rmtree(out)  # a part of a run, whose time would mean nothing, or another recipe
-        log.info("training %s", out.name)
+        LOGGER.info("training %s", out.name)
         start = time.perf_counter()
         command = [sys.executable, "-m", f"training.{program}", *map(str, words), "--out", str(out)]
         finished = subprocess.run(command, cwd=ROOT, env=os.environ, check=False)
@@ -165,27 +168,29 @@ def train(program: str, out: Path, words: Sequence[object]) -> float:
 
 
 def settings_text(program: str, words: Sequence[object]) -> str:
-    """The command, the text of each YAML file that it names, and the settings that made the checkpoint it starts from."""
+    """The command, the YAML files that it names, and the settings of the checkpoint that it starts from."""
     files = [ROOT / str(word) for word in words if str(word).endswith(".yaml")]
     files += [ROOT / str(word) / SETTINGS for word in words if (ROOT / str(word) / SETTINGS).is_file()]
     return "\n".join([shlex.join([program, *map(str, words)]), *(path.read_text(encoding="utf-8") for path in files)])
 
 
 def kept_scores(teacher: Path, query: list[str], title: list[str], summary: list[str]) -> NDArray:
+    """A teacher's scores of the test pairs, float32 [n], computed once and kept beside its checkpoint."""
     return kept(teacher, lambda: score_pairs(teacher, query, title, summary, progress=f"score {teacher.name}"))
 
 
 def kept_evidence(pretrained: Path, query: list[str], title: list[str], summary: list[str]) -> NDArray:
-    """How much likelier the query makes each document, by the decoder of stage 1 itself (training/teacher/likelihood.py)."""
+    """How much likelier the query makes each document, by the decoder of stage 1: float32 [n], in nats."""
 
     def find() -> NDArray:
-        layout, decoder = TeacherFormat.of_checkpoint(pretrained), open_decoder(pretrained)
-        return evidence(decoder, layout, decoder.config.pad_token_id, query, title, summary)[1]
+        text_format, decoder = TeacherFormat.of_checkpoint(pretrained), open_decoder(pretrained)
+        return evidence(decoder, text_format, decoder.config.pad_token_id, query, title, summary)[1]
 
     return kept(pretrained, find)
 
 
 def kept(checkpoint: Path, find: Callable[[], NDArray]) -> NDArray:
+    """What `find` gives, float32 [n], computed once and kept beside the checkpoint."""
     path = checkpoint / "test_scores.npy"
     if not path.is_file():
         scores = find()
@@ -195,13 +200,14 @@ def kept(checkpoint: Path, find: Callable[[], NDArray]) -> NDArray:
 
 
 def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> str:
+    """The results page: a table of systems, a table of differences, and the command."""
     bm25, without, with_ = rows[:3]
     lines = [
         "# What pre-training on clicks is worth",
         "",
-        f"Test queries of {config.data.name}, NDCG@5 with linear gain, {len(config.seeds)} training seeds. Both teachers have "
-        "the same architecture, vocabulary size, number of pre-training steps and stage-2 recipe; the one without clicks was "
-        "pre-trained on the same documents with words of their own in place of the query."
+        f"Test queries of {config.data.name}, NDCG@5 with linear gain, {len(config.seeds)} training seeds. Both "
+        "teachers have the same architecture, vocabulary size, number of pre-training steps and stage-2 recipe; the "
+        "one without clicks was pre-trained on the same documents with words of their own in place of the query."
         + (" The seeds are stage 2's; stage 1 ran once for each." if config.one_pretraining else ""),
         "",
         "| system | NDCG@5 (mean over seeds) | per seed | PNR | training seconds per seed |",
@@ -213,7 +219,8 @@ def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> 
         lines.append(f"| {row.name} | {np.mean(row.ndcg):.4f} | {seeds} | {np.mean(row.pnr):.2f} | {seconds} |")
     lines += [
         "",
-        "| difference in NDCG@5 | per seed | mean | 95%, seeds and queries drawn anew | 95%, these models | p, these models |",
+        "| difference in NDCG@5 | per seed | mean | 95%, seeds and queries drawn anew | 95%, these models | "
+        "p, these models |",
         "|---|---|---|---|---|---|",
     ]
     for better, worse in ((with_, without), (with_, bm25), (without, bm25)):
@@ -252,6 +259,7 @@ def results_page(config: Config, rows: list[Row], perplexities: list[float]) -> 
 
 
 def span(found: Interval) -> str:
+    """The interval as `low to high`."""
     return f"{found.low:+.4f} to {found.high:+.4f}"
 
 

@@ -1,10 +1,10 @@
-"""Pairs per second of the group-wise teacher step beside TRL's RewardTrainer: same pairs, model, loss, optimiser, machine.
+"""Pairs per second of the group-wise teacher step beside TRL's RewardTrainer, all else being equal.
 
     python -m benchmarks.teacher.training_step --data data/world
 
-Both learn the same pairs of the same groups with -log sigmoid(s+ - s-), which TRL calls the reward loss and we RankNet's.
-TRL encodes both documents of every pair; the group-wise step encodes each document of a group once. Rounds alternate, so
-that a busy machine slows both; processor time is reported beside wall time.
+Both learn the same pairs of the same groups with -log sigmoid(s+ - s-), which TRL calls the reward loss and we
+RankNet's. TRL encodes both documents of every pair; the group-wise step encodes each document of a group once. Rounds
+alternate, so that a busy machine slows both; processor time is reported beside wall time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.trainer.group_batches import RankingGroups, sample_up_to
 from training.trainer.losses import ranknet
 from training.trainer.ranking_trainer import RankingTrainer
 from training.trainer.token_store import TokenStore
-from training.trainer.trainer_setup import TrainingSettings
+from training.trainer.training_settings import TrainingSettings
 
 WARM_UP_STEPS = 2
 
@@ -84,6 +84,7 @@ class StopWatch(TrainerCallback):
         self.last = WARM_UP_STEPS + steps
 
     def on_step_end(self, args, state, control, **_):
+        """Start the clocks after the warm-up; stop them and the trainer after the last step."""
         if state.global_step == WARM_UP_STEPS:
             self.wall, self.processor = time.perf_counter(), time.process_time()
         if state.global_step == self.last:
@@ -93,17 +94,18 @@ class StopWatch(TrainerCallback):
 
 
 def main(config: Config) -> None:
+    """Time both trainers in alternating rounds and report the medians."""
     torch.set_num_threads(config.threads)
     rows = read_table(config.data / "judgments" / "train.parquet", "judgments")
     fields = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
     tokenizer = train_bpe([(fields[0], fields[1], fields[2])], 3000)
     with tempfile.TemporaryDirectory() as folder:
-        layout = save_tokenizer(tokenizer, Path(folder) / "tokenizer", DEFAULT_LIMITS, None)
-        texts = TokenStore.of_pairs(layout.encode(fields[0], fields[1], fields[2]))
+        text_format = save_tokenizer(tokenizer, Path(folder) / "tokenizer", DEFAULT_LIMITS, None)
+        texts = TokenStore.of_pairs(text_format.encode(fields[0], fields[1], fields[2]))
         groups = sampled_groups(rows.column("query_id").to_pylist(), rows.column("grade").to_numpy(), texts, config)
         model_folder = Path(folder) / "decoder"
         set_seed(1)
-        build_decoder(config.size, tokenizer, layout.max_tokens()).save_pretrained(model_folder)
+        build_decoder(config.size, tokenizer, text_format.max_tokens()).save_pretrained(model_folder)
         pairs = pairs_of(groups)
         group_wise, reward = [], []
         for turn in range(config.rounds):
@@ -118,7 +120,7 @@ def sampled_groups(query_ids: list[str], grades: np.ndarray, texts: TokenStore, 
     rng, sample = np.random.default_rng(0), sample_up_to(config.group_size)
     rows, names = [], []
     for query in range(min(config.queries, len(everything))):
-        start, end = everything.starts[query], everything.starts[query + 1]
+        start, end = everything.group_starts[query], everything.group_starts[query + 1]
         for row in start + sample(everything.targets[start:end], rng):
             rows.append(row)
             names.append(everything.query_ids[query])
@@ -133,6 +135,7 @@ def pairs_of(groups: RankingGroups) -> list[tuple[int, int]]:
 
 
 def load(folder: Path, tokenizer: Any) -> Any:
+    """The start of both trainers: the decoder with a new head, drawn from the same seed each time."""
     set_seed(2)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -141,6 +144,7 @@ def load(folder: Path, tokenizer: Any) -> Any:
 
 
 def time_group_wise(config: Config, folder: Path, tokenizer: Any, groups: RankingGroups, out: Path) -> Timing:
+    """Time steps of our group-wise trainer."""
     settings = TrainingSettings(
         epochs=1e6, batch_groups=config.batch_groups, precision=config.precision, log_steps=10**6, eval_steps=10**6
     )  # fmt: skip
@@ -159,6 +163,7 @@ def time_group_wise(config: Config, folder: Path, tokenizer: Any, groups: Rankin
 
 
 def counts(batch: dict[str, Any]) -> dict[str, int]:
+    """Pairs and texts of one group-wise batch."""
     targets, of_document = batch["targets"], batch["groups"]
     usable = (of_document[:, None] == of_document) & (targets[:, None] > targets)
     return {"pairs": int(usable.sum()), "texts": len(targets)}
@@ -167,6 +172,7 @@ def counts(batch: dict[str, Any]) -> dict[str, int]:
 def time_trl(
     config: Config, folder: Path, tokenizer: Any, groups: RankingGroups, pairs: list[tuple[int, int]], out: Path
 ) -> Timing:
+    """Time steps of TRL's RewardTrainer on the pairs of the same groups."""
     batch = config.batch_groups * config.group_size // 2
     data = Dataset.from_dict(
         {
@@ -175,7 +181,8 @@ def time_trl(
         }
     )
     arguments = RewardConfig(
-        output_dir=str(out), per_device_train_batch_size=batch, max_steps=WARM_UP_STEPS + config.steps, report_to="none",
+        output_dir=str(out), per_device_train_batch_size=batch, max_steps=WARM_UP_STEPS + config.steps,
+        report_to="none",
         bf16=config.precision == "bf16", use_cpu=not torch.accelerator.is_available(), optim="adamw_torch_fused",
         gradient_checkpointing=False, max_length=None, logging_steps=10**6, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
@@ -187,12 +194,14 @@ def time_trl(
 
 
 def epochs(trainer: Any, watch: StopWatch) -> None:
+    """Run a trainer until its stopwatch ends it."""
     run_training: Callable[[], Any] = trainer.start if isinstance(trainer, RankingTrainer) else trainer.train
     run_training()
     assert trainer.state.global_step == watch.last, "the data ended before the timed steps did"
 
 
 def report(config: Config, group_wise: list[Timing], reward: list[Timing], pairs_per_query: float) -> None:
+    """Print the medians over the rounds and, where the settings name a file, write them as JSON."""
     print(
         f"{config.size} decoder, groups of {config.group_size}, {pairs_per_query:.1f} pairs a query, {config.precision}"
     )

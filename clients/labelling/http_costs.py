@@ -39,9 +39,9 @@ class Prices:
         return requests * self.per_1000_requests / 1e3 + tokens * self.per_million_tokens / 1e6
 
 
-def tokens_of(prompts: Sequence[tuple[str, str, str]]) -> float:
+def tokens_of(texts: Sequence[tuple[bytes, ...]]) -> float:
     """About how many tokens a service counts for pairs: it reads the query with each document."""
-    return sum(len(text) for prompt in prompts for text in prompt) / CHARACTERS_PER_TOKEN
+    return sum(len(text.decode()) for pair in texts for text in pair) / CHARACTERS_PER_TOKEN
 
 
 class Budget:

@@ -7,7 +7,7 @@ for raw (unbounded) wherever a service can give them: a score squeezed into 0..1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,8 @@ class RankingRequest:
 class Dialect:
     """One service's form.
 
-    path: of the request, {model} is filled in; body: (model, request) -> JSON; results: JSON -> the list of entries;
-    score_name: the entry's field that holds the score, None where the list itself is the scores in order;
+    path: of the request; body: (model, request) -> JSON; results: JSON -> the list of entries;
+    score_name: the entry's field that holds the score;
     key_variable: environment variable of the service's key, empty where none is needed; identity_path: where a server
     says what it serves, empty where only the model's name says it; identity: what of that answer tells two teachers
     apart.
@@ -45,7 +45,7 @@ class Dialect:
     path: str
     body: Callable[[str, RankingRequest], JsonObject]
     results: Callable[[Any], Any]
-    score_name: str | None
+    score_name: str
     key_variable: str = ""
     identity_path: str = ""
     identity: Callable[[Any], Any] = lambda answer: answer
@@ -56,12 +56,8 @@ class Dialect:
         BadAnswer: no such form, an index twice or outside 0..documents - 1, a score that is no finite number.
         """
         try:
-            entries = self.results(answer)
-            if self.score_name is None:
-                pairs = list(enumerate(entries))
-            else:
-                pairs = [(entry["index"], entry[self.score_name]) for entry in entries]
-        except (KeyError, TypeError, IndexError, StopIteration) as problem:
+            pairs = [(entry["index"], entry[self.score_name]) for entry in self.results(answer)]
+        except (KeyError, TypeError, IndexError) as problem:
             raise BadAnswer(f"not the expected form: {problem!r}") from problem
         found: dict[int, float] = {}
         for index, score in pairs:
@@ -77,22 +73,6 @@ class Dialect:
 
 def _results(answer: Any) -> Any:
     return answer["results"]
-
-
-def _triton_body(model: str, request: RankingRequest) -> JsonObject:
-    columns = {"query": [request.query], "title": list(request.titles), "summary": list(request.summaries)}
-    inputs = [{"name": n, "datatype": "BYTES", "shape": [len(texts)], "data": texts} for n, texts in columns.items()]
-    return {"inputs": inputs, "outputs": [{"name": "score"}]}
-
-
-def _triton_results(answer: Any) -> Any:
-    return next(output["data"] for output in answer["outputs"] if output["name"] == "score")
-
-
-def _triton_identity(config: Mapping[str, Any]) -> Any:
-    """A published teacher's id, or the checkpoint and precision in a student's or baseline's metric tags."""
-    stated = config.get("parameters", {}).get("teacher_id")
-    return stated["string_value"] if stated else [config["metric_tags"][name] for name in ("checkpoint", "precision")]
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -147,14 +127,5 @@ DIALECTS: dict[str, Dialect] = {
         results=_results,
         score_name="relevance_score",
         key_variable="JINA_API_KEY",
-    ),
-    # any ranker of this project behind Triton: query, title, summary -> score
-    "triton": Dialect(
-        path="/v2/models/{model}/infer",
-        body=_triton_body,
-        results=_triton_results,
-        score_name=None,
-        identity_path="/v2/models/{model}/config",
-        identity=_triton_identity,
     ),
 }  # fmt: skip

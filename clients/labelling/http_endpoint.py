@@ -62,7 +62,7 @@ class HttpEndpoint:
 
     async def _work(self, client: httpx.AsyncClient) -> None:
         while True:
-            pairs = await self.work.get_alike(_same_request, self.documents)
+            pairs = await self.work.get(self.documents, alone_after=ALONE_AFTER)
             self.tally.in_flight[self.url] += len(pairs)
             try:
                 await self._ask(client, pairs)
@@ -72,11 +72,11 @@ class HttpEndpoint:
     async def _ask(self, client: httpx.AsyncClient, pairs: list[Pair]) -> None:
         while (closed := self._open_at - monotonic()) > 0:
             await asyncio.sleep(closed)
-        prompts = [pair.prompt for pair in pairs]
-        async with self.budget.request(tokens_of(prompts)):
+        texts = [pair.texts for pair in pairs]
+        async with self.budget.request(tokens_of(texts)):
             sent = monotonic()
             try:
-                answer = await client.post(self.url + self.teacher.path(), json=self.teacher.body(prompts))
+                answer = await client.post(self.url + self.teacher.dialect.path, json=self.teacher.body(texts))
             except httpx.TimeoutException:
                 self._failed(pairs, f"no answer within {self.patience.deadline_ms / 1000:g} s")
             except httpx.TransportError as problem:
@@ -156,11 +156,6 @@ class HttpEndpoint:
     def _refuse(self, pair: Pair, reason: str) -> None:
         pair.shard.refuse(pair.position, reason[:300])
         self.tally.refused["teacher"] += 1
-
-
-def _same_request(first: Pair, next_: Pair) -> bool:
-    """Whether two pairs may share a request: one query, and neither under suspicion."""
-    return first.prompt[0] == next_.prompt[0] and max(first.failures, next_.failures) < ALONE_AFTER
 
 
 def _reason(answer: httpx.Response) -> str:

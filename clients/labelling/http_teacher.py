@@ -70,24 +70,18 @@ class HttpTeacher:
         known = [self.dialect_name, self.model, self.described, self.revision, self.scale, limits]
         return hashlib.sha256(json.dumps(known, ensure_ascii=False).encode()).hexdigest()[:16]
 
-    def path(self) -> str:
-        """Of the server's address, where requests go."""
-        return self.dialect.path.format(model=self.model)
-
-    def prompts(
-        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
-    ) -> list[tuple[str, str, str]]:
-        """The fields as they are sent: normalised and cut to their limits, one tuple per row."""
+    def texts(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[tuple[bytes, ...]]:
+        """(query, title, summary) as they are sent, normalised and cut to their limits, in UTF-8; one tuple per row."""
         limits = (self.limits.query, self.limits.title, self.limits.summary)
         cut = [
-            [normalise(text[: 4 * limit])[:limit] for text in texts]
+            [normalise(text[: 4 * limit])[:limit].encode("utf-8", "replace") for text in texts]
             for texts, limit in zip((queries, titles, summaries), limits)
         ]
         return list(zip(*cut))
 
-    def body(self, prompts: Sequence[tuple[str, str, str]]) -> dict:
+    def body(self, texts: Sequence[tuple[bytes, ...]]) -> dict:
         """The request for pairs of one query."""
-        queries, titles, summaries = zip(*prompts)
+        queries, titles, summaries = ([text.decode() for text in column] for column in zip(*texts))
         return self.dialect.body(self.model, RankingRequest(queries[0], titles, summaries))
 
     def scores(self, answer: object, documents: int) -> dict[int, float]:
@@ -114,16 +108,15 @@ def headers(variable: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-async def describe(urls: Sequence[str], dialect: Dialect, model: str, authorised: Mapping[str, str]) -> str:
+async def describe(urls: Sequence[str], dialect: Dialect, authorised: Mapping[str, str]) -> str:
     """What the servers say they serve, as JSON text; empty where a service does not say.
 
     InputError: none answers, or two of them serve different models.
     """
     if not dialect.identity_path:
         return ""
-    path = dialect.identity_path.format(model=model)
     async with httpx.AsyncClient(headers=authorised, timeout=IDENTIFY_SECONDS) as client:
-        found = await asyncio.gather(*(_identity(client, url + path, dialect) for url in urls))
+        found = await asyncio.gather(*(_identity(client, url + dialect.identity_path, dialect) for url in urls))
     known = {url: text for url, text in zip(urls, found) if not isinstance(text, Exception)}
     if not known:
         raise InputError("; ".join(f"{url} does not say what it serves: {text}" for url, text in zip(urls, found)))

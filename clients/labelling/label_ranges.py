@@ -17,8 +17,14 @@ from tritonclient.grpc import service_pb2_grpc
 from clients.labelling.candidate_file import CandidateFile, RowRange
 from clients.labelling.label_shards import Origin, write_shard
 from clients.labelling.request_window import Window
-from clients.labelling.served_teacher import ServedTeacher
-from clients.labelling.teacher_endpoint import EndpointLost, Patience, TeacherEndpoint, identify
+from clients.labelling.teacher_endpoint import (
+    AnyTeacher,
+    EndpointLost,
+    Patience,
+    TeacherEndpoint,
+    TeacherKind,
+    identify,
+)
 from clients.labelling.work_queue import Pair, ShardInHand, Tally, WorkQueue
 from clients.triton.connection import Credentials, TritonConnection
 from ranking.errors import InputError
@@ -27,6 +33,7 @@ logger = logging.getLogger("labels")
 
 BLOCK = 256  # pairs formatted at a time
 SHARDS_IN_HAND = 3  # one being written, one being finished, one being begun: the windows never run dry
+TextsOf = Callable[[list[str], list[str], list[str]], list[tuple[bytes, ...]]]  # of queries, titles, summaries
 FEW_REFUSALS = 100  # before the share of refusals is held against max_refused
 
 
@@ -45,8 +52,8 @@ class AskedTeacher(Protocol):
     def endpoints(self, work: WorkQueue, tally: Tally) -> Sequence[Endpoint]:
         """The servers or services of the teacher, each drawing from `work` and counting in `tally`."""
 
-    def prompter(self) -> Callable[[list[str], list[str], list[str]], Sequence[Any]]:
-        """A function (queries, titles, summaries) -> what endpoints send of each pair."""
+    def texts_of(self) -> TextsOf:
+        """How queries, titles and summaries become what endpoints send of each pair."""
 
     def earlier_answers(self, folder: Path, shard: int) -> Mapping[int, float]:
         """{position: score} that a run which was killed had been given for a shard and that need not be asked again."""
@@ -57,12 +64,12 @@ class AskedTeacher(Protocol):
 
 @dataclass(frozen=True)
 class StreamedTeacher:
-    """A teacher behind Triton's vLLM backend, asked over gRPC streams.
+    """A teacher behind Triton, asked over gRPC streams.
 
-    folder: its checkpoint, for the text format; in_flight: requests at a time and server, None to find the number.
+    folder: a decoder's checkpoint, for its text format; in_flight: requests at a time and server, None to find the number.
     """
 
-    teacher: ServedTeacher
+    teacher: AnyTeacher
     folder: Path
     urls: tuple[str, ...]
     credentials: Credentials
@@ -76,10 +83,9 @@ class StreamedTeacher:
             for url in self.urls
         ]
 
-    def prompter(self) -> Callable[[list[str], list[str], list[str]], list[bytes]]:
-        """The teacher's text of each pair. InputError if the folder is another teacher's."""
-        text_format = self.teacher.text_format(self.folder)
-        return lambda *fields: [pair.text.encode() for pair in text_format.texts(*fields)]
+    def texts_of(self) -> TextsOf:
+        """The teacher's own texts of each pair. InputError if the folder is another teacher's."""
+        return self.teacher.texts(self.folder)
 
     def earlier_answers(self, folder: Path, shard: int) -> dict[int, float]:
         """None: a shard costs a minute of a server, and the servers are ours."""
@@ -105,12 +111,14 @@ class Job:
     max_refused: float
 
 
-async def find_teacher(urls: Sequence[str], credentials: Credentials, model: str, wait_seconds: float) -> ServedTeacher:
+async def find_teacher(
+    urls: Sequence[str], credentials: Credentials, model: str, kind: TeacherKind, wait_seconds: float
+) -> AnyTeacher:
     """The one teacher behind all urls that answer within wait_seconds. InputError: none answers, or two differ."""
     until = monotonic() + wait_seconds
     while True:
-        found = await asyncio.gather(*(_ask(url, credentials, model) for url in urls))
-        teachers = {url: teacher for url, teacher in zip(urls, found) if isinstance(teacher, ServedTeacher)}
+        found = await asyncio.gather(*(_ask(url, credentials, model, kind) for url in urls))
+        teachers = {url: teacher for url, teacher in zip(urls, found) if not isinstance(teacher, EndpointLost)}
         if teachers or monotonic() > until:
             break
         await asyncio.sleep(1.0)
@@ -127,11 +135,11 @@ async def find_teacher(urls: Sequence[str], credentials: Credentials, model: str
     return next(iter(teachers.values()))
 
 
-async def _ask(url: str, credentials: Credentials, model: str) -> ServedTeacher | EndpointLost:
+async def _ask(url: str, credentials: Credentials, model: str, kind: TeacherKind) -> AnyTeacher | EndpointLost:
     connection = TritonConnection(url, credentials)
     async with connection.stream_channel() as channel:
         try:
-            return await identify(service_pb2_grpc.GRPCInferenceServiceStub(channel), model, connection)
+            return await identify(service_pb2_grpc.GRPCInferenceServiceStub(channel), model, connection, kind)
         except EndpointLost as problem:
             return problem
 
@@ -150,7 +158,7 @@ async def label_ranges(
     disk full.
     """
     work = WorkQueue()
-    prompter = job.asked.prompter()
+    texts_of = job.asked.texts_of()
     tally.last_answer = monotonic()
     endpoints = job.asked.endpoints(work, tally)
 
@@ -184,7 +192,7 @@ async def label_ranges(
                     shard.score(position, score)
                     tally.already += 1
                 saving.create_task(save(shard)).add_done_callback(lambda _: slots.release())
-                await _send_shard(shard, work, prompter, endpoints)
+                await _send_shard(shard, work, texts_of, endpoints)
 
     async def guard() -> None:
         while True:
@@ -219,20 +227,18 @@ def _innermost(problem: BaseException) -> BaseException:
     return problem
 
 
-async def _send_shard(
-    shard: ShardInHand, work: WorkQueue, prompter: Callable[..., Sequence[Any]], endpoints: Sequence[Endpoint]
-) -> None:
+async def _send_shard(shard: ShardInHand, work: WorkQueue, texts_of: TextsOf, endpoints: Sequence[Endpoint]) -> None:
     """Format the shard's pairs a block at a time and queue them, never far ahead of what the endpoints take."""
     for positions in _blocks(shard.sending_order()):
-        prompts = await asyncio.to_thread(_prompts, shard.rows, positions, prompter)
+        texts = await asyncio.to_thread(_block_texts, shard.rows, positions, texts_of)
         ahead = max(BLOCK, sum(endpoint.window.limit for endpoint in endpoints))
-        await work.put([Pair(shard, position, prompt) for position, prompt in zip(positions, prompts)], room=ahead)
+        await work.put([Pair(shard, position, of_pair) for position, of_pair in zip(positions, texts)], room=ahead)
 
 
 def _blocks(positions: list[int]) -> Iterator[list[int]]:
     return (positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK))
 
 
-def _prompts(rows: pa.Table, positions: list[int], prompter: Callable[..., Sequence[Any]]) -> Sequence[Any]:
+def _block_texts(rows: pa.Table, positions: list[int], texts_of: TextsOf) -> list[tuple[bytes, ...]]:
     block = rows.take(positions)
-    return prompter(*(block.column(name).to_pylist() for name in ("query", "title", "summary")))
+    return texts_of(*(block.column(name).to_pylist() for name in ("query", "title", "summary")))

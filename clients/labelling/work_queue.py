@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,17 +55,19 @@ class ShardInHand:
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """One request to be: where its score goes, the prompt, failures of its own, and streams lost under it.
-
-    prompt: what the endpoint's kind sends: text as bytes to a generator, (query, title, summary) to a service over
-    HTTP.
-    """
+    """One pair to be scored: where its score goes, its texts as the teacher takes them, failures, streams lost under
+    it."""
 
     shard: ShardInHand
     position: int
-    prompt: Any
+    texts: tuple[bytes, ...]
     failures: int = 0
     streams_lost: int = 0
+
+    @property
+    def trouble(self) -> int:
+        """How often it has failed, or a stream has broken under it."""
+        return self.failures + self.streams_lost
 
 
 class WorkQueue:
@@ -96,21 +96,24 @@ class WorkQueue:
         self._pairs.appendleft(pair)
         self._filled.set()
 
-    async def get(self) -> Pair:
-        """The next pair; waits until there is one."""
-        return (await self.get_alike(lambda first, next_: False, 1))[0]
+    async def get(self, most: int = 1, alone_after: int = 1) -> list[Pair]:
+        """The next pair, with those behind it that have the same query, up to `most`; waits for the first.
 
-    async def get_alike(self, alike: Callable[[Pair, Pair], bool], most: int) -> list[Pair]:
-        """The next pair and up to most - 1 behind it, as long as alike(first, following); waits for the first."""
+        alone_after: a pair that has failed that often comes alone, so that it cannot take others with it.
+        """
         while not self._pairs:
             self._filled.clear()
             await self._filled.wait()
-        pairs = [self._pairs.popleft()]
-        while self._pairs and len(pairs) < most and alike(pairs[0], self._pairs[0]):
-            pairs.append(self._pairs.popleft())
+        first = self._pairs.popleft()
+        taken = [first]
+        while self._pairs and len(taken) < most and first.trouble < alone_after:
+            other = self._pairs[0]
+            if other.texts[0] != first.texts[0] or other.trouble >= alone_after:
+                break
+            taken.append(self._pairs.popleft())
         if len(self._pairs) < self._room:
             self._low.set()
-        return pairs
+        return taken
 
 
 @dataclass

@@ -21,7 +21,7 @@ LIMITS = FieldLimits(16, 16, 48)
 
 def published_id(repository) -> str:
     config = text_format.Parse((repository / "foreign/config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-    return config.parameters["teacher_id"].string_value
+    return f"{config.metric_tags['checkpoint']}-{config.metric_tags['precision']}"
 
 
 @pytest.mark.parametrize("family", ENCODERS)

@@ -30,9 +30,9 @@ from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS
 from ranking.schema import TABLES, read_table
 from ranking.text import normalise
 from ranking.visible import SEPARATORS, UNDRAWN
-from training.clicks.checked_view import connect, open_view, parquet_files
-from training.clicks.query_numbers import number_queries
-from training.sources.source_rows import text_field
+from training.clicks.duckdb_tables import connect, open_view, parquet_files
+from training.clicks.normalised_queries import number_queries
+from training.sources.row_readers import text_field
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,12 +178,12 @@ def test_texts_at_the_limits_pass_every_door_and_longer_ones_none(front):
         request = accepted(body, escaped=False)
         assert request is not None
         check_every_door([request], front)
-        assert accepted(one(query=longest + "a"), escaped=False) is None
-        assert accepted(one(documents=[{"doc_id": "d", "title": longest + "a"}]), escaped=False) is None
+        assert accepted(one(query=longest + character), escaped=False) is None
+        assert accepted(one(documents=[{"doc_id": "d", "title": longest + character}]), escaped=False) is None
         with pytest.raises(ValueError, match="bytes long"):
-            text_field(longest + "a", "query")
+            text_field(longest + character, "query")
         with pytest.raises(front.BadRequest, match="bytes"):
-            front.decode("query", Tensor([longest + "a"]).as_numpy())
+            front.decode("query", Tensor([longest + character]).as_numpy())
 
 
 def test_a_null_character_inside_visible_text_is_kept_by_tables_and_a_space_to_a_model(front):

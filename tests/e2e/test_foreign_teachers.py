@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from build import build_cross_encoder, build_teacher
-from clients import label_corpus, label_over_http
-from clients.labelling.http_teacher import CharacterLimits
+from clients import label_corpus
 from ranking.cross_encoder_text import CrossEncoderFormat
 from ranking.labels import read_labels
 from ranking.limits import FieldLimits
@@ -77,9 +76,8 @@ def test_a_folded_reranker_scores_as_its_published_code(server, rerankers, candi
 @pytest.mark.parametrize("family", ENCODERS)
 def test_an_encoder_scores_as_transformers_does(family, server, rerankers, candidates, tmp_path):
     running, repository = server
-    limits = CharacterLimits(10_000, 10_000, 10_000)
-    settings = {"dialect": "triton", "url": [f"http://{running.http}"], "model": family, "limits": limits}
-    assert label_over_http.main(label_over_http.Config(candidates=candidates, out=tmp_path / "labels", **settings)) == 0
+    settings = {"url": [running.grpc], "model": family, "teacher_kind": "ranker"}
+    assert label_corpus.main(label_corpus.Config(candidates=candidates, out=tmp_path / "labels", **settings)) == 0
     text_format = CrossEncoderFormat.of_checkpoint(repository / family / "1/checkpoint")
     expected = np.array(transformers_scores(rerankers[family], list(zip(*text_format.fields(*zip(*PAIRS))))))
     assert expected.std() > 0.05

@@ -53,7 +53,7 @@ def teacher_format(tiny_teacher_checkpoint):
 @pytest.fixture(scope="module")
 def reference(tiny_teacher_checkpoint):
     """The Hugging Face model's score of each pair, one pair at a time."""
-    from training.evaluation.scoring import Scorer
+    from training.evaluation.checkpoint_scores import Scorer
 
     scorer = Scorer.load(tiny_teacher_checkpoint)
     return lambda pairs: np.array([scorer.score(*([field] for field in pair))[0] for pair in pairs])

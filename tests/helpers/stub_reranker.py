@@ -61,10 +61,6 @@ class StubReranker:
         if self.dialect == "tei":
             assert path == "/rerank" and body["raw_scores"] is True
             return body["query"], body["texts"]
-        if self.dialect == "triton":
-            assert path == f"/v2/models/{self.model}/infer"
-            columns = {tensor["name"]: tensor["data"] for tensor in body["inputs"]}
-            return columns["query"][0], [f"{t} {s}".strip() for t, s in zip(columns["title"], columns["summary"])]
         assert path == ("/v2/rerank" if self.dialect == "cohere" else "/v1/rerank")
         assert body.get("top_n", len(body["documents"])) == len(body["documents"])
         return body["query"], body["documents"]
@@ -76,16 +72,11 @@ class StubReranker:
             return {"data": [{"index": index, "object": "score", "score": score} for index, score in scores]}
         if self.dialect == "tei":
             return [{"index": index, "score": score} for index, score in scores]
-        if self.dialect == "triton":
-            data = [score for _, score in sorted(scores)]
-            return {"outputs": [{"name": "score", "datatype": "FP32", "shape": [len(data)], "data": data}]}
         return {"results": [{"index": index, "relevance_score": score} for index, score in scores]}
 
     def identity(self, path: str) -> object:
         if self.dialect == "tei":
             return {"model_id": self.model, "model_sha": "abc", "model_dtype": "float32"}
-        if self.dialect == "triton":
-            return {"name": self.model, "parameters": {"teacher_id": {"string_value": "0" * 16}}}
         return {"data": [{"id": self.model, "root": self.model}]}
 
 

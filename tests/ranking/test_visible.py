@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ranking.text import normalise
 from ranking.visible import SEPARATORS, UNDRAWN, VISIBLE_RE2, is_visible
-from training.clicks.query_numbers import normalise_query
+from training.clicks.normalised_queries import normalise_query
 
 INVISIBLE = [chr(code) for first, last in SEPARATORS + UNDRAWN for code in range(first, last + 1)]
 every_text = st.text(st.characters(exclude_categories=[]))

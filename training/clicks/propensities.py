@@ -32,6 +32,7 @@ class Propensities:
 
     @classmethod
     def given(cls, values: list[float]) -> Propensities:
+        """Known propensities of positions 1, 2, ..., as from a randomisation experiment."""
         return cls(dict(enumerate(values, 1)), {}, "given")
 
     def at(self, position: int) -> float:
@@ -39,6 +40,7 @@ class Propensities:
         return self.values.get(position, self.values[max(p for p in self.values)])
 
     def report(self) -> dict:
+        """What the report of prepare_clicks says of the propensities."""
         errors = {str(k): round(v, 5) for k, v in self.standard_errors.items()}
         return {
             "source": self.source,
@@ -94,7 +96,7 @@ def estimate_propensities(
 
 
 def log_propensities(sums: np.ndarray) -> np.ndarray:
-    """Weighted least squares for log p_k - log p_k' = log(clicks at k / clicks at k'), with log p of the first fixed at 0.
+    """Weighted least squares for log p_k - log p_k' = log(clicks at k / clicks at k'); log p of the first is 0.
 
     sums: [4, positions, positions], for k < k' the weighted click rates at k and at k' and their variances. Position
     pairs without clicks on both sides say nothing. Returns log p [positions].
@@ -118,6 +120,6 @@ def _require_linked(positions: list[int], sums: np.ndarray) -> None:
         reached |= linked[reached].any(0)
     if lost := [position for position, there in zip(positions, reached) if not there]:
         raise InputError(
-            f"position bias cannot be estimated: no query-document pair clicked both at position {lost[0]} and nearer the "
-            f"top ({len(lost)} such positions); give --propensities, or --no-debias to count clicks as they are"
+            f"position bias cannot be estimated: no query-document pair clicked both at position {lost[0]} and nearer "
+            f"the top ({len(lost)} such positions); give --propensities, or --no-debias to count clicks as they are"
         )

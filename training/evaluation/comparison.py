@@ -35,6 +35,7 @@ class Judgments:
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Judgments:
+        """The arrays of a judgments table. InputError if it has no row."""
         if not len(table):
             raise InputError("there is no judged document to evaluate on")
         ids = table.column("query_id").combine_chunks().dictionary_encode()
@@ -42,10 +43,12 @@ class Judgments:
         return cls(table, table.column("grade").to_numpy().astype(np.int64), groups, ids.dictionary.to_pylist())
 
     def texts(self) -> tuple[list[str], list[str], list[str]]:
+        """(queries, titles, summaries), one per row of the table."""
         queries, titles, summaries = (self.table.column(name).to_pylist() for name in ("query", "title", "summary"))
         return queries, titles, summaries
 
     def ranking(self, scores: ArrayLike) -> JudgedRanking:
+        """The judged documents ranked by scores, float [n]."""
         return JudgedRanking(scores, self.grades, self.groups, n_queries=len(self.query_ids))
 
 
@@ -84,7 +87,7 @@ def _finite(value: Any) -> Any:
 
 
 def measure(judged: JudgedRanking) -> SystemResult:
-    """All metrics of one system: NDCG@1/5/10 with both gains ("ndcg@5", "ndcg_exp@5"), MRR, PNR and the share of ties."""
+    """All metrics of one system: NDCG@1/5/10 with both gains ("ndcg@5", "ndcg_exp@5"), MRR, PNR, share of ties."""
     gains: dict[str, Gain] = {"ndcg": "linear", "ndcg_exp": "exponential"}
     per_query = {f"{name}@{k}": judged.ndcg(k, gain) for name, gain in gains.items() for k in CUTOFFS}
     per_query["mrr"] = judged.mrr()

@@ -26,8 +26,8 @@ MSRD_ADDRESS = (
 def fetch(address: str, path: Path, sha256: str | None = None) -> Path:
     """Download address to path, unless it is there already, and check it.
 
-    Its SHA-256 is compared with sha256, or, without one, with the one noted in path + ".sha256" at the first download, so
-    that a file damaged later is found out. InputError: not reachable, incomplete, or another checksum.
+    Its SHA-256 is compared with sha256, or, without one, with the one noted in path + ".sha256" at the first download,
+    so that a file damaged later is found out. InputError: not reachable, incomplete, or another checksum.
     """
     noted = path.with_name(path.name + ".sha256")
     if not path.is_file():

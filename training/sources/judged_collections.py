@@ -15,17 +15,17 @@ from typing import Any
 from ranking.errors import InputError
 from ranking.schema import iter_table
 from training.sources.query_splits import SPLITS, split_name
-from training.sources.source_rows import BadRows, Row, column, grade_field, json_rows, separated_rows, text_field
+from training.sources.row_readers import BadRows, Row, column, grade_field, json_rows, separated_rows, text_field
 
-UNSPLIT = ""  # the split of judgements whose source names none
+UNSPLIT = ""  # the split of judgments whose source names none
 
 
 @dataclass
 class JudgedSource:
     """Documents and queries by id, and who judged what.
 
-    documents: id -> (title, summary); queries: id -> text; judged: split -> {(query id, doc id): grade}, the split being
-    train, dev, test or UNSPLIT; unlabelled: pairs without a grade; licence: as dataset.json shall state it;
+    documents: id -> (title, summary); queries: id -> text; judged: split -> {(query id, doc id): grade}, the split
+    being train, dev, test or UNSPLIT; unlabelled: pairs without a grade; licence: as dataset.json shall state it;
     corpus_size: documents in the source, kept or not.
     """
 
@@ -39,7 +39,7 @@ class JudgedSource:
 
 @dataclass
 class _Qrel:
-    """A judgement with where it stood, so that one naming an unknown document can be pointed at."""
+    """A judgment with where it stood, so that one naming an unknown document can be pointed at."""
 
     path: Path
     row: int
@@ -50,15 +50,17 @@ class _Qrel:
 
 
 def read_beir(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
-    """corpus.jsonl (_id, title, text), queries.jsonl (_id, text) and qrels/{train,dev,test}.tsv (query-id corpus-id score).
+    """A BEIR folder: corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/{train,dev,test}.tsv.
 
-    The two .jsonl files may be gzipped. Errors: see module source_rows.
+    The columns of the qrels are query-id, corpus-id and score.
+
+    The two .jsonl files may be gzipped. Errors: see module row_readers.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; beir:PATH needs corpus.jsonl, queries.jsonl and qrels/*.tsv in it")
     files = sorted(file for pattern in ("*.tsv", "*.tsv.gz") for file in (folder / "qrels").glob(pattern))
     if not files:
-        raise InputError(f"{folder / 'qrels'}: no .tsv file; judgements are expected there")
+        raise InputError(f"{folder / 'qrels'}: no .tsv file; judgments are expected there")
     qrels: list[_Qrel] = []
     for file in files:
         split = split_name(file.name.split(".")[0])
@@ -79,7 +81,7 @@ def read_beir(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedS
     corpus = _one_of(folder, "corpus")
     wanted = None if whole_corpus else {qrel.doc_id for qrel in qrels}
     source.corpus_size = _read_corpus(source, json_rows(corpus, bad), corpus, bad, wanted, "_id", _title_and_text)
-    _add_judgements(source, qrels, bad)
+    _add_judgments(source, qrels, bad)
     return source
 
 
@@ -128,7 +130,7 @@ def _read_corpus(source, rows: Iterator[Row], path: Path, bad: BadRows, wanted: 
     return len(seen)
 
 
-def _add_judgements(source: JudgedSource, qrels: list[_Qrel], bad: BadRows) -> None:
+def _add_judgments(source: JudgedSource, qrels: list[_Qrel], bad: BadRows) -> None:
     for qrel in qrels:
         grades = source.judged.setdefault(qrel.split, {})
         pair = (qrel.query_id, qrel.doc_id)
@@ -148,24 +150,24 @@ MSRD_FILES = ("movies-corpus.jsonl.gz", "movies-judgments.tsv.gz")
 
 def read_msrd(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
     """movies-corpus.jsonl.gz and movies-judgments.tsv.gz (query_id, query, doc_id, grade), as published upstream."""
-    corpus, judgements = (folder / name for name in MSRD_FILES)
+    corpus, judgments = (folder / name for name in MSRD_FILES)
     source = JudgedSource(licence=MSRD_LICENCE)
     qrels: list[_Qrel] = []
-    for number, row in separated_rows(judgements, bad):
+    for number, row in separated_rows(judgments, bad):
         try:
-            query_id = text_field(column(row, "query_id", judgements), "query_id").removeprefix("qid:")
-            query = text_field(column(row, "query", judgements), "query")
-            doc_id = text_field(column(row, "doc_id", judgements), "doc_id")
+            query_id = text_field(column(row, "query_id", judgments), "query_id").removeprefix("qid:")
+            query = text_field(column(row, "query", judgments), "query")
+            doc_id = text_field(column(row, "doc_id", judgments), "doc_id")
             if source.queries.setdefault(query_id, query) != query:
                 raise ValueError(f"query {query_id!r} reads {source.queries[query_id]!r} in an earlier row")
-            grade = grade_field(column(row, "grade", judgements))
+            grade = grade_field(column(row, "grade", judgments))
         except ValueError as problem:
-            bad.refuse(judgements, number, str(problem))
+            bad.refuse(judgments, number, str(problem))
             continue
-        qrels.append(_Qrel(judgements, number, UNSPLIT, query_id, doc_id, grade))
+        qrels.append(_Qrel(judgments, number, UNSPLIT, query_id, doc_id, grade))
     wanted = None if whole_corpus else {qrel.doc_id for qrel in qrels}
     source.corpus_size = _read_corpus(source, json_rows(corpus, bad), corpus, bad, wanted, "id", _movie)
-    _add_judgements(source, qrels, bad)
+    _add_judgments(source, qrels, bad)
     return source
 
 
@@ -184,9 +186,9 @@ def _movie(row: dict[str, Any], path: Path) -> tuple[str, str]:
 
 
 def read_ir_dataset(name: str, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
-    """A dataset of ir_datasets by its id; where it has no judgements itself, its train, dev and test parts are taken.
+    """A dataset of ir_datasets by its id; where it has no judgments itself, its train, dev and test parts are taken.
 
-    InputError: ir_datasets is not installed, knows no such id, or has no queries, documents or judgements for it.
+    InputError: ir_datasets is not installed, knows no such id, or has no queries, documents or judgments for it.
     """
     try:
         import ir_datasets
@@ -208,7 +210,7 @@ def read_ir_dataset(name: str, bad: BadRows, whole_corpus: bool = False) -> Judg
         parts = {split_name(i[len(name) + 1 :]) or UNSPLIT: load(i) for i in ids}
     parts = {split: part for split, part in parts.items() if part.has_qrels()}
     if not parts or not dataset.has_docs():
-        raise InputError(f"ir:{name} has no documents with judgements, nor parts /train, /dev, /test that do")
+        raise InputError(f"ir:{name} has no documents with judgments, nor parts /train, /dev, /test that do")
     source = JudgedSource(licence=f"see the documentation of ir_datasets for {name}")
     qrels: list[_Qrel] = []
     for split, part in parts.items():
@@ -229,7 +231,7 @@ def read_ir_dataset(name: str, bad: BadRows, whole_corpus: bool = False) -> Judg
     wanted = None if whole_corpus else {qrel.doc_id for qrel in qrels}
     documents = ((n, {"doc_id": d.doc_id, "document": d}) for n, d in enumerate(dataset.docs_iter(), 1))
     source.corpus_size = _read_corpus(source, documents, place, bad, wanted, "doc_id", _ir_document)
-    _add_judgements(source, qrels, bad)
+    _add_judgments(source, qrels, bad)
     return source
 
 
@@ -243,7 +245,7 @@ def _ir_document(row: dict[str, Any], path: Path) -> tuple[str, str]:
 
 
 def read_dataset(folder: Path, bad: BadRows) -> JudgedSource:
-    """A dataset folder that prepare_data or write_world made, to draw a smaller one from: its splits, candidates, licence."""
+    """A prepared dataset folder, to draw a smaller one from: its splits, candidates and licence."""
     if not (folder / "dataset.json").is_file():
         raise InputError(f"{folder}: no dataset.json; dataset:PATH needs a folder that prepare_data wrote")
     content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """Splits by query, such that near-identical queries never stand on both sides: a reworded test query is a leak.
 
-Two queries are near-identical when, folded (NFKC, case, accents, punctuation, plural s), they have the same words in any
-order, the same letters whatever the spaces, or, from MIN_TYPO_LENGTH letters on, differ by a typo or two (a letter dropped
-in one of them or in both, so a wrong or swapped letter counts as well).
+Two queries are near-identical when, folded (NFKC, case, accents, punctuation, plural s), they have the same words in
+any order, the same letters whatever the spaces, or, from MIN_TYPO_LENGTH letters on, differ by a typo or two (a letter
+dropped in one of them or in both, so a wrong or swapped letter counts as well).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
 
 @dataclass
 class QuerySplits:
-    """split: query id -> train, dev or test; groups: how many near-identical groups; removed: ids that stood on both sides."""
+    """split: query id -> train, dev or test; groups: how many near-identical ones; removed: ids on both sides."""
 
     split: dict[str, str]
     groups: int

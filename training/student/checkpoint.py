@@ -1,4 +1,4 @@
-"""Ends a student's or baseline's training: head on the target's scale, dev figures, calibration, checkpoint and card."""
+"""Ends a student's or baseline's training: scale of the head, dev figures, calibration, checkpoint, card."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from ranking.card import ScoreCard, fingerprint
 from ranking.metrics import JudgedRanking, mean
 from ranking.text import FORMAT_VERSION, STUDENT_FORMAT
-from training.evaluation import calibration
+from training.evaluation import calibration_fit
 from training.student.encoder import StudentModel, scale_head
 from training.trainer.group_batches import RankingGroups
 from training.trainer.ranking_trainer import RankingTrainer
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,7 +28,13 @@ class ScoreScale:
     mean: float = 0.0
     spread: float = 1.0
 
+    @classmethod
+    def of(cls, targets: np.ndarray) -> ScoreScale:
+        """The scale of targets, float [n]; targets that are all equal have a spread just above zero."""
+        return cls(float(targets.mean()), float(max(targets.std(), 1e-6)))
+
     def standardise(self, targets: np.ndarray) -> np.ndarray:
+        """float32 [n] of mean 0 and spread 1 where the targets are on this scale."""
         return ((targets - self.mean) / self.spread).astype(np.float32)
 
 
@@ -41,11 +47,13 @@ def save_student(
     role: Literal["student", "baseline"],
     scale: ScoreScale,
     trained_on: dict[str, str],
-    calibrate: calibration.Kind | None,
+    judged_queries: int,
+    calibrate: calibration_fit.Kind | None,
 ) -> ScoreCard:
     """Fold the scale into the head, score dev, calibrate, and (on the main process) write the checkpoint folder.
 
-    Folding is exact and costs nothing when served: whoever loads the checkpoint reads raw scores on the teacher's scale.
+    Folding is exact and costs nothing when served: whoever loads the checkpoint reads raw scores on the teacher's
+    scale.
     """
     scale_head(student.model, scale.spread, scale.mean)
     scores = trainer.score(dev)
@@ -54,7 +62,7 @@ def save_student(
         role=role,
         text_format=STUDENT_FORMAT,
         format_version=FORMAT_VERSION,
-        limits=student.text.limits,
+        limits=student.text_format.limits,
         head="linear",
         pooling="cls",
         score_mean=float(scores.mean()),
@@ -62,6 +70,7 @@ def save_student(
         vocabulary=fingerprint(student.tokenizer_folder / "tokenizer.json"),
         base_model=student.base,
         trained_on=trained_on,
+        judged_queries=judged_queries,
         metrics=_dev_figures(scores, grades, dev.group_of_document()),
     )
     if trainer.args.process_index == 0:
@@ -69,13 +78,13 @@ def save_student(
         for file in student.tokenizer_folder.iterdir():
             shutil.copyfile(file, out / file.name)
         card.save(out)  # last: a folder with a card is a whole checkpoint
-    if calibrate is not None:  # after saving: judgements that cannot be calibrated on must not cost the training
-        card.calibration = calibration.fit(calibrate, scores, grades > 0)
+    if calibrate is not None:  # after saving: judgments that cannot be calibrated on must not cost the training
+        card.calibration = calibration_fit.fit(calibrate, scores, grades > 0)
         if trainer.args.process_index == 0:
             card.save(out)
     trainer.accelerator.wait_for_everyone()
     figures = ", ".join(f"{name} {value:.4f}" for name, value in card.metrics.items())
-    log.info("%s in %s: dev %s", role, out, figures)
+    LOGGER.info("%s in %s: dev %s", role, out, figures)
     return card
 
 

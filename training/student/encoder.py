@@ -1,12 +1,14 @@
 """The BERT cross-encoder that students and baselines are: where its weights and its vocabulary come from.
 
-Four starting points: a Hugging Face checkpoint (`--init`), some layers of a deeper one (`--init-layers 0,2,4,6,8,10`),
+Four starting points: a pretrained checkpoint (`--init minilm`, a folder or a hub id), some layers of a deeper one
+(`--init-layers 0,2,4,6,8,10`),
 a baseline or student of ours (`--init runs/baseline`), or from scratch by size, with a WordPiece vocabulary trained on
 the dataset and, if asked for, a masked-LM warm-up on its candidates.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,10 @@ from ranking.card import CARD_NAME, ScoreCard
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.text import StudentFormat, load_tokenizer
+from training.student.pretrained import checkpoint_of
 from training.student.vocabulary import train_wordpiece
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,11 @@ class StudentModelSettings:
     """Where a student starts.
 
     Args:
-        init: checkpoint folder or hub id of a BERT to start from, a baseline or student of ours included; none: from scratch
+        init: BERT to start from: minilm (a package, docs/students.md), a folder or a hub id, a baseline or student of
+            ours included; none: from scratch
         init_layers: layers of that checkpoint to keep, e.g. 0,2,4,6,8,10 for a BERT-6 from a BERT-12; none: all
         size: shape of a model from scratch, see docs/students.md
         vocabulary_size: WordPiece tokens of a model from scratch
-        warm_up_epochs: masked-LM passes over the candidates before training; worth it from scratch, 0 for none
-        warm_up_learning_rate: peak learning rate of the masked-LM warm-up
-        match_steps: late-interaction steps that fit the word embeddings of a model from scratch to the training set's order,
-            seconds before training; 0 for none (training/student/word_matching.py)
         dropout: dropout of the encoder and before the head; 0.1 for long runs on a GPU, 0 is faster on a CPU
         limits: tokens of each field that the model reads; ignored with --init of a checkpoint of ours, whose card has them
     """
@@ -69,9 +69,6 @@ class StudentModelSettings:
     init_layers: list[int] | None = None
     size: str = "bert-6"
     vocabulary_size: int = 8000
-    match_steps: int = 0
-    warm_up_epochs: float = 0.0
-    warm_up_learning_rate: float = 5e-4
     dropout: float = 0.0
     limits: FieldLimits = DEFAULT_LIMITS
 
@@ -86,8 +83,6 @@ class StudentModelSettings:
             raise ValueError(f"dropout is {self.dropout}: a number from 0 to below 1 is needed")
         if self.vocabulary_size < 100:
             raise ValueError(f"vocabulary_size is {self.vocabulary_size}: at least 100 is needed")
-        if self.warm_up_epochs < 0 or not self.warm_up_learning_rate > 0:
-            raise ValueError("warm_up_epochs must not be negative and warm_up_learning_rate must be positive")
 
 
 @dataclass
@@ -95,7 +90,7 @@ class StudentModel:
     """A model to train: its text format, its tokenizer (saved with it), and what it started from, for the card."""
 
     model: BertForSequenceClassification
-    text: StudentFormat
+    text_format: StudentFormat
     tokenizer_folder: Path
     base: str
 
@@ -108,33 +103,39 @@ def create_student(
     InputError if the start does not fit.
     """
     set_seed(seed)  # a head from scratch is part of the seed
+    init = None if settings.init is None else checkpoint_of(settings.init)
     processes, folder = PartialState(), Path(work) / "tokenizer"
     with processes.main_process_first():  # one process writes the tokenizer, the others read it
         if processes.is_main_process and not (resume and (folder / "tokenizer.json").is_file()):
-            if settings.init is None:
+            if init is None:
                 train_wordpiece(data, folder, settings.vocabulary_size)
             else:
-                _tokenizer_of(settings.init).save_pretrained(folder)
+                _tokenizer_of(init).save_pretrained(folder)
     limits = settings.limits
-    if settings.init is None:
-        text = StudentFormat(load_tokenizer(folder), limits)
-        model = _from_scratch(settings, text)
+    if init is None:
+        text_format = StudentFormat(load_tokenizer(folder), limits)
+        model = _from_scratch(settings, text_format)
         base = f"scratch:{settings.size}"
+        _warn_of_unknown_words(Path(data))
     else:
-        if (Path(settings.init) / CARD_NAME).is_file():
-            limits = ScoreCard.load(settings.init).require(settings.init, "student", "baseline").limits
-        text = StudentFormat(load_tokenizer(folder), limits)
-        model = _from_checkpoint(settings)
-        base = settings.init + (f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else "")
+        if (Path(init) / CARD_NAME).is_file():
+            limits = ScoreCard.load(init).require(init, "student", "baseline").limits
+        text_format = StudentFormat(load_tokenizer(folder), limits)
+        model = _from_checkpoint(settings, init)
+        base = str(settings.init) + (
+            f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else ""
+        )
     positions, rows = model.config.max_position_embeddings, cast(Any, model.get_input_embeddings()).weight.shape[0]
-    if text.max_tokens() > positions:
-        raise InputError(f"{base}: {text.max_tokens()} tokens a pair, {positions} positions: lower the field limits")
-    if text.tokenizer.get_vocab_size() > rows:
-        raise InputError(f"{base}: a tokenizer of {text.tokenizer.get_vocab_size()} tokens, {rows} embeddings")
+    if text_format.max_tokens() > positions:
+        raise InputError(
+            f"{base}: {text_format.max_tokens()} tokens a pair, {positions} positions: lower the field limits"
+        )
+    if text_format.tokenizer.get_vocab_size() > rows:
+        raise InputError(f"{base}: a tokenizer of {text_format.tokenizer.get_vocab_size()} tokens, {rows} embeddings")
     parameters = sum(p.numel() for p in model.parameters())
     shape = (model.config.num_hidden_layers, model.config.hidden_size)
-    log.info("%s: %d layers, %d wide, %d parameters", base, *shape, parameters)
-    return StudentModel(model, text, folder, base)
+    LOGGER.info("%s: %d layers, %d wide, %d parameters", base, *shape, parameters)
+    return StudentModel(model, text_format, folder, base)
 
 
 def _tokenizer_of(init: str):
@@ -147,16 +148,16 @@ def _tokenizer_of(init: str):
     return tokenizer
 
 
-def _from_scratch(settings: StudentModelSettings, text: StudentFormat) -> BertForSequenceClassification:
+def _from_scratch(settings: StudentModelSettings, text_format: StudentFormat) -> BertForSequenceClassification:
     shape = SIZES[settings.size]
     config = BertConfig(
-        vocab_size=text.tokenizer.get_vocab_size(),
+        vocab_size=text_format.tokenizer.get_vocab_size(),
         hidden_size=shape.width,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         intermediate_size=shape.inner,
-        max_position_embeddings=max(64, text.max_tokens()),
-        pad_token_id=text.pad_id,
+        max_position_embeddings=max(64, text_format.max_tokens()),
+        pad_token_id=text_format.pad_id,
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
     )
@@ -188,8 +189,18 @@ def attend_to_equal_tokens(model: BertForSequenceClassification) -> None:
         small.weight.mul_(0.3)  # beside words of 0.02: equal words should be near wherever they stand
 
 
-def _from_checkpoint(settings: StudentModelSettings) -> BertForSequenceClassification:
-    init = str(settings.init)
+def _warn_of_unknown_words(data: Path) -> None:
+    """Models from scratch can learn the few words of the built-in world from its labels, not those of a real collection."""
+    about = data / "dataset.json"
+    if about.is_file() and json.loads(about.read_text(encoding="utf-8")).get("source") not in ("world", None):
+        LOGGER.warning(
+            "a model from scratch knows none of the words of %s and will hardly beat BM25: start from a pretrained BERT, "
+            "--init minilm, a folder or a hub id",
+            data,
+        )
+
+
+def _from_checkpoint(settings: StudentModelSettings, init: str) -> BertForSequenceClassification:
     try:
         config = AutoConfig.from_pretrained(init)
         if config.model_type != "bert":

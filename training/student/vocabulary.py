@@ -19,7 +19,7 @@ from ranking.errors import InputError
 from ranking.schema import iter_table
 from ranking.text import normalise
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_TEXTS = 2_000_000  # the vocabulary of a larger set hardly differs, and the trainer counts words in memory
@@ -28,14 +28,14 @@ MAX_TEXTS = 2_000_000  # the vocabulary of a larger set hardly differs, and the 
 def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> Path:
     """Write the BERT tokenizer (lower-cased WordPiece) of a dataset's queries and documents to `out` and return it.
 
-    Texts come from candidates, clicks and train judgements, whichever are there; the vocabulary needs no labels.
+    Texts come from candidates, clicks and train judgments, whichever are there; the vocabulary needs no labels.
     InputError if the folder has none of them.
     """
     sources = [(Path(data) / f"{name}.parquet", name) for name in ("candidates", "clicks")]
     sources.append((Path(data) / "judgments" / "train.parquet", "judgments"))
     present = [(path, table) for path, table in sources if path.is_file()]
     if not present:
-        raise InputError(f"{data}: no candidates, clicks or train judgements to take a vocabulary from")
+        raise InputError(f"{data}: no candidates, clicks or train judgments to take a vocabulary from")
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
@@ -51,7 +51,7 @@ def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> 
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         **{f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS},
     ).save_pretrained(out)
-    log.info("trained a WordPiece vocabulary of %d tokens on %s", tokenizer.get_vocab_size(), data)
+    LOGGER.info("trained a WordPiece vocabulary of %d tokens on %s", tokenizer.get_vocab_size(), data)
     return Path(out)
 
 
@@ -65,7 +65,7 @@ def _distinct_texts(sources: list[tuple[Path, str]]) -> Iterator[str]:
                     if hash(text) in seen:
                         continue
                     if len(seen) == MAX_TEXTS:
-                        log.warning("the vocabulary is taken from the first %d distinct texts", MAX_TEXTS)
+                        LOGGER.warning("the vocabulary is taken from the first %d distinct texts", MAX_TEXTS)
                         return
                     seen.add(hash(text))
                     yield normalise(text)

@@ -19,7 +19,7 @@ from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.text import TeacherFormat, load_tokenizer
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 LONGEST_FIELD = 4096  # tokens; longer fields teach the vocabulary nothing more
@@ -81,11 +81,11 @@ def train_bpe(rows: Iterable[tuple[Sequence[str], Sequence[str], Sequence[str]]]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     # one token per byte until the merges are learned; enough to lay texts out exactly as training will
     tokenizer.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=specials))
-    layout = TeacherFormat(tokenizer, EOS, FieldLimits(*[LONGEST_FIELD] * 3))
+    text_format = TeacherFormat(tokenizer, EOS, FieldLimits(*[LONGEST_FIELD] * 3))
 
     def texts() -> Iterator[list[str]]:
         for queries, titles, summaries in rows:
-            yield [text.text.removesuffix(EOS) for text in layout.texts(queries, titles, summaries)]
+            yield [text.text.removesuffix(EOS) for text in text_format.texts(queries, titles, summaries)]
 
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer, trained.decoder = tokenizer.pre_tokenizer, tokenizer.decoder
@@ -105,14 +105,17 @@ def open_tokenizer(name: str | Path) -> Any:
     if not tokenizer.is_fast or tokenizer.eos_token is None:
         raise InputError(f"{name}: a fast tokenizer with an end-of-sequence token is needed")
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # no new token: the embeddings keep their size. Any id but eos will do, since pads stand after eos and are masked
+        # no new token: the embeddings keep their size. Any id but eos will do, since pads stand after eos and are
+        # masked
         tokenizer.pad_token = next(
             token
             for token in (tokenizer.unk_token, tokenizer.bos_token, *tokenizer.convert_ids_to_tokens([0, 1]))
             if token is not None and token != tokenizer.eos_token
         )
-        log.info(
-            "%s: padding with %r, since its end-of-sequence token marks the pooled position", name, tokenizer.pad_token
+        LOGGER.info(
+            "%s: padding with %r, since its end-of-sequence token document_starts the pooled position",
+            name,
+            tokenizer.pad_token,
         )
     return tokenizer
 
@@ -132,18 +135,19 @@ def open_decoder(name: str | Path) -> Any:
 def save_tokenizer(tokenizer: Any, folder: Path, limits: FieldLimits, max_positions: int | None) -> TeacherFormat:
     """Write the tokenizer into a checkpoint folder and return the teacher format read back from there.
 
-    InputError if the Hugging Face tokenizer and tokenizer.json (which ranking/text.py and serving read) disagree, or if a
-    pair of full fields is longer than the model's positions.
+    InputError if the Hugging Face tokenizer and tokenizer.json (which ranking/text.py and serving read) disagree, or if
+    a pair of full fields is longer than the model's positions.
     """
     tokenizer.save_pretrained(folder)
-    layout = TeacherFormat(load_tokenizer(folder), tokenizer.eos_token, limits)
-    probe = layout.texts(["café 北京", "</s> x"], ["A <s> title", ""], ["sum\nmary", "🙂 y"])
+    text_format = TeacherFormat(load_tokenizer(folder), tokenizer.eos_token, limits)
+    probe = text_format.texts(["café 北京", "</s> x"], ["A <s> title", ""], ["sum\nmary", "🙂 y"])
     for text in probe:
-        ids = layout.tokenizer.encode(text.text).ids
-        if AutoTokenizer.from_pretrained(folder)(text.text)["input_ids"] != ids or ids.count(layout.eos_id) != 1:
+        ids = text_format.tokenizer.encode(text.text).ids
+        if AutoTokenizer.from_pretrained(folder)(text.text)["input_ids"] != ids or ids.count(text_format.eos_id) != 1:
             raise InputError(f"{folder}: the tokenizer class and tokenizer.json tokenise {text.text!r} differently")
-    if max_positions is not None and layout.max_tokens() > max_positions:
+    if max_positions is not None and text_format.max_tokens() > max_positions:
         raise InputError(
-            f"a pair can have {layout.max_tokens()} tokens, the model has {max_positions} positions; lower the field limits"
+            f"a pair can have {text_format.max_tokens()} tokens, the model has {max_positions} positions; "
+            "lower the field limits"
         )
-    return layout
+    return text_format

@@ -2,10 +2,10 @@
 
     evidence = log p(title, summary | query) - log p(title, summary | no query)
 
-The second term takes out what makes any document likely, its length above all (pointwise mutual information; for language
-models, Holtzman et al., arXiv 2104.08315). Stage 1 learns the first from clicks, so the evidence orders documents before
-anyone has judged one. It takes two passes with a vocabulary of logits at every token, and a server gives no such score:
-`finetune_teacher --loss likelihood` teaches it to the state of the end-of-sequence token instead.
+The second term takes out what makes any document likely, its length above all (pointwise mutual information; for
+language models, Holtzman et al., arXiv 2104.08315). Stage 1 learns the first from clicks, so the evidence orders
+documents before anyone has judged one. It takes two passes with a vocabulary of logits at every token, and a server
+gives no such score: `finetune_teacher --loss likelihood` teaches it to the state of the end-of-sequence token instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.trainer.token_store import TokenStore, split_by_tokens
 
 
 def evidence_groups(
-    model: str, layout: TeacherFormat, pad_id: int, rows: pa.Table, *, bf16: bool, forward_tokens: int
+    model: str, text_format: TeacherFormat, pad_id: int, rows: pa.Table, *, bf16: bool, forward_tokens: int
 ) -> RankingGroups:
     """Candidates grouped by query, targets the evidence of a pre-trained decoder in standard deviations.
 
@@ -41,7 +41,7 @@ def evidence_groups(
     InputError if the evidence tells no document from another.
     """
     texts = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
-    given, found = evidence(open_decoder(model), layout, pad_id, *texts, bf16=bf16, forward_tokens=forward_tokens)
+    given, found = evidence(open_decoder(model), text_format, pad_id, *texts, bf16=bf16, forward_tokens=forward_tokens)
     if not (np.isfinite(found).all() and found.std() > 0):
         raise InputError(f"{model}: its likelihoods tell no document from another")
     return RankingGroups.of_rows(rows.column("query_id").to_pylist(), found / found.std(), given)
@@ -49,7 +49,7 @@ def evidence_groups(
 
 def evidence(
     decoder: Any,
-    layout: TeacherFormat,
+    text_format: TeacherFormat,
     pad_id: int,
     queries: Sequence[str],
     titles: Sequence[str],
@@ -59,8 +59,8 @@ def evidence(
     forward_tokens: int = 4096,
 ) -> tuple[TokenStore, np.ndarray]:
     """(token ids of the pairs, the evidence of each: float32 [pairs], in nats)."""
-    given = TokenStore.of_pairs(layout.encode(queries, titles, summaries))
-    alone = TokenStore.of_pairs(layout.encode([""] * len(queries), titles, summaries))
+    given = TokenStore.of_pairs(text_format.encode(queries, titles, summaries))
+    alone = TokenStore.of_pairs(text_format.encode([""] * len(queries), titles, summaries))
     likelihoods = (
         log_likelihood(decoder, texts, pad_id, bf16=bf16, forward_tokens=forward_tokens) for texts in (given, alone)
     )
@@ -96,8 +96,9 @@ def log_likelihood(
 def sample_groups(candidates: Path, queries: int, documents: int, seed: int) -> pa.Table:
     """Random queries of a candidates table with at most `documents` random documents of each; 0 for all.
 
-    Queries with one document are left out: there is nothing to compare. Read in pieces; memory is that of the sample. The
-    same for the same seed, whatever the order of the rows. InputError if nothing is left; DataError: a pair stands twice.
+    Queries with one document are left out: there is nothing to compare. Read in pieces; memory is that of the sample.
+    The same for the same seed, whatever the order of the rows. InputError if nothing is left; DataError: a pair stands
+    twice.
     """
     kept: pa.Table | None = None
     for piece in iter_table(candidates, "candidates"):

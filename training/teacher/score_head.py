@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
@@ -15,6 +16,27 @@ from ranking.errors import InputError
 from training.trainer.ranking_trainer import keep_head_exact
 
 Pooling = Literal["last_token", "mean"]
+
+
+@dataclass(kw_only=True)
+class LoraSettings:
+    """Low-rank adapters in place of training all weights (Hu et al., arXiv 2106.09685).
+
+    Args:
+        lora_rank: train LoRA adapters of this rank and the head; 0 trains everything
+        lora_alpha: LoRA's scale, as a rule twice the rank
+        lora_targets: all-linear, or names of the adapted modules joined by commas
+        frozen_bf16: keep LoRA's frozen weights in bfloat16: half the memory
+    """
+
+    lora_rank: int = 0
+    lora_alpha: int = 32
+    lora_targets: str = "all-linear"
+    frozen_bf16: bool = False
+
+    def __post_init__(self):
+        if self.frozen_bf16 and not self.lora_rank:
+            raise ValueError("frozen_bf16 is for LoRA: give lora_rank, or use precision bf16")
 
 
 def open_teacher(name: str | Path, *, reinitialise: bool = False, frozen_bf16: bool = False) -> Any:
@@ -46,14 +68,16 @@ def open_teacher(name: str | Path, *, reinitialise: bool = False, frozen_bf16: b
 
 
 def text_config(model: Any) -> PretrainedConfig:
+    """The configuration of the model's text part, which is the whole of it unless the model reads more than text."""
     return model.config.get_text_config()
 
 
 def install_pooling(model: Any, pooling: Pooling) -> None:
-    """Replace the model's forward by backbone, pooling by the attention mask, head in float32; weights stay as they are.
+    """Replace the model's forward by backbone, pooling by the attention mask, head in float32; weights stay.
 
     transformers pools the last token that is not padding by its id, which is the wrong one where pad = eos; the mask
-    knows. On right- or left-padded rows of distinct pad and eos both agree (tests/training/teacher/test_teacher_families.py).
+    knows. On right- or left-padded rows of distinct pad and eos both agree
+    (tests/training/teacher/test_teacher_families.py).
     """
     keep_head_exact(model)
     model.disranker_pooling = pooling
@@ -85,15 +109,16 @@ def fastest_attention(model: Any, longest: int) -> None:
         model.set_attn_implementation("eager")
 
 
-def add_lora(model: Any, rank: int, alpha: int, targets: str) -> Any:
-    """Wrap the model with LoRA adapters; the head trains whole and is saved with them.
-
-    targets: "all-linear", or module names joined by commas.
-    """
+def add_lora(model: Any, settings: LoraSettings) -> Any:
+    """Wrap the model with LoRA adapters; the head trains whole and is saved with them."""
     from peft import LoraConfig, TaskType, get_peft_model
 
-    modules = targets if targets == "all-linear" else targets.split(",")
+    targets = settings.lora_targets
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=alpha, target_modules=modules, modules_to_save=["score"]
+        task_type=TaskType.SEQ_CLS,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules=targets if targets == "all-linear" else targets.split(","),
+        modules_to_save=["score"],
     )
     return get_peft_model(model, config)

@@ -25,19 +25,20 @@ class RankingGroups:
     """Documents ordered by query.
 
     store: one text per document; targets: float32 [documents] (grade or teacher score) or [documents, k] where a loss
-    wants several (the first column is the one that pair accuracy and NDCG are taken on); starts: int [queries + 1],
-    query q has the documents starts[q]..starts[q + 1]; query_ids: one name per query.
+    wants several (the first column is the one that pair accuracy and NDCG are taken on); group_starts: int [queries +
+    1], query q has the documents group_starts[q]..group_starts[q + 1]; query_ids: one name per query.
     """
 
     store: TokenStore
     targets: np.ndarray
-    starts: np.ndarray
+    group_starts: np.ndarray
     query_ids: list[str]
 
     def __post_init__(self):
-        if len(self.store) != len(self.targets) or self.starts[-1] != len(self.targets):
+        if len(self.store) != len(self.targets) or self.group_starts[-1] != len(self.targets):
             raise ValueError(
-                f"{len(self.store)} texts, {len(self.targets)} targets, groups up to {self.starts[-1]}: must be equal"
+                f"{len(self.store)} texts, {len(self.targets)} targets, groups up to "
+                f"{self.group_starts[-1]}: must be equal"
             )
 
     @classmethod
@@ -46,27 +47,27 @@ class RankingGroups:
 
         query_ids, targets and the store's texts: one per row.
         """
-        names, order, starts = group_rows(query_ids)
-        return cls(store.take(order), np.asarray(targets, np.float32)[order], starts, names)
+        names, order, group_starts = group_rows(query_ids)
+        return cls(store.take(order), np.asarray(targets, np.float32)[order], group_starts, names)
 
     def __len__(self) -> int:
         return len(self.query_ids)
 
     def group_of_document(self) -> np.ndarray:
         """int64 [documents]: the query's index of every document."""
-        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+        return np.repeat(np.arange(len(self)), np.diff(self.group_starts))
 
 
 def group_rows(query_ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """(distinct query ids in order of first row, row order that puts each query's rows together, starts [queries + 1])."""
+    """(query ids in order of first row, row order that puts each query's rows together, group starts [queries + 1])."""
     numbers: dict[str, int] = {}
     group = np.fromiter((numbers.setdefault(q, len(numbers)) for q in query_ids), np.int64, len(query_ids))
-    starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(numbers)))]).astype(np.int64)
-    return list(numbers), np.argsort(group, kind="stable"), starts
+    group_starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(numbers)))]).astype(np.int64)
+    return list(numbers), np.argsort(group, kind="stable"), group_starts
 
 
 def sample_up_to(limit: int) -> GroupSampler:
-    """At most limit documents of a query, drawn so that every target value keeps a share: a pair needs two different ones.
+    """At most limit documents of a query, every target value keeping a share: a pair needs two different ones.
 
     Rounds over the distinct values, one random document of each a round, until limit is reached.
     """
@@ -88,7 +89,7 @@ def sample_up_to(limit: int) -> GroupSampler:
 
 
 class GroupBatches(Dataset):
-    """The batches of one epoch, as this process (rank of world) sees them: item i is its share of global batch i.
+    """The batches of one epoch, as this process sees them: item i is its share of global batch i.
 
     A global batch is batch_groups whole queries, the same whatever the number of processes; its queries are dealt to
     the processes by their tokens. A share is encoded in a few forwards, documents sorted by length and each forward
@@ -100,7 +101,7 @@ class GroupBatches(Dataset):
       "forwards": list of model inputs (TokenStore.pad),
       "rows": list of ints, how many of the scores of each forward count (0 in a filler),
       "targets": float [n] or [n, k] and "groups": int64 [n], in the order of the counting scores,
-      "documents": documents of the global batch on all processes, the loss's normaliser }.
+      "normaliser": documents of the global batch on all processes, by which the loss is divided }.
     """
 
     def __init__(
@@ -113,16 +114,18 @@ class GroupBatches(Dataset):
         seed: int,
         token_types: bool = False,
         sample_group: GroupSampler | None = None,
-        rank: int = 0,
-        world: int = 1,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
         self.groups, self.batch_groups, self.forward_tokens = groups, batch_groups, forward_tokens
         self.pad_id, self.seed, self.token_types = pad_id, seed, token_types
-        self.sample_group, self.rank, self.world = sample_group, rank, world
+        self.sample_group = sample_group
+        self.process_index, self.process_count = process_index, process_count
         self.examples = len(groups)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of the queries, and from now on the sampled documents, for an epoch."""
         self.epoch = epoch
         self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
 
@@ -131,7 +134,7 @@ class GroupBatches(Dataset):
 
     def documents_of(self, query: int) -> np.ndarray:
         """Document indices sampled for a query in this epoch."""
-        start, end = self.groups.starts[query], self.groups.starts[query + 1]
+        start, end = self.groups.group_starts[query], self.groups.group_starts[query + 1]
         if self.sample_group is None:
             return np.arange(start, end)
         rng = np.random.default_rng([self.seed, self.epoch, query])
@@ -143,12 +146,12 @@ class GroupBatches(Dataset):
         queries = self.order[index * self.batch_groups : (index + 1) * self.batch_groups]
         documents = [self.documents_of(query) for query in queries]
         lengths = self.groups.store.lengths
-        shares = deal([int(lengths[d].sum()) for d in documents], self.world)
+        shares = deal([int(lengths[d].sum()) for d in documents], self.process_count)
         plans = []
         for share in shares:
             mine = np.concatenate([documents[i] for i in share]) if share else np.empty(0, np.int64)
             plans.append([mine[chunk] for chunk in split_by_tokens(lengths[mine], self.forward_tokens)])
-        forwards = plans[self.rank]
+        forwards = plans[self.process_index]
         rows = [len(forward) for forward in forwards]
         everything = np.concatenate(documents)
         filler = everything[np.argmin(lengths[everything])][None]
@@ -161,8 +164,8 @@ class GroupBatches(Dataset):
             ],
             "rows": rows + [0] * missing,
             "targets": torch.from_numpy(self.groups.targets[mine]),
-            "groups": torch.from_numpy(np.searchsorted(self.groups.starts, mine, side="right") - 1),
-            "documents": len(everything),
+            "groups": torch.from_numpy(np.searchsorted(self.groups.group_starts, mine, side="right") - 1),
+            "normaliser": len(everything),
         }
 
 

@@ -24,7 +24,7 @@ Reduction = Literal["mean", "sum"]
 
 
 def hinge(scores: Tensor, grades: Tensor, groups: Tensor, margin: float = 1.0, reduction: Reduction = "mean") -> Tensor:
-    """max(0, margin - (s_i - s_j)) over the pairs of a group with grade_i > grade_j (Herbrich et al. 2000; DisRanker eq. 3).
+    """max(0, margin - (s_i - s_j)) over a group's pairs with grade_i > grade_j (Herbrich et al. 2000; DisRanker eq. 3).
 
     scores: float [n] logits; grades: [n], only their order within a group matters; groups: int [n].
     Tied grades are no pair. Returns a scalar. ValueError if lengths differ or a grade is not finite.
@@ -44,8 +44,22 @@ def ranknet(scores: Tensor, grades: Tensor, groups: Tensor, reduction: Reduction
     return _reduce_pairs(functional.softplus(scores[worse] - scores[better]), better, groups, reduction)
 
 
+def click_ranknet(scores: Tensor, click_rates: Tensor, groups: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """(c_i - c_j) * log(1 + exp(-(s_i - s_j))) over the pairs of a group with c_i > c_j.
+
+    RankNet (Burges et al. 2005) on clicks corrected for position bias: click_rates, float [n], are clicks over expected
+    examinations, an unbiased estimate of relevance under the position-based model (Joachims, Swaminathan and Schnabel,
+    arXiv 1608.04468). The difference as weight makes a pair count as much as the log tells the two apart.
+    Arguments, normalisation (by the number of pairs, not by their weights) and errors as for hinge.
+    """
+    scores, click_rates = _checked(scores, click_rates, groups)
+    better, worse = _graded_pairs(click_rates, groups)
+    weights = click_rates[better] - click_rates[worse]
+    return _reduce_pairs(weights * functional.softplus(scores[worse] - scores[better]), better, groups, reduction)
+
+
 def point_mse(student: Tensor, teacher: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """(s_i - t_i)^2 over documents. student, teacher: float [n]. ValueError if lengths differ or a target is not finite."""
+    """(s_i - t_i)^2 over documents; float [n] each. ValueError: lengths differ or a target is not finite."""
     student, teacher = _checked(student, teacher)
     return _reduce((student - teacher).square().sum(), len(student), reduction)
 
@@ -73,8 +87,8 @@ def hybrid(
 ) -> Tensor:
     """alpha * point_mse + beta * margin_mse: DisRanker's student loss (arXiv 2411.04539, section 3.3).
 
-    In terms of the residual e = s - t, point-wise MSE is variance plus squared mean, margin MSE twice the variance: alpha
-    pays for the offset of each query (needed for thresholds, free for ranking), beta buys order.
+    In terms of the residual e = s - t, point-wise MSE is variance plus squared mean, margin MSE twice the variance:
+    alpha pays for the offset of each query (needed for thresholds, free for ranking), beta buys order.
     Arguments, normalisation and errors as for margin_mse.
     """
     return alpha * point_mse(student, teacher, reduction) + beta * margin_mse(student, teacher, groups, reduction)

@@ -20,11 +20,13 @@ from transformers import PreTrainedModel
 
 from ranking.errors import InputError
 from ranking.metrics import JudgedRanking, mean
+from training.trainer.batch_trainer import BatchTrainer
 from training.trainer.group_batches import GroupBatches, GroupSampler, RankingGroups
 from training.trainer.token_store import split_by_tokens
-from training.trainer.trainer_setup import BatchTrainer, TrainingSettings
+from training.trainer.training_settings import TrainingSettings
 
-# (scores float32 [n], targets float32 [n] or [n, k], groups int64 [n]) -> scalar: the mean over documents, as in losses.py
+# (scores float32 [n], targets float32 [n] or [n, k], groups int64 [n]) -> scalar: the mean over documents, as in
+# losses.py
 RankingLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BEST_METRIC = "eval_ndcg@5"
@@ -35,7 +37,8 @@ class RankingTrainer(BatchTrainer):
 
     model: gives logits [rows, 1]; train: groups with targets; dev: judged groups (targets are grades), None for no
     selection; loss: see RankingLoss; pad_id: token id that fills rows up; token_types: the model takes token_type_ids
-    (train.store has document starts); sample_group: draws a query's documents anew each epoch (None: all); out: output folder.
+    (train.store has document starts); sample_group: draws a query's documents anew each epoch (None: all); out: output
+    folder.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class RankingTrainer(BatchTrainer):
         self.pairs = _PairStatistics(self.args.device)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+        """This process's part of the loss's mean over the documents of the optimiser step: a scalar."""
         outputs = [model(**forward).logits.float().reshape(-1) for forward in inputs["forwards"]]
         scores = torch.cat([output[:rows] for output, rows in zip(outputs, inputs["rows"])])
         unused = sum((output[rows:].sum() * 0 for output, rows in zip(outputs, inputs["rows"])), scores.new_zeros(()))
@@ -75,9 +79,10 @@ class RankingTrainer(BatchTrainer):
         mean = self.loss(scores, targets, groups) if len(scores) else scores.sum()
         self.pairs.add(scores.detach(), targets if targets.dim() == 1 else targets[:, 0], groups)
         # fillers stay in the graph: DDP and FSDP expect every forward of a step in its backward
-        return self.global_loss(mean * len(scores) + unused, num_items_in_batch or inputs["documents"])
+        return self.global_loss(mean * len(scores) + unused, num_items_in_batch or inputs["normaliser"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the pair statistics since the last log line to the training loss."""
         if "loss" in logs and "eval_loss" not in logs:
             logs |= self.pairs.take(self.accelerator)
         super().log(logs, start_time)
@@ -99,16 +104,16 @@ class RankingTrainer(BatchTrainer):
         training = model.training
         model.eval()
         chunks = split_by_tokens(groups.store.lengths, 4 * self.settings.forward_tokens)
-        rank, world = self.args.process_index, self.args.world_size
+        process, process_count = self.args.process_index, self.args.world_size
         scores = torch.zeros(len(groups.store), device=self.args.device)
-        rounds = range(0, len(chunks), world)
-        for first in tqdm(rounds, desc="score", leave=False, disable=self.args.disable_tqdm or rank != 0):
+        rounds = range(0, len(chunks), process_count)
+        for first in tqdm(rounds, desc="score", leave=False, disable=self.args.disable_tqdm or process != 0):
             # as many forwards on every process: past the end the last chunk is computed and thrown away
-            chunk = chunks[min(first + rank, len(chunks) - 1)]
+            chunk = chunks[min(first + process, len(chunks) - 1)]
             inputs = self._prepare_inputs(groups.store.pad(chunk, self.pad_id, self.token_types))
             with self.accelerator.autocast():
                 output = model(**inputs).logits.float().reshape(-1)
-            if first + rank < len(chunks):
+            if first + process < len(chunks):
                 scores[torch.from_numpy(chunk)] = output
         model.train(training)
         result = self.accelerator.reduce(scores, "sum").cpu().numpy()
@@ -150,7 +155,7 @@ def _float32_linear(self: nn.Linear, states: Tensor) -> Tensor:
 
 
 class _PairStatistics:
-    """Margin, accuracy and score range over the training pairs since the last log line; no synchronisation until then."""
+    """Margin, accuracy and score range of the training pairs since the last log line, synchronised only then."""
 
     def __init__(self, device: torch.device):
         self.device = device

@@ -16,11 +16,11 @@ SPAN = 32  # batches whose texts are sorted together: a compromise between paddi
 class TextBatches(Dataset):
     """The batches of one epoch as this process sees them: item i is its share of global batch i.
 
-    Texts are shuffled, sorted by length within SPAN batches and cut into batches of batch_texts, whose order is shuffled
-    again. No two texts share a row, so attention never crosses from one pair into another. The order is a pure function
-    of (seed, epoch). An item is {
+    Texts are shuffled, sorted by length within SPAN batches and cut into batches of batch_texts, whose order is
+    shuffled again. No two texts share a row, so attention never crosses from one pair into another. The order is a pure
+    function of (seed, epoch). An item is {
       "forwards": list of {input_ids, attention_mask, weights: float [rows, longest], 0 where nothing is predicted},
-      "documents": sum of the weights of the global batch on all processes, the loss's normaliser }.
+      "normaliser": sum of the weights of the global batch on all processes, by which the loss is divided }.
     """
 
     def __init__(
@@ -32,24 +32,28 @@ class TextBatches(Dataset):
         forward_tokens: int,
         pad_id: int,
         seed: int,
-        rank: int = 0,
-        world: int = 1,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
         assert store.document_starts is not None, "only the document is predicted"
         self.store, self.weights, self.batch_texts = store, weights, batch_texts
         self.forward_tokens, self.pad_id, self.seed = forward_tokens, pad_id, seed
-        self.rank, self.world, self.examples = rank, world, len(store)
+        self.process_index, self.process_count, self.examples = process_index, process_count, len(store)
         self.predicted = store.lengths - store.document_starts  # tokens of the document
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the batches of an epoch and their order."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.store))
         span = SPAN * self.batch_texts
-        # tie-free within a span: equal lengths keep the shuffled order
+        # sorting by length alone would leave equal lengths in file order; a stable sort keeps the shuffle among them
         order = np.concatenate(
-            [part[np.argsort(self.store.lengths[part], kind="stable")] for part in np.split(order, range(span, len(order), span))]
-        )  # fmt: skip
+            [
+                part[np.argsort(self.store.lengths[part], kind="stable")]
+                for part in np.split(order, range(span, len(order), span))
+            ]
+        )
         self.batches = np.split(order, range(self.batch_texts, len(order), self.batch_texts))
         self.order = rng.permutation(len(self.batches))
 
@@ -69,19 +73,21 @@ class TextBatches(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)
         batch = self.batches[self.order[index]]
-        # sorted by length, so every world-th text gives each process about the same tokens
-        shares = [batch[rank :: self.world] for rank in range(self.world)]
+        # sorted by length, so dealing texts in turn gives each process about the same tokens
+        shares = [batch[process :: self.process_count] for process in range(self.process_count)]
         plans = [split_by_tokens(self.store.lengths[share], self.forward_tokens) for share in shares]
-        mine = [self.inputs(shares[self.rank][chunk]) for chunk in plans[self.rank]]
+        mine = [self.inputs(shares[self.process_index][chunk]) for chunk in plans[self.process_index]]
         filler = self.inputs(batch[:1])
         filler["weights"].zero_()
         mine += [filler] * (max(map(len, plans)) - len(mine))
-        return {"forwards": mine, "documents": float((self.predicted[batch] * self.text_weights(batch)).sum())}
+        return {"forwards": mine, "normaliser": float((self.predicted[batch] * self.text_weights(batch)).sum())}
 
     def text_weights(self, rows: np.ndarray) -> np.ndarray:
+        """float64 [rows]: the weights of texts in the loss; 1 where there are none."""
         return np.ones(len(rows)) if self.weights is None else self.weights[rows].astype(np.float64)
 
     def inputs(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """Model inputs of some texts, and the weights of their predicted tokens, float [rows, longest]."""
         inputs = self.store.pad(rows.tolist(), self.pad_id)
         positions = np.arange(inputs["input_ids"].shape[1])
         assert self.store.document_starts is not None

@@ -24,10 +24,10 @@ from ranking.click_models import ClickModel
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.schema import MAX_GRADE, write_table
-from training.prepare_clicks import ClickConfig, write_clicks
+from training.clicks.click_pairs import ClickPairSettings, write_clicks
+from training.world.click_log import event_tables, simulate_log
 from training.world.documents import Documents, make_documents
 from training.world.lexicon import Lexicon, load_lexicon
-from training.world.log import event_tables, simulate_log
 from training.world.queries import Corpus, Query, draw_query, grade
 
 LOGGER = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class WorldConfig:
         dev_queries: judged dev queries
         test_queries: judged test queries
         judged_documents: judged documents of each of those queries
-        unlabelled_queries: queries without judgements, for the teacher to label
+        unlabelled_queries: queries without judgments, for the teacher to label
         candidates: documents of each unlabelled query, and of each log query
         lexical_share: probability that a searcher types the documents' own word; lower makes BM25 weaker
         hidden_share: share of each concept's synonyms that no judged train query uses (at least one; 0 for none)
@@ -89,7 +89,7 @@ class WorldConfig:
 
     @classmethod
     def small(cls, **changes) -> WorldConfig:
-        """A world for tests, made in about a second: 600 documents, 1,000 clicked pairs, 40 + 20 + 40 judged queries."""
+        """A world made in about a second: 600 documents, 1,000 clicked pairs, 40 + 20 + 40 judged queries."""
         sizes = {"documents": 600, "clicked_pairs": 1_000, "log_queries": 800, "train_queries": 40, "dev_queries": 20}
         sizes |= {"test_queries": 40, "judged_documents": 12, "unlabelled_queries": 60, "candidates": 12}
         return cls(**{**sizes, **changes})
@@ -97,7 +97,7 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class World:
-    """A generated world in memory. judged: queries by split; hidden: synonyms (concept, form) outside the train split."""
+    """A world in memory. judged: queries by split; hidden: synonyms (concept, form) outside the train split."""
 
     config: WorldConfig
     lexicon: Lexicon
@@ -110,9 +110,11 @@ class World:
 
     @property
     def documents(self) -> Documents:
+        """The documents of the corpus."""
         return self.corpus.documents
 
     def grades(self, query: Query, rows: list[int]) -> np.ndarray:
+        """Grades 0..4 of document rows for a query, int8 [rows]."""
         return grade(query, self.documents, np.asarray(rows, dtype=np.int64), self.corpus.family)
 
 
@@ -185,7 +187,7 @@ def write_world(config: WorldConfig, out: str | Path) -> dict:
         bar.update()
         model, examined = _write_events(world, out / "events.parquet")
         bar.update()
-        report = write_clicks(ClickConfig(events=str(out / "events.parquet"), out=out / "clicks.parquet"))
+        report = write_clicks(ClickPairSettings(events=str(out / "events.parquet"), out=out / "clicks.parquet"))
         bar.update()
     concepts = world.lexicon.concepts
     files = ["clicks.parquet", "candidates.parquet", *(f"judgments/{split}.parquet" for split in SPLITS)]

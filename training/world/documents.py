@@ -43,7 +43,7 @@ class Documents:
 
 
 def popularity(count: int, rng: np.random.Generator, even: float = EVEN) -> np.ndarray:
-    """A long-tailed distribution over count things, in random order; float64 [count], sums to one. even: flattens it."""
+    """A long-tailed distribution over count things in random order: float64 [count], sum one; even flattens it."""
     weights = 1 / (np.arange(count) + even)
     return rng.permutation(weights / weights.sum())
 

@@ -51,6 +51,8 @@ class Domain:
 
 @dataclass(frozen=True)
 class Lexicon:
+    """All concepts by number, and the domains that they belong to."""
+
     domains: tuple[Domain, ...]
     concepts: tuple[Concept, ...]
 

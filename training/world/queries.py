@@ -18,7 +18,7 @@ OTHER_DOMAINS = 0.2  # share of the padding candidates drawn from the whole corp
 
 @dataclass(frozen=True)
 class Query:
-    """head: the concept number meant; modifiers: 0 to 2 attributes or settings; forms: (concept, index in typed) used."""
+    """head: the concept meant; modifiers: 0 to 2 attributes or settings; forms: (concept, index in typed) used."""
 
     head: int
     modifiers: tuple[int, ...]
@@ -26,6 +26,7 @@ class Query:
     text: str
 
     def intent(self) -> tuple[int, tuple[int, ...]]:
+        """What is meant, whatever the words: two queries of one intent ask for the same documents."""
         return self.head, self.modifiers
 
 

@@ -14,7 +14,7 @@ from ranking.errors import InputError
 from ranking.labels import LabelSet, read_labels
 from tests.helpers.stub_reranker import reranker, stub_score
 
-FAULTS = {"429": 0.08, "500": 0.08, "503": 0.04, "slow": 0.02, "short": 0.1, "garbled": 0.05}
+FAULTS = {"429": 0.08, "500": 0.08, "503": 0.04, "slow": 0.02, "short": 0.1, "garbled": 0.05, "twice": 0.05}
 
 
 def config(candidates, out, stub, **changes) -> Config:
@@ -30,14 +30,12 @@ def expected_scores(candidates) -> np.ndarray:
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_under_faults_every_pair_is_labelled_once_with_its_own_score(dialect, write_candidates, tmp_path):
     candidates = write_candidates(200)
-    faults = FAULTS | ({} if dialect == "triton" else {"twice": 0.05})  # Triton's answer has no indexes
-    with reranker(dialect, faults) as stub:
+    with reranker(dialect, FAULTS) as stub:
         assert main(config(candidates, tmp_path / "labels", stub, deadline_ms=700, retries=30)) == 0
     labels = read_labels(tmp_path / "labels")
     assert labels.column("teacher_score").to_numpy().tolist() == expected_scores(candidates).tolist()
-    assert len(stub.answered) == 200
-    if dialect != "triton":  # a short answer's scores are kept, so nothing that was answered is asked again
-        assert set(stub.answered.values()) == {1}
+    # a short answer's scores are kept, so nothing that was answered is asked again
+    assert len(stub.answered) == 200 and set(stub.answered.values()) == {1}
     assert not list((tmp_path / "labels").glob("answers-*"))
 
 

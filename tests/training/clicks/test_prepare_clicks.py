@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from ranking.click_models import ClickModel
 from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, read_table, write_table
+from training.clicks.click_pairs import ClickPairSettings, write_clicks
+from training.clicks.normalised_queries import normalise_query
 from training.clicks.propensities import log_propensities
-from training.clicks.query_numbers import normalise_query
-from training.prepare_clicks import ClickConfig, write_clicks
+from training.world.click_log import event_tables, simulate_log
 from training.world.dataset import WorldConfig, make_world
-from training.world.log import event_tables, simulate_log
 
 NOON = dt.datetime(2026, 1, 5, 12, tzinfo=dt.UTC)
 ALL_USERS = {"bot_rate_quantile": 1.0, "bot_volume_quantile": 1.0}
@@ -38,7 +38,7 @@ def write_events(path, rows: list[dict]):
 
 def clicks_of(tmp_path, rows: list[dict], **settings) -> list[dict]:
     path = write_events(tmp_path / "events.parquet", rows)
-    config = ClickConfig(
+    config = ClickPairSettings(
         events=str(path), out=tmp_path / "clicks.parquet", **{"debias": False, **ALL_USERS, **settings}
     )
     write_clicks(config)
@@ -105,7 +105,7 @@ def test_robots_are_dropped_by_click_rate_and_by_volume(tmp_path):
     reader = [event(3000 + i, f"d{i % 9}", user="reader", clicked=i % 10 == 0) for i in range(400)]
     limits = {"bot_min_impressions": 20, "bot_rate_quantile": 0.99, "bot_volume_quantile": 0.99}
     path = write_events(tmp_path / "events.parquet", people + clicker + reader)
-    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "c.parquet", debias=False, **limits))
+    report = write_clicks(ClickPairSettings(events=str(path), out=tmp_path / "c.parquet", debias=False, **limits))
     assert (report["users"], report["bot_users"], report["bot_events"]) == (52, 2, 430)
     total = sum(row["weight"] for row in read_table(tmp_path / "c.parquet", "clicks").to_pylist())
     assert total == sum(row["clicked"] for row in people)
@@ -134,7 +134,7 @@ def pbm_log(tmp_path_factory):
 
 def test_the_log_gives_back_the_propensities_it_was_made_with(pbm_log, tmp_path):
     path, model, log = pbm_log
-    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet"))
+    report = write_clicks(ClickPairSettings(events=str(path), out=tmp_path / "clicks.parquet"))
     found = np.array(list(report["position_bias"]["propensities"].values()))
     errors = np.array(list(report["position_bias"]["standard_errors_of_log"].values()))
     true = model.propensities(10)
@@ -147,14 +147,16 @@ def test_the_log_gives_back_the_propensities_it_was_made_with(pbm_log, tmp_path)
 
 def test_robots_of_the_log_are_dropped_and_their_clicks_with_them(pbm_log, tmp_path):
     path, _, log = pbm_log
-    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet"))
+    report = write_clicks(ClickPairSettings(events=str(path), out=tmp_path / "clicks.parquet"))
     assert report["bot_events"] >= log.robot.sum() * 10
     assert report["bot_users"] < 0.01 * report["users"]
 
 
 def test_a_sample_of_pairs_estimates_the_same_within_its_error(pbm_log, tmp_path):
     path, model, _ = pbm_log
-    report = write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet", estimation_events=150_000))
+    report = write_clicks(
+        ClickPairSettings(events=str(path), out=tmp_path / "clicks.parquet", estimation_events=150_000)
+    )
     found = np.array(list(report["position_bias"]["propensities"].values()))
     np.testing.assert_allclose(found, model.propensities(10), rtol=0.2)
 
@@ -162,7 +164,11 @@ def test_a_sample_of_pairs_estimates_the_same_within_its_error(pbm_log, tmp_path
 def test_little_memory_and_one_thread_give_the_same_file(pbm_log, tmp_path):
     path, _, _ = pbm_log
     for name, memory, threads in (("a", 2.0, 2), ("b", 0.15, 1)):
-        write_clicks(ClickConfig(events=str(path), out=tmp_path / f"{name}.parquet", memory_gb=memory, threads=threads))
+        write_clicks(
+            ClickPairSettings(
+                events=str(path), out=tmp_path / f"{name}.parquet", duckdb_memory_gb=memory, threads=threads
+            )
+        )
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "a.parquet",
@@ -201,7 +207,7 @@ def test_a_folder_and_a_glob_read_all_their_files(tmp_path):
     write_events(tmp_path / "log" / "b.parquet", [event(2, "d1"), event(3, "d2", query="tent")])
     expected = {("red tent", "d1"): 2, ("tent", "d2"): 1}
     for events in (tmp_path / "log", tmp_path / "log" / "**" / "*.parquet"):
-        write_clicks(ClickConfig(events=str(events), out=tmp_path / "clicks.parquet", debias=False, **ALL_USERS))
+        write_clicks(ClickPairSettings(events=str(events), out=tmp_path / "clicks.parquet", debias=False, **ALL_USERS))
         assert weights(read_table(tmp_path / "clicks.parquet", "clicks").to_pylist()) == expected
 
 
@@ -229,11 +235,11 @@ def test_a_bad_event_is_named_with_file_and_row_or_goes_to_the_rejects(tmp_path,
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
     settings = {"events": str(path), "out": tmp_path / "clicks.parquet", "debias": False, **ALL_USERS}
     with pytest.raises(DataError, match=reason) as caught:
-        write_clicks(ClickConfig(**settings))
+        write_clicks(ClickPairSettings(**settings))
     assert (caught.value.path, caught.value.row) == (str(path), 6)
     assert not (tmp_path / "clicks.parquet").exists()
 
-    report = write_clicks(ClickConfig(**settings, on_bad_row="reject"))
+    report = write_clicks(ClickPairSettings(**settings, on_bad_row="reject"))
     assert (report["events_read"], report["events_rejected"], report["clicks"]) == (6, 1, 5)
     assert reason in (tmp_path / "clicks.rejects.tsv").read_text()
 
@@ -253,10 +259,10 @@ def test_unreadable_files_are_named(tmp_path):
         (typed, "request_id"),
     ):
         with pytest.raises(DataError, match=reason) as caught:
-            write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet"))
+            write_clicks(ClickPairSettings(events=str(path), out=tmp_path / "clicks.parquet"))
         assert caught.value.path == str(path)
     with pytest.raises(InputError, match="no Parquet file"):
-        write_clicks(ClickConfig(events=str(tmp_path / "none*.parquet"), out=tmp_path / "clicks.parquet"))
+        write_clicks(ClickPairSettings(events=str(tmp_path / "none*.parquet"), out=tmp_path / "clicks.parquet"))
 
 
 def test_invalid_utf8_is_refused(tmp_path):
@@ -267,7 +273,7 @@ def test_invalid_utf8_is_refused(tmp_path):
     path = tmp_path / "events.parquet"
     pq.write_table(table.set_column(4, "query", broken), path)
     with pytest.raises(DataError, match=r"(?i)utf|encoding"):
-        write_clicks(ClickConfig(events=str(path), out=tmp_path / "clicks.parquet", **ALL_USERS))
+        write_clicks(ClickPairSettings(events=str(path), out=tmp_path / "clicks.parquet", **ALL_USERS))
 
 
 def test_a_log_without_a_satisfied_click_leaves_no_file(tmp_path):

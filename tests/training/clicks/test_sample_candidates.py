@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -125,7 +126,7 @@ def test_what_a_band_lacks_comes_from_other_ranks():
 @pytest.mark.parametrize("bands", [["ten:3"], ["10"], ["10:2", "5:2"], ["rest:2", "20:1"], ["10:0"], ["10:-1"]])
 def test_senseless_bands_are_refused(bands):
     with pytest.raises(ValueError, match="bands"):
-        Config("pool", "out", bands=bands)
+        Config(pool="pool", out=Path("out"), bands=bands)
     assert read_bands(["10:8", "rest:4"]) == [(10, 8), (float("inf"), 4)]
 
 
@@ -137,7 +138,11 @@ def test_a_pool_whose_queries_are_all_excluded_is_refused(tmp_path):
 
 def test_it_samples_a_world_with_its_log(tmp_path):
     write_world(WorldConfig.small(), tmp_path)
-    config = Config(str(tmp_path / "candidates.parquet"), tmp_path / "sample.parquet", str(tmp_path / "events.parquet"))
+    config = Config(
+        pool=str(tmp_path / "candidates.parquet"),
+        out=tmp_path / "sample.parquet",
+        events=str(tmp_path / "events.parquet"),
+    )
     config.queries, config.bands = 20, ["5:3", "rest:2"]
     report = sample_candidates(config)
     assert (report["queries"], report["pairs"]) == (20, 100)

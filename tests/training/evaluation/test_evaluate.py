@@ -15,7 +15,7 @@ from ranking.metrics import JudgedRanking
 from ranking.schema import write_table
 from training.evaluate import Config, main, score_system
 from training.evaluation.comparison import Judgments, compare
-from training.evaluation.report import disagreement_page, disagreements, table, teacher_table
+from training.evaluation.result_tables import disagreement_page, disagreements, table, teacher_table
 from training.sources.bm25 import bm25_scores, words
 
 QUERIES, DOCUMENTS = 40, 8
@@ -39,7 +39,9 @@ def judgment_rows() -> list[dict]:
 def data(tmp_path):
     folder = tmp_path / "set"
     table = pa.Table.from_pylist(judgment_rows()).cast(
-        pa.schema([(n, pa.string()) for n in ("query_id", "doc_id", "query", "title", "summary")] + [("grade", pa.int8())])
+        pa.schema(
+        [(n, pa.string()) for n in ("query_id", "doc_id", "query", "title", "summary")] + [("grade", pa.int8())]
+    )
     )  # fmt: skip
     for split in ("train", "dev", "test"):
         write_table(folder / f"judgments/{split}.parquet", "judgments", table)
@@ -142,18 +144,15 @@ def test_a_system_without_discordant_pair_is_null_in_the_json(data, tmp_path):
 
 
 def test_what_cannot_be_evaluated_is_refused_in_one_line(data, tmp_path):
-    config = Config(data=data)
     judgments = Judgments.of_table(pa.Table.from_pylist(judgment_rows()))
     write_labels(tmp_path / "part.parquet", 0.1, judgment_rows()[:-2])
-    with pytest.raises(
-        InputError, match=r"2 of 320 judged pairs have no label, the first is query 'q39', document 'd6'"
-    ):
-        score_system(f"labels:{tmp_path / 'part.parquet'}", judgments, config)
+    with pytest.raises(InputError, match=r"2 of 320 pairs have no label, the first is query 'q39', document 'd6'"):
+        score_system(f"labels:{tmp_path / 'part.parquet'}", judgments, corpus=tmp_path)
     for bad in ("bm26", "checkpoint:", "x=labels"):
         with pytest.raises(InputError, match="is expected"):
-            score_system(bad, judgments, config)
+            score_system(bad, judgments, corpus=tmp_path)
     with pytest.raises(InputError, match="no such checkpoint"):
-        score_system(f"checkpoint:{tmp_path / 'nothing'}", judgments, config)
+        score_system(f"checkpoint:{tmp_path / 'nothing'}", judgments, corpus=tmp_path)
     with pytest.raises(InputError, match="given twice"):
         evaluate(data, tmp_path / "out", "bm25", "bm25")
     with pytest.raises(InputError, match="no such file"):
@@ -166,7 +165,7 @@ def test_checkpoints_are_rows_with_the_calibration_of_their_cards(data, tmp_path
     from ranking.card import ScoreCard
     from tests.helpers.tiny_student import make_student
     from tests.helpers.tiny_teacher import make_teacher
-    from training.evaluation.scoring import score_pairs
+    from training.evaluation.checkpoint_scores import score_pairs
 
     student, teacher = make_student(tmp_path / "student"), make_teacher(tmp_path / "teacher")
     card = ScoreCard.load(student)

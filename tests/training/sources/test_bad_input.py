@@ -18,7 +18,7 @@ from ranking.errors import DataError, InputError
 from ranking.limits import MAX_FIELD_BYTES
 from ranking.schema import Rejects, read_table
 from training.prepare_data import Config, main
-from training.sources.source_rows import (
+from training.sources.row_readers import (
     BadRows,
     grade_field,
     json_rows,
@@ -172,7 +172,8 @@ TABLE = {
         ({"grade": [True, False, True, True]}, "row 1: grade is bool"),
         ({"query": ["a", "a", "b", None]}, "row 4: query is null"),
         ({"title": ["x", "y", "z", "y"]}, "row 3: document '1' has another title"),
-        ({"doc_id": ["1", "1", "1", "2"], "title": ["x", "x", "x", "y"]}, r"row 2: duplicate key \(query 'a', document '1'\)"),
+        ({"doc_id": ["1", "1", "1", "2"], "title": ["x", "x", "x", "y"]},
+     r"row 2: duplicate key \(query 'a', document '1'\)"),
         ({"split": ["train", "test", "dev", "holdout"]}, "row 4: split 'holdout': one of train, dev, test"),
         ({"query_id": ["1", "1", "2", "1"]}, "row 4: query '1' has another text"),
     ],

@@ -26,8 +26,8 @@ QUERIES = {f"q{i}": f"{WORDS[i % 10]} {WORDS[(3 * i + i // 10) % 10]} {i * 7919}
 DOCUMENTS = {f"d{i}": (f"Title {i}", f"{WORDS[i % 10]} text {i}") for i in range(30)}
 
 
-def judgements():
-    """Five documents a query, the first two relevant and listed first, as judgement files often do."""
+def judgments():
+    """Five documents a query, the first two relevant and listed first, as judgment files often do."""
     for i, query_id in enumerate(QUERIES):
         for j in range(5):
             yield query_id, f"d{(i + 7 * j) % 30}", int(j < 2)
@@ -41,7 +41,7 @@ def write_beir(folder: Path, splits=("train", "test")) -> Path:
     lines = [json.dumps({"_id": q, "text": text}) for q, text in QUERIES.items()]
     (folder / "queries.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for n, split in enumerate(splits):
-        rows = [f"{q}\t{d}\t{g}" for q, d, g in judgements() if int(q[1:]) % len(splits) == n]
+        rows = [f"{q}\t{d}\t{g}" for q, d, g in judgments() if int(q[1:]) % len(splits) == n]
         text = "\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n"
         (folder / f"qrels/{split}.tsv").write_text(text, encoding="utf-8")
     return folder
@@ -70,7 +70,7 @@ def test_a_beir_folder_keeps_its_test_split_and_gets_a_dev_split(tmp_path):
     assert content["licence"] == "mine"
     assert content["grades"]["test"] == {"0": 90, "1": 60, "2": 0, "3": 0, "4": 0}
     everything = {pair: grade for table in found.values() for pair, grade in grades(table).items()}
-    assert everything == {(q, d): g for q, d, g in judgements()}
+    assert everything == {(q, d): g for q, d, g in judgments()}
     row = found["test"].to_pylist()[0]
     assert (row["query"], (row["title"], row["summary"])) == (QUERIES[row["query_id"]], DOCUMENTS[row["doc_id"]])
     assert len(read_table(tmp_path / "out/candidates.parquet", "candidates")) == 0
@@ -134,7 +134,7 @@ def test_negatives_are_the_best_unjudged_documents_with_grade_zero(tmp_path):
 
 def table_rows() -> list[dict]:
     rows = []
-    for q, d, g in judgements():
+    for q, d, g in judgments():
         split = "test" if int(q[1:]) % 5 == 0 else "train"
         rows.append(
             {
@@ -179,7 +179,7 @@ def test_the_users_table_in_any_format_gives_the_same_dataset(ending, tmp_path):
     )
     found = tables(tmp_path / "out")
     everything = {pair: grade for table in found.values() for pair, grade in grades(table).items()}
-    assert everything == {(QUERIES[q], d): g for q, d, g in judgements()}
+    assert everything == {(QUERIES[q], d): g for q, d, g in judgments()}
     assert content["counts"]["queries_test"] == 12
     assert content["counts"]["queries_dev"] == 5
 
@@ -216,7 +216,7 @@ def test_ir_datasets_are_read_by_their_interface(tmp_path):
             self.part = part
 
         def qrels_iter(self):
-            return (TrecQrel(q, d, g, "0") for q, d, g in judgements() if int(q[1:]) % 2 == self.part)
+            return (TrecQrel(q, d, g, "0") for q, d, g in judgments() if int(q[1:]) % 2 == self.part)
 
     name = "disranker-test-set"
     if name not in ir_datasets.registry:
@@ -232,7 +232,8 @@ def test_ir_datasets_are_read_by_their_interface(tmp_path):
 
 
 MOVIES = [
-    {"id": str(i), "title": f"Movie {i}", "overview": f"About {WORDS[i % 10]}.", "tags": [], "genres": ["Action", "War"],
+    {"id": str(i), "title": f"Movie {i}", "overview": f"About {WORDS[i % 10]}.", "tags": [],
+             "genres": ["Action", "War"],
      "director": "A. Person", "actors": ["B. Person"], "characters": [], "year": 1990 + i}
     for i in range(30)
 ]  # fmt: skip
@@ -241,7 +242,7 @@ MOVIES = [
 def write_msrd(folder: Path) -> Path:
     folder.mkdir()
     corpus = "".join(json.dumps(movie) + "\n" for movie in MOVIES)
-    rows = [f"qid:{q[1:]}\t{QUERIES[q]}\t{d[1:]}\t{g}" for q, d, g in judgements()]
+    rows = [f"qid:{q[1:]}\t{QUERIES[q]}\t{d[1:]}\t{g}" for q, d, g in judgments()]
     judged = "\n".join(["query_id\tquery\tdoc_id\tgrade", *rows]) + "\n"
     (folder / "movies-corpus.jsonl.gz").write_bytes(gzip.compress(corpus.encode()))
     (folder / "movies-judgments.tsv.gz").write_bytes(gzip.compress(judged.encode()))
@@ -336,10 +337,10 @@ def test_a_smaller_dataset_is_drawn_from_a_prepared_one(tmp_path):
 
 def test_settings_out_of_range_and_unknown_sources_are_named(tmp_path):
     with pytest.raises(ValueError, match="judged_fraction"):
-        Config("world", tmp_path, judged_fraction=0)
+        Config(source="world", out=tmp_path, judged_fraction=0)
     with pytest.raises(ValueError, match="dev_fraction"):
-        Config("world", tmp_path, dev_fraction=1)
+        Config(source="world", out=tmp_path, dev_fraction=1)
     with pytest.raises(ValueError, match="negatives"):
-        Config("world", tmp_path, negatives=-1)
+        Config(source="world", out=tmp_path, negatives=-1)
     with pytest.raises(InputError, match="one of beir:PATH"):
         prepare("parquet:x", tmp_path)

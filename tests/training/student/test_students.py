@@ -20,13 +20,20 @@ from ranking.program import run
 from ranking.schema import read_table
 from ranking.text import StudentFormat, load_tokenizer
 from training.distill_student import Config as StudentConfig
-from training.distill_student import StudentLossSettings, distill, distillation_loss
+from training.distill_student import (
+    DistillationSettings,
+    StudentLossSettings,
+    distill,
+    distillation_loss,
+    teacher_scale,
+)
 from training.distill_student import main as distill_main
-from training.evaluation.scoring import score_pairs
-from training.student import groups as student_data
+from training.evaluation.checkpoint_scores import score_pairs
+from training.student import student_groups as student_data
 from training.student.encoder import StudentModelSettings, create_student, scale_head
-from training.student.groups import groups_of, joined, judged_groups, sampler
-from training.student.warm_up import MaskedTexts, start_student
+from training.student.masked_lm_warm_up import MaskedTexts
+from training.student.student_groups import groups_of, joined, judged_groups, sampler
+from training.student.student_training import start_student
 from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import main as baseline_main
 from training.train_baseline import train_baseline
@@ -61,10 +68,10 @@ def word_count_labels(data: Path) -> pa.Table:
 
 
 def distilled(data: Path, out: Path, **knobs) -> ScoreCard:
-    config = StudentConfig(data=data, labels=data, out=out, **(TINY | knobs))
-    student = start_student(config, config, config.data, config.out)
-    labelled = groups_of([word_count_labels(data)], "teacher_score", student.text)
-    return distill(config, student, labelled, None, {"labels": "words"})
+    settings = DistillationSettings(data=data, out=out, **(TINY | knobs))
+    student = start_student(settings)
+    labelled = groups_of([word_count_labels(data)], "teacher_score", student.text_format)
+    return distill(settings, student, labelled, None, {"labels": "words"})
 
 
 def text_columns(rows: pa.Table):
@@ -94,14 +101,12 @@ def test_a_student_scores_on_the_teachers_raw_scale(data, tmp_path):
 def test_the_teachers_card_sets_the_scale_if_it_is_given(data, tmp_path):
     groups = groups_of([word_count_labels(data)], "teacher_score", _text(data, tmp_path))
     card = ScoreCard("teacher", "f", 1, FieldLimits(1, 1, 1), "linear", "last_token", score_mean=4.0, score_spread=3.0)
-    from training.distill_student import teacher_scale
-
     assert teacher_scale(groups, card).standardise(np.array([4.0, 10.0])).tolist() == [0.0, 2.0]
     assert teacher_scale(groups, None).mean == pytest.approx(float(groups.targets.mean()))
 
 
 @pytest.mark.parametrize("loss", ["hybrid", "margin", "ranknet", "kl"])
-def test_every_loss_trains_with_judgements_mixed_in(data, tmp_path, loss):
+def test_every_loss_trains_with_judgments_mixed_in(data, tmp_path, loss):
     card = distilled(data, tmp_path / loss, loss=loss, judged_weight=0.5, group_documents=6)
     assert card.role == "student" and 0 <= card.metrics["ndcg@5"] <= 1 and "train" in card.trained_on
 
@@ -109,8 +114,8 @@ def test_every_loss_trains_with_judgements_mixed_in(data, tmp_path, loss):
 def test_a_student_starts_from_a_baseline_with_its_limits_and_standardised_scores(baseline, data, tmp_path):
     settings = StudentModelSettings(init=str(baseline), limits=FieldLimits(31, 8, 12))
     student = create_student(settings, data, tmp_path, seed=1)
-    assert student.text.limits == FieldLimits(8, 8, 12)
-    dev = judged_groups(data / "judgments/dev.parquet", student.text)
+    assert student.text_format.limits == FieldLimits(8, 8, 12)
+    dev = judged_groups(data / "judgments/dev.parquet", student.text_format)
     with torch.no_grad():
         logits = student.model(**dev.store.pad(range(len(dev.store)), 0, token_types=True)).logits[:, 0]
     assert logits.mean().item() == pytest.approx(0.0, abs=1e-3) and logits.std().item() == pytest.approx(1.0, rel=0.01)
@@ -154,7 +159,7 @@ def test_same_seed_same_model_other_seed_other_model(data, tmp_path):
 
 def test_scaling_the_head_scales_every_score(baseline, data, tmp_path):
     student = create_student(StudentModelSettings(init=str(baseline)), data, tmp_path, seed=1)
-    batch = judged_groups(data / "judgments/dev.parquet", student.text).store.pad(range(8), 0, token_types=True)
+    batch = judged_groups(data / "judgments/dev.parquet", student.text_format).store.pad(range(8), 0, token_types=True)
     with torch.no_grad():
         before = student.model(**batch).logits
         scale_head(student.model, 3.0, -2.0)
@@ -163,30 +168,30 @@ def test_scaling_the_head_scales_every_score(baseline, data, tmp_path):
 
 
 def test_a_warm_up_is_kept_for_a_resumed_run(data, tmp_path):
-    config = StudentConfig(data=data, labels=data, out=tmp_path, warm_up_epochs=1, **TINY)
-    first = start_student(config, config, data, tmp_path).model.state_dict()
+    config = DistillationSettings(data=data, out=tmp_path, warm_up_epochs=1, **TINY)
+    first = start_student(config).model.state_dict()
     config.resume = True
-    again = start_student(config, config, data, tmp_path).model.state_dict()
+    again = start_student(config).model.state_dict()
     config.warm_up_epochs = 0
-    cold = start_student(config, config, data, tmp_path).model.state_dict()
+    cold = start_student(config).model.state_dict()
     name = "bert.encoder.layer.0.output.dense.weight"
     assert torch.equal(first[name], again[name]) and not torch.equal(first[name], cold[name])
 
 
 def test_masks_spare_special_tokens_and_are_the_same_for_all_processes(data, tmp_path):
-    text = _text(data, tmp_path)
-    store = groups_of([word_count_labels(data)], "teacher_score", text).store
-    whole = MaskedTexts(store, text, 2000, seed=1)[0]
+    text_format = _text(data, tmp_path)
+    store = groups_of([word_count_labels(data)], "teacher_score", text_format).store
+    whole = MaskedTexts(store, text_format, 2000, seed=1)[0]
     shares = []
-    for rank in range(2):
-        texts = MaskedTexts(store, text, 2000, seed=1)
-        texts.rank, texts.world = rank, 2
+    for process in range(2):
+        texts = MaskedTexts(store, text_format, 2000, seed=1)
+        texts.process_index, texts.process_count = process, 2
         shares.append(texts[0])
     masked = [sum(int((labels != -100).sum()) for labels in share["labels"]) for share in (whole, *shares)]
-    assert masked[0] == masked[1] + masked[2] == whole["documents"] == shares[0]["documents"]
+    assert masked[0] == masked[1] + masked[2] == whole["normaliser"] == shares[0]["normaliser"]
     assert 0.1 < masked[0] / store.lengths[whole_rows(whole, store)].sum() < 0.2
     for labels in whole["labels"]:
-        assert not torch.isin(labels, torch.tensor([text.cls_id, text.sep_id])).any()
+        assert not torch.isin(labels, torch.tensor([text_format.cls_id, text_format.sep_id])).any()
 
 
 def whole_rows(item, store):
@@ -215,7 +220,7 @@ def test_sampling_takes_all_of_a_small_group_and_ties():
 def test_a_query_in_both_sets_stays_two_groups(data, tmp_path):
     groups = judged_groups(data / "judgments/dev.parquet", _text(data, tmp_path))
     both = joined(groups, groups)
-    assert len(both) == 2 * len(groups) and both.starts[-1] == 2 * groups.starts[-1]
+    assert len(both) == 2 * len(groups) and both.group_starts[-1] == 2 * groups.group_starts[-1]
     assert both.targets[:, 1].mean() == 0.5
     assert (both.store[len(groups.store)] == groups.store[0]).all()
 
@@ -236,9 +241,9 @@ def test_a_share_of_queries_is_drawn_whole_and_repeatably(data, tmp_path):
     draw = partial(student_data.first_queries, groups, 0.25)
     assert draw(1).query_ids == draw(1).query_ids != draw(2).query_ids
     few = draw(1)
-    assert len(few) == 6 and few.starts[-1] == len(few.targets) == len(few.store)
+    assert len(few) == 6 and few.group_starts[-1] == len(few.targets) == len(few.store)
     place = groups.query_ids.index(few.query_ids[2])
-    assert (few.store[few.starts[2]] == groups.store[groups.starts[place]]).all()
+    assert (few.store[few.group_starts[2]] == groups.store[groups.group_starts[place]]).all()
 
 
 @pytest.mark.parametrize(
@@ -248,7 +253,7 @@ def test_a_share_of_queries_is_drawn_whole_and_repeatably(data, tmp_path):
 )  # fmt: skip
 def test_a_wrong_knob_is_named_at_construction(knobs, name):
     with pytest.raises(ValueError, match=name):
-        StudentConfig(data=Path("d"), labels=Path("l"), out=Path("o"), **knobs)
+        DistillationSettings(data=Path("d"), out=Path("o"), **knobs)
 
 
 def _text(data: Path, work: Path) -> StudentFormat:
@@ -257,7 +262,7 @@ def _text(data: Path, work: Path) -> StudentFormat:
     return StudentFormat(load_tokenizer(folder), FieldLimits(8, 8, 12))
 
 
-def test_missing_labels_and_judgements_end_in_one_line(data, tmp_path, capsys):
+def test_missing_labels_and_judgments_end_in_one_line(data, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run(
             distill_main, StudentConfig, example="",
@@ -268,4 +273,4 @@ def test_missing_labels_and_judgements_end_in_one_line(data, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run(baseline_main, BaselineConfig, example="", argv=["--data", str(tmp_path), "--out", str(tmp_path / "p")])
     assert ended.value.code == 1
-    assert "no candidates, clicks or train judgements" in capsys.readouterr().err.splitlines()[-1]
+    assert "no candidates, clicks or train judgments" in capsys.readouterr().err.splitlines()[-1]

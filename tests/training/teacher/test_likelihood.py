@@ -62,11 +62,11 @@ def test_evidence_is_what_the_query_adds_to_the_likelihood(decoder, tmp_path):
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(tmp_path)
-    layout = save_tokenizer(tokenizer, tmp_path, FieldLimits(8, 16, 16), 64)
-    groups = evidence_groups(str(tmp_path), layout, tokenizer.pad_token_id, rows, bf16=False, forward_tokens=64)
+    text_format = save_tokenizer(tokenizer, tmp_path, FieldLimits(8, 16, 16), 64)
+    groups = evidence_groups(str(tmp_path), text_format, tokenizer.pad_token_id, rows, bf16=False, forward_tokens=64)
 
     def likelihood(queries: list[str]) -> np.ndarray:
-        pairs = layout.encode(queries, documents, ["a summary"] * 4)
+        pairs = text_format.encode(queries, documents, ["a summary"] * 4)
         return np.array([plain(model, pair.ids, pair.document_start) for pair in pairs])
 
     expected = likelihood(["boots", "kettle"] * 2) - likelihood([""] * 4)
@@ -76,7 +76,7 @@ def test_evidence_is_what_the_query_adds_to_the_likelihood(decoder, tmp_path):
         torch.nn.init.zeros_(weights)
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="tell no document from another"):
-        evidence_groups(str(tmp_path), layout, tokenizer.pad_token_id, rows, bf16=False, forward_tokens=64)
+        evidence_groups(str(tmp_path), text_format, tokenizer.pad_token_id, rows, bf16=False, forward_tokens=64)
 
 
 def candidates(folder: Path, queries: int, order: np.random.Generator | None = None) -> Path:

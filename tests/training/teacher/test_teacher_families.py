@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 from ranking.card import ScoreCard
 from ranking.limits import FieldLimits
 from tests.helpers.teacher_families import FAMILIES, write_family
-from training.evaluation.scoring import score_pairs
+from training.evaluation.checkpoint_scores import score_pairs
 from training.teacher.decoder import open_decoder, open_tokenizer, save_tokenizer
-from training.teacher.score_head import add_lora, install_pooling, open_teacher, text_config
+from training.teacher.score_head import LoraSettings, add_lora, install_pooling, open_teacher, text_config
 from training.trainer.token_store import TokenStore
 
 ADVERSARIAL = [
@@ -28,11 +28,11 @@ ADVERSARIAL = [
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-    """(name, decoder folder, folder where training saved the tokenizer, layout read back from there)."""
+    """(name, decoder folder, folder where training saved the tokenizer, text_format read back from there)."""
     folder = write_family(request.param, tmp_path_factory.mktemp(request.param))
     trained = tmp_path_factory.mktemp(f"{request.param}-trained")
-    layout = save_tokenizer(open_tokenizer(folder), trained, FieldLimits(12, 16, 40), 512)
-    return request.param, folder, trained, layout
+    text_format = save_tokenizer(open_tokenizer(folder), trained, FieldLimits(12, 16, 40), 512)
+    return request.param, folder, trained, text_format
 
 
 def columns(rows):
@@ -47,28 +47,28 @@ def make_teacher(folder, tokenizer):
 
 
 def test_training_ids_are_the_ids_that_a_server_gets_from_the_same_text(family):
-    _, _, trained, layout = family
-    pairs = layout.encode(*columns(ADVERSARIAL))
+    _, _, trained, text_format = family
+    pairs = text_format.encode(*columns(ADVERSARIAL))
     served = AutoTokenizer.from_pretrained(trained)  # what vLLM loads
-    for text, pair in zip(layout.texts(*columns(ADVERSARIAL)), pairs):
+    for text, pair in zip(text_format.texts(*columns(ADVERSARIAL)), pairs):
         row, start = pair.ids, pair.document_start
         assert served(text.text)["input_ids"] == row
-        assert row.count(layout.eos_id) == 1 and row[-1] == layout.eos_id
-        assert len(row) <= layout.max_tokens()
+        assert row.count(text_format.eos_id) == 1 and row[-1] == text_format.eos_id
+        assert len(row) <= text_format.max_tokens()
         assert served.decode(row[start:]).lstrip().startswith(text.text[text.document_start_character :].strip()[:3])
         assert "Query:" not in served.decode(row[start : start + 2])
 
 
 def test_padding_is_never_the_end_of_sequence_token(family):
-    _, _, trained, layout = family
+    _, _, trained, text_format = family
     tokenizer = AutoTokenizer.from_pretrained(trained)
-    assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != layout.eos_id
+    assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != text_format.eos_id
 
 
 def test_pooling_finds_the_last_token_under_left_and_right_padding_and_batches(family):
-    name, folder, trained, layout = family
+    name, folder, trained, text_format = family
     tokenizer = AutoTokenizer.from_pretrained(trained)
-    ids = [pair.ids for pair in layout.encode(*columns(ADVERSARIAL))]
+    ids = [pair.ids for pair in text_format.encode(*columns(ADVERSARIAL))]
     plain, pooled = make_teacher(folder, tokenizer), make_teacher(folder, tokenizer)
     install_pooling(pooled, "last_token")
     one = [score(pooled, TokenStore.build([row]).pad([0], 0)) for row in ids]
@@ -82,7 +82,7 @@ def test_pooling_finds_the_last_token_under_left_and_right_padding_and_batches(f
             score(plain, batch), expected, atol=2e-5, err_msg=f"{name}: transformers' own pooling"
         )
     # pad = eos misleads a search by id, not the mask
-    right_eos = TokenStore.build(ids).pad(range(len(ids)), layout.eos_id)
+    right_eos = TokenStore.build(ids).pad(range(len(ids)), text_format.eos_id)
     np.testing.assert_allclose(score(pooled, right_eos), expected, atol=2e-5)
 
 
@@ -102,30 +102,30 @@ def flipped(batch, ids):
 
 
 def test_a_reloaded_teacher_scores_as_trained(family, tmp_path):
-    """Saved, opened by training.evaluation.scoring and by transformers alone, one by one or together: the same scores."""
-    _, folder, trained, layout = family
+    """Opened by our scorer and by transformers alone, one by one or together, a teacher gives the same scores."""
+    _, folder, trained, text_format = family
     tokenizer = AutoTokenizer.from_pretrained(trained)
     model = make_teacher(folder, tokenizer)
     install_pooling(model, "last_token")
-    write_teacher(model, tokenizer, layout, tmp_path)
-    ids = [pair.ids for pair in layout.encode(*columns(ADVERSARIAL))]
+    write_teacher(model, tokenizer, text_format, tmp_path)
+    ids = [pair.ids for pair in text_format.encode(*columns(ADVERSARIAL))]
     batch = TokenStore.build(ids).pad(range(len(ids)), tokenizer.pad_token_id)
     expected = score(model, batch)
     np.testing.assert_allclose(score_pairs(tmp_path, *columns(ADVERSARIAL)), expected, atol=2e-5)
     single = [score_pairs(tmp_path, *columns([row]))[0] for row in ADVERSARIAL]
     np.testing.assert_allclose(single, expected, atol=2e-5)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    served = [AutoTokenizer.from_pretrained(tmp_path)(t.text) for t in layout.texts(*columns(ADVERSARIAL))]
+    served = [AutoTokenizer.from_pretrained(tmp_path)(t.text) for t in text_format.texts(*columns(ADVERSARIAL))]
     padded = AutoTokenizer.from_pretrained(tmp_path).pad(served, return_tensors="pt")
     padded.pop("token_type_ids", None)
     np.testing.assert_allclose(score(plain, padded), expected, atol=2e-5)
 
 
-def write_teacher(model, tokenizer, layout, folder) -> None:
+def write_teacher(model, tokenizer, text_format, folder) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     ScoreCard(
-        role="teacher", text_format="query-title-summary-eos", format_version=1, limits=layout.limits,
+        role="teacher", text_format="query-title-summary-eos", format_version=1, limits=text_format.limits,
         head="linear", pooling="last_token",
     ).save(folder)  # fmt: skip
 
@@ -134,11 +134,11 @@ def write_teacher(model, tokenizer, layout, folder) -> None:
 def test_lora_reloads_to_the_trained_scores_with_its_head(name, tmp_path):
     folder = write_family(name, tmp_path / "base")
     tokenizer = open_tokenizer(folder)
-    layout = save_tokenizer(tokenizer, tmp_path / "lora", FieldLimits(12, 16, 40), 512)
+    text_format = save_tokenizer(tokenizer, tmp_path / "lora", FieldLimits(12, 16, 40), 512)
     model = make_teacher(folder, tokenizer)
     install_pooling(model, "last_token")
-    model = add_lora(model, rank=4, alpha=8, targets="all-linear")
-    ids = [pair.ids for pair in layout.encode(*columns(ADVERSARIAL))]
+    model = add_lora(model, LoraSettings(lora_rank=4, lora_alpha=8))
+    ids = [pair.ids for pair in text_format.encode(*columns(ADVERSARIAL))]
     batch = TokenStore.build(ids).pad(range(len(ids)), tokenizer.pad_token_id)
     before = score(model.eval(), batch)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -148,15 +148,15 @@ def test_lora_reloads_to_the_trained_scores_with_its_head(name, tmp_path):
         optimiser.zero_grad()
     expected = score(model, batch)
     assert np.abs(expected - before).max() > 0.01
-    write_teacher(model, tokenizer, layout, tmp_path / "lora")
+    write_teacher(model, tokenizer, text_format, tmp_path / "lora")
     assert not (tmp_path / "lora" / "model.safetensors").exists()
     np.testing.assert_allclose(score_pairs(tmp_path / "lora", *columns(ADVERSARIAL)), expected, atol=2e-5)
 
 
 def test_a_language_model_opens_as_one_with_every_weight(family):
-    _, folder, _, layout = family
+    _, folder, _, text_format = family
     model = open_decoder(folder).eval()
-    pair = layout.encode(*columns(ADVERSARIAL[:2]))[0]
+    pair = text_format.encode(*columns(ADVERSARIAL[:2]))[0]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([pair.ids])).logits
     assert logits.shape == (1, len(pair.ids), model.config.get_text_config().vocab_size)

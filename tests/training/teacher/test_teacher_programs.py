@@ -18,10 +18,10 @@ from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.schema import read_table, write_table
 from training import finetune_teacher, pretrain_teacher
-from training.evaluation.scoring import score_pairs
-from training.pretrain_teacher import LanguageTrainer
+from training.evaluation.checkpoint_scores import score_pairs
 from training.teacher.decoder import open_decoder, open_tokenizer
-from training.trainer import trainer_setup
+from training.teacher.language_trainer import LanguageTrainer
+from training.trainer.batch_trainer import BatchTrainer
 from training.trainer.text_batches import TextBatches
 from training.trainer.token_store import TokenStore
 from training.world.dataset import WorldConfig, write_world
@@ -76,7 +76,7 @@ def test_the_loss_is_on_the_document_tokens_alone():
     store = TokenStore.build([[5, 6, 7, 8, 2], [5, 6, 9, 2]], document_starts=[2, 2])
     batches = TextBatches(store, np.array([1.0, 3.0], np.float32), batch_texts=2, forward_tokens=99, pad_id=0, seed=0)
     batch = batches[0]
-    assert batch["documents"] == 3 * 1.0 + 2 * 3.0
+    assert batch["normaliser"] == 3 * 1.0 + 2 * 3.0
     rows = {tuple(ids): weights for ids, weights in zip(
         batch["forwards"][0]["input_ids"].tolist(), batch["forwards"][0]["weights"].tolist()
     )}  # fmt: skip
@@ -88,8 +88,10 @@ def test_text_batches_hold_every_text_once_with_little_padding_on_any_number_of_
     texts = [rng.integers(1, 99, rng.integers(10, 80)).tolist() for _ in range(1000)]
     store = TokenStore.build(texts, document_starts=[3] * len(texts))
     seen, orders, counts = [], [], []
-    for rank in range(3):
-        batches = TextBatches(store, None, batch_texts=64, forward_tokens=1000, pad_id=0, seed=1, rank=rank, world=3)
+    for process in range(3):
+        batches = TextBatches(
+            store, None, batch_texts=64, forward_tokens=1000, pad_id=0, seed=1, process_index=process, process_count=3
+        )
         assert batches.real_share() > 0.9
         orders.append([b.tolist() for b in batches.batches])
         for i in range(len(batches)):
@@ -120,7 +122,7 @@ def _stopping_start(self) -> None:
             control.should_training_stop |= state.global_step == 8
 
     self.add_callback(Stop())
-    trainer_setup.BatchTrainer.start(self)
+    BatchTrainer.start(self)
 
 
 @pytest.mark.parametrize("knobs", [{}, {"loss": "ranknet", "lora_rank": 4}, {"loss": "point", "pooling": "mean"}])
@@ -243,7 +245,7 @@ def test_bad_input_ends_in_one_reason(world, pretrained, tmp_path):
         finetune(world, pretrained, tmp_path / "c", limits=FieldLimits(12, 16, 500))
     empty = tmp_path / "empty"
     write_table(empty / "judgments" / "train.parquet", "judgments", read_judged(world).slice(0, 0))
-    with pytest.raises(InputError, match="no judgement"):
+    with pytest.raises(InputError, match="no judgment"):
         finetune(empty, pretrained, tmp_path / "d")
 
 

@@ -17,6 +17,7 @@ SIZES = (5, 1, 3, 8, 2)
 LOSSES = {
     "hinge": lambda s, t, g, **kw: losses.hinge(s, t, g, **kw),
     "ranknet": lambda s, t, g, **kw: losses.ranknet(s, t, g, **kw),
+    "click_ranknet": lambda s, t, g, **kw: losses.click_ranknet(s, t, g, **kw),
     "point_mse": lambda s, t, g, **kw: losses.point_mse(s, t, **kw),
     "margin_mse": lambda s, t, g, **kw: losses.margin_mse(s, t, g, **kw),
     "hybrid": lambda s, t, g, **kw: losses.hybrid(s, t, g, 0.3, 0.7, **kw),
@@ -52,6 +53,16 @@ def test_hinge_equals_enumerated_pairs():
     s, _, grades, groups = batch()
     expected = enumerated(groups, lambda i, j: max(0.0, 1.5 - float(s[i] - s[j])), lambda i, j: grades[i] > grades[j])
     assert losses.hinge(s, grades, groups, margin=1.5).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_click_ranknet_weighs_a_pair_by_the_difference_of_its_click_rates():
+    s, rates, _, groups = batch()
+    expected = enumerated(
+        groups,
+        lambda i, j: float(rates[i] - rates[j]) * math.log1p(math.exp(float(s[j] - s[i]))),
+        lambda i, j: rates[i] > rates[j],
+    )
+    assert losses.click_ranknet(s, rates, groups).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_ranknet_equals_enumerated_pairs():

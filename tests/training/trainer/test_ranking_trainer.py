@@ -21,7 +21,7 @@ from training.trainer.group_batches import GroupBatches, RankingGroups, deal, gr
 from training.trainer.losses import hinge
 from training.trainer.ranking_trainer import RankingTrainer
 from training.trainer.token_store import TokenStore, split_by_tokens
-from training.trainer.trainer_setup import TrainingSettings
+from training.trainer.training_settings import TrainingSettings
 
 ROOT = Path(__file__).parents[3]
 VOCABULARY = 50
@@ -119,18 +119,21 @@ def test_an_epoch_holds_every_query_once_and_epochs_differ():
         batches.set_epoch(epoch)
         orders.append([batches[i]["groups"].unique().tolist() for i in range(len(batches))])
         assert sorted(chain(*orders[-1])) == list(range(12))
-        assert sum(batches[i]["documents"] for i in range(len(batches))) == 72
+        assert sum(batches[i]["normaliser"] for i in range(len(batches))) == 72
     assert orders[0] == orders[2] != orders[1]
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
-def test_processes_share_a_batch_by_whole_queries_with_equally_many_forwards(world):
+@pytest.mark.parametrize("process_count", [2, 3, 5])
+def test_processes_share_a_batch_by_whole_queries_with_equally_many_forwards(process_count):
     groups = make_groups(queries=4)
     settings = {"batch_groups": 4, "forward_tokens": 40, "pad_id": 0, "seed": 1, "sample_group": sample_up_to(3)}
     whole = GroupBatches(groups, **settings)[0]
-    shares = [GroupBatches(groups, **settings, rank=rank, world=world)[0] for rank in range(world)]
+    shares = [
+        GroupBatches(groups, **settings, process_index=process, process_count=process_count)[0]
+        for process in range(process_count)
+    ]
     assert len({len(share["forwards"]) for share in shares}) == 1
-    assert {share["documents"] for share in shares} == {whole["documents"]} == {12}
+    assert {share["normaliser"] for share in shares} == {whole["normaliser"]} == {12}
     dealt = [share["groups"].unique().tolist() for share in shares]
     assert sorted(chain(*dealt)) == [0, 1, 2, 3]
     for share in shares:
@@ -240,7 +243,7 @@ def test_two_processes_get_the_losses_of_one(tmp_path):
     run = subprocess.run([*command, str(tmp_path)], env=environment, timeout=240, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     double, one = json.loads((tmp_path / "double.json").read_text()), curves(single)
-    assert double.pop("world") == 2
+    assert double.pop("process_count") == 2
     # a shift of all scores costs a pairwise loss nothing: the bias drifts with rounding, the range does not
     for figures in (double, one):
         figures["range"] = np.subtract(figures.pop("score_max"), figures.pop("score_min"))
@@ -269,7 +272,7 @@ def _second_process_main(out: Path) -> None:
     trainer = make_trainer(out / "double", **UNEVEN)
     trainer.start()
     if trainer.args.process_index == 0:
-        result = curves(trainer) | {"world": trainer.args.world_size}
+        result = curves(trainer) | {"process_count": trainer.args.world_size}
         (out / "double.json").write_text(json.dumps(result))
 
 

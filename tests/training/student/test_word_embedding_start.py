@@ -8,8 +8,8 @@ from torch import nn
 
 from ranking.limits import FieldLimits
 from training.student.encoder import StudentModelSettings, create_student
-from training.student.groups import judged_groups
-from training.student.word_matching import late_interaction, start_by_matching
+from training.student.student_groups import judged_groups
+from training.student.word_embedding_start import fit_word_embeddings, late_interaction
 from training.world.dataset import WorldConfig, write_world
 
 
@@ -29,8 +29,8 @@ def test_the_fit_orders_the_training_groups_and_the_encoder_starts_from_its_word
     )
     settings = StudentModelSettings(size="tiny-2", vocabulary_size=800, limits=FieldLimits(8, 8, 12))
     student = create_student(settings, tmp_path / "data", tmp_path / "work", seed=1)
-    groups = judged_groups(tmp_path / "data" / "judgments" / "train.parquet", student.text)
-    loss = start_by_matching(student, groups, steps=40, seed=1)
+    groups = judged_groups(tmp_path / "data" / "judgments" / "train.parquet", student.text_format)
+    loss = fit_word_embeddings(student, groups, steps=40, seed=1)
     assert loss < 0.45  # an order drawn at random costs log 2 = 0.69
     embeddings = student.model.bert.embeddings.word_embeddings.weight
     assert embeddings.std().item() == pytest.approx(0.5, rel=1e-3)

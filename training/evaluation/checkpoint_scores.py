@@ -1,9 +1,10 @@
-"""Scores of (query, title, summary) pairs by any checkpoint: teacher, student, baseline, or a plain Hugging Face cross-encoder.
+"""Scores pairs with any checkpoint: teacher, student, baseline, or a plain Hugging Face cross-encoder.
 
     scores = score_pairs("runs/student", queries, titles, summaries)   # float32 [n], raw logits
 
-Documents are batched by length within a token budget, so a CPU spends little on padding. The teacher is pooled here by the
-length of each text, not by the model's own search for the last non-pad token, which finds the wrong one where pad = eos.
+Documents are batched by length within a token budget, so a CPU spends little on padding. The teacher is pooled here by
+the length of each text, not by the model's own search for the last non-pad token, which finds the wrong one where pad =
+eos.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Scorer:
 
     @classmethod
     def load(cls, checkpoint: str | Path, device: str | None = None) -> Scorer:
-        """Open a checkpoint folder (or, without a card, a hub id). InputError: no score head, or card and folder disagree."""
+        """Open a checkpoint folder, or a hub id. InputError: no score head, or card and folder disagree."""
         card = ScoreCard.load(checkpoint) if (Path(checkpoint) / CARD_NAME).is_file() else None
         if card is not None:
             card.require(checkpoint, "teacher", "student", "baseline")
@@ -76,8 +77,8 @@ class Scorer:
     ) -> NDArray[np.float32]:
         """Raw scores, float32 [n], one per row; the order of rows does not change them beyond rounding.
 
-        batch_tokens: padded tokens of one forward; precision: bfloat16 runs matrix products under autocast; progress: the
-        progress bar's label, None for no bar. InputError if a score is not finite.
+        batch_tokens: padded tokens of one forward; precision: bfloat16 runs matrix products under autocast; progress:
+        the progress bar's label, None for no bar. InputError if a score is not finite.
         """
         if not len(queries) == len(titles) == len(summaries):
             raise ValueError(f"{len(queries)} queries, {len(titles)} titles, {len(summaries)} summaries: must be equal")
@@ -150,10 +151,10 @@ def _load_model(checkpoint: str | Path) -> Any:
 
 
 def _teacher_scorer(checkpoint: str | Path, model: Any, card: ScoreCard) -> Scorer:
-    layout = TeacherFormat.of_checkpoint(checkpoint)
+    text_format = TeacherFormat.of_checkpoint(checkpoint)
 
     def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> TokenStore:
-        return TokenStore.of_pairs(layout.encode(queries, titles, summaries))
+        return TokenStore.of_pairs(text_format.encode(queries, titles, summaries))
 
     if card.pooling not in ("last_token", "mean"):
         raise InputError(f"{checkpoint}: a teacher pools last_token or mean, not {card.pooling}")
@@ -166,7 +167,7 @@ def _teacher_scorer(checkpoint: str | Path, model: Any, card: ScoreCard) -> Scor
         with torch.autocast(states.device.type, enabled=False):
             return model.score(states.to(model.score.weight.dtype))[:, 0]
 
-    return Scorer(model, card, encode, forward, layout.eos_id, token_types=False)
+    return Scorer(model, card, encode, forward, text_format.eos_id, token_types=False)
 
 
 def _last_state(states: Tensor, mask: Tensor) -> Tensor:
@@ -181,12 +182,12 @@ def _mean_state(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def _bert_scorer(checkpoint: str | Path, model: Any, card: ScoreCard) -> Scorer:
-    layout = StudentFormat.of_checkpoint(checkpoint)
+    text_format = StudentFormat.of_checkpoint(checkpoint)
 
     def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> TokenStore:
-        return TokenStore.of_pairs(layout.encode(queries, titles, summaries))
+        return TokenStore.of_pairs(text_format.encode(queries, titles, summaries))
 
-    return Scorer(model, card, encode, _logit, layout.pad_id, token_types=True)
+    return Scorer(model, card, encode, _logit, text_format.pad_id, token_types=True)
 
 
 def _plain_scorer(checkpoint: str | Path, model: Any) -> Scorer:
@@ -202,8 +203,8 @@ def _plain_scorer(checkpoint: str | Path, model: Any) -> Scorer:
         encoded = tokenizer([normalise(query) for query in queries], documents, truncation=True, max_length=limit)
         # a template of somebody else's: its token types are all that says where the document starts
         types = encoded.get("token_type_ids")
-        starts = [len(row) - sum(row) for row in types] if types is not None else None
-        return TokenStore.build(encoded["input_ids"], starts)
+        document_starts = [len(row) - sum(row) for row in types] if types is not None else None
+        return TokenStore.build(encoded["input_ids"], document_starts)
 
     return Scorer(model, None, encode, _logit, tokenizer.pad_token_id, token_types=has_types)
 

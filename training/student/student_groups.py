@@ -1,4 +1,4 @@
-"""Judgements and labelled candidates as the groups that students and baselines train on, and how groups are sampled."""
+"""Judgments and labelled candidates as the groups that students and baselines train on, and how groups are sampled."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ranking.text import EncodedPair, StudentFormat
 from training.trainer.group_batches import GroupSampler, RankingGroups, sample_up_to
 from training.trainer.token_store import TokenStore
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 Sampling = Literal["stratified", "uniform", "top"]
 
 
-def judged_groups(path: str | Path, text: StudentFormat) -> RankingGroups:
-    """The groups of a judgements file; targets are the grades."""
-    return groups_of([read_table(path, "judgments")], "grade", text)
+def judged_groups(path: str | Path, text_format: StudentFormat) -> RankingGroups:
+    """The groups of a judgments file; targets are the grades."""
+    return groups_of([read_table(path, "judgments")], "grade", text_format)
 
 
-def labelled_groups(candidates: str | Path, labels: str | Path, text: StudentFormat) -> RankingGroups:
+def labelled_groups(candidates: str | Path, labels: str | Path, text_format: StudentFormat) -> RankingGroups:
     """The groups of the labelled candidates; targets are the teacher's raw scores. Rejected candidates are left out."""
-    return groups_of(iter_labelled(candidates, labels), "teacher_score", text)
+    return groups_of(iter_labelled(candidates, labels), "teacher_score", text_format)
 
 
-def groups_of(pieces: Iterable[pa.Table], target: str, text: StudentFormat) -> RankingGroups:
+def groups_of(pieces: Iterable[pa.Table], target: str, text_format: StudentFormat) -> RankingGroups:
     """Tokenise tables with query_id, query, title, summary and a target column, piece by piece.
 
     Memory: the token ids (4 bytes each) of all rows, the texts of one piece. InputError if there is no row.
@@ -44,7 +44,7 @@ def groups_of(pieces: Iterable[pa.Table], target: str, text: StudentFormat) -> R
         for rows in pieces:
             query_ids.extend(rows.column("query_id").to_pylist())
             targets.append(rows.column(target).to_numpy().astype(np.float32))
-            yield from text.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+            yield from text_format.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
 
     store = TokenStore.of_pairs(pairs())
     if not len(store):
@@ -58,13 +58,24 @@ def first_queries(groups: RankingGroups, share: float, seed: int) -> RankingGrou
     return select_queries(groups, np.sort(np.random.default_rng(seed).permutation(len(groups))[:count]))
 
 
+def with_different_targets(groups: RankingGroups) -> RankingGroups:
+    """The queries whose documents do not all have one target: the others are no pair. InputError if none is left."""
+    starts = groups.group_starts[:-1]
+    differ = np.maximum.reduceat(groups.targets, starts) > np.minimum.reduceat(groups.targets, starts)
+    if not differ.any():
+        raise InputError("no query has two documents with different targets: there is nothing to learn an order from")
+    return groups if differ.all() else select_queries(groups, np.flatnonzero(differ))
+
+
 def select_queries(groups: RankingGroups, chosen: Iterable[int]) -> RankingGroups:
     """The groups of the chosen queries (indices), in that order."""
     chosen = [int(query) for query in chosen]
-    rows = np.concatenate([np.arange(groups.starts[q], groups.starts[q + 1]) for q in chosen])
-    sizes = [groups.starts[q + 1] - groups.starts[q] for q in chosen]
-    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return RankingGroups(groups.store.take(rows), groups.targets[rows], starts, [groups.query_ids[q] for q in chosen])
+    rows = np.concatenate([np.arange(groups.group_starts[q], groups.group_starts[q + 1]) for q in chosen])
+    sizes = [groups.group_starts[q + 1] - groups.group_starts[q] for q in chosen]
+    group_starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return RankingGroups(
+        groups.store.take(rows), groups.targets[rows], group_starts, [groups.query_ids[q] for q in chosen]
+    )
 
 
 def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
@@ -78,8 +89,8 @@ def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
     )
     source = np.repeat([0.0, 1.0], [len(first.store), len(second.store)])
     targets = np.stack([np.concatenate([first.targets, second.targets]), source], axis=1).astype(np.float32)
-    starts = np.concatenate([first.starts, first.starts[-1] + second.starts[1:]])
-    return RankingGroups(store, targets, starts, first.query_ids + second.query_ids)
+    group_starts = np.concatenate([first.group_starts, first.group_starts[-1] + second.group_starts[1:]])
+    return RankingGroups(store, targets, group_starts, first.query_ids + second.query_ids)
 
 
 def _document_starts(groups: RankingGroups) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Find, open and check Parquet tables in DuckDB, larger than memory: every bad row is named or rejected with a count."""
+"""Opens Parquet tables larger than memory in DuckDB; every bad row is named, or rejected with a count."""
 
 from __future__ import annotations
 
 import glob
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -15,15 +16,36 @@ from ranking.schema import BadRow, Rejects, Table, conform, reading
 from ranking.visible import VISIBLE_RE2
 
 
-def connect(spill: str | Path, memory_gb: float, threads: int = 0) -> duckdb.DuckDBPyConnection:
-    """A DuckDB of its own that spills to a folder above memory_gb. threads: 0 uses every core."""
+@dataclass(kw_only=True)
+class DuckDbSettings:
+    """What DuckDB may use of the machine.
+
+    Args:
+        duckdb_memory_gb: memory that DuckDB may use before it spills to disk
+        threads: DuckDB's threads; 0 uses every core
+        temp_folder: where to spill; by default beside the output
+    """
+
+    duckdb_memory_gb: float = 3.0
+    threads: int = 0
+    temp_folder: Path | None = None
+
+    def __post_init__(self):
+        if not self.duckdb_memory_gb > 0:
+            raise ValueError(f"duckdb_memory_gb is {self.duckdb_memory_gb}: a positive number is needed")
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}: 0 for every core, or a number of threads")
+
+
+def connect(spill: str | Path, settings: DuckDbSettings) -> duckdb.DuckDBPyConnection:
+    """A DuckDB of its own that spills to a folder when the settings' memory is full."""
     connection = duckdb.connect()
     connection.execute("SET temp_directory = ?", [str(spill)])
-    connection.execute("SET memory_limit = ?", [f"{int(memory_gb * 1024)}MiB"])
+    connection.execute("SET memory_limit = ?", [f"{int(settings.duckdb_memory_gb * 1024)}MiB"])
     connection.execute("SET preserve_insertion_order = false")
     connection.execute("SET TimeZone = 'UTC'")
-    if threads:
-        connection.execute("SET threads = ?", [threads])
+    if settings.threads:
+        connection.execute("SET threads = ?", [settings.threads])
     return connection
 
 

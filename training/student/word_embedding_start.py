@@ -3,13 +3,14 @@
 A cross-encoder from random weights stays near a constant score for hundreds of steps: no gradient reaches the word
 embeddings while attention does not compare words, and attention learns nothing while like words do not lie near each
 other. A scorer without an encoder has no such knot: score = sum over query tokens of logsumexp over document tokens of
-their embeddings' product (ColBERT's sum of maxima, arXiv 2004.12832, made soft, since a maximum credits one word alone).
-Its embeddings become the encoder's, and the first layers' attention starts by comparing them (see _hand_over).
+their embeddings' product (ColBERT's sum of maxima, arXiv 2004.12832, made soft, since a maximum credits one word
+alone). Its embeddings become the encoder's, and the first layers' attention starts by comparing them (see _hand_over).
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from training.student.encoder import StudentModel
 from training.trainer import losses
 from training.trainer.group_batches import RankingGroups
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 BATCH_QUERIES = 16
 GROUP_DOCUMENTS = 20
@@ -30,8 +31,27 @@ SEGMENT_SPREAD = 0.6  # per dimension, as the spread of words
 COMPARISON_GAIN = 1.4
 
 
+@dataclass(kw_only=True)
+class WordEmbeddingSettings:
+    """How long the word embeddings of a student from scratch are fitted before its encoder is trained.
+
+    Args:
+        match_steps: late-interaction steps that fit the word embeddings of a model from scratch to the order of its
+            training set, seconds before training; 0 for none (training/student/word_embedding_start.py)
+    """
+
+    match_steps: int = 0
+
+    def __post_init__(self):
+        if self.match_steps < 0:
+            raise ValueError(f"match_steps is {self.match_steps}: must not be negative")
+
+
 def late_interaction(words: nn.Embedding, ids: Tensor, is_query: Tensor, is_document: Tensor) -> Tensor:
-    """Scores float [rows] of padded pairs. ids: int [rows, tokens]; the masks, bool [rows, tokens], say whose a token is."""
+    """Scores float [rows] of padded pairs.
+
+    ids: int [rows, tokens]; is_query, is_document: bool [rows, tokens], which tokens are whose.
+    """
     vectors = words(ids)
     products = vectors @ vectors.transpose(1, 2)
     per_word = products.masked_fill(~is_document[:, None, :], -1e4).logsumexp(2)
@@ -40,8 +60,10 @@ def late_interaction(words: nn.Embedding, ids: Tensor, is_query: Tensor, is_docu
     return (per_word * is_query).sum(1)
 
 
-def start_by_matching(student: StudentModel, groups: RankingGroups, steps: int, seed: int) -> float:
-    """Fit embeddings to the groups' order and put them into the student; returns the mean RankNet loss of the last tenth.
+def fit_word_embeddings(student: StudentModel, groups: RankingGroups, steps: int, seed: int) -> float:
+    """Fit word embeddings to the groups' order and put them into the student.
+
+    Returns the mean RankNet loss of the last tenth of the steps.
 
     groups: the training groups, targets grades or teacher scores [documents]. The student must be from scratch.
     """
@@ -58,9 +80,11 @@ def start_by_matching(student: StudentModel, groups: RankingGroups, steps: int, 
         for group in optimiser.param_groups:
             group["lr"] = 1e-2 * (1 - step / steps)
         chosen, owner = _draw(groups, rng)
-        batch = groups.store.pad(chosen.tolist(), student.text.pad_id, token_types=True)
+        batch = groups.store.pad(chosen.tolist(), student.text_format.pad_id, token_types=True)
         ids, types = batch["input_ids"], batch["token_type_ids"]
-        plain = (ids != student.text.cls_id) & (ids != student.text.sep_id) & (batch["attention_mask"] > 0)
+        plain = (
+            (ids != student.text_format.cls_id) & (ids != student.text_format.sep_id) & (batch["attention_mask"] > 0)
+        )
         scores = late_interaction(words, ids, plain & (types == 0), plain & (types == 1))
         loss = losses.ranknet(scores, torch.from_numpy(groups.targets[chosen]), torch.from_numpy(owner))
         optimiser.zero_grad()
@@ -69,7 +93,7 @@ def start_by_matching(student: StudentModel, groups: RankingGroups, steps: int, 
         seen.append(loss.item())
     _hand_over(model, words.weight.detach(), generator)
     last = float(np.mean(seen[-max(1, steps // 10) :]))
-    log.info("word embeddings fitted in %d late-interaction steps, loss %.3f to %.3f", steps, seen[0], last)
+    LOGGER.info("word embeddings fitted in %d late-interaction steps, loss %.3f to %.3f", steps, seen[0], last)
     return last
 
 
@@ -78,7 +102,7 @@ def _draw(groups: RankingGroups, rng: np.random.Generator) -> tuple[np.ndarray, 
     queries = rng.choice(len(groups), size=min(BATCH_QUERIES, len(groups)), replace=False)
     rows, owner = [], []
     for query in queries:
-        members = np.arange(groups.starts[query], groups.starts[query + 1])
+        members = np.arange(groups.group_starts[query], groups.group_starts[query + 1])
         taken = rng.permutation(members)[:GROUP_DOCUMENTS]
         rows.append(taken)
         owner.append(np.full(len(taken), query))

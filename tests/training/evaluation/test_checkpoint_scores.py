@@ -24,7 +24,7 @@ from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.text import STUDENT_FORMAT, TEACHER_FORMAT, StudentFormat, TeacherFormat
-from training.evaluation.scoring import Scorer, score_pairs
+from training.evaluation.checkpoint_scores import Scorer, score_pairs
 
 SENTENCES = ["red running shoes for men", "a cheap flight to rome", "how to bake sourdough bread at home", "rome guide"]
 QUERIES = ["running shoes", "rome flight", "bread", "rome"] * 5
@@ -97,12 +97,12 @@ def teacher(tmp_path_factory) -> Path:
 
 
 def test_a_teachers_score_is_the_head_on_the_final_token_of_each_text_alone(teacher):
-    layout = TeacherFormat.of_checkpoint(teacher)
+    text_format = TeacherFormat.of_checkpoint(teacher)
     model = LlamaForSequenceClassification.from_pretrained(teacher).eval()
     expected = []
-    for text in layout.texts(QUERIES, TITLES, SUMMARIES):
-        ids = layout.tokenizer.encode(text.text).ids
-        assert ids[-1] == layout.eos_id
+    for text in text_format.texts(QUERIES, TITLES, SUMMARIES):
+        ids = text_format.tokenizer.encode(text.text).ids
+        assert ids[-1] == text_format.eos_id
         with torch.no_grad():
             expected.append(model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1]).item())
     found = score_pairs(teacher, QUERIES, TITLES, SUMMARIES, batch_tokens=300)
@@ -138,9 +138,9 @@ def test_batching_and_row_order_do_not_change_scores(kind, request):
 def test_a_mean_pooled_teacher_takes_the_mean_over_real_tokens(teacher, tmp_path):
     folder = copy(teacher, tmp_path / "mean")
     card("teacher", folder, pooling="mean")
-    layout = TeacherFormat.of_checkpoint(folder)
+    text_format = TeacherFormat.of_checkpoint(folder)
     model = LlamaForSequenceClassification.from_pretrained(folder).eval()
-    ids = layout.tokenizer.encode(layout.texts(QUERIES[:1], TITLES[:1], SUMMARIES[:1])[0].text).ids
+    ids = text_format.tokenizer.encode(text_format.texts(QUERIES[:1], TITLES[:1], SUMMARIES[:1])[0].text).ids
     with torch.no_grad():
         expected = model.score(model.model(torch.tensor([ids])).last_hidden_state.mean(1)).item()
     found = score_pairs(folder, QUERIES, TITLES, SUMMARIES)

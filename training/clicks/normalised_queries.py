@@ -12,7 +12,7 @@ BATCH_ROWS = 65_536
 
 def normalise_query(text: str) -> str:
     """NFKC, control characters and white space to single spaces (ranking.text.normalise), lower case."""
-    # again, since lower case can put combining marks out of their order ("İ" becomes "i" and a dot)
+    # again, since lower case can put combining document_starts out of their order ("İ" becomes "i" and a dot)
     return normalise(normalise(text).lower())
 
 

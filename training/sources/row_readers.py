@@ -1,7 +1,7 @@
 """Rows of text and Parquet files, each with the number that an editor would show, and what happens to a bad one.
 
-A bad row raises DataError with its file, number and reason, or, where rejects are kept, goes to the rejects file and the
-reading goes on. A file that breaks off (truncated gzip or Parquet) always raises: nobody knows what its rest said.
+A bad row raises DataError with its file, number and reason, or, where rejects are kept, goes to the rejects file and
+the reading goes on. A file that breaks off (truncated gzip or Parquet) always raises: nobody knows what its rest said.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ class BadRows:
 
     @property
     def count(self) -> int:
+        """How many rows were refused so far."""
         return self.rejects.count if self.rejects is not None else 0
 
     def refuse(self, path: str | Path, row: int, reason: str) -> None:
+        """Note a bad row and go on; DataError where rejects are not kept."""
         if self.rejects is None:
             raise DataError(path, f"{reason} ({self.remedy})" if self.remedy else reason, row)
         self.rejects.add(path, [BadRow(row, reason)])

@@ -1,4 +1,4 @@
-"""The user's own judgements in one table: Parquet, JSONL, CSV or TSV, with a map from our column names to theirs."""
+"""The user's own judgments in one table: Parquet, JSONL, CSV or TSV, with a map from our column names to theirs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ranking.errors import DataError, InputError
 from ranking.text import normalise
 from training.sources.judged_collections import UNSPLIT, JudgedSource
 from training.sources.query_splits import SPLITS, split_name
-from training.sources.source_rows import BadRows, Row, grade_field, json_rows, parquet_rows, separated_rows, text_field
+from training.sources.row_readers import BadRows, Row, grade_field, json_rows, parquet_rows, separated_rows, text_field
 
 REQUIRED = ("query", "title", "grade")
 OPTIONAL = ("query_id", "doc_id", "summary", "split")

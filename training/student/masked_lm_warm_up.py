@@ -7,49 +7,67 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from ranking.errors import InputError
-from ranking.files import replacing
 from ranking.schema import iter_table
 from ranking.text import EncodedPair, StudentFormat
-from training.student.encoder import StudentModel, StudentModelSettings, create_student
+from training.trainer.batch_trainer import BatchTrainer
 from training.trainer.token_store import TokenStore, split_by_tokens
-from training.trainer.trainer_setup import RUN_FOLDER, BatchTrainer, TrainingSettings
+from training.trainer.training_settings import TrainingSettings
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 MASKED_SHARE = 0.15
 BATCH_TEXTS = 128
+
+
+@dataclass(kw_only=True)
+class WarmUpSettings:
+    """How long a student's encoder learns the words of the candidates before it learns to rank.
+
+    Args:
+        warm_up_epochs: masked-LM passes over the candidates before training; worth it from scratch, 0 for none
+        warm_up_learning_rate: peak learning rate of the masked-LM warm-up
+    """
+
+    warm_up_epochs: float = 0.0
+    warm_up_learning_rate: float = 5e-4
+
+    def __post_init__(self):
+        if self.warm_up_epochs < 0 or not self.warm_up_learning_rate > 0:
+            raise ValueError("warm_up_epochs must not be negative and warm_up_learning_rate must be positive")
 
 
 class MaskedTexts(Dataset):
     """Batches of masked texts; item i is this process's share of global batch i, as in GroupBatches.
 
     Masks are a pure function of (seed, epoch, text): of 15% of the tokens, at least one, 80% become [MASK], 10% another
-    token, 10% stay. [CLS] and [SEP] are never masked. Item: {"forwards": [model inputs], "labels": [int64 [rows, tokens],
-    -100 where nothing is predicted], "documents": masked tokens of the global batch}.
+    token, 10% stay. [CLS] and [SEP] are never masked. Item: {"forwards": [model inputs], "labels": [int64 [rows,
+    tokens],
+    -100 where nothing is predicted], "normaliser": masked tokens of the global batch}.
     """
 
-    def __init__(self, store: TokenStore, text: StudentFormat, forward_tokens: int, seed: int):
-        self.store, self.text, self.forward_tokens, self.seed = store, text, forward_tokens, seed
-        self.rank, self.world = 0, 1
-        mask_id = text.tokenizer.token_to_id("[MASK]")
+    def __init__(self, store: TokenStore, text_format: StudentFormat, forward_tokens: int, seed: int):
+        self.store, self.text_format, self.forward_tokens, self.seed = store, text_format, forward_tokens, seed
+        self.process_index, self.process_count = 0, 1
+        mask_id = text_format.tokenizer.token_to_id("[MASK]")
         if mask_id is None:
             raise InputError("the tokenizer has no [MASK]: this vocabulary cannot be warmed up by masked LM")
-        self.mask_id, self.vocabulary = mask_id, text.tokenizer.get_vocab_size()
+        self.mask_id, self.vocabulary = mask_id, text_format.tokenizer.get_vocab_size()
         self.examples = len(store)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of the texts, and from now on their masks, for an epoch."""
         self.epoch = epoch
         self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.store))
 
@@ -62,11 +80,11 @@ class MaskedTexts(Dataset):
         rows = self.order[index * BATCH_TEXTS : (index + 1) * BATCH_TEXTS]
         # drawn for the whole batch on every process, so that all know the normaliser
         masks = {int(row): self._mask(int(row)) for row in rows}
-        mine = rows[self.rank :: self.world]
+        mine = rows[self.process_index :: self.process_count]
         chunks = [mine[chunk] for chunk in split_by_tokens(self.store.lengths[mine], self.forward_tokens)]
         forwards, labels = [], []
         for chunk in chunks:
-            batch = self.store.pad(chunk, self.text.pad_id, token_types=True)
+            batch = self.store.pad(chunk, self.text_format.pad_id, token_types=True)
             wanted = torch.full_like(batch["input_ids"], -100)
             for place, row in enumerate(chunk):
                 positions, replacements = masks[int(row)]
@@ -74,13 +92,13 @@ class MaskedTexts(Dataset):
                 batch["input_ids"][place, positions] = replacements
             forwards.append(batch)
             labels.append(wanted)
-        return {"forwards": forwards, "labels": labels, "documents": sum(len(p) for p, _ in masks.values())}
+        return {"forwards": forwards, "labels": labels, "normaliser": sum(len(p) for p, _ in masks.values())}
 
     def _mask(self, row: int) -> tuple[Tensor, Tensor]:
         """Masked positions of a text and the ids that stand there instead."""
         rng = np.random.default_rng([self.seed, self.epoch, row])
         ids = self.store[row]
-        free = np.flatnonzero((ids != self.text.cls_id) & (ids != self.text.sep_id))
+        free = np.flatnonzero((ids != self.text_format.cls_id) & (ids != self.text_format.sep_id))
         count = min(len(free), max(1, round(MASKED_SHARE * len(free))))
         positions = np.sort(rng.choice(free, count, replace=False)) if count else free
         fate = rng.random(count)
@@ -96,48 +114,17 @@ class WarmUpTrainer(BatchTrainer):
         super().__init__(model, settings, texts, None, out, "eval_loss")
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+        """This process's part of the mean cross-entropy per masked token: a scalar."""
         losses = []
         for forward, labels in zip(inputs["forwards"], inputs["labels"]):
             logits = model(**forward).logits[labels != -100].float()
             losses.append(nn.functional.cross_entropy(logits, labels[labels != -100], reduction="sum"))
-        return self.global_loss(torch.stack(losses).sum(), num_items_in_batch or inputs["documents"])
-
-
-def start_student(
-    start: StudentModelSettings, training: TrainingSettings, data: str | Path, out: str | Path
-) -> StudentModel:
-    """The model to train: created as `start` says and, if it asks for it, warmed up on the dataset's candidates.
-
-    A finished warm-up is kept below `out`, so that a resumed run starts from the same weights.
-    """
-    work = Path(out) / RUN_FOLDER
-    student = create_student(start, data, work, training.seed, training.resume)
-    if not start.warm_up_epochs:
-        return student
-    kept = work / "warm_up.safetensors"
-    if not (training.resume and kept.is_file()):
-        settings = TrainingSettings(
-            epochs=start.warm_up_epochs,
-            learning_rate=start.warm_up_learning_rate,
-            forward_tokens=training.forward_tokens,
-            precision=training.precision,
-            log_steps=50,
-            seed=training.seed,
-            resume=training.resume and (work / "warm_up").exists(),
-        )
-        trainer = warm_up(student.model, student.text, Path(data) / "candidates.parquet", work / "warm_up", settings)
-        if trainer.args.process_index == 0:
-            with replacing(kept) as aside:
-                save_file(student.model.state_dict(), aside)
-        trainer.accelerator.wait_for_everyone()
-    student.model.load_state_dict(load_file(kept))
-    student.base += f" + {start.warm_up_epochs:g} epochs masked LM"
-    return student
+        return self.global_loss(torch.stack(losses).sum(), num_items_in_batch or inputs["normaliser"])
 
 
 def warm_up(
     model: BertForSequenceClassification,
-    text: StudentFormat,
+    text_format: StudentFormat,
     candidates: Path,
     out: Path,
     settings: TrainingSettings,
@@ -146,18 +133,18 @@ def warm_up(
     masked = BertForMaskedLM(model.config)
     masked.bert.embeddings, masked.bert.encoder = model.bert.embeddings, model.bert.encoder
     masked.tie_weights()
-    texts = MaskedTexts(_texts(candidates, text), text, settings.forward_tokens, settings.seed)
+    texts = MaskedTexts(_texts(candidates, text_format), text_format, settings.forward_tokens, settings.seed)
     trainer = WarmUpTrainer(masked, settings, texts, out)
     trainer.start()
     means = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
-    log.info("masked-LM warm-up: mean loss %.3f nats a masked token over %d texts", means[-1], len(texts.store))
+    LOGGER.info("masked-LM warm-up: mean loss %.3f nats a masked token over %d texts", means[-1], len(texts.store))
     return trainer
 
 
-def _texts(candidates: Path, text: StudentFormat) -> TokenStore:
+def _texts(candidates: Path, text_format: StudentFormat) -> TokenStore:
     def pairs() -> Iterator[EncodedPair]:
         for rows in iter_table(candidates, "candidates"):
-            yield from text.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+            yield from text_format.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
 
     store = TokenStore.of_pairs(pairs())
     if not len(store):

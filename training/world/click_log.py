@@ -24,7 +24,7 @@ MESS = (str.upper, str.title, lambda text: f"  {text.replace(' ', '  ')} ", lamb
 
 
 @dataclass(frozen=True)
-class Log:
+class ClickLog:
     """Page views. query: row of the log's query list [pages]; doc, clicked, dwell: [pages, positions]."""
 
     query: np.ndarray
@@ -44,7 +44,7 @@ def simulate_log(
     clicked_pairs: int,
     shown: int,
     robot_share: float,
-) -> Log:
+) -> ClickLog:
     """Page views until `clicked_pairs` distinct (query, document) pairs have a satisfied click by a person.
 
     candidates: document rows int [queries, n], grades: int8 [queries, n]; shown: positions of a page. Robots add
@@ -77,7 +77,7 @@ def simulate_log(
     users = max(1, len(query) // SESSIONS_PER_USER)
     activity = rng.lognormal(0, 0.8, size=users)
     user = rng.choice(users, len(query), p=activity / activity.sum())
-    log = Log(query, doc, clicked, dwell, user, np.zeros(len(query), dtype=bool), examined.mean(0))
+    log = ClickLog(query, doc, clicked, dwell, user, np.zeros(len(query), dtype=bool), examined.mean(0))
     return _with_robots(log, round(robot_share * len(query)), users, rng)
 
 
@@ -91,7 +91,7 @@ def _pages_until(pair: np.ndarray, found: np.ndarray, wanted: int, shown: int) -
     return int(hits[np.sort(first)[wanted - 1]]) // shown + 1
 
 
-def _with_robots(log: Log, pages: int, users: int, rng: np.random.Generator) -> Log:
+def _with_robots(log: ClickLog, pages: int, users: int, rng: np.random.Generator) -> ClickLog:
     """Add pages viewed by robots: few users with many pages, seven of ten results clicked, long dwell."""
     if not pages:
         return log
@@ -104,7 +104,7 @@ def _with_robots(log: Log, pages: int, users: int, rng: np.random.Generator) -> 
     def mixed(people: np.ndarray, robots: np.ndarray) -> np.ndarray:
         return np.concatenate([people, robots])[order]
 
-    return Log(
+    return ClickLog(
         mixed(log.query, log.query[source]),
         mixed(log.doc, log.doc[source]),
         mixed(log.clicked, clicked),
@@ -116,7 +116,7 @@ def _with_robots(log: Log, pages: int, users: int, rng: np.random.Generator) -> 
 
 
 def event_tables(
-    log: Log, queries: list[str], documents: Documents, rng: np.random.Generator, messy_share: float
+    log: ClickLog, queries: list[str], documents: Documents, rng: np.random.Generator, messy_share: float
 ) -> Iterator[pa.Table]:
     """The log as `events`, in time order, in pieces. messy_share of the pages carry the query in another spelling."""
     pages, shown = log.doc.shape

@@ -20,7 +20,7 @@ Kind = Literal["isotonic", "platt"]
 def fit(kind: Kind, scores: ArrayLike, relevant: ArrayLike) -> dict[str, Any]:
     """The card's `calibration` entry, fitted on judged documents: float [n] raw scores, bool [n] outcomes.
 
-    isotonic: pool-adjacent-violators (Zadrozny and Elkan 2002); any monotone shape, wants some thousand judgements.
+    isotonic: pool-adjacent-violators (Zadrozny and Elkan 2002); any monotone shape, wants some thousand judgments.
     platt: a logistic curve (Platt 1999, with his smoothed targets); two numbers, works with a few hundred.
     InputError if all documents are relevant or none is, or if Platt's slope is not positive (scores that do not rank).
     """
@@ -28,7 +28,7 @@ def fit(kind: Kind, scores: ArrayLike, relevant: ArrayLike) -> dict[str, Any]:
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"scores {x.shape} and outcomes {y.shape} must be 1-d of one length")
     if y.all() or not y.any():
-        raise InputError("calibration needs judgements of relevant and of other documents; dev has one kind only")
+        raise InputError("calibration needs judgments of relevant and of other documents; dev has one kind only")
     return _isotonic(x, y) if kind == "isotonic" else _platt(x, y)
 
 
@@ -44,7 +44,7 @@ def _isotonic(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 
 def _platt(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    # targets a little inside 0 and 1, so that separable judgements do not give an infinite slope
+    # targets a little inside 0 and 1, so that separable judgments do not give an infinite slope
     positives, negatives = y.sum(), (~y).sum()
     target = np.where(y, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     mean, spread = x.mean(), max(x.std(), 1e-9)

@@ -9,7 +9,7 @@ import pytest
 
 from ranking.calibration import ece, probability
 from ranking.errors import InputError
-from training.evaluation.calibration import fit
+from training.evaluation.calibration_fit import fit
 
 
 def judged(n: int, seed: int, slope: float = 2.0, offset: float = 7.0):
@@ -28,13 +28,13 @@ def test_a_fitted_map_is_monotone_and_calibrates_documents_it_has_not_seen(kind)
     assert (np.diff(probability(np.linspace(-50, 50, 999), found)) >= 0).all()
 
 
-def test_platt_recovers_the_curve_the_judgements_came_from():
+def test_platt_recovers_the_curve_the_judgments_came_from():
     found = fit("platt", *judged(20000, 3))
     assert found["slope"] == pytest.approx(2.0, rel=0.05)
     assert -found["intercept"] / found["slope"] == pytest.approx(8.0, abs=0.05)
 
 
-def test_platt_stays_finite_on_separable_judgements():
+def test_platt_stays_finite_on_separable_judgments():
     found = fit("platt", [1.0, 2.0, 3.0, 4.0], [False, False, True, True])
     assert np.isfinite([found["slope"], found["intercept"]]).all()
     assert 0.5 < probability([3.5], found)[0] < 1
@@ -45,7 +45,7 @@ def test_isotonic_pools_scores_that_are_out_of_order():
     assert probability([1.0, 2.0, 3.0, 4.0], found).tolist() == [0.0, 0.5, 0.5, 1.0]
 
 
-def test_judgements_of_one_kind_and_scores_that_do_not_rank_are_refused():
+def test_judgments_of_one_kind_and_scores_that_do_not_rank_are_refused():
     with pytest.raises(InputError, match="one kind only"):
         fit("isotonic", [1.0, 2.0], [True, True])
     with pytest.raises(InputError, match="does not rank"):

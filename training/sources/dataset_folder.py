@@ -1,0 +1,252 @@
+"""Writes a dataset folder from judged pairs: splits, samples, negatives, click pairs, and dataset.json."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ranking.card import fingerprint
+from ranking.errors import DataError
+from ranking.files import write_json
+from ranking.schema import MAX_GRADE, read_table, write_table
+from ranking.text import normalise
+from training.sources.bm25 import Bm25
+from training.sources.judged_collections import JudgedSource
+from training.sources.query_splits import SPLITS, QuerySplits, assign_splits, shuffled
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class DatasetSettings:
+    """How judged pairs become a dataset folder: its splits, samples and extra tables.
+
+    Args:
+        dev_fraction: share of the train queries that become dev where the source has none
+        test_fraction: share of the queries that become test where the source has none
+        judged_fraction: share of the train queries that keep their grades; the others' documents become candidates
+        train_queries: at most this many judged train queries, of those that keep their grades; 0 for all
+        dev_queries: at most this many dev queries; 0 for all
+        test_queries: at most this many test queries; 0 for all
+        unlabelled_queries: at most this many queries in candidates.parquet; 0 for all
+        negatives: BM25's best unjudged documents added to each query as grade 0; for sets where only relevant ones are
+            judged
+        clicks_from_judgments: write clicks.parquet from the relevant train pairs, for continued pre-training without a
+            log
+        seed: draws splits and samples; another seed, another draw
+    """
+
+    dev_fraction: float = 0.1
+    test_fraction: float = 0.1
+    judged_fraction: float = 1.0
+    train_queries: int = 0
+    dev_queries: int = 0
+    test_queries: int = 0
+    unlabelled_queries: int = 0
+    negatives: int = 0
+    clicks_from_judgments: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("dev_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: a share between 0 and 1 is needed")
+        if not 0 < self.judged_fraction <= 1:
+            raise ValueError(f"judged_fraction is {self.judged_fraction}: a share above 0, at most 1 is needed")
+        for name in ("train_queries", "dev_queries", "test_queries", "unlabelled_queries", "negatives"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is needed")
+
+
+@dataclass
+class _Pairs:
+    """Pairs of one table: (query id, doc id) -> grade; of candidates, which have none yet, the grade means nothing."""
+
+    grades: dict[tuple[str, str], int]
+
+    def queries(self) -> list[str]:
+        return list(dict.fromkeys(query_id for query_id, _ in self.grades))
+
+    def of(self, queries: Iterable[str]) -> dict[tuple[str, str], int]:
+        wanted = set(queries)
+        return {pair: grade for pair, grade in self.grades.items() if pair[0] in wanted}
+
+
+def write_dataset(
+    source: JudgedSource,
+    settings: DatasetSettings,
+    out: Path,
+    *,
+    origin: str,
+    licence: str = "",
+    rejected: int = 0,
+    reading: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Split, sample and write the tables, dataset.json last. Returns the content of dataset.json.
+
+    origin: what dataset.json and errors name as the source; licence: where the source does not say its own; rejected:
+    bad rows that were left out; reading: how the source was read, for dataset.json's settings. DataError if a split is
+    left without a usable query.
+    """
+    splits = _splits(source, settings)
+    judged = {name: _Pairs({}) for name in SPLITS}
+    dropped = 0
+    queries_of = {name: {query_id for query_id, _ in source.judged.get(name, {})} for name in SPLITS}
+    for given, grades in source.judged.items():
+        for (query_id, doc_id), grade in grades.items():
+            split = splits.split.get(query_id)
+            # a query that the source has in two splits counts in the higher one, with that one's grades only
+            if split is None or (given and given != split and query_id in queries_of[split]):
+                dropped += 1
+            else:
+                judged[split].grades[query_id, doc_id] = grade
+    unlabelled = _unlabelled(source, splits)
+    limits = {"train": settings.train_queries, "dev": settings.dev_queries, "test": settings.test_queries}
+    if settings.judged_fraction < 1:
+        order = shuffled(judged["train"].queries(), settings.seed + 1)
+        keep = order[: max(1, round(settings.judged_fraction * len(order)))]
+        unlabelled |= judged["train"].of(set(order) - set(keep))
+        judged["train"] = _Pairs(judged["train"].of(keep))
+    for name in SPLITS:
+        judged[name] = _limited(judged[name], limits[name], settings.seed, 0)
+    candidates = _limited(_Pairs(unlabelled), settings.unlabelled_queries, settings.seed, 2)
+    for name in SPLITS:
+        if not judged[name].grades:
+            raise DataError(origin, f"no usable query is left for the {name} split; give it more queries")
+        if settings.negatives:
+            add_negatives(source, judged[name].grades, settings.negatives)
+    counts = {"documents": source.corpus_size}
+    counts["queries_without_judgments"] = len(source.queries) - len(splits.split) - len(splits.removed)
+    counts |= {"queries_near_a_held_out_one": len(splits.removed), "judgments_of_those": dropped}
+    counts["rejected_rows"] = rejected
+    content = {
+        "source": origin,
+        "licence": licence or source.licence,
+        "near_identical": {"groups": splits.groups, "largest": splits.largest_group},
+        "settings": {f.name: getattr(settings, f.name) for f in fields(DatasetSettings)} | (reading or {}),
+    }
+    return _write_tables(source, judged, candidates, settings, out, counts, content)
+
+
+def _splits(source: JudgedSource, settings: DatasetSettings) -> QuerySplits:
+    given: dict[str, set[str]] = {}
+    for split, grades in source.judged.items():
+        for query_id, _ in grades:
+            given.setdefault(query_id, set()).update({split} - {""})
+    for query_id, _ in source.unlabelled:
+        given.setdefault(query_id, set())
+    queries = {query_id: source.queries[query_id] for query_id in given}
+    found = assign_splits(
+        queries, given, dev_fraction=settings.dev_fraction, test_fraction=settings.test_fraction, seed=settings.seed
+    )
+    if found.removed:
+        LOGGER.info("%d queries are near-identical to one of a held-out split and left out", len(found.removed))
+    return found
+
+
+def _unlabelled(source: JudgedSource, splits: QuerySplits) -> dict[tuple[str, str], int]:
+    """The source's pairs without a grade, of queries that no held-out split has."""
+    return {pair: 0 for pair in sorted(source.unlabelled) if splits.split.get(pair[0]) == "train"}
+
+
+def _limited(pairs: _Pairs, limit: int, seed: int, stream: int) -> _Pairs:
+    """At most limit queries (0: all), drawn by name and seed."""
+    queries = pairs.queries()
+    if not limit or len(queries) <= limit:
+        return pairs
+    return _Pairs(pairs.of(shuffled(queries, seed + stream)[:limit]))
+
+
+def _write_tables(
+    source: JudgedSource,
+    judged: dict[str, _Pairs],
+    candidates: _Pairs,
+    settings: DatasetSettings,
+    out: Path,
+    counts: dict[str, int],
+    content: dict[str, Any],
+) -> dict[str, Any]:
+    """Write every table, add what they hold to the content of dataset.json, and write that."""
+    grades: dict[str, dict[str, int]] = {}
+    files = []
+    for name in SPLITS:
+        table = pair_table(source, judged[name].grades, settings.seed, graded=True)
+        files.append(out / f"judgments/{name}.parquet")
+        counts[f"judgments_{name}"] = write_table(files[-1], "judgments", table)
+        counts[f"queries_{name}"] = len(judged[name].queries())
+        tally = Counter(judged[name].grades.values())
+        grades[name] = {str(grade): tally[grade] for grade in range(MAX_GRADE + 1)}
+    files.append(out / "candidates.parquet")
+    table = pair_table(source, candidates.grades, settings.seed, graded=False)
+    counts["candidates"] = write_table(files[-1], "candidates", table)
+    counts["queries_candidates"] = len(candidates.queries())
+    clicks = out / "clicks.parquet"
+    if settings.clicks_from_judgments:
+        write_table(clicks, "clicks", clicks_from_judgments(read_table(files[0], "judgments")))
+        content["clicks_are"] = "the relevant pairs of the judged train split, weight = grade, not clicks"
+    if clicks.is_file():
+        counts["clicks"] = len(read_table(clicks, "clicks"))
+        files.append(clicks)
+    content |= {
+        "counts": counts,
+        "grades": grades,
+        "fingerprint": fingerprint(*files),
+    }
+    write_json(out / "dataset.json", content)
+    return content
+
+
+def pair_table(source: JudgedSource, grades: dict[tuple[str, str], int], seed: int, graded: bool) -> pa.Table:
+    """A judgments table (graded) or candidates table, its rows by query.
+
+    Within a query the documents stand in a drawn order: ties break by it, and judgment files often list the relevant
+    documents first.
+    """
+    of_query: dict[str, list[str]] = {}
+    for query_id, doc_id in grades:
+        of_query.setdefault(query_id, []).append(doc_id)
+    pairs = [(q, d) for q, documents in of_query.items() for d in shuffled(documents, seed)]
+    query_ids, doc_ids = [q for q, _ in pairs], [d for _, d in pairs]
+    columns = {
+        "query_id": pa.array(query_ids, pa.string()),
+        "doc_id": pa.array(doc_ids, pa.string()),
+        "query": pa.array([source.queries[q] for q in query_ids], pa.string()),
+        "title": pa.array([source.documents[d][0] for d in doc_ids], pa.string()),
+        "summary": pa.array([source.documents[d][1] for d in doc_ids], pa.string()),
+    }
+    if graded:
+        columns["grade"] = pa.array([grades[pair] for pair in pairs], pa.int8())
+    return pa.table(columns)
+
+
+def clicks_from_judgments(judgments: pa.Table) -> pa.Table:
+    """The relevant pairs as a clicks table: per normalised query and document the best grade, as its weight."""
+    relevant = judgments.filter(pc.greater(judgments.column("grade"), 0))
+    best: dict[tuple[str, str], dict] = {}
+    for row in relevant.to_pylist():
+        key = (normalise(row["query"]).lower(), row["doc_id"])
+        if key not in best or best[key]["weight"] < row["grade"]:
+            best[key] = {"query": key[0], "weight": float(row["grade"])} | {
+                name: row[name] for name in ("doc_id", "title", "summary")
+            }
+    names = ("query", "doc_id", "title", "summary", "weight")
+    return pa.table({name: [row[name] for row in best.values()] for name in names})
+
+
+def add_negatives(source: JudgedSource, grades: dict[tuple[str, str], int], count: int) -> None:
+    """Add BM25's best unjudged documents of each query as grade 0."""
+    doc_ids = list(source.documents)
+    index = Bm25(list(source.documents.values()))
+    judged: dict[str, int] = Counter(query_id for query_id, _ in grades)
+    for query_id, scores in zip(judged, index.scores([source.queries[q] for q in judged])):
+        best = np.argsort(-scores, kind="stable")[: count + judged[query_id]]
+        new = [pair for i in best if scores[i] > 0 and (pair := (query_id, doc_ids[i])) not in grades]
+        grades.update(dict.fromkeys(new[:count], 0))

@@ -1,0 +1,127 @@
+"""One training of a student or baseline from its settings to its checkpoint: start, warm-up, groups in, card out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import load_file, save_file
+
+from ranking.card import ScoreCard
+from ranking.files import replacing
+from training.evaluation.calibration_fit import Kind
+from training.student.checkpoint import ScoreScale, save_student
+from training.student.encoder import StudentModel, StudentModelSettings, create_student
+from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
+from training.student.masked_lm_warm_up import WarmUpSettings, warm_up
+from training.student.word_embedding_start import WordEmbeddingSettings, fit_word_embeddings
+from training.trainer.group_batches import GroupSampler, RankingGroups
+from training.trainer.ranking_trainer import RankingLoss, RankingTrainer
+from training.trainer.training_settings import RUN_FOLDER, TrainingSettings
+
+
+@dataclass(kw_only=True)
+class StudentTrainingSettings(TrainingSettings, StudentModelSettings, WarmUpSettings, WordEmbeddingSettings):
+    """What every training of a student or baseline needs, whatever its targets.
+
+    Args:
+        data: dataset folder, as prepare_data wrote it
+        out: folder for the checkpoint; the run's states go to its subfolder training/
+        calibrate: fit a map from score to probability on dev judgments; isotonic wants thousands, platt hundreds
+    """
+
+    data: Path
+    out: Path
+    calibrate: Kind | None = None
+
+    def __post_init__(self):
+        TrainingSettings.__post_init__(self)
+        StudentModelSettings.__post_init__(self)
+        WarmUpSettings.__post_init__(self)
+        WordEmbeddingSettings.__post_init__(self)
+
+
+def start_student(settings: StudentTrainingSettings) -> StudentModel:
+    """The model to train: created as the settings say and, if they ask for it, warmed up on the dataset's candidates.
+
+    A finished warm-up is kept below the output folder, so that a resumed run starts from the same weights.
+    InputError if the start does not fit, see create_student.
+    """
+    work = settings.out / RUN_FOLDER
+    student = create_student(settings, settings.data, work, settings.seed, settings.resume)
+    if not settings.warm_up_epochs:
+        return student
+    kept = work / "warm_up.safetensors"
+    if not (settings.resume and kept.is_file()):
+        of_warm_up = TrainingSettings(
+            epochs=settings.warm_up_epochs,
+            learning_rate=settings.warm_up_learning_rate,
+            forward_tokens=settings.forward_tokens,
+            precision=settings.precision,
+            log_steps=50,
+            seed=settings.seed,
+            resume=settings.resume and (work / "warm_up").exists(),
+        )
+        candidates = settings.data / "candidates.parquet"
+        trainer = warm_up(student.model, student.text_format, candidates, work / "warm_up", of_warm_up)
+        if trainer.args.process_index == 0:
+            with replacing(kept) as aside:
+                save_file(student.model.state_dict(), aside)
+        trainer.accelerator.wait_for_everyone()
+    student.model.load_state_dict(load_file(kept))
+    student.base += f" + {settings.warm_up_epochs:g} epochs masked LM"
+    return student
+
+
+def train_student(
+    settings: StudentTrainingSettings,
+    student: StudentModel,
+    train: RankingGroups,
+    dev: RankingGroups,
+    *,
+    word_groups: RankingGroups,
+    loss: RankingLoss,
+    sample_group: GroupSampler | None,
+    role: Literal["student", "baseline"],
+    scale: ScoreScale,
+    trained_on: dict[str, str],
+    judged_queries: int,
+    judged: RankingGroups | None = None,
+    tuning: JudgedTuningSettings | None = None,
+) -> ScoreCard:
+    """Train, keep the weights with the best dev NDCG@5, write the checkpoint to settings.out, return its card.
+
+    train: groups with targets on the standardised scale; dev: groups with grades; word_groups: groups with one target
+    per document, from which word embeddings are fitted first where the settings ask for it (a start from scratch only);
+    scale: the targets' raw scale, to which the saved model's scores are brought back; trained_on: name -> fingerprint;
+    judged_queries: judged train queries behind the targets or the tuning;
+    judged, tuning: judged groups that the model is tuned on afterwards, and how (training/student/judged_tuning.py).
+    """
+    if settings.match_steps and settings.init is None:
+        fit_word_embeddings(student, word_groups, settings.match_steps, settings.seed)
+    trainer = RankingTrainer(
+        student.model,
+        settings,
+        train,
+        dev,
+        loss=loss,
+        pad_id=student.text_format.pad_id,
+        token_types=True,
+        sample_group=sample_group,
+        out=settings.out,
+    )
+    trainer.start()
+    if judged is not None and tuning is not None:
+        tune_on_judgments(student, settings, tuning, judged, dev, work=settings.out / RUN_FOLDER / "judged")
+    return save_student(
+        student,
+        trainer,
+        dev,
+        settings.out,
+        role=role,
+        scale=scale,
+        trained_on=trained_on,
+        judged_queries=judged_queries,
+        calibrate=settings.calibrate,
+    )

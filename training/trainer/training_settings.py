@@ -1,0 +1,122 @@
+"""Settings that all training programs share, and the Hugging Face Trainer's arguments that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+
+# below the output folder: optimiser states and logs; the checkpoint itself lies in the output folder
+RUN_FOLDER = "training"
+
+
+@dataclass(kw_only=True)
+class TrainingSettings:
+    """Knobs that all training programs share.
+
+    Args:
+        epochs: passes over the training set
+        learning_rate: peak learning rate of AdamW
+        warmup: share of all steps in which the learning rate rises; a number from 1 up counts steps
+        schedule: course of the learning rate after warm-up
+        weight_decay: AdamW's weight decay; biases and norms are left out
+        max_grad_norm: gradients are clipped to this norm; 0 for no clipping
+        batch_groups: queries (pre-training: texts) per batch, over all processes together
+        accumulation: batches per optimiser step; raise it when a batch does not fit the memory, and lower batch_groups
+        forward_tokens: padded tokens per forward; small enough that documents of one forward are of similar length
+        precision: fp32, or bf16 autocast over fp32 weights; auto is bf16 where the device multiplies it natively
+        gradient_checkpointing: recompute activations in the backward pass: a third slower, much less memory
+        eval_steps: optimiser steps between evaluations on dev; 0 for one per epoch
+        patience: evaluations without a better dev score after which training stops; 0 never stops early
+        log_steps: optimiser steps between log lines
+        report_to: where curves go: tensorboard, wandb, mlflow ... or none
+        loader_workers: processes that prepare batches beside the training process
+        seed: everything random follows from it
+        resume: continue the run that lies in the output folder, as if it had not been interrupted
+    """
+
+    epochs: float = 3.0
+    learning_rate: float = 5e-5
+    warmup: float = 0.1
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    batch_groups: int = 16
+    accumulation: int = 1
+    forward_tokens: int = 4096
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+    eval_steps: int = 0
+    patience: int = 0
+    log_steps: int = 10
+    report_to: str = "none"
+    loader_workers: int = 0
+    seed: int = 1
+    resume: bool = False
+
+    def __post_init__(self):
+        for name in ("batch_groups", "accumulation", "forward_tokens", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
+        for name in ("epochs", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: a positive number is needed")
+        for name in ("warmup", "weight_decay", "max_grad_norm", "eval_steps", "patience"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: must not be negative")
+
+    def bf16(self) -> bool:
+        """Whether forwards run under bf16 autocast; `auto` asks the device."""
+        return bf16_is_native() if self.precision == "auto" else self.precision == "bf16"
+
+
+def bf16_is_native() -> bool:
+    """Whether the device that torch would use multiplies bfloat16 itself."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def training_arguments(settings: TrainingSettings, out: Path, best_metric: str | None) -> TrainingArguments:
+    """The Trainer's arguments; best_metric ("eval_ndcg@5", or "eval_loss", lower is better) selects the checkpoint."""
+    every: dict[str, Any] = (
+        {"save_strategy": "steps", "save_steps": settings.eval_steps}
+        if settings.eval_steps
+        else {"save_strategy": "epoch"}
+    )
+    if best_metric is not None:
+        every |= {"eval_strategy": every["save_strategy"], "eval_steps": settings.eval_steps or None}
+        every |= {"load_best_model_at_end": True, "metric_for_best_model": best_metric}
+        every |= {"greater_is_better": not best_metric.endswith("loss")}
+    return TrainingArguments(
+        output_dir=str(out / RUN_FOLDER),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.schedule,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_accumulation_steps=settings.accumulation,
+        optim="adamw_torch_fused",
+        bf16=settings.bf16(),
+        use_cpu=not torch.accelerator.is_available(),  # without it, accelerate runs CPU processes unconnected
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        logging_steps=settings.log_steps,
+        logging_nan_inf_filter=False,  # it would replace a NaN loss by the mean of the others
+        report_to=settings.report_to,
+        dataloader_num_workers=settings.loader_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,  # early stopping counts on where it was
+        # a share is encoded in several forwards before one backward: buffers must not be overwritten in between,
+        # and every parameter that trains is used
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        seed=settings.seed,
+        **every,
+    )
