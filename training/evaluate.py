@@ -172,7 +172,7 @@ def score_system(
         return System(name, source, label_scores(Path(where), judgments.table), is_teacher=True, is_logit=True)
     # torch takes seconds to import, and bm25 needs none of it
     if kind == "blend" and where:
-        from training.blend.blend import Blend, BlendScorer
+        from training.evaluation.blend import Blend, BlendScorer
 
         blend = Blend.of_labels(Path(where))
         scorer = BlendScorer(corpus, blend.encoder, blend.max_tokens, blend.precision)

