@@ -115,7 +115,7 @@ def engine_arguments(teacher: FoldedTeacher, served: Path, given: dict[str, Any]
 def teacher_id(checkpoint: Path, given: dict[str, Any]) -> str:
     """What labels name their teacher by: the served checkpoint's fingerprint, and what bends its scores while serving.
 
-    given: the engine arguments of the command line. Those of SCORE_ARGUMENTS are part of the id, since a quantised model
+    given: the engine arguments of the command line. Those of SCORE_ARGUMENTS are part of the id: a quantised model
     or KV cache gives other scores from the same checkpoint. Without any of them the id is the fingerprint alone.
     """
     bending = {name: given[name] for name in SCORE_ARGUMENTS if given.get(name) not in (None, "auto", False)}

@@ -264,8 +264,8 @@ def write_results(
         scored = scored.append_column(system.name, pa.array(system.scores, pa.float32()))
     with replacing(out / "scores.parquet") as aside:
         pq.write_table(scored, aside)
-    for system in systems if teacher else []:
-        if system is not teacher:
+    for system in systems:
+        if teacher is not None and system is not teacher:
             names, scores = (teacher.name, system.name), (teacher.scores, system.scores)
             page = disagreement_page(names, scores, judgments, disagreements)
             file_name = f"disagreements-{re.sub(r'[^A-Za-z0-9_.+-]+', '_', system.name)}.md"

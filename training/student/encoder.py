@@ -62,7 +62,7 @@ class StudentModelSettings:
         size: shape of a model from scratch, see docs/students.md
         vocabulary_size: WordPiece tokens of a model from scratch
         dropout: dropout of the encoder and before the head; 0.1 for long runs on a GPU, 0 is faster on a CPU
-        limits: tokens of each field that the model reads; ignored with --init of a checkpoint of ours, whose card has them
+        limits: tokens of each field that the model reads; with --init of a checkpoint of ours, those of its card
     """
 
     init: str | None = None
