@@ -18,8 +18,8 @@ def fit_weights(
 
     scores: standardised scores [documents, rankers]; grades, groups: [documents], as in training/trainer/losses.py.
     Minimises, over weights w = scale * u, the sum over queries of the mean of log(1 + exp(-w . (x_i - x_j))) over
-    pairs with grade_i > grade_j (RankNet, Burges et al. 2005), plus pull * sum (u_k - 1)^2: a few judged queries say little of
-    the weights, and equal ones are hard to beat. Without a usable pair the weights are equal.
+    pairs with grade_i > grade_j (RankNet, Burges et al. 2005), plus pull * sum (u_k - 1)^2: a few judged queries say
+    little of the weights, and equal ones are hard to beat. Without a usable pair the weights are equal.
     """
     if len(scores) != len(grades) or len(grades) != len(groups):
         raise ValueError(f"{len(scores)} scores, {len(grades)} grades, {len(groups)} groups: must be equal")
