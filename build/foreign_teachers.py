@@ -82,9 +82,10 @@ def load_causal(folder: Path, dtype: Dtype) -> Any:
     score.
     """
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto" if dtype == "auto" else getattr(torch, dtype), output_loading_info=True
         )
+        model, report = loaded
     except (OSError, ValueError) as problem:
         raise InputError(f"{folder}: cannot be opened as a language model: {problem}") from problem
     if report["missing_keys"]:

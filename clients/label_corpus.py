@@ -94,9 +94,9 @@ def make_job(config: Config, candidates: CandidateFile, out: Path, shard_rows: i
     teacher = asyncio.run(find_teacher(config.url, credentials, config.model, config.teacher_kind, wait_seconds))
     checkpoint = checkpoint_folder(config.teacher)
     teacher.texts(checkpoint)  # a wrong folder must be known before anything is written
-    asked = StreamedTeacher(
-        teacher, checkpoint.absolute(), tuple(config.url), credentials, config.in_flight, config.patience()
-    )
+    # absolute, because Ray's workers run elsewhere
+    folder, credentials = checkpoint.absolute(), credentials.absolute()
+    asked = StreamedTeacher(teacher, folder, tuple(config.url), credentials, config.in_flight, config.patience())
     origin = Origin.of(candidates, shard_rows, teacher.teacher_id)
     return Job(candidates, out, origin, asked, config.give_up_seconds, config.max_refused)
 

@@ -267,7 +267,7 @@ def prepare(environment, **_) -> None:
         )
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.register_message("arm", lambda msg, **_: set_arm(msg.data["arm"]))
-    # reading the requests blocked the event loop, whose clock stood still meanwhile: a run time of two seconds would count
+    # reading the requests blocked the event loop, whose clock stood still: a run time of two seconds would count
     # from before the reading, and end before the first request
     gevent.get_hub().loop.update_now()
 

@@ -72,7 +72,7 @@ TABLES: dict[str, Table] = {
             weight=(0, _INFINITY),
         ),
         _table(  # documents shown for a query: satisfied clicks, and expected examinations (docs/clicks.md)
-            "impressions",
+            "shown_documents",
             "query doc_id",
             [("query", _TEXT), ("doc_id", _TEXT), *_DOCUMENT, ("clicks", _F32), ("examinations", _F32)],
             clicks=(0, _INFINITY),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -29,8 +29,7 @@ def test_a_command_of_the_readme_parses(line):
     _, *words = shlex.split(line, comments=True)
     module, arguments = (words[1], words[2:]) if words[0] == "-m" else (words[0][:-3].replace("/", "."), words[1:])
     program = importlib.import_module(module)
-    named = [c for c in vars(program).values() if is_dataclass(c) and c.__module__ == module]
-    settings = getattr(program, "Config", None) or named[0]
+    (settings,) = (kind for name, kind in get_type_hints(program.main).items() if name != "return")
     parse(settings, arguments, positional=POSITIONAL.get(module, ()))
     for path in (arguments[i + 1] for i, word in enumerate(arguments) if word in ("--config", "--experiment")):
         assert (ROOT / path).is_file(), path

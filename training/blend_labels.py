@@ -21,8 +21,8 @@ from ranking.label_writer import write_labels
 from ranking.metrics import JudgedRanking, mean
 from ranking.program import run
 from ranking.schema import read_table
-from training.blend.blend import UNTRAINED, Blend, BlendScorer, Precision, Ranker
-from training.blend.weights import fit_weights
+from training.evaluation.blend import UNTRAINED, Blend, BlendScorer, Precision, Ranker
+from training.evaluation.blend_weights import fit_weights
 from training.trainer.training_settings import bf16_is_native
 
 LOGGER = logging.getLogger(__name__)

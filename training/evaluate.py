@@ -172,7 +172,7 @@ def score_system(
         return System(name, source, label_scores(Path(where), judgments.table), is_teacher=True, is_logit=True)
     # torch takes seconds to import, and bm25 needs none of it
     if kind == "blend" and where:
-        from training.blend.blend import Blend, BlendScorer
+        from training.evaluation.blend import Blend, BlendScorer
 
         blend = Blend.of_labels(Path(where))
         scorer = BlendScorer(corpus, blend.encoder, blend.max_tokens, blend.precision)
@@ -264,8 +264,8 @@ def write_results(
         scored = scored.append_column(system.name, pa.array(system.scores, pa.float32()))
     with replacing(out / "scores.parquet") as aside:
         pq.write_table(scored, aside)
-    for system in systems if teacher else []:
-        if system is not teacher:
+    for system in systems:
+        if teacher is not None and system is not teacher:
             names, scores = (teacher.name, system.name), (teacher.scores, system.scores)
             page = disagreement_page(names, scores, judgments, disagreements)
             file_name = f"disagreements-{re.sub(r'[^A-Za-z0-9_.+-]+', '_', system.name)}.md"

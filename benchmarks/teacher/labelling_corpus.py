@@ -63,7 +63,8 @@ def make_teacher(folder: Path, hidden: int, layers: int) -> Path:
     tokenizer.save_pretrained(folder)
     vocabulary = fingerprint(folder / "tokenizer.json")
     ScoreCard(
-        "teacher", TEACHER_FORMAT, FORMAT_VERSION, FieldLimits(96, 32, 128), "linear", "last_token", vocabulary=vocabulary,
+        "teacher", TEACHER_FORMAT, FORMAT_VERSION, FieldLimits(96, 32, 128), "linear", "last_token",
+        vocabulary=vocabulary,
     ).save(folder)  # fmt: skip
     return folder
 

@@ -71,7 +71,7 @@ def test_a_stop_in_the_changed_stage_does_not_save_the_old_results_of_later_ones
 
 
 def test_an_interrupted_training_is_told_to_resume(tmp_path):
-    """A program that stops half-way the first time, and refuses a folder with a run in it unless it is told to go on."""
+    """A program that stops half-way the first time, and refuses a folder with a run in it unless told to go on."""
     program, made = tmp_path / "train.py", tmp_path / "made"
     program.write_text(f"""
 import sys

@@ -1,4 +1,4 @@
-"""Fixtures for tests on real servers. Start one with `serving.temporary_server.start_triton`; session fixtures share it."""
+"""Fixtures for tests on real servers. `serving.temporary_server.start_triton` starts one; session fixtures share it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever `POST /rank` accepts, compaction, the tables, prepare_clicks and the Triton front accept: for all of Unicode.
+"""Whatever `POST /rank` accepts, compaction, the tables, prepare_clicks and the Triton front accept, in all Unicode.
 
 No server is started: the router's request model and log record, the log, the compaction, the checks and the front's
 validation are called as the programs call them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import shutil
 import threading
 import time
@@ -34,7 +35,9 @@ from tests.helpers.tiny_student import make_judged, make_student, sentence
 
 TITLES = ["night train", "the red queen", "", "moon", "winter ghost story"]
 SUMMARIES = ["a doctor and a robot", "king and ship " * 12, "blue", "", "dream city star house " * 4]
-LIMITS = ServingLimits(max_documents=60, queue_size=4, threads=1, batch_tokens=512, call_tokens=16)
+LIMITS = ServingLimits(
+    max_documents=60, queue_size=4, queue_timeout_ms=120_000, threads=1, batch_tokens=512, call_tokens=16
+)
 
 
 @dataclass
@@ -78,7 +81,7 @@ def _add_merging_encoder(repository: Path) -> None:
     for tensor in (*config.input, *config.output):
         del tensor.dims[0]
     del config.model_warmup[:]
-    config.dynamic_batching.max_queue_delay_microseconds = 200_000
+    config.dynamic_batching.max_queue_delay_microseconds = 20_000_000  # until all 8 documents are there, however slowly
     config.dynamic_batching.preferred_batch_size.append(8)
     (repository / "merging" / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
 
@@ -177,8 +180,6 @@ def test_over_long_text_is_cut_to_the_field_limits(served):
 
 
 def test_concurrent_clients_get_their_own_answers(served):
-    import random
-
     rng = random.Random(5)
     lists = [([sentence(rng, 1, 6) for _ in range(9)], [sentence(rng, 0, 40) for _ in range(9)]) for _ in range(8)]
     expected = [checkpoint_scores(served.checkpoints["baseline"], "star", *fields) for fields in lists]
@@ -203,26 +204,23 @@ def test_concurrent_clients_get_their_own_answers(served):
 
 def test_a_full_queue_refuses_at_once_while_accepted_requests_finish(served):
     titles, summaries = ["king ship"] * 60, ["story of a robot " * 10] * 60
-    rounds: list[tuple[float, str]] = []
+    answers: list[str] = []  # in order of arrival
 
     async def flood() -> None:
-        async with AsyncReranker([f"grpc://{served.server.grpc}"], "baseline", deadline_ms=30_000) as ranker:
+        async with AsyncReranker([f"grpc://{served.server.grpc}"], "baseline", deadline_ms=120_000) as ranker:
 
             async def one() -> None:
-                start = time.perf_counter()
                 try:
                     await ranker.rank("moon", titles, summaries)
-                    rounds.append((time.perf_counter() - start, "served"))
+                    answers.append("served")
                 except RerankError as problem:
-                    rounds.append((time.perf_counter() - start, str(problem)))
+                    answers.append("refused" if "Exceeds maximum queue size" in str(problem) else str(problem))
 
             await asyncio.gather(*(one() for _ in range(40)))
 
     asyncio.run(flood())
-    done = [seconds for seconds, answer in rounds if answer == "served"]
-    refused = [seconds for seconds, answer in rounds if "Exceeds maximum queue size" in answer]
-    assert len(done) >= 4 and refused and len(done) + len(refused) == 40
-    assert np.median(refused) < max(done)
+    assert set(answers) == {"served", "refused"} and answers.count("served") >= 4
+    assert answers[-1] == "served"  # whoever was refused did not wait for those before it
 
 
 def test_metrics_are_tagged_with_the_arm(served):
@@ -283,8 +281,14 @@ class Load:
 
 
 def under_load(served: Served, act) -> Load:
-    """Run act() while three clients rank without a pause, and for a moment before and after."""
+    """Run act() while three clients rank without a pause: ten requests are answered before it, ten sent after it."""
     load, stop = Load(0, [], set()), threading.Event()
+
+    def wait_for_more(requests: int) -> None:
+        wanted, end = load.served + requests, time.monotonic() + 60
+        while load.served < wanted and not load.failures:
+            assert time.monotonic() < end, "no more requests are answered"
+            time.sleep(0.01)
 
     def client() -> None:
         with served.reranker() as ranker:
@@ -299,9 +303,9 @@ def under_load(served: Served, act) -> Load:
     for thread in threads:
         thread.start()
     try:
-        time.sleep(0.3)
+        wait_for_more(10)
         act()
-        time.sleep(0.3)
+        wait_for_more(3 + 10)  # three may have been sent before act() was over
     finally:
         stop.set()
         for thread in threads:
@@ -312,7 +316,7 @@ def under_load(served: Served, act) -> Load:
 def test_versions_change_and_roll_back_under_load_without_a_failed_request(served):
     urls, repository = [served.server.grpc], served.repository
     load = under_load(served, lambda: releases.promote(repository, "student", 2, urls))
-    assert not load.failures and load.served > 10 and load.versions == {"1", "2"}
+    assert not load.failures and load.versions == {"1", "2"}
     with served.reranker() as ranker:
         newer = ranker.rank("moon", TITLES, SUMMARIES)
     expected = checkpoint_scores(served.checkpoints["newer"], "moon", TITLES, SUMMARIES)

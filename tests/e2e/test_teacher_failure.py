@@ -7,7 +7,7 @@ import time
 
 from serving.temporary_server import start_triton
 from tests.e2e.conftest import QUIET_VLLM
-from tests.helpers.teacher_requests import Refused, ask_all, sampling, score_request, score_token_id
+from tests.helpers.teacher_requests import Refused, ask_all, read_score, sampling, score_request, score_token_id
 
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 
@@ -17,9 +17,15 @@ def test_a_dead_engine_answers_every_caller_and_makes_the_model_not_ready(tiny_t
         parameters = sampling(score_token_id(server.grpc))
         requests = [score_request(f"document {number}</s>", parameters) for number in range(3000)]
         answers: list = []
-        caller = threading.Thread(target=lambda: answers.extend(ask_all(server.grpc, requests, seconds=60)))
+        first = threading.Event()
+
+        def read(response) -> float:
+            first.set()
+            return read_score(response)
+
+        caller = threading.Thread(target=lambda: answers.extend(ask_all(server.grpc, requests, read=read, seconds=300)))
         caller.start()
-        time.sleep(0.3)
+        assert first.wait(60)  # nearly all of the others are on their way now
         (worker,) = [child for child in server.children() if "Worker" in child.name()]
         worker.kill()
         caller.join()

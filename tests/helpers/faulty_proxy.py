@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 
 class FaultyProxy:
-    """Between labeller and server: of the answers 10% become errors, 5% come 0.3 s late, and about 1% end the stream."""
+    """Between labeller and server: 10% of the answers become errors, 5% come 0.3 s late, about 1% end the stream."""
 
     def __init__(self, target: str):
         self.target, self.errors, self.drops, self.url = target, 0, 0, ""

@@ -1,4 +1,4 @@
-"""A teacher server without a model: Triton's gRPC service, scores that are a pure function of the prompt, faults on demand.
+"""A teacher server without a model: Triton's gRPC service, scores by a hash of the prompt, faults on demand.
 
     python tests/helpers/stub_teacher.py --teacher FOLDER --port 0 --latency 0.05 --capacity 16 --error-rate 0.1
 

@@ -29,8 +29,8 @@ CORPUS = [
     ]
 ]
 SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48,
-    "max_position_embeddings": 512,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "intermediate_size": 48, "max_position_embeddings": 512,
 }  # fmt: skip
 
 

@@ -21,37 +21,10 @@ from ranking.schema import TABLES, write_table
 from ranking.text import FORMAT_VERSION, STUDENT_FORMAT
 
 WORDS = [
-    "red",
-    "blue",
-    "green",
-    "fast",
-    "slow",
-    "film",
-    "actor",
-    "story",
-    "night",
-    "river",
-    "king",
-    "queen",
-    "ship",
-    "war",
-    "love",
-    "star",
-    "moon",
-    "house",
-    "road",
-    "train",
-    "doctor",
-    "robot",
-    "ghost",
-    "summer",
-    "winter",
-    "island",
-    "city",
-    "dream",
-    "secret",
-    "dragon",
-]
+    "red", "blue", "green", "fast", "slow", "film", "actor", "story", "night", "river", "king", "queen", "ship", "war",
+    "love", "star", "moon", "house", "road", "train", "doctor", "robot", "ghost", "summer", "winter", "island", "city",
+    "dream", "secret", "dragon",
+]  # fmt: skip
 
 
 def sentence(rng: random.Random, least: int, most: int) -> str:

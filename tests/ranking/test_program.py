@@ -76,7 +76,10 @@ def test_flags_have_dashes_and_the_dataclass_gets_its_types():
 
 @pytest.mark.parametrize(
     "words, value",
-    [(["--dry-run"], True), (["--no-dry-run"], False), (["--dry-run", "true"], True), (["--dry-run=false"], False), ([], False)],
+    [
+        (["--dry-run"], True), (["--no-dry-run"], False),
+        (["--dry-run", "true"], True), (["--dry-run=false"], False), ([], False),
+    ],
 )  # fmt: skip
 def test_a_bool_needs_no_value(words, value):
     assert flags("--data", "x", *words).dry_run is value

@@ -131,7 +131,9 @@ def test_a_field_is_cut_to_its_own_limit(name, text):
     [found] = layout.texts([text], [""], [""])
     cut = found.text[len("Query: ") : found.document_start_character - len("\nTitle:")]
     # a word marker in front of the field alone may take a token that the text in its place does not need
-    assert len(layout.tokenizer.encode(cut, add_special_tokens=False).ids) <= LIMITS.query + (name == "metaspace")
+    assert len(layout.tokenizer.encode(cut, add_special_tokens=False).ids) <= LIMITS.max_query_tokens + (
+        name == "metaspace"
+    )
     assert not cut or cut[0] == (normalise(text) or " ")[0]
 
 
@@ -155,7 +157,10 @@ def test_a_student_input_keeps_its_layout(query, title, summary):
     assert pair.ids.count(cls) == 1 and pair.ids.count(sep) == 2 and pad not in pair.ids
     first = pair.ids.index(sep)
     assert pair.document_start == first + 1
-    assert first - 1 <= LIMITS.query and len(pair.ids) - first - 2 <= LIMITS.title + LIMITS.summary
+    assert (
+        first - 1 <= LIMITS.max_query_tokens
+        and len(pair.ids) - first - 2 <= LIMITS.max_title_tokens + LIMITS.max_summary_tokens
+    )
     assert len(pair.ids) <= STUDENT.max_tokens()
 
 

@@ -1,4 +1,4 @@
-"""Which text counts as visible: one answer from Python, Arrow and DuckDB for every code point, kept by normalisation."""
+"""Which text counts as visible: one answer from Python, Arrow and DuckDB for every code point, also when normalised."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ class ClickPairSettings(DuckDbSettings):
     Args:
         events: the raw log: a Parquet file, a folder of them, or a glob in quotes
         out: the clicks file to write; counts and propensities go to a .report.json beside it
-        impressions: also write every shown document of the queries with a satisfied click to this file, with its clicks and
-            expected examinations: what training.train_on_clicks learns from
+        shown_documents: also write every shown document of the queries with a satisfied click to this file, with its
+            clicks and expected examinations: what train_baseline --learn-from clicks reads
         dwell_seconds: a click counts as satisfied from this dwell on; lower it for snippets that are read quickly
         min_impressions: drop pairs shown fewer times than this; raise it for large logs
         debias: weight clicks by inverse propensity; --no-debias counts every satisfied click as one
@@ -54,7 +54,7 @@ class ClickPairSettings(DuckDbSettings):
 
     events: str
     out: Path
-    impressions: Path | None = None
+    shown_documents: Path | None = None
     dwell_seconds: float = SATISFIED_SECONDS
     min_impressions: int = 1
     debias: bool = True
@@ -102,9 +102,9 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
             report["position_bias"] = propensities.report() if propensities else None
             _sum_clicks(connection, settings, propensities)
             report["clicks"] = write_table(out, "clicks", _clicks(connection))
-            if settings.impressions is not None:
+            if settings.shown_documents is not None:
                 shown = shown_documents(connection, settings.satisfied(), propensities)
-                report["shown_documents"] = write_table(settings.impressions, "impressions", shown)
+                report["shown_documents"] = write_table(settings.shown_documents, "shown_documents", shown)
         except duckdb.Error as problem:
             raise DataError(settings.events, f"DuckDB: {' '.join(str(problem).split())}") from problem
         finally:

@@ -1,8 +1,8 @@
 """Every document that was shown for a query somebody was satisfied with: its clicks, and how often it was likely seen.
 
-Clicks alone cannot teach a ranker what was seen and passed over. Expected examinations are the sum of the propensities of
-the positions that the document was shown at, so clicks over examinations estimate relevance under the position-based
-model, whatever the positions were (training/train_on_clicks.py).
+Clicks alone cannot teach a ranker what was seen and passed over. Expected examinations are the sum of the propensities
+of the positions that the document was shown at, so clicks over examinations estimate relevance under the position-based
+model, whatever the positions were (training/student/clicked_groups.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.clicks.propensities import Propensities
 def shown_documents(
     connection: duckdb.DuckDBPyConnection, satisfied: str, propensities: Propensities | None
 ) -> Iterator[pa.Table]:
-    """The `impressions` table in pieces, by query and document.
+    """The `shown_documents` table in pieces, by query and document.
 
     connection: has `kept`, `impressions`, `queries` and `weights` of training/clicks/click_pairs.py; satisfied: the SQL
     condition of a satisfied click; propensities: None counts every impression as one examination.

@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceC
 from ranking.card import CARD_NAME, ScoreCard
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
+from ranking.pretrained import checkpoint_of
 from ranking.text import StudentFormat, load_tokenizer
-from training.student.pretrained import checkpoint_of
 from training.student.vocabulary import train_wordpiece
 
 LOGGER = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class StudentModelSettings:
         size: shape of a model from scratch, see docs/students.md
         vocabulary_size: WordPiece tokens of a model from scratch
         dropout: dropout of the encoder and before the head; 0.1 for long runs on a GPU, 0 is faster on a CPU
-        limits: tokens of each field that the model reads; ignored with --init of a checkpoint of ours, whose card has them
+        limits: tokens of each field that the model reads; with --init of a checkpoint of ours, those of its card
     """
 
     init: str | None = None
@@ -190,12 +190,12 @@ def attend_to_equal_tokens(model: BertForSequenceClassification) -> None:
 
 
 def _warn_of_unknown_words(data: Path) -> None:
-    """Models from scratch can learn the few words of the built-in world from its labels, not those of a real collection."""
+    """From scratch, a model can learn the few words of the built-in world from its labels, not those of real text."""
     about = data / "dataset.json"
     if about.is_file() and json.loads(about.read_text(encoding="utf-8")).get("source") not in ("world", None):
         LOGGER.warning(
-            "a model from scratch knows none of the words of %s and will hardly beat BM25: start from a pretrained BERT, "
-            "--init minilm, a folder or a hub id",
+            "a model from scratch knows none of the words of %s and will hardly beat BM25: start from a pretrained "
+            "BERT, --init minilm, a folder or a hub id",
             data,
         )
 

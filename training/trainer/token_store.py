@@ -15,7 +15,7 @@ from ranking.text import EncodedPair
 class TokenStore:
     """n texts as one array of ids and n + 1 offsets; text i is ids[offsets[i]:offsets[i + 1]].
 
-    document_starts: int32 [n], per text the index of the document's first token, as ranking.text.EncodedPair has it; None
+    document_starts: int32 [n], per text the index of the document's first token, as in ranking.text.EncodedPair; None
     where texts are not pairs of a query and a document.
     """
 

@@ -193,7 +193,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_a_rerun_goes_on(
     candidates, undisturbed, stub, teacher_folder, tmp_path
 ):
     command = (
-        f"{sys.executable} clients/label_corpus.py --candidates {candidates} --out mount/out --teacher {teacher_folder} "
+        f"{sys.executable} clients/label_corpus.py --candidates {candidates} --out mount/out "
+        f"--teacher {teacher_folder} "
         f"--url {stub.url} --shard-rows {SHARD_ROWS}"
     ).replace("clients/", f"{Path(__file__).parents[3]}/clients/")
     script = (

@@ -8,18 +8,18 @@ from ranking.errors import InputError
 from ranking.schema import TABLES, read_table
 from tests.training.clicks.test_prepare_clicks import ALL_USERS, event, write_events
 from training.clicks.click_pairs import ClickPairSettings, write_clicks
-from training.train_on_clicks import click_rates
+from training.student.clicked_groups import click_rates
 
 
 def shown(tmp_path, rows, **settings) -> dict[tuple[str, str], tuple[float, float]]:
     events = write_events(tmp_path / "events.parquet", rows)
-    out = tmp_path / "impressions.parquet"
+    out = tmp_path / "shown_documents.parquet"
     write_clicks(
         ClickPairSettings(
-            events=str(events), out=tmp_path / "clicks.parquet", impressions=out, **(ALL_USERS | settings)
+            events=str(events), out=tmp_path / "clicks.parquet", shown_documents=out, **(ALL_USERS | settings)
         )
     )
-    found = read_table(out, "impressions").to_pylist()
+    found = read_table(out, "shown_documents").to_pylist()
     return {(row["query"], row["doc_id"]): (row["clicks"], pytest.approx(row["examinations"])) for row in found}
 
 
@@ -46,11 +46,11 @@ def test_without_debiasing_every_impression_is_an_examination(tmp_path):
 def table(clicks: list[float], examinations: list[float]) -> pa.Table:
     names = [str(i) for i in range(len(clicks))]
     columns = [["q"] * len(clicks), names, names, names, clicks, examinations]
-    return pa.table(columns, schema=TABLES["impressions"].schema)
+    return pa.table(columns, schema=TABLES["shown_documents"].schema)
 
 
 def test_a_document_nobody_can_have_seen_stands_between_the_clicked_and_the_skipped():
-    clicked, skipped, unseen = click_rates(table([5, 0, 0], [10, 10, 0]))
+    clicked, skipped, unseen = click_rates(table([5, 0, 0], [10, 10, 0]), 1.0)
     assert clicked > unseen > skipped
     assert unseen == pytest.approx(5 / 20)
 
@@ -59,10 +59,10 @@ def test_click_rates_are_free_of_position_bias():
     rng = np.random.default_rng(0)
     relevance, propensity = np.array([0.6, 0.3, 0.6, 0.3]), np.array([1.0, 1.0, 0.1, 0.1])
     clicks = rng.binomial(20_000, relevance * propensity)
-    rates = click_rates(table(clicks.tolist(), (20_000 * propensity).tolist()))
+    rates = click_rates(table(clicks.tolist(), (20_000 * propensity).tolist()), 1.0)
     assert rates == pytest.approx(relevance, rel=0.05)
 
 
 def test_a_log_without_a_click_teaches_nothing():
-    with pytest.raises(InputError, match="no impression was clicked"):
-        click_rates(table([0, 0], [1, 1]))
+    with pytest.raises(InputError, match="no shown document was clicked"):
+        click_rates(table([0, 0], [1, 1]), 1.0)

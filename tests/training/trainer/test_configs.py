@@ -18,7 +18,6 @@ PROGRAMS = {
     "finetune": "training.finetune_teacher",
     "baseline": "training.train_baseline",
     "student": "training.distill_student",
-    "clicks": "training.train_on_clicks",
 }
 NEEDED = {"data": "d", "out": "o", "model": "m", "labels": "l", "teacher": "t"}
 

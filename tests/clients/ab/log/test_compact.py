@@ -28,8 +28,10 @@ NOON = DAY * DAY_MICROSECONDS + DAY_MICROSECONDS // 2
 
 def exposure(request_id: str, logged: int = NOON, **changes) -> dict:
     return {
-        "type": "exposure", "logged": logged, "request_id": request_id, "user_id": "u1", "experiment": "exp", "arm": "student",
-        "served_by": "student", "fallback": "", "model_version": "1", "latency_ms": 12.5, "query": "q", "query_length": 1,
+        "type": "exposure", "logged": logged, "request_id": request_id, "user_id": "u1", "experiment": "exp",
+        "arm": "student",
+        "served_by": "student", "fallback": "", "model_version": "1", "latency_ms": 12.5, "query": "q",
+        "query_length": 1,
         "platform": "ios", "segments": "{}", "forced": False, "documents": ["a", "b", "c"], "scores": [3.0, 2.0, -1.0],
         "teams": [], "title": ["ta", "tb", "tc"], "summary": ["sa", "sb", "sc"], "config": "f1", **changes,
     }  # fmt: skip
@@ -163,7 +165,8 @@ def test_shadows_definitions_and_ramps_are_written(tmp_path):
         [
             exposure("r1"),
             {"type": "config", "logged": NOON, "fingerprint": "f1", "definition": {"name": "exp"}},
-            {"type": "ramp", "logged": NOON, "experiment": "exp", "arm": "student", "reason": "p99", "before": 1, "after": 0.5},
+            {"type": "ramp", "logged": NOON, "experiment": "exp", "arm": "student", "reason": "p99"}
+            | {"before": 1, "after": 0.5},
             {**shadow, "type": "shadow", "model": "baseline", "failure": "", "latency_ms": 3.0},
         ],
     )  # fmt: skip

@@ -15,12 +15,12 @@ from ranking.errors import InputError
 from ranking.labels import LabelSet, iter_labelled, read_labels
 from ranking.schema import read_table, write_table
 from tests.helpers.tiny_student import make_judged, make_student
-from training.blend.blend import Blend, BlendScorer
-from training.blend.sentence_similarity import SentenceEncoder
-from training.blend.weights import fit_weights
 from training.blend_labels import Config, blend_labels
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import main as evaluate
+from training.evaluation.blend import Blend, BlendScorer
+from training.evaluation.blend_weights import fit_weights
+from training.evaluation.sentence_similarity import SentenceEncoder
 
 
 @pytest.fixture(scope="module")

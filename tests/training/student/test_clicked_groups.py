@@ -1,4 +1,4 @@
-"""A ranker trained on impressions, and what goes on from it."""
+"""A ranker trained on what a click log shows, and what goes on from it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from training.student.encoder import StudentModelSettings, create_student
 from training.student.student_groups import judged_groups, with_different_targets
 from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import train_baseline
-from training.train_on_clicks import Config, train_on_clicks
 
 
 @pytest.fixture(scope="module")
-def impressions(data, tmp_path_factory):  # noqa: F811
+def shown(data, tmp_path_factory):  # noqa: F811
     """Users of a position-based model saw the candidates in their order and clicked those that share a word."""
     rng = np.random.default_rng(0)
     rows = read_table(data / "candidates.parquet", "candidates").to_pylist()
@@ -34,18 +33,20 @@ def impressions(data, tmp_path_factory):  # noqa: F811
             "clicks": clicks,
             "examinations": pages / place,
         }
-    path = tmp_path_factory.mktemp("clicks") / "impressions.parquet"
-    table = TABLES["impressions"].schema
+    path = tmp_path_factory.mktemp("clicks") / "shown_documents.parquet"
+    table = TABLES["shown_documents"].schema
     columns = {name: [row[name] for row in seen.values()] for name in table.names}
-    write_table(path, "impressions", pa.table(columns, schema=table))
+    write_table(path, "shown_documents", pa.table(columns, schema=table))
     return path
 
 
-def test_clicks_teach_a_ranker_that_judgments_go_on_from(data, impressions, tmp_path):  # noqa: F811
-    card = train_on_clicks(
-        Config(data=data, impressions=impressions, out=tmp_path / "clicked", **(TINY | {"epochs": 4}))
+def test_clicks_teach_a_ranker_that_judgments_go_on_from(data, shown, tmp_path):  # noqa: F811
+    card = train_baseline(
+        BaselineConfig(
+            learn_from="clicks", data=data, shown_documents=shown, out=tmp_path / "clicked", **(TINY | {"epochs": 4})
+        )
     )
-    assert (card.role, card.judged_queries, set(card.trained_on)) == ("baseline", 0, {"impressions", "dev"})
+    assert (card.role, card.judged_queries, set(card.trained_on)) == ("baseline", 0, {"shown_documents", "dev"})
     settings = TINY | {"init": str(tmp_path / "clicked")}
     tuned = train_baseline(BaselineConfig(data=data, out=tmp_path / "tuned", **settings))
     assert tuned.judged_queries == 24 and tuned.base_model == str(tmp_path / "clicked")

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from ranking.errors import InputError
+from ranking.pretrained import checkpoint_of
 from ranking.text import normalise
-from training.student.pretrained import checkpoint_of
 from training.trainer.token_store import TokenStore, split_by_tokens
 
 LOGGER = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
 """A blend of rankers as a teacher: which ones, on what scale, with which weights.
 
-A pair's score is the weighted sum of its rankers' scores, each less a fixed mean and divided by a fixed spread. Mean and
-spread are those of the labelled candidates and stay with the blend, so a pair has one score whatever list it stands in.
+A pair's score is the weighted sum of its rankers' scores, each less a fixed mean and divided by a fixed spread. Mean
+and spread are those of the labelled candidates and stay with the blend, so a pair has one score whatever list it stands
+in.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.labels import LabelSet, load_manifest
+from ranking.pretrained import checkpoint_of
 from ranking.schema import read_table
-from training.blend.sentence_similarity import SentenceEncoder
 from training.evaluation.checkpoint_scores import Scorer
 from training.evaluation.label_scores import label_scores
+from training.evaluation.sentence_similarity import SentenceEncoder
 from training.sources.bm25 import bm25_scores
-from training.student.pretrained import checkpoint_of
 
 Precision = Literal["float32", "bfloat16"]
 UNTRAINED = ("bm25", "bm25:title", "similarity", "similarity:title")
@@ -34,7 +35,7 @@ RANKERS = f"{', '.join(UNTRAINED)}, checkpoint:PATH or labels:PATH"
 
 @dataclass(frozen=True)
 class Ranker:
-    """One ranker of a blend: source as RANKERS names it; fingerprint of what its scores depend on; its scale and weight."""
+    """One ranker of a blend. source: as RANKERS names it; fingerprint: of what its scores depend on."""
 
     source: str
     fingerprint: str
@@ -45,7 +46,11 @@ class Ranker:
 
 @dataclass(frozen=True)
 class Blend:
-    """Rankers with scales and weights. corpus: fingerprint of the documents that BM25's word statistics are taken from."""
+    """Rankers with scales and weights.
+
+    encoder, max_tokens, precision: how embeddings are made; corpus: fingerprint of the documents behind BM25's word
+    statistics.
+    """
 
     rankers: tuple[Ranker, ...]
     encoder: str

@@ -1,1 +1,0 @@
-"""A teacher that needs no training: rankers that exist, standardised and added up with weights."""
