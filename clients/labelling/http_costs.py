@@ -72,8 +72,8 @@ class Budget:
                 self._none_open.clear()
                 await self._none_open.wait()
             raise InputError(
-                f"the budget of {self.limit:g} is spent: {self.requests} requests cost about {self.spent:.2f}; what was "
-                "answered is kept, run again to go on with a new budget"
+                f"the budget of {self.limit:g} is spent: {self.requests} requests cost about {self.spent:.2f}; what "
+                "was answered is kept, run again to go on with a new budget"
             )
         self.requests += 1
         self.spent += cost

@@ -66,7 +66,8 @@ class AskedTeacher(Protocol):
 class StreamedTeacher:
     """A teacher behind Triton, asked over gRPC streams.
 
-    folder: a decoder's checkpoint, for its text format; in_flight: requests at a time and server, None to find the number.
+    folder: a decoder's checkpoint, for its text format; in_flight: requests at a time and server, None to find the
+    number.
     """
 
     teacher: AnyTeacher

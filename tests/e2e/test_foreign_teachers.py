@@ -46,7 +46,7 @@ def server(rerankers, tmp_path_factory):
         build_cross_encoder.main(
             build_cross_encoder.Config(rerankers[family], family, repository=repository, limits=LIMITS)
         )
-    with start_triton(repository, environment=QUIET_VLLM) as running:
+    with start_triton(repository, timeout_seconds=480, environment=QUIET_VLLM) as running:
         yield running, repository
 
 
