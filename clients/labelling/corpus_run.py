@@ -85,12 +85,21 @@ def check_above_zero(settings: object, *names: str) -> None:
 
 
 class StopSignals:
-    """SIGINT and SIGTERM: the first asks to finish the shards in hand, the second leaves at once (a rerun goes on)."""
+    """SIGINT and SIGTERM: the first asks to finish the shards in hand, the second leaves at once (a rerun goes on).
+
+    They are caught while the block lasts.
+    """
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame) -> None:
         if self.asked:
@@ -126,10 +135,10 @@ def run_corpus(
     label: LabelRanges = label_here,
 ) -> int:
     """Bring the labels folder `out` to completion, or as far as the signals allow. Returns the exit code."""
-    stopping = StopSignals()
-    if settings.store is not None:
-        return _through_store(settings, settings.store, candidates, out, shard_rows, make_job, label, stopping)
-    return _complete(settings, candidates, out, shard_rows, make_job, label, stopping)
+    with StopSignals() as stopping:
+        if settings.store is not None:
+            return _through_store(settings, settings.store, candidates, out, shard_rows, make_job, label, stopping)
+        return _complete(settings, candidates, out, shard_rows, make_job, label, stopping)
 
 
 def _complete(
