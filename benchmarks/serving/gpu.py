@@ -106,7 +106,7 @@ def engines(name: str, config: Config) -> Iterator[tuple[str, Callable[[int], Ca
         yield f"{label} eager", partial(torch_batch, on_gpu, config.batch)
         if config.compile:
             # not reduce-overhead alone: each length is compiled for its own shape
-            compiled = torch.compile(on_gpu, dynamic=False)
+            compiled: Any = torch.compile(on_gpu, dynamic=False)
             yield f"{label} compiled", partial(torch_batch, compiled, config.batch)
             torch.compiler.reset()
     if name.startswith("BERT") and tensorrt_engine.is_available():

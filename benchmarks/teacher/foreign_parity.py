@@ -60,7 +60,7 @@ def compare(prompt: str, folder: Path, pairs: list[tuple[str, str, str]], scratc
     )  # fmt: skip
     rows = [(f"q{number}", "d", *pair) for number, pair in enumerate(pairs)]
     pq.write_table(pa.table([list(c) for c in zip(*rows)], schema=TABLES["candidates"].schema), candidates)
-    with start_triton(repository, environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"}) as server:
+    with start_triton(repository, timeout_seconds=480, environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"}) as server:
         asked = {"url": [server.grpc], "teacher": repository / "teacher"}
         label_corpus.main(label_corpus.Config(candidates=candidates, out=scratch / "labels", **asked))
     served = read_labels(scratch / "labels").column("teacher_score").to_numpy()

@@ -56,20 +56,23 @@ class Config:
     scratch: Path | None = None
 
 
-def keys(seed: int, count: int) -> np.ndarray:
-    """uint64 [count, 2]: the same random keys for the same seed."""
-    return np.random.default_rng(seed).integers(0, 1 << 64, (count, 2), np.uint64, endpoint=False)
+def keys(piece: int, part: int, parts: int) -> np.ndarray:
+    """uint64 [PIECE, 2]: sorted random keys, the same for the same piece.
+
+    part, parts: the highs lie in this part of their range, so that the pieces of a run follow one another.
+    """
+    draw = np.random.default_rng(piece)
+    width = (1 << 64) // parts
+    highs = np.sort(draw.integers(part * width, (part + 1) * width - 1, PIECE, np.uint64))
+    return np.stack([highs, draw.integers(0, (1 << 64) - 1, PIECE, np.uint64)], axis=1)
 
 
-def label_batches(first: int, count: int, ordered: bool) -> Iterator[pa.RecordBatch]:
-    """Labels of pieces `first` and on; ordered: sorted by key within what is made, as a finished run is."""
-    made = np.concatenate([keys(first + piece, PIECE) for piece in range(count)])
-    if ordered:
-        made = made[np.lexsort((made[:, 1], made[:, 0]))]
-    scores = np.zeros(len(made), np.float32)
-    for start in range(0, len(made), 65_536):
-        part = slice(start, start + 65_536)
-        yield pa.record_batch([made[part, 0], made[part, 1], scores[part]], schema=RUN_SCHEMA)
+def run_batches(number: int, pieces: int) -> Iterator[pa.RecordBatch]:
+    """The labels of a run of so many pieces, sorted by key."""
+    scores = np.zeros(PIECE, np.float32)
+    for part in range(pieces):
+        made = keys(number * pieces + part, part, pieces)
+        yield pa.record_batch([made[:, 0], made[:, 1], scores], schema=RUN_SCHEMA)
 
 
 def make_store(store: LabelStore, pieces: int) -> None:
@@ -78,19 +81,19 @@ def make_store(store: LabelStore, pieces: int) -> None:
     for number in range(RUNS - 1):
         each = pieces // RUNS
         path = store.folder / f"run-{number:05d}.parquet"
-        rows = write_batches(path, RUN_SCHEMA, label_batches(number * each, each, ordered=True))
+        rows = write_batches(path, RUN_SCHEMA, run_batches(number, each))
         record = {"version": RECORD_VERSION} | asdict(Run(path.name, rows, file_sha256(path), str(number)))
         path.with_suffix(".json").write_text(json.dumps(record))
 
 
-def make_corpus(folder: Path, config: Config, pieces: int) -> CandidateFile:
-    """A corpus with its keys.parquet: known keys are drawn from all over the store."""
+def make_corpus(folder: Path, config: Config, each: int) -> CandidateFile:
+    """A corpus with its keys.parquet: known keys are drawn from all over the store, of runs of `each` pieces."""
     draw = np.random.default_rng(1 << 40)
-    per_piece = int(config.asked * config.known) // pieces
-    known = np.concatenate(
-        [keys(piece, PIECE)[draw.choice(PIECE, per_piece, replace=False)] for piece in range(pieces)]
-    )
-    asked = np.concatenate([known, keys(1 << 41, config.asked - len(known))])
+    per_piece = int(config.asked * config.known) // (RUNS * each)
+    stored = (keys(piece, piece % each, each) for piece in range(RUNS * each))
+    known = np.concatenate([made[draw.choice(PIECE, per_piece, replace=False)] for made in stored])
+    new = draw.integers(0, (1 << 64) - 1, (config.asked - len(known), 2), np.uint64)
+    asked = np.concatenate([known, new])
     draw.shuffle(asked)
     numbers = pa.array(np.arange(len(asked)), pa.int64())
     write_batches(
@@ -143,8 +146,8 @@ def main(config: Config) -> None:
         store = LabelStore(folder / "store", "teacher")
         make_store(store, pieces)
         each = pieces // RUNS
-        write_batches(folder / "fresh.parquet", RUN_SCHEMA, label_batches((RUNS - 1) * each, each, ordered=False))
-        candidates = make_corpus(folder, config, RUNS * each)
+        write_batches(folder / "fresh.parquet", RUN_SCHEMA, run_batches(RUNS - 1, each))
+        candidates = make_corpus(folder, config, each)
         measured("add a run", add, store, folder)
         measured("find what is missing", missing, store, folder, candidates)
         measured("read the corpus's scores", read_scores, store, folder)
