@@ -61,8 +61,10 @@ def compare(prompt: str, folder: Path, pairs: list[tuple[str, str, str]], scratc
     rows = [(f"q{number}", "d", *pair) for number, pair in enumerate(pairs)]
     pq.write_table(pa.table([list(c) for c in zip(*rows)], schema=TABLES["candidates"].schema), candidates)
     with start_triton(repository, timeout_seconds=480, environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"}) as server:
-        asked = {"url": [server.grpc], "teacher": repository / "teacher"}
-        label_corpus.main(label_corpus.Config(candidates=candidates, out=scratch / "labels", **asked))
+        folder_of_teacher, out = repository / "teacher", scratch / "labels"
+        label_corpus.main(
+            label_corpus.Config(candidates=candidates, out=out, url=[server.grpc], teacher=folder_of_teacher)
+        )
     served = read_labels(scratch / "labels").column("teacher_score").to_numpy()
     text_format = PromptFormat.of_checkpoint(repository / "teacher/1/checkpoint")
     expected = np.array(published_scores(folder, prompt, list(zip(*text_format.fields(*zip(*pairs))))))
