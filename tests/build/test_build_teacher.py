@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 
 from build.build_teacher import Config, main
 from build.fold_teacher import fold, ordinary_token, write_serving_tokenizer
-from ranking.card import ScoreCard, fingerprint
+from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.text import TeacherFormat
 from tests.helpers.tiny_teacher import FAMILIES, make_teacher, make_tokenizer
@@ -105,10 +105,11 @@ def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tm
     assert config.backend == "vllm"
     published = repository / "teacher" / "2" / "checkpoint"
     assert ScoreCard.from_json(config.parameters["ranker_card"].string_value, "config") == ScoreCard.load(checkpoint)
-    assert config.parameters["teacher_id"].string_value == fingerprint(published)
     assert ScoreCard.load(published).head == "folded"
 
     arguments = json.loads((repository / "teacher" / "2" / "model.json").read_text())
+    assert config.parameters["teacher_id"].string_value == teacher_id(published, arguments)
+    assert config.parameters["head_dtype"].string_value == "float32"  # of a bfloat16 teacher
     assert (arguments["model"], arguments["tokenizer"]) == (str(published), str(published.parent / "tokenizer"))
     assert arguments["max_model_len"] == TeacherFormat.of_checkpoint(checkpoint).max_tokens() + 1
     assert (arguments["dtype"], arguments["hf_overrides"]) == ("bfloat16", {"head_dtype": "float32"})
@@ -124,7 +125,7 @@ def test_the_teacher_id_changes_with_whatever_moves_a_score_and_not_with_the_pla
         return text_format.Parse(text, model_config_pb2.ModelConfig()).parameters["teacher_id"].string_value
 
     plain = published_id("a")
-    assert published_id("b", engine_args={"max_num_seqs": 8, "kv_cache_dtype": "auto", "quantization": None}) == plain
+    assert published_id("b", engine_args={"gpu_memory_utilization": 0.5, "max_num_seqs": 8}) == plain
     moved = [
         published_id("c", dtype="bfloat16"),
         published_id("d", engine_args={"kv_cache_dtype": "fp8"}),
