@@ -10,21 +10,15 @@ was.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 
-from benchmarks.students.runs import started
-from ranking.card import CARD_NAME
-from ranking.program import parse, run
+from benchmarks.students.runs import train_as_shipped
+from ranking.program import run
 from ranking.schema import read_table
 from training import blend_labels, distill_student, evaluate, prepare_data, train_baseline
-
-LOGGER = logging.getLogger(__name__)
-CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
 @dataclass
@@ -61,10 +55,14 @@ def main(config: Config) -> None:
     for seed in config.seeds:
         for judged in config.judged:
             share = min(1.0, judged / queries)
-            for kind in ("baseline", "student") if judged else ("student",):
-                out = config.out / f"{kind}-{judged}-seed{seed}"
-                train(kind, data, labels, out, share, seed)
-                systems.append(f"checkpoint:{out}")
+            flags = {"data": data, "seed": seed, "train_share": share}
+            name = f"{judged}-seed{seed}"
+            if judged:
+                out = config.out / f"baseline-{name}"
+                systems.append(f"checkpoint:{train_as_shipped(train_baseline, 'baseline_minilm.yaml', out, **flags)}")
+            out = config.out / f"student-{name}"
+            flags |= {"labels": labels}
+            systems.append(f"checkpoint:{train_as_shipped(distill_student, 'student_minilm.yaml', out, **flags)}")
     evaluate.main(
         evaluate.Config(data=data, system=systems, curve=True, out=config.out / "evaluation", precision="bfloat16")
     )
@@ -83,18 +81,6 @@ def prepare(config: Config, data: Path) -> None:
                 unlabelled_queries=config.unlabelled_queries,
             )
         )
-
-
-def train(kind: str, data: Path, labels: Path, out: Path, share: float, seed: int) -> None:
-    """One baseline or student with the shipped settings, unless it is finished."""
-    if (out / CARD_NAME).is_file():
-        return
-    program: Any = train_baseline if kind == "baseline" else distill_student
-    flags = ["--config", str(CONFIGS / f"{kind}_minilm.yaml"), "--data", str(data), "--out", str(out)]
-    flags += ["--seed", str(seed), "--train_share", str(share), *(["--resume", "true"] if started(out) else [])]
-    flags += ["--labels", str(labels)] if kind == "student" else []
-    LOGGER.info("%s: %s", out.name, " ".join(flags))
-    program.main(parse(program.Config, flags, example=""))
 
 
 if __name__ == "__main__":
