@@ -34,7 +34,7 @@ logger = logging.getLogger("labels")
 
 RECORD_VERSION = 1
 BATCH_ROWS = 65_536
-MEMORY = "1GB"  # of DuckDB's joins and sorts; the rest goes to disk
+MEMORY, THREADS = "1GB", 2  # of DuckDB's joins and sorts: what does not fit goes to disk; each thread holds buffers
 RUN_SCHEMA = pa.schema(
     [
         pa.field("key_high", pa.uint64(), nullable=False),
@@ -102,11 +102,16 @@ class LabelStore:
             name = f"run-{len(runs):05d}.parquet"
             with database(self.folder) as connection:
                 self._register(connection)
+                # in steps, since a join, a grouping and a sort under way together do not share the memory
                 connection.execute(
-                    "CREATE TEMP VIEW fresh AS SELECT key_high, key_low, min(teacher_score) AS teacher_score "
-                    f"FROM {parquet([labels])} AS given "
-                    "ANTI JOIN stored USING (key_high, key_low) GROUP BY key_high, key_low"
+                    "CREATE TEMP TABLE distinct_labels AS "
+                    "SELECT key_high, key_low, min(teacher_score) AS teacher_score "
+                    f"FROM {parquet([labels])} GROUP BY key_high, key_low"
                 )
+                connection.execute(
+                    "CREATE TEMP TABLE fresh AS FROM distinct_labels ANTI JOIN stored USING (key_high, key_low)"
+                )
+                connection.execute("DROP TABLE distinct_labels")
                 with replacing(self.folder / name) as aside:
                     rows = write_batches(aside, RUN_SCHEMA, stream(connection, "FROM fresh ORDER BY key_high, key_low"))
             run = Run(name, rows, file_sha256(self.folder / name), source)
@@ -124,9 +129,11 @@ class LabelStore:
         with database(out.parent) as connection:
             self._register(connection)
             connection.execute(
-                f"CREATE TEMP VIEW lacking AS SELECT min(row) AS row FROM {parquet([keys])} AS asked "
-                "ANTI JOIN stored USING (key_high, key_low) GROUP BY key_high, key_low"
+                "CREATE TEMP TABLE firsts AS SELECT key_high, key_low, min(row) AS row "
+                f"FROM {parquet([keys])} GROUP BY key_high, key_low"
             )
+            connection.execute("CREATE TEMP TABLE lacking AS FROM firsts ANTI JOIN stored USING (key_high, key_low)")
+            connection.execute("DROP TABLE firsts")
             query = (
                 f"SELECT {columns} FROM read_parquet({literal(candidates.path)}, file_row_number = true) AS given "
                 "JOIN lacking ON lacking.row = given.file_row_number ORDER BY lacking.row"
@@ -141,8 +148,11 @@ class LabelStore:
         """
         with database(scratch) as connection:
             self._register(connection)
-            both = f"{parquet([keys])} AS asked JOIN stored USING (key_high, key_low)"
-            yield from stream(connection, f"SELECT row, teacher_score FROM {both} ORDER BY row")
+            connection.execute(
+                "CREATE TEMP TABLE found AS SELECT row, teacher_score "
+                f"FROM {parquet([keys])} AS asked JOIN stored USING (key_high, key_low)"
+            )
+            yield from stream(connection, "FROM found ORDER BY row")
 
     def _register(self, connection: duckdb.DuckDBPyConnection) -> None:
         files = [self.folder / run.file for run in self.runs()]
@@ -181,9 +191,8 @@ def write_keys(candidates: CandidateFile, out: Path) -> int:
 def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB of its own that keeps to MEMORY and spills into `scratch`."""
     with duckdb.connect() as connection:
-        connection.execute(
-            f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false; SET enable_progress_bar = false"
-        )
+        connection.execute(f"SET memory_limit = '{MEMORY}'; SET threads = {THREADS}")
+        connection.execute("SET preserve_insertion_order = false; SET enable_progress_bar = false")
         connection.execute(f"SET temp_directory = {literal(scratch / '.spill')}")
         yield connection
 

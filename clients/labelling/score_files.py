@@ -82,21 +82,23 @@ class ScoreFile:
 
     def counts(self) -> JoinCounts:
         """How many rows of either side found the other."""
-        one = self._connection.execute("SELECT count(*) FROM scores").fetchone()
         lone = "FROM scores ANTI JOIN asked USING (query_id, doc_id)"
-        unmatched = self._connection.execute(f"SELECT count(*), min((query_id, doc_id)) {lone}").fetchone()
-        joined = self._connection.execute(
-            "SELECT count(*) FROM asked SEMI JOIN scores USING (query_id, doc_id)"
-        ).fetchone()
-        assert one and unmatched and joined
-        example = f"query_id {unmatched[1][0]!r}, doc_id {unmatched[1][1]!r}" if unmatched[0] else ""
-        return JoinCounts(one[0], self.candidates.rows, joined[0], unmatched[0], example)
+        (scores,) = self._row("SELECT count(*) FROM scores")
+        unmatched, example = self._row(f"SELECT count(*), min((query_id, doc_id)) {lone}")
+        (joined,) = self._row("SELECT count(*) FROM asked SEMI JOIN scores USING (query_id, doc_id)")
+        named = f"query_id {example[0]!r}, doc_id {example[1]!r}" if unmatched else ""
+        return JoinCounts(scores, self.candidates.rows, joined, unmatched, named)
 
     def scores(self) -> Iterator[pa.RecordBatch]:
         """(row, score) of every candidate that has one, by rising 0-based row."""
         yield from stream(
             self._connection, "SELECT row, score FROM asked JOIN scores USING (query_id, doc_id) ORDER BY row"
         )
+
+    def _row(self, query: str) -> tuple:
+        """The first row, () if there is none. All are fetched: an unfinished result would block the connection."""
+        rows = self._connection.execute(query).fetchall()
+        return rows[0] if rows else ()
 
     def _load(self) -> None:
         run = self._connection.execute
@@ -105,10 +107,10 @@ class ScoreFile:
             f"FROM read_parquet({literal(self.candidates.path)}, file_row_number = true)"
         )
         run(f"CREATE TEMP VIEW given AS {self._given()}")
-        bad = run(
+        bad = self._row(
             "SELECT query_id, doc_id, raw FROM given WHERE query_id IS NULL OR doc_id IS NULL "
             "OR NOT coalesce(isfinite(try_cast(raw AS DOUBLE)), false) LIMIT 1"
-        ).fetchone()
+        )
         if bad:
             raise DataError(
                 self.path, f"query_id {bad[0]!r}, doc_id {bad[1]!r}: the score is {bad[2]!r}; a finite number is needed"
@@ -117,7 +119,7 @@ class ScoreFile:
             "CREATE TEMP TABLE scores AS SELECT query_id, doc_id, min(CAST(raw AS DOUBLE))::FLOAT AS score, "
             "min(CAST(raw AS DOUBLE)) < max(CAST(raw AS DOUBLE)) AS differ FROM given GROUP BY query_id, doc_id"
         )
-        if twice := run("SELECT query_id, doc_id FROM scores WHERE differ ORDER BY ALL LIMIT 1").fetchone():
+        if twice := self._row("SELECT query_id, doc_id FROM scores WHERE differ ORDER BY ALL LIMIT 1"):
             raise DataError(self.path, f"two different scores for query_id {twice[0]!r}, doc_id {twice[1]!r}")
 
     def _given(self) -> str:

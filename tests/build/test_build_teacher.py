@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from tritonclient.grpc import model_config_pb2
 
-from build.build_teacher import Config, main
+from build.build_teacher import Config, main, teacher_id
 from build.fold_teacher import fold, ordinary_token, write_serving_tokenizer
 from ranking.card import ScoreCard
 from ranking.errors import InputError
