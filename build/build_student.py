@@ -20,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 
 from build import openvino_engine, tensorrt_engine
-from build.export_onnx import export, load_encoder, parity, torch_runner, widen_positions
+from build.engine_encoder import EngineEncoder, PackedEncoder, PaddedEncoder
+from build.export_onnx import Encoder, export, load_encoder, parity, torch_runner, widen_positions
 from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
 from build.gate import GateLimits, GateReport, Reference, gate_scores
@@ -30,6 +31,7 @@ from build.publish import publish_engine, refusal, tools
 from build.runners import Runner, score_pairs
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
+from ranking.encoder_inputs import without_padding
 from ranking.errors import InputError
 from ranking.program import run
 from ranking.text import EncodedPair, StudentFormat
@@ -79,6 +81,7 @@ class Config(PublicationSettings):
             raise ValueError(f"precision {self.precision}: {self.target} offers {', '.join(offered[self.target])}")
         if self.gate_queries < 1:
             raise ValueError("gate_queries: at least 1 is needed")
+        self.serving = self.serving.for_target(self.target)
 
 
 @dataclass
@@ -130,16 +133,28 @@ def prepare(config: Config, folder: Path) -> Build:
         raise InputError(f"{config.checkpoint}: the tokenizer has more tokens than the model has embeddings")
     positions = widen_positions(encoder)
     judged = read_judged(config.data, config.split, text, config.gate_queries)
+    lengths = bucket_lengths(config.serving, config.target, longest)
     LOGGER.info("exporting %s to ONNX", config.checkpoint)
-    onnx = export(encoder, folder / "model.onnx")
+    onnx = export(graph_source(encoder, config, lengths[-1]), folder / "model.onnx")
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
     scores = score_pairs(torch_runner(encoder), judged.pairs, text.pad_id, "fp32 checkpoint")
     if not np.isfinite(scores).all():
         raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
-    lengths = bucket_lengths(config.serving, config.target, longest)
     reference = Reference(scores, judged.grades, judged.groups, judged.queries)
     return Build(config, card, text, onnx, difference, judged.pairs, reference, lengths, positions)
+
+
+def graph_source(encoder: Encoder, config: Config, longest: int) -> Encoder | EngineEncoder:
+    """What is exported: for OpenVINO, which fuses it well, transformers' own graph; for TensorRT what `graph` says.
+
+    longest: tokens of the longest pair, padded.
+    """
+    if config.target == "openvino" or config.serving.graph == "plain":
+        return encoder
+    if config.serving.graph == "packed":
+        return PackedEncoder(encoder.model, longest).eval()
+    return PaddedEncoder(encoder.model).eval()
 
 
 def build_openvino(build: Build, folder: Path) -> int:
@@ -186,6 +201,8 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     precision = "fp16" if config.precision == "auto" else config.precision
     pairs = read_candidates(config.data, build.text, config.calibration_pairs)
     feeds = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
+    if config.serving.graph == "packed":
+        feeds = [without_padding(feed) for feed in feeds]
     graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds)
     report = build.gate(tensorrt_engine.cast_runner(graph), precision)
     if not report.passed and not config.accept_drop:

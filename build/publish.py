@@ -105,7 +105,7 @@ def publish_engine(
         "accepted_drop": report.objections,
         "built_with": tools(),
     }
-    front = front_config(name, limits, lengths, tags)
+    front = front_config(name, target, limits, lengths, tags)
     encoder = encoder_config(name, target, limits, lengths, tags, parameters)
     version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest)
     LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])
