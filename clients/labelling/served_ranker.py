@@ -25,6 +25,11 @@ class ServedRanker:
     teacher_id: str
 
     @property
+    def head_dtype(self) -> str:
+        """The number format that a model's config promises for its score: a ranker's promises none."""
+        return ""
+
+    @property
     def documents_per_request(self) -> int:
         """How many documents of a query one request may carry."""
         return 32

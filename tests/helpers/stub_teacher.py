@@ -120,8 +120,8 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
             values = [float("nan") if chosen == "nan" else stub_score(prompt) for prompt in prompts]
             if options.bf16_scores:
                 bits = struct.unpack(f"<{len(values)}I", struct.pack(f"<{len(values)}f", *values))
-                cut = [each & 0xFFFF0000 for each in bits]
-                values = list(struct.unpack(f"<{len(values)}f", struct.pack(f"<{len(values)}I", *cut)))
+                rounded = struct.pack(f"<{len(bits)}I", *(number & 0xFFFF0000 for number in bits))
+                values = list(struct.unpack(f"<{len(bits)}f", rounded))
             answer.infer_response.raw_output_contents.append(struct.pack(f"<{len(values)}f", *values))
         self.served += 1
         await answers.put(answer)

@@ -45,8 +45,7 @@ class SentenceEncoder:
         try:
             if AutoConfig.from_pretrained(where).model_type != "bert":
                 raise InputError(f"{name}: not a BERT; embedding similarity wants a BERT sentence encoder")
-            # the pooler is not used: token states are averaged
-            model = AutoModel.from_pretrained(where, add_pooling_layer=False, dtype=torch.float32)
+            model = AutoModel.from_pretrained(where, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(where)
         except (OSError, ValueError) as problem:
             reason = " ".join(str(problem).split())[:300]
