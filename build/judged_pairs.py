@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranking.errors import DataError, InputError
-from ranking.schema import iter_table, read_table
+from ranking.schema import iter_table, read_judgments
 from ranking.text import EncodedPair, StudentFormat
 
 LOGGER = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class JudgedPairs:
 def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: int) -> JudgedPairs:
     """Up to max_queries queries with at least two documents each, drawn with a fixed seed."""
     path = Path(data) / "judgments" / f"{split}.parquet"
-    rows = read_table(path, "judgments").to_pydict()
+    rows = read_judgments(path).to_pydict()
     ids = np.asarray(rows["query_id"], dtype=object)
     distinct, codes, sizes = np.unique(ids, return_inverse=True, return_counts=True)
     eligible = np.flatnonzero(sizes >= 2)

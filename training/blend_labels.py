@@ -85,12 +85,18 @@ def blend_labels(config: Config) -> Blend:
         ranker = scorer.ranker(source)
         scores = scorer.scores(source, rows)
         spread = float(scores.std())
-        if not np.isfinite(scores).all() or not spread:
-            raise InputError(
-                f"--ranker {source}: its scores of {path} are {'all alike' if not spread else 'not finite'}"
-            )
+        if not np.isfinite(scores).all():
+            raise InputError(f"--ranker {source}: its scores of {path} are not finite")
+        if not spread and source in UNTRAINED and not config.weight:
+            # of a collection without titles, or in another script than the encoder's, there is nothing to standardise
+            LOGGER.info("%s is left out: it scores all candidates alike", source)
+            continue
+        if not spread:
+            raise InputError(f"--ranker {source}: it scores all candidates of {path} alike")
         rankers.append(replace(ranker, mean=float(scores.mean()), spread=spread))
         columns.append((scores - rankers[-1].mean) / spread)
+    if not rankers:
+        raise InputError(f"{path}: no ranker tells its candidates apart; are titles and summaries empty?")
     weights = choose_weights(config, scorer, rankers)
     blend = Blend(
         tuple(replace(ranker, weight=float(weight)) for ranker, weight in zip(rankers, weights)),

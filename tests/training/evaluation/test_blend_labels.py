@@ -147,3 +147,16 @@ def test_a_changed_dataset_or_an_existing_folder_is_refused(data, encoder, tmp_p
         )
     with pytest.raises(InputError, match="is there already"):
         blend_labels(settings(data, encoder, tmp_path / "labels", ranker=["bm25"]))
+
+
+def test_a_collection_without_titles_is_labelled_by_the_other_rankers(data, encoder, tmp_path, caplog):
+    bare = tmp_path / "bare"
+    rows = read_table(data / "candidates.parquet", "candidates")
+    place = rows.column_names.index("title")
+    write_table(bare / "candidates.parquet", "candidates", rows.set_column(place, "title", pa.array([""] * len(rows))))
+    with caplog.at_level("INFO"):
+        blend = blend_labels(settings(bare, encoder, tmp_path / "labels"))
+    assert "bm25:title is left out" in caplog.text
+    assert "bm25:title" not in [ranker.source for ranker in blend.rankers]
+    with pytest.raises(InputError, match=r"scores all candidates of .* alike"):
+        blend_labels(settings(bare, encoder, tmp_path / "given", ranker=["bm25:title", "bm25"], weight=[1, 1]))
