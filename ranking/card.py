@@ -31,9 +31,11 @@ class ScoreCard:
         pooling: which position's state is scored: "last_token" (the end-of-sequence token), "mean", or "cls"
         score_mean: mean raw score on the dev split
         score_spread: standard deviation of raw scores on the dev split
+        instruction: task that a foreign teacher's prompt states; empty for the prompt's own, or where it has none
         vocabulary: fingerprint of the tokenizer, from `fingerprint(tokenizer.json)`
         base_model: what training started from
         trained_on: name -> fingerprint of every dataset file used
+        judged_queries: judged train queries that it learnt from; None where nobody counted
         metrics: dev metrics of the kept checkpoint, by name
         calibration: optional monotone map from raw score to probability, see training/evaluation/calibration_fit.py
     """
@@ -46,9 +48,11 @@ class ScoreCard:
     pooling: Literal["last_token", "mean", "cls"]
     score_mean: float = 0.0
     score_spread: float = 1.0
+    instruction: str = ""
     vocabulary: str = ""
     base_model: str = ""
     trained_on: dict[str, str] = field(default_factory=dict)
+    judged_queries: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     version: int = CARD_VERSION

@@ -71,6 +71,13 @@ TABLES: dict[str, Table] = {
             [("query", _TEXT), ("doc_id", _TEXT), *_DOCUMENT, ("weight", _F32)],
             weight=(0, _INFINITY),
         ),
+        _table(  # documents shown for a query: satisfied clicks, and expected examinations (docs/clicks.md)
+            "shown_documents",
+            "query doc_id",
+            [("query", _TEXT), ("doc_id", _TEXT), *_DOCUMENT, ("clicks", _F32), ("examinations", _F32)],
+            clicks=(0, _INFINITY),
+            examinations=(0, _INFINITY),
+        ),
         _table(
             "judgments",
             "query_id doc_id",

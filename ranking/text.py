@@ -124,7 +124,7 @@ class TeacherFormat:
     def of_checkpoint(cls, folder: str | Path) -> TeacherFormat:
         """The format of a teacher checkpoint folder, with the limits of its card. InputError on any mismatch."""
         card = ScoreCard.load(folder).require(folder, "pretrained", "teacher")
-        _check_format(card, TEACHER_FORMAT, folder)
+        check_format(card, TEACHER_FORMAT, folder)
         config_path = Path(folder) / "tokenizer_config.json"
         try:
             eos = json.loads(config_path.read_text(encoding="utf-8"))["eos_token"]
@@ -205,7 +205,7 @@ class StudentFormat:
     def of_checkpoint(cls, folder: str | Path) -> StudentFormat:
         """The format of a student or baseline checkpoint folder, with its card's limits. InputError on a mismatch."""
         card = ScoreCard.load(folder).require(folder, "student", "baseline")
-        _check_format(card, STUDENT_FORMAT, folder)
+        check_format(card, STUDENT_FORMAT, folder)
         return cls(load_tokenizer(folder), card.limits)
 
     def max_tokens(self) -> int:
@@ -231,7 +231,8 @@ class StudentFormat:
         return [ids[text] for text in raw]
 
 
-def _check_format(card: ScoreCard, name: str, folder: str | Path) -> None:
+def check_format(card: ScoreCard, name: str, folder: str | Path) -> None:
+    """InputError unless the card names this text format, at this version, and the tokenizer that lies in the folder."""
     if (card.text_format, card.format_version) != (name, FORMAT_VERSION):
         raise InputError(
             f"{folder}: text format {card.text_format!r} version {card.format_version}, "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 from torch import Tensor
 
 from ranking.card import ScoreCard, fingerprint
@@ -15,7 +16,18 @@ from ranking.labels import LabelSet
 from ranking.program import run
 from training.student.checkpoint import ScoreScale
 from training.student.encoder import StudentModel
-from training.student.student_groups import Sampling, graded_sampler, joined, judged_groups, labelled_groups, sampler
+from training.student.judged_tuning import JudgedTuningSettings
+from training.student.student_groups import (
+    Sampling,
+    confidence_weights,
+    first_queries,
+    graded_sampler,
+    joined,
+    judged_groups,
+    labelled_groups,
+    sampler,
+    weighted,
+)
 from training.student.student_training import StudentTrainingSettings, start_student, train_student
 from training.trainer import losses
 from training.trainer.group_batches import GroupSampler, RankingGroups
@@ -36,6 +48,7 @@ class StudentLossSettings:
         beta: weight of margin MSE in hybrid; more spends capacity on the order within a query
         temperature: of kl, on standardised scores; lower looks at the top of the list only
         judged_weight: weight of RankNet on the judged train queries mixed in beside the labels; 0 leaves them out
+        confidence: weight of a label: none, or disagreement: less where the teachers behind it lie further apart
         group_sampling: documents of a query per step: stratified over its score range, uniform, or top scores only
         group_documents: how many of them; 0 takes all
     """
@@ -45,6 +58,7 @@ class StudentLossSettings:
     beta: float = 1.0
     temperature: float = 0.5
     judged_weight: float = 0.0
+    confidence: Literal["none", "disagreement"] = "none"
     group_sampling: Sampling = "stratified"
     group_documents: int = 12
 
@@ -54,17 +68,28 @@ class StudentLossSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: must not be negative")
         if self.loss == "hybrid" and not self.alpha + self.beta:
             raise ValueError("alpha and beta are both 0: hybrid would teach nothing")
+        if self.confidence != "none" and self.loss not in ("hybrid", "point", "margin"):
+            raise ValueError(f"confidence {self.confidence} weights squared errors: loss {self.loss} has none")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}: a positive number is needed")
 
 
 @dataclass(kw_only=True)
-class DistillationSettings(StudentTrainingSettings, StudentLossSettings):
-    """What shapes a distilled student, wherever its labels come from."""
+class DistillationSettings(StudentTrainingSettings, StudentLossSettings, JudgedTuningSettings):
+    """What shapes a distilled student, wherever its labels come from.
+
+    Args:
+        train_share: share of the judged train queries that judged_weight and judged_epochs use
+    """
+
+    train_share: float = 1.0
 
     def __post_init__(self):
         StudentTrainingSettings.__post_init__(self)
         StudentLossSettings.__post_init__(self)
+        JudgedTuningSettings.__post_init__(self)
+        if not 0 <= self.train_share <= 1:
+            raise ValueError(f"train_share is {self.train_share}: a share from 0 to 1 is needed")
 
 
 @dataclass(kw_only=True)
@@ -87,7 +112,8 @@ def distill_student(config: Config) -> ScoreCard:
     candidates = config.data / "candidates.parquet"
     labelled = labelled_groups(candidates, config.labels, student.text_format)
     trained_on = {"candidates": fingerprint(candidates), "labels": LabelSet.load(config.labels).teacher_id}
-    return distill(config, student, labelled, card, trained_on)
+    weights = None if config.confidence == "none" else confidence_weights(candidates, config.labels)
+    return distill(config, student, labelled, card, trained_on, weights)
 
 
 def distill(
@@ -96,20 +122,28 @@ def distill(
     labelled: RankingGroups,
     card: ScoreCard | None,
     trained_on: dict[str, str],
+    weights: np.ndarray | None = None,
 ) -> ScoreCard:
     """Train a student on labelled groups (raw teacher scores as targets), save it and return its card.
 
-    card: the teacher's, None to take the scores' mean and spread from the labels; trained_on: name -> fingerprint.
+    card: the teacher's, None to take the scores' mean and spread from the labels; trained_on: name -> fingerprint;
+    weights: of the labels (confidence_weights), None if all count alike.
     """
     scale = teacher_scale(labelled, card)
     labelled.targets = scale.standardise(labelled.targets)
     dev_path, train_path = (settings.data / "judgments" / f"{split}.parquet" for split in ("dev", "train"))
     dev = judged_groups(dev_path, student.text_format)
     groups, sample = labelled, sampler(settings.group_sampling, settings.group_documents)
-    if settings.judged_weight:
-        groups = joined(labelled, judged_groups(train_path, student.text_format))
-        sample = _by_source(sample, graded_sampler(settings.group_documents))
+    judged = None
+    if settings.judged_weight or settings.judged_epochs:
+        judged = _train_judgments(train_path, student, settings.train_share, settings.seed)
+    if judged is not None:
         trained_on = trained_on | {"train": fingerprint(train_path)}
+    if judged is not None and settings.judged_weight:
+        groups = joined(labelled, judged)
+        sample = _by_source(sample, graded_sampler(settings.group_documents))
+    if weights is not None:
+        groups = weighted(groups, weights)
     return train_student(
         settings,
         student,
@@ -121,7 +155,18 @@ def distill(
         role="student",
         scale=scale,
         trained_on=trained_on | {"dev": fingerprint(dev_path)},
+        judged_queries=0 if judged is None else len(judged),
+        judged=judged if settings.judged_epochs else None,
+        tuning=settings,
     )
+
+
+def _train_judgments(path: Path, student: StudentModel, share: float, seed: int) -> RankingGroups | None:
+    """The judged train queries that the student may use, None where there are none: labels alone teach it then."""
+    if not share or not path.is_file() or not pq.read_metadata(path).num_rows:
+        LOGGER.info("no judged train query: the student learns from labels alone")
+        return None
+    return first_queries(judged_groups(path, student.text_format), share, seed)
 
 
 def teacher_scale(labelled: RankingGroups, card: ScoreCard | None) -> ScoreScale:
@@ -134,24 +179,28 @@ def teacher_scale(labelled: RankingGroups, card: ScoreCard | None) -> ScoreScale
 
 
 def distillation_loss(settings: StudentLossSettings) -> RankingLoss:
-    """The student's loss on standardised teacher scores, [n] or, with judged queries mixed in, [n, 2] (see joined)."""
+    """The student's loss on standardised teacher scores.
 
-    def on_labels(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
+    Targets are [n], with judged queries mixed in [n, 2] (see joined), with weighted labels [n, 3] (see weighted).
+    """
+
+    def on_labels(scores: Tensor, targets: Tensor, groups: Tensor, weights: Tensor | None = None) -> Tensor:
         if settings.loss == "point":
-            return losses.point_mse(scores, targets, "sum")
+            return losses.point_mse(scores, targets, "sum", weights)
         if settings.loss == "margin":
-            return losses.margin_mse(scores, targets, groups, "sum")
+            return losses.margin_mse(scores, targets, groups, "sum", weights)
         if settings.loss == "ranknet":
             return losses.ranknet(scores, targets, groups, "sum")
         if settings.loss == "kl":
             return losses.listwise_kl(scores, targets, groups, settings.temperature, "sum")
-        return losses.hybrid(scores, targets, groups, settings.alpha, settings.beta, "sum")
+        return losses.hybrid(scores, targets, groups, settings.alpha, settings.beta, "sum", weights)
 
     def loss(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
         if targets.dim() == 1:
             return on_labels(scores, targets, groups) / len(scores)
         judged = targets[:, 1] == 1
-        total = on_labels(scores[~judged], targets[~judged, 0], groups[~judged])
+        weights = targets[~judged, 2] if targets.shape[1] > 2 else None
+        total = on_labels(scores[~judged], targets[~judged, 0], groups[~judged], weights)
         graded = losses.ranknet(scores[judged], targets[judged, 0], groups[judged], "sum")
         return (total + settings.judged_weight * graded) / len(scores)
 

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing, write_json
-from ranking.labels import read_labels
 from ranking.program import run
 from ranking.schema import read_judgments, read_table
 from training.evaluation.comparison import Judgments, SystemResult, compare, per_query_table
+from training.evaluation.label_scores import label_scores
+from training.evaluation.learning_curve import curve_points, curve_table, plot_curve
 from training.evaluation.result_tables import calibration_table, disagreement_page, table, teacher_table
 from training.sources.bm25 import bm25_scores
 
@@ -37,8 +38,11 @@ class Config:
     Args:
         data: dataset folder
         split: train, dev or test
-        system: bm25, random, labels:PATH (a labels folder or Parquet file) or checkpoint:PATH (ours, or any Hugging
-            Face cross-encoder), each optionally as NAME=...; the first is what the others are tested against
+        system: bm25, random, labels:PATH (a labels folder or Parquet file), blend:PATH (the teacher behind a labels
+            folder of training.blend_labels, on the judged pairs) or checkpoint:PATH (ours, or any Hugging Face
+            cross-encoder), each optionally as NAME=...; the first is what the others are tested against
+        curve: print quality against the number of judged train queries, and plot it into OUT/curve.png, from
+            checkpoints that were trained with different --train-share
         teacher: row that retention and agreement refer to; default: the first teacher or labels row
         out: folder for evaluation.json, per_query.parquet, scores.parquet and disagreements-*.md; by default
             runs/evaluation/DATA-SPLIT
@@ -56,6 +60,7 @@ class Config:
     data: Path
     split: Split = "test"
     system: list[str] = field(default_factory=lambda: ["bm25", "random"])
+    curve: bool = False
     teacher: str = ""
     out: Path | None = None
     test_metric: TestMetric = "ndcg@5"
@@ -119,8 +124,12 @@ def main(config: Config) -> None:
     if teacher:
         parts.append(teacher_table(results, teacher.name))
     parts.append(calibration_table(results))
-    print("\n\n".join(part for part in parts if part))
     out = config.out or Path("runs/evaluation") / f"{config.data.name}-{config.split}"
+    if config.curve:
+        points = curve_points(checkpoint_folders(systems))
+        parts.append(curve_table(points, results))
+        plot_curve(points, results, out / "curve.png")
+    print("\n\n".join(part for part in parts if part))
     write_results(
         out, config.split, judged_file, judgments, systems, teacher, results, disagreements=config.disagreements
     )
@@ -158,18 +167,30 @@ def score_system(
     if source == "bm25":
         return System(name, source, bm25_scores(*judgments.texts(), corpus=_documents(corpus)))
     if kind == "labels" and where:
-        return System(name, source, label_scores(Path(where), judgments), is_teacher=True, is_logit=True)
-    if kind == "checkpoint" and where:
-        from training.evaluation.checkpoint_scores import (
-            Scorer,  # torch takes seconds to import, and bm25 needs none of it
-        )
+        return System(name, source, label_scores(Path(where), judgments.table), is_teacher=True, is_logit=True)
+    # torch takes seconds to import, and bm25 needs none of it
+    if kind == "blend" and where:
+        from training.evaluation.blend import Blend, BlendScorer
 
-        scorer = Scorer.load(where)
-        scores = scorer.score(*judgments.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
-        card = scorer.card
+        blend = Blend.of_labels(Path(where))
+        scorer = BlendScorer(corpus, blend.encoder, blend.max_tokens, blend.precision)
+        return System(name, source, scorer.blended(blend, judgments.table), is_teacher=True, is_logit=True)
+    if kind == "checkpoint" and where:
+        from training.evaluation.checkpoint_scores import Scorer
+
+        checkpoint = Scorer.load(where)
+        scores = checkpoint.score(*judgments.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
+        card = checkpoint.card
         is_teacher = card is not None and card.role == "teacher"
         return System(name, source, scores, is_teacher, True, card.calibration if card else None)
-    raise InputError(f"--system {spec}: bm25, random, labels:PATH or checkpoint:PATH is expected, or NAME=one of them")
+    raise InputError(
+        f"--system {spec}: bm25, random, labels:PATH, blend:PATH or checkpoint:PATH is expected, or NAME=one of them"
+    )
+
+
+def checkpoint_folders(systems: list[System]) -> dict[str, Path]:
+    """System name -> checkpoint folder, of the systems that are checkpoints."""
+    return {s.name: Path(s.source.removeprefix("checkpoint:")) for s in systems if s.source.startswith("checkpoint:")}
 
 
 def _split_spec(spec: str) -> tuple[str, str]:
@@ -187,22 +208,6 @@ def _documents(data: Path) -> list[tuple[str, str]]:
         rows = read_table(path, "judgments")
         documents |= dict.fromkeys(zip(rows.column("title").to_pylist(), rows.column("summary").to_pylist()))
     return list(documents)
-
-
-def label_scores(path: Path, judgments: Judgments) -> NDArray[np.float32]:
-    """Teacher scores of the judged pairs from a labels folder or one labels file. InputError if a pair has none."""
-    rows = read_labels(path) if path.is_dir() else read_table(path, "labels")
-    keys = zip(rows.column("query_id").to_pylist(), rows.column("doc_id").to_pylist())
-    scores = dict(zip(keys, rows.column("teacher_score").to_pylist()))
-    judged = judgments.table
-    pairs = list(zip(judged.column("query_id").to_pylist(), judged.column("doc_id").to_pylist()))
-    missing = [pair for pair in pairs if pair not in scores]
-    if missing:
-        raise InputError(
-            f"{path}: {len(missing)} of {len(pairs)} judged pairs have no label, the first is query {missing[0][0]!r}, "
-            f"document {missing[0][1]!r}; label the judged pairs too"
-        )
-    return np.array([scores[pair] for pair in pairs], np.float32)
 
 
 def _make_names_unique(systems: list[System]) -> None:

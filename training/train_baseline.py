@@ -1,15 +1,22 @@
-"""Trains the baseline: a BERT cross-encoder on judgments alone, the model that a distilled student has to beat."""
+"""Trains the baseline: a BERT cross-encoder on judgments alone, the model that a distilled student has to beat.
+
+With `--learn-from clicks` it learns from what a click log shows instead, for teams that have a log and few judgments.
+Its checkpoint is a start: `train_baseline --init` goes on with judgments, `distill_student --init` with labels, and
+`blend_labels --ranker checkpoint:` makes it a part of the teacher.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.program import run
 from training.student.checkpoint import ScoreScale
-from training.student.student_groups import first_queries, graded_sampler, judged_groups
+from training.student.clicked_groups import clicked_groups
+from training.student.student_groups import first_queries, graded_sampler, judged_groups, sampler
 from training.student.student_training import StudentTrainingSettings, start_student, train_student
 from training.trainer import losses
 from training.trainer.ranking_trainer import RankingLoss
@@ -17,19 +24,27 @@ from training.trainer.ranking_trainer import RankingLoss
 
 @dataclass(kw_only=True)
 class Config(StudentTrainingSettings):
-    """Train the baseline on judgments.
+    """Train the baseline on judgments, or a ranker on clicks.
 
     Args:
-        loss: ranknet or hinge over graded pairs, or point: squared error to the standardised grade
+        learn_from: judgments, or clicks: RankNet on click rates that are corrected for position bias
+        loss: ranknet or hinge over graded pairs, or point: squared error to the standardised grade; of judgments alone
         margin: margin of the hinge loss
         train_share: share of the judged train queries to use
-        group_documents: documents of a query per step, every grade kept; 0 takes all
+        group_documents: documents of a query per step, every grade kept; of clicks, over the range of click rates; 0
+            takes all
+        shown_documents: what prepare_clicks --shown-documents wrote; left out, the dataset's shown_documents.parquet
+        click_smoothing: examinations at the log's mean click rate that every document is given beside its own; more
+            trusts rarely shown documents less
     """
 
+    learn_from: Literal["judgments", "clicks"] = "judgments"
     loss: Literal["ranknet", "hinge", "point"] = "ranknet"
     margin: float = 1.0
     train_share: float = 1.0
     group_documents: int = 16
+    shown_documents: Path | None = None
+    click_smoothing: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -37,10 +52,14 @@ class Config(StudentTrainingSettings):
             raise ValueError(f"train_share is {self.train_share}: a share above 0, up to 1, is needed")
         if self.group_documents < 0:
             raise ValueError(f"group_documents is {self.group_documents}: must not be negative")
+        if not self.click_smoothing > 0:
+            raise ValueError(f"click_smoothing is {self.click_smoothing}: a positive number is needed")
 
 
 def train_baseline(config: Config) -> ScoreCard:
     """Train, write the checkpoint to config.out, and return its card."""
+    if config.learn_from == "clicks":
+        return _train_on_clicks(config)
     student = start_student(config)
     judgments = {split: config.data / "judgments" / f"{split}.parquet" for split in ("train", "dev")}
     train = first_queries(judged_groups(judgments["train"], student.text_format), config.train_share, config.seed)
@@ -60,6 +79,27 @@ def train_baseline(config: Config) -> ScoreCard:
         role="baseline",
         scale=scale,
         trained_on={split: fingerprint(path) for split, path in judgments.items()},
+        judged_queries=len(train),
+    )
+
+
+def _train_on_clicks(config: Config) -> ScoreCard:
+    shown = config.shown_documents or config.data / "shown_documents.parquet"
+    dev_path = config.data / "judgments" / "dev.parquet"
+    student = start_student(config)
+    train = clicked_groups(shown, student.text_format, config.click_smoothing)
+    return train_student(
+        config,
+        student,
+        train,
+        judged_groups(dev_path, student.text_format),
+        word_groups=train,
+        loss=losses.click_ranknet,
+        sample_group=sampler("stratified", config.group_documents),
+        role="baseline",
+        scale=ScoreScale(),
+        trained_on={"shown_documents": fingerprint(shown), "dev": fingerprint(dev_path)},
+        judged_queries=0,
     )
 
 

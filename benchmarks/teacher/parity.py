@@ -26,8 +26,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from build.build_teacher import Config as BuildConfig
 from build.build_teacher import main as build_teacher
-from clients.labelling.served_teacher import ServedTeacher, bytes_tensor
-from clients.labelling.teacher_endpoint import cumulative_logprob
+from clients.labelling.served_teacher import ServedTeacher
 from ranking.errors import InputError
 from ranking.metrics import kendall_tau, ndcg
 from ranking.program import run
@@ -125,10 +124,8 @@ def ask(address: str, prompts: Sequence[str]) -> NDArray[np.float32]:
 
         def requests() -> Iterator[Any]:
             for number, prompt in enumerate(prompts):
-                request = teacher.request()
+                request = teacher.request([(prompt.encode(),)])
                 request.id = str(number)
-                tail = [teacher.sampling_parameters(), b"\x01", b"\x01"]
-                request.raw_input_contents.extend([bytes_tensor(prompt.encode()), *tail])
                 yield request
             done.get()  # the stream stays open until all answers are here
 
@@ -136,7 +133,7 @@ def ask(address: str, prompts: Sequence[str]) -> NDArray[np.float32]:
         for answer in stub.ModelStreamInfer(requests(), timeout=600):
             if answer.error_message:
                 raise InputError(f"the server refused a pair: {answer.error_message}")
-            value = cumulative_logprob(answer.infer_response)
+            (value,) = teacher.scores(answer.infer_response, 1)
             scores[int(answer.infer_response.id)] = np.nan if value is None else value
             left -= 1
             if not left:

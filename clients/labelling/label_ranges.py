@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 from tritonclient.grpc import service_pb2_grpc
@@ -17,18 +17,83 @@ from tritonclient.grpc import service_pb2_grpc
 from clients.labelling.candidate_file import CandidateFile, RowRange
 from clients.labelling.label_shards import Origin, write_shard
 from clients.labelling.request_window import Window
-from clients.labelling.served_teacher import ServedTeacher
-from clients.labelling.teacher_endpoint import EndpointLost, Patience, TeacherEndpoint, identify
+from clients.labelling.teacher_endpoint import (
+    AnyTeacher,
+    EndpointLost,
+    Patience,
+    TeacherEndpoint,
+    TeacherKind,
+    identify,
+)
 from clients.labelling.work_queue import Pair, ShardInHand, Tally, WorkQueue
 from clients.triton.connection import Credentials, TritonConnection
 from ranking.errors import InputError
-from ranking.text import TeacherFormat
 
 logger = logging.getLogger("labels")
 
 BLOCK = 256  # pairs formatted at a time
 SHARDS_IN_HAND = 3  # one being written, one being finished, one being begun: the windows never run dry
+TextsOf = Callable[[list[str], list[str], list[str]], list[tuple[bytes, ...]]]  # of queries, titles, summaries
 FEW_REFUSALS = 100  # before the share of refusals is held against max_refused
+
+
+class Endpoint(Protocol):
+    """One server or service that draws pairs from the queue it was made with, until it is cancelled."""
+
+    window: Window
+
+    async def run(self) -> None:
+        """Serve until cancelled; whatever it cannot score goes back into the queue."""
+
+
+class AskedTeacher(Protocol):
+    """A teacher and how it is asked; travels to Ray workers as it is."""
+
+    def endpoints(self, work: WorkQueue, tally: Tally) -> Sequence[Endpoint]:
+        """The servers or services of the teacher, each drawing from `work` and counting in `tally`."""
+
+    def texts_of(self) -> TextsOf:
+        """How queries, titles and summaries become what endpoints send of each pair."""
+
+    def earlier_answers(self, folder: Path, shard: int) -> Mapping[int, float]:
+        """{position: score} that a run which was killed had been given for a shard and that need not be asked again."""
+
+    def forget_answers(self, folder: Path, shard: int) -> None:
+        """The shard is finished."""
+
+
+@dataclass(frozen=True)
+class StreamedTeacher:
+    """A teacher behind Triton, asked over gRPC streams.
+
+    folder: a decoder's checkpoint, for its text format; in_flight: requests at a time and server, None to find the
+    number.
+    """
+
+    teacher: AnyTeacher
+    folder: Path
+    urls: tuple[str, ...]
+    credentials: Credentials
+    in_flight: int | None
+    patience: Patience
+
+    def endpoints(self, work: WorkQueue, tally: Tally) -> list[TeacherEndpoint]:
+        """One endpoint per url."""
+        return [
+            TeacherEndpoint(url, self.credentials, self.teacher, work, tally, self.patience, Window(self.in_flight))
+            for url in self.urls
+        ]
+
+    def texts_of(self) -> TextsOf:
+        """The teacher's own texts of each pair. InputError if the folder is another teacher's."""
+        return self.teacher.texts(self.folder)
+
+    def earlier_answers(self, folder: Path, shard: int) -> dict[int, float]:
+        """None: a shard costs a minute of a server, and the servers are ours."""
+        return {}
+
+    def forget_answers(self, folder: Path, shard: int) -> None:
+        """Nothing is kept."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +107,19 @@ class Job:
     candidates: CandidateFile
     folder: Path
     origin: Origin
-    teacher: ServedTeacher
-    teacher_folder: Path
-    urls: tuple[str, ...]
-    credentials: Credentials
-    in_flight: int | None
-    patience: Patience
+    asked: AskedTeacher
     give_up_seconds: float
     max_refused: float
 
 
-async def find_teacher(urls: Sequence[str], credentials: Credentials, model: str, wait_seconds: float) -> ServedTeacher:
+async def find_teacher(
+    urls: Sequence[str], credentials: Credentials, model: str, kind: TeacherKind, wait_seconds: float
+) -> AnyTeacher:
     """The one teacher behind all urls that answer within wait_seconds. InputError: none answers, or two differ."""
     until = monotonic() + wait_seconds
     while True:
-        found = await asyncio.gather(*(_ask(url, credentials, model) for url in urls))
-        teachers = {url: teacher for url, teacher in zip(urls, found) if isinstance(teacher, ServedTeacher)}
+        found = await asyncio.gather(*(_ask(url, credentials, model, kind) for url in urls))
+        teachers = {url: teacher for url, teacher in zip(urls, found) if not isinstance(teacher, EndpointLost)}
         if teachers or monotonic() > until:
             break
         await asyncio.sleep(1.0)
@@ -74,11 +136,11 @@ async def find_teacher(urls: Sequence[str], credentials: Credentials, model: str
     return next(iter(teachers.values()))
 
 
-async def _ask(url: str, credentials: Credentials, model: str) -> ServedTeacher | EndpointLost:
+async def _ask(url: str, credentials: Credentials, model: str, kind: TeacherKind) -> AnyTeacher | EndpointLost:
     connection = TritonConnection(url, credentials)
     async with connection.stream_channel() as channel:
         try:
-            return await identify(service_pb2_grpc.GRPCInferenceServiceStub(channel), model, connection)
+            return await identify(service_pb2_grpc.GRPCInferenceServiceStub(channel), model, connection, kind)
         except EndpointLost as problem:
             return problem
 
@@ -97,12 +159,9 @@ async def label_ranges(
     disk full.
     """
     work = WorkQueue()
-    text_format = job.teacher.text_format(job.teacher_folder)
+    texts_of = job.asked.texts_of()
     tally.last_answer = monotonic()
-    endpoints = [
-        TeacherEndpoint(url, job.credentials, job.teacher, work, tally, job.patience, Window(job.in_flight))
-        for url in job.urls
-    ]
+    endpoints = job.asked.endpoints(work, tally)
 
     def check_refusals() -> None:
         failed, answered = tally.refused["teacher"], tally.scored
@@ -116,6 +175,7 @@ async def label_ranges(
         record = await asyncio.to_thread(
             write_shard, job.folder, job.origin, shard.covered, shard.rows, shard.scores, shard.refusals
         )
+        job.asked.forget_answers(job.folder, shard.covered.index)
         tally.shards += 1
         on_shard(record)
 
@@ -129,8 +189,11 @@ async def label_ranges(
                     return
                 shard = ShardInHand(*loaded)
                 tally.refused["input"] += len(shard.refusals)
+                for position, score in job.asked.earlier_answers(job.folder, shard.covered.index).items():
+                    shard.score(position, score)
+                    tally.already += 1
                 saving.create_task(save(shard)).add_done_callback(lambda _: slots.release())
-                await _send_shard(shard, work, text_format, endpoints)
+                await _send_shard(shard, work, texts_of, endpoints)
 
     async def guard() -> None:
         while True:
@@ -165,21 +228,18 @@ def _innermost(problem: BaseException) -> BaseException:
     return problem
 
 
-async def _send_shard(
-    shard: ShardInHand, work: WorkQueue, text_format: TeacherFormat, endpoints: Sequence[TeacherEndpoint]
-) -> None:
+async def _send_shard(shard: ShardInHand, work: WorkQueue, texts_of: TextsOf, endpoints: Sequence[Endpoint]) -> None:
     """Format the shard's pairs a block at a time and queue them, never far ahead of what the endpoints take."""
     for positions in _blocks(shard.sending_order()):
-        prompts = await asyncio.to_thread(_prompts, shard.rows, positions, text_format)
+        texts = await asyncio.to_thread(_block_texts, shard.rows, positions, texts_of)
         ahead = max(BLOCK, sum(endpoint.window.limit for endpoint in endpoints))
-        await work.put([Pair(shard, position, prompt) for position, prompt in zip(positions, prompts)], room=ahead)
+        await work.put([Pair(shard, position, of_pair) for position, of_pair in zip(positions, texts)], room=ahead)
 
 
 def _blocks(positions: list[int]) -> Iterator[list[int]]:
     return (positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK))
 
 
-def _prompts(rows: pa.Table, positions: list[int], text_format: TeacherFormat) -> list[bytes]:
+def _block_texts(rows: pa.Table, positions: list[int], texts_of: TextsOf) -> list[tuple[bytes, ...]]:
     block = rows.take(positions)
-    fields = [block.column(name).to_pylist() for name in ("query", "title", "summary")]
-    return [pair.text.encode() for pair in text_format.texts(*fields)]
+    return texts_of(*(block.column(name).to_pylist() for name in ("query", "title", "summary")))

@@ -22,10 +22,11 @@ PROBE_SHARDS = 4
 
 @dataclass(frozen=True)
 class RunForecast:
-    """tokens: of all prompts; exact: every pair was counted; rate: pairs a second of all endpoints together."""
+    """tokens: of all prompts, None for a ranker, whose server tokenises; exact: every pair was counted; rate: pairs a
+    second of all endpoints together."""
 
     pairs: int
-    tokens: int
+    tokens: int | None
     prefix_tokens: int  # of them, query parts that an earlier candidate of the query already had
     exact: bool
     rate: float
@@ -39,11 +40,14 @@ class RunForecast:
 
     def __str__(self) -> str:
         about = "" if self.exact else "about "
-        lines = [
-            f"pairs   {self.pairs}",
-            f"tokens  {about}{self.tokens} ({self.tokens / max(1, self.pairs):.1f} a pair; "
-            f"{self.prefix_tokens / max(1, self.tokens):.0%} are a query seen just before, "
-            "which the prefix cache may save)",
+        lines = [f"pairs   {self.pairs}"]
+        if self.tokens is not None:
+            lines.append(
+                f"tokens  {about}{self.tokens} ({self.tokens / max(1, self.pairs):.1f} a pair; "
+                f"{self.prefix_tokens / max(1, self.tokens):.0%} are a query seen just before, "
+                "which the prefix cache may save)"
+            )
+        lines += [
             f"time    {self.hours:.2f} hours at {self.rate:.1f} pairs/s over {self.endpoints} endpoint(s)",
         ]
         if self.price_per_hour is not None:
@@ -77,9 +81,11 @@ def count_tokens(candidates: CandidateFile, text_format: TeacherFormat) -> tuple
 
 
 def forecast(
-    candidates: CandidateFile, text_format: TeacherFormat, rate: float, endpoints: int, price: float | None
+    candidates: CandidateFile, text_format: TeacherFormat | None, rate: float, endpoints: int, price: float | None
 ) -> RunForecast:
-    """Scale the counted tokens to the whole file."""
+    """Scale the counted tokens to the whole file; none are counted without a text format."""
+    if text_format is None:
+        return RunForecast(candidates.rows, None, 0, True, rate, endpoints, price)
     tokens, repeated, counted = count_tokens(candidates, text_format)
     share = candidates.rows / counted if counted and candidates.rows > COUNTED else 1.0
     exact = candidates.rows <= COUNTED

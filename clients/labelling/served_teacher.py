@@ -4,7 +4,10 @@ machine."""
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import grpc
@@ -12,6 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.reranker_prompts import format_of_teacher
 from ranking.text import TeacherFormat
 
 
@@ -57,26 +61,48 @@ class ServedTeacher:
             )
         if card.vocabulary and card.vocabulary != fingerprint(folder / "tokenizer.json"):
             raise InputError(f"{folder}/tokenizer.json: not the tokenizer of the score card; copy the checkpoint again")
-        return TeacherFormat.of_checkpoint(folder)
+        return format_of_teacher(folder)
 
-    def request(self) -> pb.ModelInferRequest:
-        """The request that asks for a score, less its id and text: one token out of one, whose raw logit is the
-        score."""
+    @property
+    def documents_per_request(self) -> int:
+        """A prompt is one document's."""
+        return 1
+
+    def texts(self, folder: Path) -> Callable[[list[str], list[str], list[str]], list[tuple[bytes, ...]]]:
+        """How queries, titles and summaries become prompts, (prompt,) each, in the text format of the folder."""
+        text_format = self.text_format(folder)
+        return lambda queries, titles, summaries: [
+            (pair.text.encode(),) for pair in text_format.texts(queries, titles, summaries)
+        ]
+
+    def request(self, texts: Sequence[tuple[bytes, ...]]) -> pb.ModelInferRequest:
+        """The request for a prompt's score, less its id: one token out of one, whose raw logit is the score."""
+        request = pb.ModelInferRequest()
+        request.CopyFrom(self._template)
+        request.raw_input_contents[0] = bytes_tensor(texts[0][0])
+        return request
+
+    @cached_property
+    def _template(self) -> pb.ModelInferRequest:
+        asked = {"max_tokens": 1, "temperature": 0, "logprobs": 0, "allowed_token_ids": [self.score_token_id]}
         request = pb.ModelInferRequest(model_name=self.model)
-        for name, kind in (
-            ("text_input", "BYTES"),
-            ("sampling_parameters", "BYTES"),
-            ("return_cumulative_logprob", "BOOL"),
-            ("exclude_input_in_output", "BOOL"),
+        for name, kind, content in (
+            ("text_input", "BYTES", b""),
+            ("sampling_parameters", "BYTES", bytes_tensor(json.dumps(asked).encode())),
+            ("return_cumulative_logprob", "BOOL", b"\x01"),
+            ("exclude_input_in_output", "BOOL", b"\x01"),
         ):
             request.inputs.add(name=name, datatype=kind, shape=[1])
+            request.raw_input_contents.append(content)
         request.outputs.add(name="cumulative_logprob")
         return request
 
-    def sampling_parameters(self) -> bytes:
-        """The tensor that asks vLLM for one token, the score token, at temperature 0."""
-        asked = {"max_tokens": 1, "temperature": 0, "logprobs": 0, "allowed_token_ids": [self.score_token_id]}
-        return bytes_tensor(json.dumps(asked).encode())
+    def scores(self, response: pb.ModelInferResponse, documents: int) -> list[float | None]:
+        """[The FP32 output cumulative_logprob], [None] if the answer has none. documents: always 1."""
+        for output, raw in zip(response.outputs, response.raw_output_contents):
+            if output.name == "cumulative_logprob" and len(raw) == 4:
+                return [struct.unpack("<f", raw)[0]]
+        return [None]
 
 
 def checkpoint_folder(path: Path) -> Path:

@@ -7,9 +7,9 @@ import logging
 import math
 import random
 import re
-import struct
 from dataclasses import dataclass
 from time import monotonic
+from typing import Literal
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -17,7 +17,8 @@ from tritonclient.grpc import service_pb2_grpc
 
 from clients.labelling.request_window import Window
 from clients.labelling.score_precision import PrecisionCheck
-from clients.labelling.served_teacher import ServedTeacher, bytes_tensor, describe_grpc_error
+from clients.labelling.served_ranker import ServedRanker
+from clients.labelling.served_teacher import ServedTeacher, describe_grpc_error
 from clients.labelling.work_queue import Pair, Tally, WorkQueue
 from clients.triton.connection import Credentials, TritonConnection
 from ranking.errors import InputError
@@ -36,6 +37,16 @@ GONE = re.compile(
 OVERLOAD = re.compile(r"maximum queue size|resource.?exhausted|too many requests|queue is full", re.IGNORECASE)
 
 
+TeacherKind = Literal["decoder", "ranker"]
+AnyTeacher = ServedTeacher | ServedRanker
+KINDS: dict[TeacherKind, type[ServedTeacher] | type[ServedRanker]] = {"decoder": ServedTeacher, "ranker": ServedRanker}
+
+
+def kind_of(teacher: AnyTeacher) -> TeacherKind:
+    """The kind that a served teacher is of."""
+    return "ranker" if isinstance(teacher, ServedRanker) else "decoder"
+
+
 class EndpointLost(Exception):
     """The server or the way to it is gone; the text says how."""
 
@@ -52,9 +63,12 @@ class Patience:
 
 
 async def identify(
-    stub: service_pb2_grpc.GRPCInferenceServiceStub, model: str, connection: TritonConnection
-) -> ServedTeacher:
-    """The teacher a server has ready. EndpointLost if it has none now; InputError if it will never be one."""
+    stub: service_pb2_grpc.GRPCInferenceServiceStub, model: str, connection: TritonConnection, kind: TeacherKind
+) -> AnyTeacher:
+    """The teacher of that kind that a server has ready.
+
+    EndpointLost if it has none now; InputError if it will never have one.
+    """
     metadata = connection.metadata()
     try:
         ready = await stub.ModelReady(pb.ModelReadyRequest(name=model), timeout=CONNECT_SECONDS, metadata=metadata)
@@ -63,7 +77,7 @@ async def identify(
         config = await stub.ModelConfig(pb.ModelConfigRequest(name=model), timeout=CONNECT_SECONDS, metadata=metadata)
     except grpc.RpcError as problem:
         raise EndpointLost(describe_grpc_error(problem)) from problem
-    return ServedTeacher.of_config(model, config, str(connection))
+    return KINDS[kind].of_config(model, config, str(connection))
 
 
 class TeacherEndpoint:
@@ -73,7 +87,7 @@ class TeacherEndpoint:
         self,
         url: str,
         credentials: Credentials,
-        teacher: ServedTeacher,
+        teacher: AnyTeacher,
         work: WorkQueue,
         tally: Tally,
         patience: Patience,
@@ -82,12 +96,10 @@ class TeacherEndpoint:
         self.url, self.connection = url, TritonConnection(url, credentials)
         self.teacher, self.work, self.tally = teacher, work, tally
         self.patience, self.window = patience, window
-        self._in_flight: dict[str, tuple[Pair, float]] = {}
+        self._in_flight: dict[str, tuple[list[Pair], float]] = {}
         self._room = asyncio.Event()
         self._number = 0
         self._opened = self._heard = 0.0  # when this session began, when its last answer came
-        self._template = teacher.request()
-        self._tail = [teacher.sampling_parameters(), b"\x01", b"\x01"]
         self._precision = PrecisionCheck(teacher.head_dtype, url)
 
     async def run(self) -> None:
@@ -114,7 +126,7 @@ class TeacherEndpoint:
         async with self.connection.stream_channel() as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             try:
-                found = await identify(stub, self.teacher.model, self.connection)
+                found = await identify(stub, self.teacher.model, self.connection, kind_of(self.teacher))
             except InputError as problem:
                 raise EndpointLost(str(problem)) from problem
             if found.teacher_id != self.teacher.teacher_id:
@@ -143,15 +155,13 @@ class TeacherEndpoint:
             while len(self._in_flight) >= (self.window.limit if self._heard > self._opened else 1):
                 self._room.clear()
                 await self._room.wait()
-            pair = await self.work.get()
+            pairs = await self.work.get(self.teacher.documents_per_request)
             self._number += 1
             name = str(self._number)
-            self._in_flight[name] = (pair, monotonic())
+            self._in_flight[name] = (pairs, monotonic())
             self.tally.in_flight[self.url] = len(self._in_flight)
-            request = pb.ModelInferRequest()
-            request.CopyFrom(self._template)
+            request = self.teacher.request([pair.texts for pair in pairs])
             request.id = name
-            request.raw_input_contents.extend([bytes_tensor(pair.prompt), *self._tail])
             await stream.write(request)
 
     async def _receive(self, stream) -> None:
@@ -164,26 +174,29 @@ class TeacherEndpoint:
             if not name and answer.error_message:  # about the stream, not about one request
                 raise EndpointLost(answer.error_message[:300])
             self._heard = monotonic()
-            pair, sent = self._in_flight.pop(name, (None, 0.0))
-            if pair is None:
+            pairs, sent = self._in_flight.pop(name, (None, 0.0))
+            if pairs is None:
                 continue  # answered after its deadline: it has been handed back, the other answer counts
             self.tally.in_flight[self.url] = len(self._in_flight)
             self._room.set()
             if answer.error_message:
-                self._failed(pair, answer.error_message)
+                self._failed(pairs, answer.error_message)
                 continue
-            value = cumulative_logprob(answer.infer_response)
-            if value is None or not math.isfinite(value):
-                self._failed(pair, f"the teacher's score is {'missing' if value is None else value}")
-                continue
-            self._precision.see(value)
-            pair.shard.score(pair.position, value)
+            for pair, value in zip(pairs, self.teacher.scores(answer.infer_response, len(pairs))):
+                self._scored(pair, value)
             self.window.completed(saturated=len(self.work) > 0)
-            self.tally.scored += 1
-            self.tally.by_endpoint[self.url] += 1
             self.tally.windows[self.url] = self.window.limit
             self.tally.last_answer = monotonic()
-            self.tally.latency_seconds += self.tally.last_answer - sent
+            self.tally.latency_seconds += (self.tally.last_answer - sent) * len(pairs)
+
+    def _scored(self, pair: Pair, value: float | None) -> None:
+        if value is None or not math.isfinite(value):
+            self._failed([pair], f"the teacher's score is {'missing' if value is None else value}")
+            return
+        self._precision.see(value)
+        pair.shard.score(pair.position, value)
+        self.tally.scored += 1
+        self.tally.by_endpoint[self.url] += 1
 
     async def _watch(self) -> None:
         """Hand back what has passed its deadline. A server that answers nothing for that long is lost."""
@@ -201,22 +214,27 @@ class TeacherEndpoint:
             for name in late:
                 self._failed(self._in_flight.pop(name)[0], f"no answer within {limit:g} s")
 
-    def _failed(self, pair: Pair, reason: str) -> None:
-        """A failure of one pair: handed back after a while, or refused if it is final or has failed too often."""
+    def _failed(self, pairs: list[Pair], reason: str) -> None:
+        """A failure of one request: its pairs are handed back after a while, or refused if it is final or too often.
+
+        Several pairs of one request are each asked for alone then, so that the one at fault is found.
+        """
         reason = " ".join(reason.split())[:300]
         if GONE.search(reason):
-            self._lose(pair)
+            for pair in reversed(pairs):
+                self._lose(pair)
             raise EndpointLost(reason)
         if OVERLOAD.search(reason):
             self.window.overloaded()
-        pair.failures += 1
-        if FINAL.search(reason) or pair.failures > self.patience.retries:
-            self._refuse(pair, reason)
-            return
-        self.tally.retries += 1
-        self.tally.last_problem = f"{self.url}: {reason}"
-        delay = min(5.0, 0.05 * 2**pair.failures) * random.uniform(0.75, 1.25)
-        asyncio.get_running_loop().call_later(delay, self.work.hand_back, pair)
+        for pair in pairs:
+            pair.failures += 1
+            if pair.failures > self.patience.retries or (FINAL.search(reason) and len(pairs) == 1):
+                self._refuse(pair, reason)
+                continue
+            self.tally.retries += 1
+            self.tally.last_problem = f"{self.url}: {reason}"
+            delay = min(5.0, 0.05 * 2**pair.failures) * random.uniform(0.75, 1.25)
+            asyncio.get_running_loop().call_later(delay, self.work.hand_back, pair)
 
     def _refuse(self, pair: Pair, reason: str) -> None:
         pair.shard.refuse(pair.position, reason)
@@ -232,15 +250,8 @@ class TeacherEndpoint:
             self.work.hand_back(pair)
 
     def _hand_back_all(self) -> None:
-        for pair, _ in reversed(self._in_flight.values()):
-            self._lose(pair)
+        for pairs, _ in reversed(self._in_flight.values()):
+            for pair in reversed(pairs):
+                self._lose(pair)
         self._in_flight.clear()
         self.tally.in_flight[self.url] = 0
-
-
-def cumulative_logprob(response: pb.ModelInferResponse) -> float | None:
-    """The FP32 output of that name, None if the response has none."""
-    for output, raw in zip(response.outputs, response.raw_output_contents):
-        if output.name == "cumulative_logprob" and len(raw) == 4:
-            return struct.unpack("<f", raw)[0]
-    return None

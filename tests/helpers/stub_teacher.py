@@ -21,6 +21,16 @@ from tritonclient.grpc import service_pb2_grpc
 from ranking.card import CARD_NAME
 
 
+def unpack(raw: bytes) -> list[bytes]:
+    """The elements of a BYTES tensor."""
+    found, at = [], 0
+    while at < len(raw):
+        size = int.from_bytes(raw[at : at + 4], "little")
+        found.append(raw[at + 4 : at + 4 + size])
+        at += 4 + size
+    return found
+
+
 def stub_score(prompt: bytes) -> float:
     """A float32-exact score in -8..8 from the prompt's digest."""
     return int.from_bytes(hashlib.blake2b(prompt, digest_size=2).digest(), "little") / 4096 - 8
@@ -42,6 +52,9 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelConfig(self, request, context):
         answer = pb.ModelConfigResponse()
         answer.config.name = "teacher"
+        if self.options.ranker:
+            answer.config.metric_tags.update({"checkpoint": self.options.teacher_id, "precision": "fp32"})
+            return answer
         given = {"teacher_id": self.options.teacher_id, "score_token_id": "1", "ranker_card": self.card}
         given["head_dtype"] = "float32"
         for name, value in given.items():
@@ -92,19 +105,24 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
             broken.set()
         answer = pb.ModelStreamInferResponse()
         answer.infer_response.id = request.id
-        prompt = request.raw_input_contents[0][4:]
+        prompts = [request.raw_input_contents[0][4:]]
+        if options.ranker:
+            query, titles, summaries = (unpack(raw) for raw in request.raw_input_contents)
+            prompts = [b"\n".join([query[0], *pair]) for pair in zip(titles, summaries)]
         if chosen == "error":
             answer.error_message = "the stub was asked to fail"
-        elif options.final_mark and options.final_mark.encode() in prompt:
+        elif options.final_mark and any(options.final_mark.encode() in prompt for prompt in prompts):
             answer.error_message = "The prompt is longer than the maximum model length of 64"
         else:
             answer.infer_response.model_name = "teacher"
-            answer.infer_response.outputs.add(name="cumulative_logprob", datatype="FP32", shape=[1])
-            value = float("nan") if chosen == "nan" else stub_score(prompt)
+            name = "score" if options.ranker else "cumulative_logprob"
+            answer.infer_response.outputs.add(name=name, datatype="FP32", shape=[len(prompts)])
+            values = [float("nan") if chosen == "nan" else stub_score(prompt) for prompt in prompts]
             if options.bf16_scores:
-                (bits,) = struct.unpack("<I", struct.pack("<f", value))
-                (value,) = struct.unpack("<f", struct.pack("<I", bits & 0xFFFF0000))
-            answer.infer_response.raw_output_contents.append(struct.pack("<f", value))
+                bits = struct.unpack(f"<{len(values)}I", struct.pack(f"<{len(values)}f", *values))
+                rounded = struct.pack(f"<{len(bits)}I", *(number & 0xFFFF0000 for number in bits))
+                values = list(struct.unpack(f"<{len(bits)}f", rounded))
+            answer.infer_response.raw_output_contents.append(struct.pack(f"<{len(values)}f", *values))
         self.served += 1
         await answers.put(answer)
 
@@ -124,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--teacher-id", default="stub0")
+    parser.add_argument("--ranker", action="store_true", help="take query, title and summary as an arm does")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds a request takes; 0 answers at once")

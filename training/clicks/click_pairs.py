@@ -27,6 +27,7 @@ from training.clicks.duckdb_tables import DuckDbSettings, connect, file_columns,
 from training.clicks.event_columns import LOST, event_defaults, parse_event_columns
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 from training.clicks.propensities import Propensities, estimate_propensities
+from training.clicks.shown_documents import shown_documents
 from training.sources.held_out import held_out_files, held_out_queries
 
 LOGGER = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class ClickPairSettings(DuckDbSettings):
     Args:
         events: the raw log: a Parquet file, a folder of them, or a glob in quotes
         out: the clicks file to write; counts and propensities go to a .report.json beside it
+        shown_documents: also write every shown document of the queries with a satisfied click to this file, with its
+            clicks and expected examinations: what train_baseline --learn-from clicks reads
         columns: OURS=THEIRS for columns that the log names otherwise, such as query=search_term
         exclude: Parquet files with a query column whose queries, and near-identical ones, are left out of the log
         exclude_held_out: leave out the dev and test queries of the judgments folder beside the output, too
@@ -57,6 +60,7 @@ class ClickPairSettings(DuckDbSettings):
 
     events: str
     out: Path
+    shown_documents: Path | None = None
     columns: list[str] = field(default_factory=list)
     exclude: list[Path] = field(default_factory=list)
     exclude_held_out: bool = True
@@ -81,6 +85,10 @@ class ClickPairSettings(DuckDbSettings):
         if self.max_weight < 1 or self.dwell_seconds < 0:
             raise ValueError("max_weight must be at least 1, dwell_seconds 0 or more")
         parse_event_columns(self.columns)
+
+    def satisfied(self) -> str:
+        """The SQL condition of a satisfied click."""
+        return f"clicked AND dwell_seconds >= {float(self.dwell_seconds)!r}"
 
 
 def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
@@ -110,6 +118,9 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
             report["position_bias"] = propensities.report() if propensities else None
             _sum_clicks(connection, settings, propensities)
             report["clicks"] = write_table(out, "clicks", _clicks(connection))
+            if settings.shown_documents is not None:
+                shown = shown_documents(connection, settings.satisfied(), propensities)
+                report["shown_documents"] = write_table(settings.shown_documents, "shown_documents", shown)
         except duckdb.Error as problem:
             raise DataError(settings.events, f"DuckDB: {' '.join(str(problem).split())}") from problem
         finally:
@@ -197,7 +208,7 @@ def _sum_clicks(
     connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings, propensities: Propensities | None
 ) -> None:
     """Make `weights` (query_no, doc_id, weight) from satisfied clicks, after the impression limit."""
-    satisfied = f"clicked AND dwell_seconds >= {float(settings.dwell_seconds)!r}"
+    satisfied = settings.satisfied()
     connection.execute("CREATE TABLE position_weights (position INTEGER, weight DOUBLE)")
     positions = connection.execute("SELECT DISTINCT position FROM impressions WHERE " + satisfied).fetchall()
     rows = [(p, min(settings.max_weight, 1 / propensities.at(p)) if propensities else 1.0) for (p,) in positions]

@@ -28,7 +28,7 @@ def table(results: Mapping[str, SystemResult], queries: int, test_metric: str) -
         else:
             row += ["", ""]
         rows.append(row)
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def teacher_table(results: Mapping[str, SystemResult], teacher: str) -> str:
@@ -38,7 +38,7 @@ def teacher_table(results: Mapping[str, SystemResult], teacher: str) -> str:
         kept = [result.retention.get(metric, float("nan")) for metric in (PNR, "ndcg@5", "ndcg@10", "mrr")]
         tau = float("nan") if result.agreement is None else result.agreement
         rows.append([name, *(f"{value:.1%}" for value in kept), f"{tau:.4f}"])
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def calibration_table(results: Mapping[str, SystemResult]) -> str:
@@ -48,7 +48,7 @@ def calibration_table(results: Mapping[str, SystemResult]) -> str:
         if result.calibration:
             after = result.calibration.get("after")
             rows.append([name, f"{result.calibration['before']:.4f}", "none" if after is None else f"{after:.4f}"])
-    return _markdown(rows) if len(rows) > 1 else ""
+    return markdown_table(rows) if len(rows) > 1 else ""
 
 
 def label(metric: str) -> str:
@@ -57,7 +57,8 @@ def label(metric: str) -> str:
     return {"ndcg": "NDCG", "ndcg_exp": "NDCG"}.get(name, name.upper()) + at + k + (" (2^g-1)" if "exp" in name else "")
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown_table(rows: list[list[str]]) -> str:
+    """A Markdown table of cells, the first row its header, aligned for a terminal."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

@@ -47,6 +47,7 @@ def save_student(
     role: Literal["student", "baseline"],
     scale: ScoreScale,
     trained_on: dict[str, str],
+    judged_queries: int,
     calibrate: calibration_fit.Kind | None,
 ) -> ScoreCard:
     """Fold the scale into the head, score dev, calibrate, and (on the main process) write the checkpoint folder.
@@ -69,6 +70,7 @@ def save_student(
         vocabulary=fingerprint(student.tokenizer_folder / "tokenizer.json"),
         base_model=student.base,
         trained_on=trained_on,
+        judged_queries=judged_queries,
         metrics=_dev_figures(scores, grades, dev.group_of_document()),
     )
     if trainer.args.process_index == 0:

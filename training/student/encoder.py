@@ -1,12 +1,14 @@
 """The BERT cross-encoder that students and baselines are: where its weights and its vocabulary come from.
 
-Four starting points: a Hugging Face checkpoint (`--init`), some layers of a deeper one (`--init-layers 0,2,4,6,8,10`),
+Four starting points: a pretrained checkpoint (`--init minilm`, a folder or a hub id), some layers of a deeper one
+(`--init-layers 0,2,4,6,8,10`),
 a baseline or student of ours (`--init runs/baseline`), or from scratch by size, with a WordPiece vocabulary trained on
 the dataset and, if asked for, a masked-LM warm-up on its candidates.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceC
 from ranking.card import CARD_NAME, ScoreCard
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
+from ranking.pretrained import checkpoint_of
 from ranking.text import StudentFormat, load_tokenizer
 from training.student.vocabulary import train_wordpiece
 
@@ -53,8 +56,8 @@ class StudentModelSettings:
     """Where a student starts.
 
     Args:
-        init: checkpoint folder or hub id of a BERT to start from, a baseline or student of ours included; none: from
-            scratch
+        init: BERT to start from: minilm (a package, docs/students.md), a folder or a hub id, a baseline or student of
+            ours included; none: from scratch
         init_layers: layers of that checkpoint to keep, e.g. 0,2,4,6,8,10 for a BERT-6 from a BERT-12; none: all
         size: shape of a model from scratch, see docs/students.md
         vocabulary_size: WordPiece tokens of a model from scratch
@@ -100,24 +103,28 @@ def create_student(
     InputError if the start does not fit.
     """
     set_seed(seed)  # a head from scratch is part of the seed
+    init = None if settings.init is None else checkpoint_of(settings.init)
     processes, folder = PartialState(), Path(work) / "tokenizer"
     with processes.main_process_first():  # one process writes the tokenizer, the others read it
         if processes.is_main_process and not (resume and (folder / "tokenizer.json").is_file()):
-            if settings.init is None:
+            if init is None:
                 train_wordpiece(data, folder, settings.vocabulary_size)
             else:
-                _tokenizer_of(settings.init).save_pretrained(folder)
+                _tokenizer_of(init).save_pretrained(folder)
     limits = settings.limits
-    if settings.init is None:
+    if init is None:
         text_format = StudentFormat(load_tokenizer(folder), limits)
         model = _from_scratch(settings, text_format)
         base = f"scratch:{settings.size}"
+        _warn_of_unknown_words(Path(data))
     else:
-        if (Path(settings.init) / CARD_NAME).is_file():
-            limits = ScoreCard.load(settings.init).require(settings.init, "student", "baseline").limits
+        if (Path(init) / CARD_NAME).is_file():
+            limits = ScoreCard.load(init).require(init, "student", "baseline").limits
         text_format = StudentFormat(load_tokenizer(folder), limits)
-        model = _from_checkpoint(settings)
-        base = settings.init + (f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else "")
+        model = _from_checkpoint(settings, init)
+        base = str(settings.init) + (
+            f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else ""
+        )
     positions, rows = model.config.max_position_embeddings, cast(Any, model.get_input_embeddings()).weight.shape[0]
     if text_format.max_tokens() > positions:
         raise InputError(
@@ -182,8 +189,18 @@ def attend_to_equal_tokens(model: BertForSequenceClassification) -> None:
         small.weight.mul_(0.3)  # beside words of 0.02: equal words should be near wherever they stand
 
 
-def _from_checkpoint(settings: StudentModelSettings) -> BertForSequenceClassification:
-    init = str(settings.init)
+def _warn_of_unknown_words(data: Path) -> None:
+    """From scratch, a model can learn the few words of the built-in world from its labels, not those of real text."""
+    about = data / "dataset.json"
+    if about.is_file() and not json.loads(about.read_text(encoding="utf-8"))["source"].startswith("world:"):
+        LOGGER.warning(
+            "a model from scratch knows none of the words of %s and will hardly beat BM25: start from a pretrained "
+            "BERT, --init minilm, a folder or a hub id",
+            data,
+        )
+
+
+def _from_checkpoint(settings: StudentModelSettings, init: str) -> BertForSequenceClassification:
     try:
         config = AutoConfig.from_pretrained(init)
         if config.model_type != "bert":

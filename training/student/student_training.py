@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from safetensors.torch import load_file, save_file
 
@@ -13,6 +13,7 @@ from ranking.files import replacing
 from training.evaluation.calibration_fit import Kind
 from training.student.checkpoint import ScoreScale, save_student
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
+from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
 from training.student.masked_lm_warm_up import WarmUpSettings, warm_up
 from training.student.word_embedding_start import WordEmbeddingSettings, fit_word_embeddings
 from training.trainer.group_batches import GroupSampler, RankingGroups
@@ -28,17 +29,29 @@ class StudentTrainingSettings(TrainingSettings, StudentModelSettings, WarmUpSett
         data: dataset folder, as prepare_data wrote it
         out: folder for the checkpoint; the run's states go to its subfolder training/
         calibrate: fit a map from score to probability on dev judgments; isotonic wants thousands, platt hundreds
+        least_steps: optimiser steps at least, whatever the epochs: a small set is passed over more often, and dev is
+            then evaluated four times in all
     """
 
     data: Path
     out: Path
     calibrate: Kind | None = None
+    least_steps: int = 0
 
     def __post_init__(self):
         TrainingSettings.__post_init__(self)
         StudentModelSettings.__post_init__(self)
         WarmUpSettings.__post_init__(self)
         WordEmbeddingSettings.__post_init__(self)
+        if self.least_steps < 0:
+            raise ValueError(f"least_steps is {self.least_steps}: must not be negative")
+
+    def for_queries(self, queries: int) -> Self:
+        """These settings with as many epochs over `queries` as least_steps wants; themselves if they have them."""
+        wanted = self.least_steps * self.batch_groups * self.accumulation / queries
+        if wanted <= self.epochs:
+            return self
+        return replace(self, epochs=wanted, eval_steps=self.eval_steps or max(1, self.least_steps // 4))
 
 
 def start_student(settings: StudentTrainingSettings) -> StudentModel:
@@ -85,18 +98,23 @@ def train_student(
     role: Literal["student", "baseline"],
     scale: ScoreScale,
     trained_on: dict[str, str],
+    judged_queries: int,
+    judged: RankingGroups | None = None,
+    tuning: JudgedTuningSettings | None = None,
 ) -> ScoreCard:
     """Train, keep the weights with the best dev NDCG@5, write the checkpoint to settings.out, return its card.
 
     train: groups with targets on the standardised scale; dev: groups with grades; word_groups: groups with one target
     per document, from which word embeddings are fitted first where the settings ask for it (a start from scratch only);
-    scale: the targets' raw scale, to which the saved model's scores are brought back; trained_on: name -> fingerprint.
+    scale: the targets' raw scale, to which the saved model's scores are brought back; trained_on: name -> fingerprint;
+    judged_queries: judged train queries behind the targets or the tuning;
+    judged, tuning: judged groups that the model is tuned on afterwards, and how (training/student/judged_tuning.py).
     """
     if settings.match_steps and settings.init is None:
         fit_word_embeddings(student, word_groups, settings.match_steps, settings.seed)
     trainer = RankingTrainer(
         student.model,
-        settings,
+        settings.for_queries(len(train)),
         train,
         dev,
         loss=loss,
@@ -106,6 +124,8 @@ def train_student(
         out=settings.out,
     )
     trainer.start()
+    if judged is not None and tuning is not None:
+        tune_on_judgments(student, settings, tuning, judged, dev, work=settings.out / RUN_FOLDER / "judged")
     return save_student(
         student,
         trainer,
@@ -114,5 +134,6 @@ def train_student(
         role=role,
         scale=scale,
         trained_on=trained_on,
+        judged_queries=judged_queries,
         calibrate=settings.calibrate,
     )

@@ -70,11 +70,14 @@ class TrainingSettings:
 
     def bf16(self) -> bool:
         """Whether forwards run under bf16 autocast; `auto` asks the device."""
-        if self.precision != "auto":
-            return self.precision == "bf16"
-        if torch.cuda.is_available():
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return bf16_is_native() if self.precision == "auto" else self.precision == "bf16"
+
+
+def bf16_is_native() -> bool:
+    """Whether the device that torch would use multiplies bfloat16 itself."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def training_arguments(settings: TrainingSettings, out: Path, best_metric: str | None) -> TrainingArguments:

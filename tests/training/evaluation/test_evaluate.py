@@ -146,9 +146,7 @@ def test_a_system_without_discordant_pair_is_null_in_the_json(data, tmp_path):
 def test_what_cannot_be_evaluated_is_refused_in_one_line(data, tmp_path):
     judgments = Judgments.of_table(pa.Table.from_pylist(judgment_rows()))
     write_labels(tmp_path / "part.parquet", 0.1, judgment_rows()[:-2])
-    with pytest.raises(
-        InputError, match=r"2 of 320 judged pairs have no label, the first is query 'q39', document 'd6'"
-    ):
+    with pytest.raises(InputError, match=r"2 of 320 pairs have no label, the first is query 'q39', document 'd6'"):
         score_system(f"labels:{tmp_path / 'part.parquet'}", judgments, corpus=tmp_path)
     for bad in ("bm26", "checkpoint:", "x=labels"):
         with pytest.raises(InputError, match="is expected"):

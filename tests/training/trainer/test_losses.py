@@ -17,6 +17,7 @@ SIZES = (5, 1, 3, 8, 2)
 LOSSES = {
     "hinge": lambda s, t, g, **kw: losses.hinge(s, t, g, **kw),
     "ranknet": lambda s, t, g, **kw: losses.ranknet(s, t, g, **kw),
+    "click_ranknet": lambda s, t, g, **kw: losses.click_ranknet(s, t, g, **kw),
     "point_mse": lambda s, t, g, **kw: losses.point_mse(s, t, **kw),
     "margin_mse": lambda s, t, g, **kw: losses.margin_mse(s, t, g, **kw),
     "hybrid": lambda s, t, g, **kw: losses.hybrid(s, t, g, 0.3, 0.7, **kw),
@@ -54,6 +55,16 @@ def test_hinge_equals_enumerated_pairs():
     assert losses.hinge(s, grades, groups, margin=1.5).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_click_ranknet_weighs_a_pair_by_the_difference_of_its_click_rates():
+    s, rates, _, groups = batch()
+    expected = enumerated(
+        groups,
+        lambda i, j: float(rates[i] - rates[j]) * math.log1p(math.exp(float(s[j] - s[i]))),
+        lambda i, j: rates[i] > rates[j],
+    )
+    assert losses.click_ranknet(s, rates, groups).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_ranknet_equals_enumerated_pairs():
     s, _, grades, groups = batch()
     expected = enumerated(
@@ -66,6 +77,19 @@ def test_margin_mse_equals_enumerated_pairs():
     s, t, _, groups = batch()
     expected = enumerated(groups, lambda i, j: float((s[i] - s[j]) - (t[i] - t[j])) ** 2)
     assert losses.margin_mse(s, t, groups).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_weighted_pair_counts_the_product_of_its_documents_weights():
+    s, t, _, groups = batch()
+    weights = torch.linspace(0.2, 3.0, len(s))
+    expected = enumerated(groups, lambda i, j: float(weights[i] * weights[j] * ((s[i] - s[j]) - (t[i] - t[j])) ** 2))
+    assert losses.margin_mse(s, t, groups, weights=weights).item() == pytest.approx(expected, rel=1e-4)
+    point = (weights * (s - t) ** 2).mean()
+    assert losses.point_mse(s, t, weights=weights).item() == pytest.approx(point.item(), rel=1e-5)
+    both = losses.hybrid(s, t, groups, 0.5, 2.0, weights=weights)
+    assert both.item() == pytest.approx(0.5 * point.item() + 2.0 * expected, rel=1e-4)
+    alike = torch.ones(len(s))
+    assert torch.allclose(losses.margin_mse(s, t, groups, weights=alike), losses.margin_mse(s, t, groups), rtol=1e-6)
 
 
 def test_listwise_kl_equals_the_divergence_of_each_group():
