@@ -18,6 +18,7 @@ from build.runners import padded_length
 from ranking.encoder_inputs import INPUTS, OUTPUT
 from ranking.errors import InputError
 from ranking.limits import MAX_DOCUMENTS
+from ranking.prior import PriorBlend
 
 Target = Literal["openvino", "tensorrt"]
 CONFIG_NAME = "config.pbtxt"
@@ -81,8 +82,13 @@ def encoder_name(name: str) -> str:
     return f"{name}_encoder"
 
 
-def front_config(name: str, limits: ServingLimits, lengths: Sequence[int], tags: Mapping[str, str]) -> pb.ModelConfig:
-    """The model that callers see: query BYTES [1], title BYTES [n], summary BYTES [n] -> score FP32 [n]."""
+def front_config(
+    name: str, limits: ServingLimits, lengths: Sequence[int], tags: Mapping[str, str], prior: PriorBlend
+) -> pb.ModelConfig:
+    """The model that callers see: query BYTES [1], title and summary BYTES [n], optional prior FP32 [n] -> score FP32 [n].
+
+    prior: how much of the first stage's score the arm blends in where a caller sends it.
+    """
     text = pb.TYPE_STRING
     parameters = {
         "encoder": encoder_name(name),
@@ -91,6 +97,9 @@ def front_config(name: str, limits: ServingLimits, lengths: Sequence[int], tags:
         "batch_tokens": str(limits.batch_tokens),
         "call_tokens": str(limits.call_tokens),
         "lengths": ",".join(map(str, lengths)),
+        "prior_weight": repr(prior.weight),
+        "prior_mean": repr(prior.mean),
+        "prior_spread": repr(prior.spread),
     }
     return pb.ModelConfig(
         name=name,
@@ -101,6 +110,7 @@ def front_config(name: str, limits: ServingLimits, lengths: Sequence[int], tags:
             pb.ModelInput(name="query", data_type=text, dims=[1]),
             pb.ModelInput(name="title", data_type=text, dims=[-1]),
             pb.ModelInput(name="summary", data_type=text, dims=[-1]),
+            pb.ModelInput(name="prior", data_type=pb.TYPE_FP32, dims=[-1], optional=True),
         ],
         output=[pb.ModelOutput(name="score", data_type=pb.TYPE_FP32, dims=[-1])],
         instance_group=[pb.ModelInstanceGroup(count=limits.front_instances, kind=CPU)],

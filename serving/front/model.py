@@ -1,6 +1,6 @@
 """The Triton model behind `student`, `baseline` and any further arm: text in, scores out.
 
-    query BYTES [1], title BYTES [n], summary BYTES [n]  ->  score FP32 [n]
+    query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]  ->  score FP32 [n]
 
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into length buckets and sends each
 bucket to `<name>_encoder`, version for version, which runs on TensorRT, OpenVINO or whatever the build chose. A version
@@ -28,6 +28,7 @@ from buckets import Bucket, cut
 
 from ranking.encoder_inputs import OUTPUT, pad
 from ranking.limits import MAX_FIELD_BYTES
+from ranking.prior import PriorBlend
 from ranking.text import EncodedPair, StudentFormat
 from ranking.visible import is_visible
 
@@ -49,6 +50,7 @@ class TritonPythonModel:
         self.batch_tokens = int(parameters["batch_tokens"])
         self.call_tokens = int(parameters["call_tokens"])
         self.edges = [int(edge) for edge in parameters["lengths"].split(",")]
+        self.prior = PriorBlend(*(float(parameters[f"prior_{name}"]) for name in ("weight", "mean", "spread")))
         self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
@@ -63,7 +65,10 @@ class TritonPythonModel:
             if request.is_cancelled():
                 raise BadRequest("cancelled by the caller")
             pairs = self.text.encode(*read_fields(request, self.max_documents))
+            prior = read_prior(request, len(pairs))
             scores = await self._score(pairs)
+            if prior is not None:
+                scores = self.prior.blend(scores, prior)
         except BadRequest as problem:
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(str(problem), pb_utils.TritonError.INVALID_ARG)
@@ -112,6 +117,19 @@ def read_fields(request, max_documents: int) -> tuple[list[str], list[str], list
     if not is_visible(asked):
         raise BadRequest("query is blank: it has no visible character")
     return [asked] * count, decode("title", title), decode("summary", summary)
+
+
+def read_prior(request, documents: int) -> np.ndarray | None:
+    """The first stage's scores, float32 [n], NaN for a document without one; None if the caller sent none."""
+    tensor = pb_utils.get_input_tensor_by_name(request, "prior")
+    if tensor is None:
+        return None
+    prior = tensor.as_numpy()
+    if len(prior) != documents:
+        raise BadRequest(f"prior has {len(prior)} values for {documents} documents: one per document is needed")
+    if np.isinf(prior).any():
+        raise BadRequest(f"prior[{int(np.isinf(prior).argmax())}] is infinite; NaN stands for a document without one")
+    return prior
 
 
 def decode(name: str, values: np.ndarray) -> list[str]:

@@ -15,6 +15,7 @@ from build.build_student import Config
 from build.gate import GateLimits
 from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
 from ranking.errors import InputError
+from ranking.prior import PriorBlend
 from tests.helpers.tiny_student import make_judged
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +129,7 @@ def test_configs_survive_their_text_form(target, tmp_path):
     lengths = bucket_lengths(limits, target, longest=150)
     tags = {"arm": "student"}
     for config in (
-        front_config("student", limits, lengths, tags),
+        front_config("student", limits, lengths, tags, PriorBlend(0.35, -0.1, 1.25)),
         encoder_config("student", target, limits, lengths, tags, {"NUM_STREAMS": "1"}),
     ):
         (tmp_path / "config.pbtxt").write_text(as_text(config), encoding="utf-8")

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS, field_bytes
+from ranking.request_tensors import MAX_PRIOR
 from ranking.visible import is_visible
 
 
@@ -40,6 +41,9 @@ class Document(_Strict):
     doc_id: Name
     title: Text = ""
     summary: Text = ""
+    prior: float | None = Field(
+        None, ge=-MAX_PRIOR, le=MAX_PRIOR, allow_inf_nan=False, description="the first stage's score, if there is one"
+    )
 
 
 class RankRequest(_Strict):

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ranking.bm25 import bm25_scores, words
 from ranking.errors import InputError
 from ranking.metrics import JudgedRanking
 from ranking.schema import write_table
 from training.evaluate import Config, main, score_system
 from training.evaluation.comparison import Judgments, compare
 from training.evaluation.result_tables import disagreement_page, disagreements, table, teacher_table
-from training.sources.bm25 import bm25_scores, words
 
 QUERIES, DOCUMENTS = 40, 8
 
