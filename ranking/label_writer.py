@@ -33,8 +33,8 @@ def write_labels(
 ) -> None:
     """Write the finished folder of one score per candidate row, aside and renamed into place.
 
-    rows: the table of the file `candidates`, in its order, query_id and doc_id at least; scores: [rows]; teacher: what the
-    manifest says of the teacher beside its id. InputError if the folder is there already, or a score is not finite.
+    rows: the table of the file `candidates`, in its order, query_id and doc_id at least; scores: [rows]; teacher: what
+    the manifest says of the teacher beside its id. InputError if the folder is there already, or a score is not finite.
     """
     if folder.exists():
         raise InputError(f"{folder}: is there already; give another --out, or remove it")

@@ -1,7 +1,7 @@
 """Trains the baseline: a BERT cross-encoder on judgments alone, the model that a distilled student has to beat.
 
-With `--learn-from clicks` it learns from what a click log shows instead, for teams that have a log and few judgments. Its
-checkpoint is a start: `train_baseline --init` goes on with judgments, `distill_student --init` with labels, and
+With `--learn-from clicks` it learns from what a click log shows instead, for teams that have a log and few judgments.
+Its checkpoint is a start: `train_baseline --init` goes on with judgments, `distill_student --init` with labels, and
 `blend_labels --ranker checkpoint:` makes it a part of the teacher.
 """
 
@@ -119,5 +119,6 @@ if __name__ == "__main__":
     run(
         main,
         Config,
-        example="python -m training.train_baseline --data data/world --out runs/baseline --size mini-6 --warm-up-epochs 1",
+        example="python -m training.train_baseline --data data/world --out runs/baseline --size mini-6 "
+        "--warm-up-epochs 1",
     )

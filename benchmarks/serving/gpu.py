@@ -106,7 +106,7 @@ def engines(name: str, config: Config) -> Iterator[tuple[str, Callable[[int], Ca
         yield f"{label} eager", partial(torch_batch, on_gpu, config.batch)
         if config.compile:
             # not reduce-overhead alone: each length is compiled for its own shape
-            compiled = torch.compile(on_gpu, dynamic=False)
+            compiled: Any = torch.compile(on_gpu, dynamic=False)
             yield f"{label} compiled", partial(torch_batch, compiled, config.batch)
             torch.compiler.reset()
     if name.startswith("BERT") and tensorrt_engine.is_available():
@@ -174,9 +174,9 @@ def teacher_footnote(batch: int, length: int) -> str:
     """Why the paper's 100 ms of its 7B teacher do not stand beside a batch of this size: an A10 cannot be that fast."""
     floor_ms = 2 * TEACHER_PARAMETERS * batch * length / A10_FLOPS * 1e3
     return (
-        f"The paper does not say what the {PAPER_MS['teacher 7B']} ms of the teacher cover. A batch of {batch} pairs at "
-        f"{length} tokens takes an A10 {floor_ms:.0f} ms or more (2 FLOP per parameter and token at its matrix rate of "
-        f"{A10_FLOPS / 1e12:.0f} TFLOP/s), so that figure cannot be of such a batch."
+        f"The paper does not say what the {PAPER_MS['teacher 7B']} ms of the teacher cover. A batch of {batch} pairs "
+        f"at {length} tokens takes an A10 {floor_ms:.0f} ms or more (2 FLOP per parameter and token, at "
+        f"{A10_FLOPS / 1e12:.0f} TFLOP/s of matrix products), so that figure cannot be of such a batch."
     )
 
 

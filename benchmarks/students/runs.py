@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ranking.card import CARD_NAME
 from ranking.metrics import JudgedRanking
+from ranking.program import parse
 from training.evaluation.checkpoint_scores import Precision, Scorer
 from training.trainer.training_settings import RUN_FOLDER
+
+LOGGER = logging.getLogger(__name__)
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+
+
+def train_as_shipped(program: ModuleType, settings: str, out: Path, **flags: object) -> Path:
+    """Train with a shipped settings file into `out`, unless that is finished; an interrupted training goes on.
+
+    program: training.train_baseline or training.distill_student; settings: name of the file in training/configs; flags:
+    win over the file. Returns `out`.
+    """
+    if not (out / CARD_NAME).is_file():
+        words = ["--config", str(CONFIGS / settings), "--out", str(out)]
+        words += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        words += ["--resume", "true"] if started(out) else []
+        LOGGER.info("%s: %s", out.name, " ".join(words))
+        program.main(parse(program.Config, words))
+    return out
 
 
 def started(out: Path) -> bool:

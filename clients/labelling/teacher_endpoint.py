@@ -64,7 +64,10 @@ class Patience:
 async def identify(
     stub: service_pb2_grpc.GRPCInferenceServiceStub, model: str, connection: TritonConnection, kind: TeacherKind
 ) -> AnyTeacher:
-    """The teacher a server has ready. EndpointLost if it has none now; InputError if it will never be one of that kind."""
+    """The teacher of that kind that a server has ready.
+
+    EndpointLost if it has none now; InputError if it will never have one.
+    """
     metadata = connection.metadata()
     try:
         ready = await stub.ModelReady(pb.ModelReadyRequest(name=model), timeout=CONNECT_SECONDS, metadata=metadata)
@@ -209,7 +212,7 @@ class TeacherEndpoint:
                 self._failed(self._in_flight.pop(name)[0], f"no answer within {limit:g} s")
 
     def _failed(self, pairs: list[Pair], reason: str) -> None:
-        """A failure of one request: its pairs are handed back after a while, or refused if it is final or comes too often.
+        """A failure of one request: its pairs are handed back after a while, or refused if it is final or too often.
 
         Several pairs of one request are each asked for alone then, so that the one at fault is found.
         """

@@ -54,7 +54,7 @@ class ShardInHand:
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """One pair to be scored: where its score goes, its texts as the teacher takes them, failures, streams lost under it."""
+    """One pair to be scored: where its score goes, its texts as the teacher takes them, failures, lost streams."""
 
     shard: ShardInHand
     position: int

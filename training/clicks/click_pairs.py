@@ -37,8 +37,8 @@ class ClickPairSettings(DuckDbSettings):
     Args:
         events: the raw log: a Parquet file, a folder of them, or a glob in quotes
         out: the clicks file to write; counts and propensities go to a .report.json beside it
-        shown_documents: also write every shown document of the queries with a satisfied click to this file, with its clicks and
-            expected examinations: what train_baseline --learn-from clicks reads
+        shown_documents: also write every shown document of the queries with a satisfied click to this file, with its
+            clicks and expected examinations: what train_baseline --learn-from clicks reads
         dwell_seconds: a click counts as satisfied from this dwell on; lower it for snippets that are read quickly
         min_impressions: drop pairs shown fewer times than this; raise it for large logs
         debias: weight clicks by inverse propensity; --no-debias counts every satisfied click as one

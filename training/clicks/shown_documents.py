@@ -1,7 +1,7 @@
 """Every document that was shown for a query somebody was satisfied with: its clicks, and how often it was likely seen.
 
-Clicks alone cannot teach a ranker what was seen and passed over. Expected examinations are the sum of the propensities of
-the positions that the document was shown at, so clicks over examinations estimate relevance under the position-based
+Clicks alone cannot teach a ranker what was seen and passed over. Expected examinations are the sum of the propensities
+of the positions that the document was shown at, so clicks over examinations estimate relevance under the position-based
 model, whatever the positions were (training/student/clicked_groups.py).
 """
 

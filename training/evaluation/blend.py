@@ -1,7 +1,8 @@
 """A blend of rankers as a teacher: which ones, on what scale, with which weights.
 
-A pair's score is the weighted sum of its rankers' scores, each less a fixed mean and divided by a fixed spread. Mean and
-spread are those of the labelled candidates and stay with the blend, so a pair has one score whatever list it stands in.
+A pair's score is the weighted sum of its rankers' scores, each less a fixed mean and divided by a fixed spread. Mean
+and spread are those of the labelled candidates and stay with the blend, so a pair has one score whatever list it stands
+in.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ RANKERS = f"{', '.join(UNTRAINED)}, checkpoint:PATH or labels:PATH"
 
 @dataclass(frozen=True)
 class Ranker:
-    """One ranker of a blend: source as RANKERS names it; fingerprint of what its scores depend on; its scale and weight."""
+    """One ranker of a blend. source: as RANKERS names it; fingerprint: of what its scores depend on."""
 
     source: str
     fingerprint: str
@@ -45,7 +46,11 @@ class Ranker:
 
 @dataclass(frozen=True)
 class Blend:
-    """Rankers with scales and weights. corpus: fingerprint of the documents that BM25's word statistics are taken from."""
+    """Rankers with scales and weights.
+
+    encoder, max_tokens, precision: how embeddings are made; corpus: fingerprint of the documents behind BM25's word
+    statistics.
+    """
 
     rankers: tuple[Ranker, ...]
     encoder: str

@@ -1,4 +1,4 @@
-"""Weights of rankers in a blend, from judgments where there are any: a linear RankNet that is pulled towards equal weights."""
+"""Weights of rankers in a blend, from judgments where there are any: a linear RankNet, pulled towards equal weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from ranking.errors import InputError
 
-PULL = 1.0  # queries' worth of loss that a ranker's way from the equal weight to 0 has to save (docs/decisions.md)
+PULL = 1.0  # what a ranker's way from the equal weight to 0 must save, in queries' mean loss (docs/decisions.md)
 
 
 def fit_weights(
@@ -17,9 +17,9 @@ def fit_weights(
     """Weights [rankers], not negative, sum 1, that order the judged documents of a query best.
 
     scores: standardised scores [documents, rankers]; grades, groups: [documents], as in training/trainer/losses.py.
-    Minimises, over weights w = scale * u, the sum over queries of the mean of log(1 + exp(-w . (x_i - x_j))) over pairs
-    with grade_i > grade_j (RankNet, Burges et al. 2005), plus pull * sum (u_k - 1)^2: a few judged queries say little of
-    the weights, and equal ones are hard to beat. Without a usable pair the weights are equal.
+    Minimises, over weights w = scale * u, the sum over queries of the mean of log(1 + exp(-w . (x_i - x_j))) over
+    pairs with grade_i > grade_j (RankNet, Burges et al. 2005), plus pull * sum (u_k - 1)^2: a few judged queries say
+    little of the weights, and equal ones are hard to beat. Without a usable pair the weights are equal.
     """
     if len(scores) != len(grades) or len(grades) != len(groups):
         raise ValueError(f"{len(scores)} scores, {len(grades)} grades, {len(groups)} groups: must be equal")

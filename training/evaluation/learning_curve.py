@@ -1,7 +1,7 @@
 """Quality against the number of judged train queries: what more judgments would buy, as a table and a plot.
 
-Every checkpoint's card says how many judged queries it was trained on; checkpoints of one role are one line of the curve.
-Systems without a card, such as BM25, are level lines.
+Every checkpoint's card says how many judged queries it was trained on; checkpoints of one role are one line of the
+curve. Systems without a card, such as BM25, are level lines.
 """
 
 from __future__ import annotations

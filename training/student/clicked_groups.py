@@ -24,7 +24,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def clicked_groups(path: Path, text_format: StudentFormat, smoothing: float) -> RankingGroups:
-    """The groups of a shown_documents file; targets are click rates. InputError if no two documents of a query differ."""
+    """The groups of a shown_documents file, targets click rates. InputError if no two documents of a query differ."""
     rows = read_table(path, "shown_documents")
     rates = click_rates(rows, smoothing)
     rows = rows.append_column("query_id", rows.column("query")).append_column("click_rate", pa.array(rates))
@@ -36,9 +36,9 @@ def clicked_groups(path: Path, text_format: StudentFormat, smoothing: float) -> 
 def click_rates(shown: pa.Table, smoothing: float) -> NDArray[np.float32]:
     """Clicks over expected examinations of each row, float32 [rows], pulled to the log's mean rate by `smoothing`.
 
-    smoothing: examinations at the mean rate that every document is given beside its own. A document that nobody can have
-    seen has the mean rate: it stands below what was clicked and above what was seen and skipped. InputError if nothing
-    was clicked.
+    smoothing: examinations at the mean rate that every document is given beside its own. A document that nobody can
+    have seen has the mean rate: it stands below what was clicked and above what was seen and skipped. InputError if
+    nothing was clicked.
     """
     clicks, examinations = (shown.column(name).to_numpy().astype(np.float64) for name in ("clicks", "examinations"))
     if not clicks.sum():

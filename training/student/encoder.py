@@ -190,12 +190,12 @@ def attend_to_equal_tokens(model: BertForSequenceClassification) -> None:
 
 
 def _warn_of_unknown_words(data: Path) -> None:
-    """Models from scratch can learn the few words of the built-in world from its labels, not those of a real collection."""
+    """From scratch, a model can learn the few words of the built-in world from its labels, not those of real text."""
     about = data / "dataset.json"
-    if about.is_file() and json.loads(about.read_text(encoding="utf-8")).get("source") not in ("world", None):
+    if about.is_file() and not json.loads(about.read_text(encoding="utf-8"))["source"].startswith("world:"):
         LOGGER.warning(
-            "a model from scratch knows none of the words of %s and will hardly beat BM25: start from a pretrained BERT, "
-            "--init minilm, a folder or a hub id",
+            "a model from scratch knows none of the words of %s and will hardly beat BM25: start from a pretrained "
+            "BERT, --init minilm, a folder or a hub id",
             data,
         )
 

@@ -1,4 +1,4 @@
-"""Judgments after labels: a distilled student is tuned on judged queries, and kept as near to where it was as dev wants.
+"""Judgments after labels: a distilled student is tuned on judged queries, as far as dev judgments want it.
 
 A few hundred judged queries can improve a student that thousands of labels have taught, or make it forget them. So the
 weights are interpolated between those before and after the tuning (WiSE-FT, Wortsman et al., arXiv 2109.01903), and the

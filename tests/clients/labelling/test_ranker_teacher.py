@@ -1,4 +1,4 @@
-"""A served ranker as teacher: several documents a request, the same guarantees, and one document at fault found alone."""
+"""A served ranker as teacher: several documents a request, the same guarantees, one document at fault found alone."""
 
 from __future__ import annotations
 
