@@ -14,6 +14,14 @@ import numpy as np
 
 from ranking.schema import MAX_GRADE
 
+# Measured on Baidu's search: AllPairs propensities of positions 1 to 22, rounded to four digits, from
+# propensities/global_all_pairs.csv (commit cd808aa) of github.com/philipphager/ultr-reproducibility, which belongs to
+# Hager et al., "Unbiased Learning to Rank Meets Reality: Lessons from Baidu's Large-Scale Search Dataset", SIGIR 2024,
+# arXiv 2404.02543. Below position 15 few clicks were seen, hence the values that rise again.
+BAIDU_EXAMINATION = (
+    1.0, 0.6732, 0.4143, 0.2932, 0.2078, 0.1715, 0.1361, 0.1164, 0.0837, 0.0578, 0.0528,
+    0.0439, 0.0395, 0.0289, 0.0358, 0.0195, 0.0269, 0.0056, 0.0034, 0.0135, 0.0153, 0.0276,
+)  # fmt: skip
 SATISFIED_SECONDS = 30.0  # the usual threshold between a look and a read (Fox et al., 2005)
 
 

@@ -13,6 +13,7 @@ from ranking.program import run
 from ranking.schema import OnBadRow, Rejects
 from training.sources.dataset_folder import DatasetSettings, write_dataset
 from training.sources.download import fetch_msrd
+from training.sources.grade_scales import map_grades, parse_grades
 from training.sources.judged_collections import (
     MSRD_FILES,
     JudgedSource,
@@ -38,6 +39,8 @@ class Config(DatasetSettings):
             world
         out: dataset folder to write
         columns: for table: OURS=THEIRS for query, title, grade, query_id, doc_id, summary, split
+        grades: how the source's grades become ours, 0 to 4: THEIRS=OURS, as in 1,1.33=0,1.67,2=1,3=2, or by-rank;
+            without it whole grades from 0 to 4 stay, negative ones are 0, and another scale is mapped by rank
         on_bad_row: stop at the first bad row, or reject: write it to rejects.tsv and go on
         licence: what dataset.json states, where the source does not say
         downloads: where downloaded files are kept
@@ -47,10 +50,15 @@ class Config(DatasetSettings):
     source: str
     out: Path
     columns: list[str] = field(default_factory=list)
+    grades: list[str] = field(default_factory=list)
     on_bad_row: OnBadRow = "stop"
     licence: str = ""
     downloads: Path = Path("data/downloads")
     world: WorldConfig = field(default_factory=WorldConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        parse_grades(self.grades)
 
 
 def main(config: Config) -> None:
@@ -63,6 +71,7 @@ def main(config: Config) -> None:
     keep = Rejects(rejects) if config.on_bad_row == "reject" else None
     bad = BadRows(keep, remedy="--on-bad-row reject goes on without such rows")
     source = read_source(config, bad)
+    mapped = map_grades(source, config.grades, bad)
     check_usable(source, config.source, config.negatives)
     if config.source.startswith("dataset:"):
         _copy_clicks(Path(config.source.removeprefix("dataset:")), config.out)
@@ -73,7 +82,7 @@ def main(config: Config) -> None:
         origin=config.source,
         licence=config.licence,
         rejected=bad.count,
-        reading={"columns": config.columns, "on_bad_row": config.on_bad_row},
+        reading={"columns": config.columns, "grades": mapped, "on_bad_row": config.on_bad_row},
     )
     if bad.count:
         LOGGER.warning("%d bad rows were left out; see %s", bad.count, rejects)
@@ -91,13 +100,15 @@ def _copy_clicks(source: Path, out: Path) -> None:
 def read_source(config: Config, bad: BadRows) -> JudgedSource:
     """The judged documents and queries of config.source. InputError if it is none of SOURCES."""
     kind, _, where = config.source.partition(":")
-    whole = config.negatives > 0
+    spare: int | None = config.corpus_limit or None
+    if not (config.candidate_documents or config.negatives or config.title_queries):
+        spare = 0
     if kind == "beir" and where:
-        return read_beir(Path(where), bad, whole)
+        return read_beir(Path(where), bad, spare)
     if kind == "msrd":
-        return read_msrd(Path(where) if where else fetch_msrd(config.downloads / "msrd", MSRD_FILES), bad, whole)
+        return read_msrd(Path(where) if where else fetch_msrd(config.downloads / "msrd", MSRD_FILES), bad, spare)
     if kind == "ir" and where:
-        return read_ir_dataset(where, bad, whole)
+        return read_ir_dataset(where, bad, spare)
     if kind == "table" and where:
         return read_table_source(Path(where), parse_columns(config.columns), bad)
     if kind == "dataset" and where:

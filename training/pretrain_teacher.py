@@ -15,6 +15,7 @@ from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
 from ranking.schema import iter_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, EncodedPair, TeacherFormat
+from training.sources.held_out import held_out_files, held_out_queries
 from training.teacher.decoder import (
     build_decoder,
     open_decoder,
@@ -145,7 +147,7 @@ def _tokenizer(config: Config, clicks: Path, first: bool) -> Any:
         return open_tokenizer(config.model)
     if not first or (config.resume and (config.out / "tokenizer.json").is_file()):
         return open_tokenizer(config.out)
-    tokenizer = train_bpe((_texts(piece) for piece in _pieces(clicks)), config.vocabulary)
+    tokenizer = train_bpe((_texts(piece) for piece in _pieces(clicks, config.data)), config.vocabulary)
     tokenizer.save_pretrained(config.out)
     return tokenizer
 
@@ -156,8 +158,19 @@ def own_words(document: str, draw: np.random.Generator) -> str:
     return " ".join(words[i] for i in sorted(draw.integers(0, len(words), draw.integers(1, 4)))) if words else ""
 
 
-def _pieces(clicks: Path) -> Iterator[pa.Table]:
-    return iter_table(clicks, "clicks", batch_rows=16384)
+def _pieces(clicks: Path, data: Path) -> Iterator[pa.Table]:
+    """The click pairs in pieces, without those whose query is near-identical to a dev or test query of the dataset."""
+    held_out = held_out_queries(held_out_files(data))
+    for piece in iter_table(clicks, "clicks", batch_rows=16384):
+        queries = piece.column("query")
+        barred = [query for query in queries.unique().to_pylist() if query in held_out]
+        if barred:
+            piece = piece.filter(pc.invert(pc.is_in(queries, value_set=pa.array(barred, pa.string()))))
+            LOGGER.warning(
+                "%d clicked queries are near-identical to a dev or test query and left out, such as %r",
+                len(barred), barred[0],
+            )  # fmt: skip
+        yield piece
 
 
 def _texts(piece: pa.Table) -> tuple[list[str], list[str], list[str]]:
@@ -174,7 +187,7 @@ def _encode(
     draw = np.random.default_rng(config.seed)
 
     def train_pieces() -> Iterator[list[EncodedPair]]:
-        for piece in tqdm(_pieces(clicks), desc="tokenise", unit="piece", leave=False):
+        for piece in tqdm(_pieces(clicks, config.data), desc="tokenise", unit="piece", leave=False):
             queries, titles, summaries = _texts(piece)
             held = np.array([crc32(query.encode()) % 10_000 < 10_000 * config.held_out for query in queries])
             if config.queries == "document":

@@ -26,7 +26,8 @@ from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
 from ranking.schema import TABLES, write_table
-from training.clicks.duckdb_tables import DuckDbSettings, connect, open_view, parquet_files
+from training.clicks.duckdb_tables import DuckDbSettings, connect, file_columns, open_view, parquet_files
+from training.clicks.event_columns import event_defaults
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 
 LOGGER = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def draw_from_bands(scores: np.ndarray, bands: list[tuple[float, int]], rng: np.
 def sample_candidates(config: Config) -> dict:
     """Write the sampled candidates and a report; returns the report. DataError or InputError on bad input."""
     table = TABLES["candidates"]
-    files = parquet_files(config.pool, table)
+    files = parquet_files(config.pool)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sample-", dir=config.temp_folder or out.parent) as spill:
@@ -133,8 +134,9 @@ def _count_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> Non
     )
     relations = ["pool", "excluded"]
     if config.events:
-        columns = TABLES["events"]
-        open_view(connection, "events", columns, parquet_files(config.events, columns), None)
+        files = parquet_files(config.events)
+        columns = file_columns(files, TABLES["events"], defaults=event_defaults())
+        open_view(connection, "events", TABLES["events"], files, None, columns)
         relations.append("events")
     number_queries(connection, *relations)
     pages = "SELECT NULL::INTEGER AS query_no, 0 AS pages WHERE false"

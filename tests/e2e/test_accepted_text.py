@@ -141,7 +141,7 @@ def check_every_door(requests: list[RankRequest], front: types.ModuleType) -> No
         }
         with connect(Path(folder) / "spill", 1.0, threads=1) as connection:
             table = TABLES["events"]
-            files = parquet_files(str(Path(folder) / "data" / "events"), table)
+            files = parquet_files(str(Path(folder) / "data" / "events"))
             assert open_view(connection, "events", table, files, rejects=None) == (len(rows["events"]), 0)
             spellings, _ = number_queries(connection, "events")
             assert spellings == len({r.query for r in last.values()})

@@ -8,6 +8,7 @@ click: the sum of its satisfied clicks, each weighted by the inverse of its posi
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -22,10 +23,12 @@ from ranking.click_models import SATISFIED_SECONDS
 from ranking.errors import DataError, InputError
 from ranking.files import write_json
 from ranking.schema import TABLES, write_table
-from training.clicks.duckdb_tables import DuckDbSettings, connect, open_view, parquet_files
+from training.clicks.duckdb_tables import DuckDbSettings, connect, file_columns, open_view, parquet_files
+from training.clicks.event_columns import LOST, event_defaults, parse_event_columns
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 from training.clicks.propensities import Propensities, estimate_propensities
 from training.clicks.shown_documents import shown_documents
+from training.sources.held_out import held_out_files, held_out_queries
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,6 +42,9 @@ class ClickPairSettings(DuckDbSettings):
         out: the clicks file to write; counts and propensities go to a .report.json beside it
         shown_documents: also write every shown document of the queries with a satisfied click to this file, with its
             clicks and expected examinations: what train_baseline --learn-from clicks reads
+        columns: OURS=THEIRS for columns that the log names otherwise, such as query=search_term
+        exclude: Parquet files with a query column whose queries, and near-identical ones, are left out of the log
+        exclude_held_out: leave out the dev and test queries of the judgments folder beside the output, too
         dwell_seconds: a click counts as satisfied from this dwell on; lower it for snippets that are read quickly
         min_impressions: drop pairs shown fewer times than this; raise it for large logs
         debias: weight clicks by inverse propensity; --no-debias counts every satisfied click as one
@@ -55,6 +61,9 @@ class ClickPairSettings(DuckDbSettings):
     events: str
     out: Path
     shown_documents: Path | None = None
+    columns: list[str] = field(default_factory=list)
+    exclude: list[Path] = field(default_factory=list)
+    exclude_held_out: bool = True
     dwell_seconds: float = SATISFIED_SECONDS
     min_impressions: int = 1
     debias: bool = True
@@ -75,6 +84,7 @@ class ClickPairSettings(DuckDbSettings):
             raise ValueError(f"propensities are {self.propensities}: probabilities above 0 and up to 1 are needed")
         if self.max_weight < 1 or self.dwell_seconds < 0:
             raise ValueError("max_weight must be at least 1, dwell_seconds 0 or more")
+        parse_event_columns(self.columns)
 
     def satisfied(self) -> str:
         """The SQL condition of a satisfied click."""
@@ -83,17 +93,23 @@ class ClickPairSettings(DuckDbSettings):
 
 def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     """Write the clicks table and its report; returns the report. DataError or InputError on bad input."""
-    files = parquet_files(settings.events, TABLES["events"])
+    files = parquet_files(settings.events)
+    columns = file_columns(files, TABLES["events"], parse_event_columns(settings.columns), event_defaults())
+    for name in columns.absent:
+        if LOST[name]:
+            LOGGER.warning("the log has no %s: %s", name, LOST[name])
     out = Path(settings.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".clicks-", dir=settings.temp_folder or out.parent) as spill:
         connection = connect(spill, settings)
         try:
             rejects = out.with_suffix(".rejects.tsv") if settings.on_bad_row == "reject" else None
-            read, refused = open_view(connection, "events", TABLES["events"], files, rejects)
-            report: dict[str, Any] = {"events_read": read, "events_rejected": refused}
+            read, refused = open_view(connection, "events", TABLES["events"], files, rejects, columns)
+            report: dict[str, Any] = {"events_read": read, "events_rejected": refused, "absent": columns.absent}
             report |= _drop_bots(connection, settings)
-            report["distinct_queries"], report["normalised_queries"] = number_queries(connection, "kept")
+            report["distinct_queries"], report["normalised_queries"] = number_queries(connection, "people")
+            report |= _exclude_queries(connection, settings)
+            report["events_kept"] -= report["excluded_events"]
             connection.execute("""
                 CREATE VIEW impressions AS
                 SELECT kept.*, query_no FROM kept JOIN spellings ON kept.query = spellings.raw
@@ -112,13 +128,13 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     if not report["clicks"]:
         out.unlink()
         raise DataError(settings.events, f"no satisfied click: no click stayed {settings.dwell_seconds:g} s or more")
-    report["settings"] = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(settings).items()}
+    report["settings"] = json.loads(json.dumps(asdict(settings), default=str))
     write_json(out.with_suffix(".report.json"), report)
     return report
 
 
 def _drop_bots(connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings) -> dict[str, int]:
-    """Make `bots` (users above either quantile) and the view `kept` without them; returns counts."""
+    """Make `bots` (users above either quantile) and the view `people` without them; returns counts."""
     connection.execute("""
         CREATE TABLE users AS
         SELECT user_id, count(*) AS impressions, count(*) FILTER (clicked) / count(*) AS rate FROM events GROUP BY ALL
@@ -138,13 +154,44 @@ def _drop_bots(connection: duckdb.DuckDBPyConnection, settings: ClickPairSetting
             "enough": settings.bot_min_impressions,
         },
     )
-    connection.execute("CREATE VIEW kept AS SELECT * FROM events ANTI JOIN bots USING (user_id)")
+    connection.execute("CREATE VIEW people AS SELECT * FROM events ANTI JOIN bots USING (user_id)")
     users, events = connection.execute("SELECT count(*), coalesce(sum(impressions), 0) FROM users").fetchone() or (0, 0)
     bots, dropped = connection.execute("SELECT count(*), coalesce(sum(impressions), 0) FROM bots").fetchone() or (0, 0)
     if not events:
         raise InputError("the log has no events")
     LOGGER.info("bot filter: dropped %d of %d users with %d of %d events", bots, users, dropped, events)
     return {"users": users, "bot_users": bots, "bot_events": int(dropped), "events_kept": int(events - dropped)}
+
+
+def _exclude_queries(connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings) -> dict[str, Any]:
+    """Make the view `kept`: people's events of queries that are not near-identical to an excluded one; returns counts.
+
+    The excluded queries lose their number in `spellings`, so that nothing made from there sees them.
+    """
+    files = [Path(path) for path in settings.exclude]
+    if settings.exclude_held_out:
+        files += held_out_files(settings.out.parent)
+    near = held_out_queries(files)
+    result = connection.cursor().sql("SELECT query_no, query FROM queries")
+    found = [
+        number
+        for batch in result.to_arrow_reader(BATCH_ROWS)
+        for number, query in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist())
+        if query in near
+    ]
+    excluded = pa.table({"query_no": pa.array(found, pa.int32())})  # noqa: F841 (DuckDB reads it by name)
+    connection.execute("CREATE TABLE excluded_queries AS SELECT query_no FROM excluded")
+    (events,) = connection.execute("""
+        SELECT count(*) FROM people JOIN spellings ON people.query = raw SEMI JOIN excluded_queries USING (query_no)
+    """).fetchone() or (0,)
+    connection.execute("DELETE FROM spellings WHERE query_no IN (SELECT query_no FROM excluded_queries)")
+    connection.execute("CREATE VIEW kept AS SELECT people.* FROM people SEMI JOIN spellings ON people.query = raw")
+    if files:
+        LOGGER.info(
+            "%d queries of the log with %d events are near-identical to one of %s and left out",
+            len(found), events, ", ".join(map(str, files)),
+        )  # fmt: skip
+    return {"excluded_by": [str(file) for file in files], "excluded_queries": len(found), "excluded_events": events}
 
 
 def _propensities(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,11 +50,8 @@ def connect(spill: str | Path, settings: DuckDbSettings) -> duckdb.DuckDBPyConne
     return connection
 
 
-def parquet_files(pattern: str, table: Table) -> list[Path]:
-    """The Parquet files of a file, a folder (searched below) or a glob, sorted, their columns checked.
-
-    InputError if there are none; DataError names an unreadable file, a missing column or a wrong type.
-    """
+def parquet_files(pattern: str) -> list[Path]:
+    """The Parquet files of a file, a folder (searched below) or a glob, sorted. InputError if there are none."""
     path = Path(pattern)
     if path.is_dir():
         found = sorted(p for p in path.rglob("*.parquet") if p.is_file() and not p.name.startswith("."))
@@ -63,10 +61,61 @@ def parquet_files(pattern: str, table: Table) -> list[Path]:
         found = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207
     if not found:
         raise InputError(f"{pattern}: no Parquet file there; a file, a folder or a glob in quotes is needed")
-    for file in found:
-        with reading(file):
-            conform(table, pq.read_schema(file).empty_table(), file)
     return found
+
+
+@dataclass(frozen=True)
+class FileColumns:
+    """How files spell a table's columns: our name -> SQL over their columns; absent: optional ones that no file has."""
+
+    sql: dict[str, str]
+    absent: list[str]
+
+
+def file_columns(
+    files: list[Path],
+    table: Table,
+    names: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str] | None = None,
+) -> FileColumns:
+    """Check the columns of the files. Whole numbers are taken for text (ids) and for bool (0 or 1).
+
+    names: our column -> theirs, where they differ; defaults: our optional columns -> the SQL of their value where no
+    file has them. DataError names an unreadable file, a missing column or a wrong type.
+    """
+    names, defaults = names or {}, defaults or {}
+    schemas = {}
+    for file in files:
+        with reading(file):
+            schemas[file] = pq.read_schema(file)
+    theirs = {ours: names.get(ours, ours) for ours in table.schema.names}
+    absent = [
+        ours
+        for ours in defaults
+        if ours in theirs and ours not in names and not any(theirs[ours] in schema.names for schema in schemas.values())
+    ]
+    sql = {ours: _quoted(name) if ours not in absent else defaults[ours] for ours, name in theirs.items()}
+    for file, schema in schemas.items():
+        missing = [
+            f"{o} ({t})" if o != t else o for o, t in theirs.items() if o not in absent and t not in schema.names
+        ]
+        if missing:
+            raise DataError(
+                file, f"no column {', '.join(missing)}; there are {', '.join(schema.names)}; map them with --columns"
+            )
+        types = []
+        for wanted in table.schema:
+            kind = wanted.type if wanted.name in absent else schema.field(theirs[wanted.name]).type
+            if pa.types.is_integer(kind) and (pa.types.is_string(wanted.type) or pa.types.is_boolean(wanted.type)):
+                to = "VARCHAR" if pa.types.is_string(wanted.type) else "BOOLEAN"
+                kind, sql[wanted.name] = wanted.type, f"CAST({_quoted(theirs[wanted.name])} AS {to})"
+            types.append(pa.field(wanted.name, kind))
+        conform(table, pa.schema(types).empty_table(), file)
+    return FileColumns(sql, absent)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _reason(table: Table) -> str:
@@ -88,14 +137,23 @@ def _reason(table: Table) -> str:
 
 
 def open_view(
-    connection: duckdb.DuckDBPyConnection, view: str, table: Table, files: list[Path], rejects: Path | None
+    connection: duckdb.DuckDBPyConnection,
+    view: str,
+    table: Table,
+    files: list[Path],
+    rejects: Path | None,
+    columns: FileColumns | None = None,
 ) -> tuple[int, int]:
     """Make a view of the files' good rows; returns how many rows there were and how many were refused.
 
-    rejects: None stops at the first bad row with DataError; a path collects all of them as file, row, reason.
+    columns: how the files spell them; None checks that they are the table's. rejects: None stops at the first bad row
+    with DataError; a path collects all of them as file, row, reason.
     """
     names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
-    source = f"read_parquet([{names}], union_by_name = true, filename = true, file_row_number = true)"
+    columns = columns or file_columns(files, table)
+    selected = ", ".join(f"{sql} AS {name}" for name, sql in columns.sql.items())
+    source = f"""(SELECT {selected}, filename, file_row_number
+        FROM read_parquet([{names}], union_by_name = true, filename = true, file_row_number = true))"""
     refused = f"{view}_refused"
     total, bad = connection.execute(f"SELECT count(*), count({_reason(table)}) FROM {source}").fetchone() or (0, 0)
     connection.execute(f"""

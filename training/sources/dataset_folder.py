@@ -1,4 +1,4 @@
-"""Writes a dataset folder from judged pairs: splits, samples, negatives, click pairs, and dataset.json."""
+"""Writes a dataset folder from judged pairs: splits, samples, negatives, candidates, clicks, and dataset.json."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.schema import MAX_GRADE, read_table, write_table
 from ranking.text import normalise
-from training.sources.judged_collections import JudgedSource
+from training.sources.candidate_pairs import CandidateSettings, candidate_pairs
+from training.sources.judged_collections import UNSPLIT, JudgedSource, Pair
 from training.sources.query_splits import SPLITS, QuerySplits, assign_splits, shuffled
+from training.sources.simulated_clicks import ClickSimulationSettings, write_simulated_log
 
 LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class DatasetSettings:
+class DatasetSettings(CandidateSettings, ClickSimulationSettings):
     """How judged pairs become a dataset folder: its splits, samples and extra tables.
 
     Args:
@@ -36,11 +38,12 @@ class DatasetSettings:
         train_queries: at most this many judged train queries, of those that keep their grades; 0 for all
         dev_queries: at most this many dev queries; 0 for all
         test_queries: at most this many test queries; 0 for all
-        unlabelled_queries: at most this many queries in candidates.parquet; 0 for all
         negatives: BM25's best unjudged documents added to each query as grade 0; for sets where only relevant ones are
             judged
         clicks_from_judgments: write clicks.parquet from the relevant train pairs, for continued pre-training without a
             log
+        resplit: forget the source's splits and draw all of them anew, by query: a collection with a test split alone
+            gets the train and dev splits that training needs
         seed: draws splits and samples; another seed, another draw
     """
 
@@ -50,32 +53,40 @@ class DatasetSettings:
     train_queries: int = 0
     dev_queries: int = 0
     test_queries: int = 0
-    unlabelled_queries: int = 0
     negatives: int = 0
     clicks_from_judgments: bool = False
+    resplit: bool = False
     seed: int = 0
 
     def __post_init__(self):
+        CandidateSettings.__post_init__(self)
+        ClickSimulationSettings.__post_init__(self)
         for name in ("dev_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a share between 0 and 1 is needed")
         if not 0 < self.judged_fraction <= 1:
             raise ValueError(f"judged_fraction is {self.judged_fraction}: a share above 0, at most 1 is needed")
-        for name in ("train_queries", "dev_queries", "test_queries", "unlabelled_queries", "negatives"):
+        for name in ("train_queries", "dev_queries", "test_queries", "negatives"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is needed")
+        if self.simulate_clicks != "none" and self.judged_fraction == 1:
+            raise ValueError(
+                "simulate_clicks needs queries whose judgments are withheld: --judged-fraction 0.05 withholds 95%"
+            )
+        if self.simulate_clicks != "none" and self.clicks_from_judgments:
+            raise ValueError("simulate_clicks and clicks_from_judgments are two ways to the same table: give one")
 
 
 @dataclass
 class _Pairs:
-    """Pairs of one table: (query id, doc id) -> grade; of candidates, which have none yet, the grade means nothing."""
+    """Judged pairs of one split: (query id, doc id) -> grade."""
 
-    grades: dict[tuple[str, str], int]
+    grades: dict[Pair, int]
 
     def queries(self) -> list[str]:
         return list(dict.fromkeys(query_id for query_id, _ in self.grades))
 
-    def of(self, queries: Iterable[str]) -> dict[tuple[str, str], int]:
+    def of(self, queries: Iterable[str]) -> dict[Pair, int]:
         wanted = set(queries)
         return {pair: grade for pair, grade in self.grades.items() if pair[0] in wanted}
 
@@ -93,9 +104,11 @@ def write_dataset(
     """Split, sample and write the tables, dataset.json last. Returns the content of dataset.json.
 
     origin: what dataset.json and errors name as the source; licence: where the source does not say its own; rejected:
-    bad rows that were left out; reading: how the source was read, for dataset.json's settings. DataError if a split is
-    left without a usable query.
+    bad rows that were left out; reading: how the source was read, for dataset.json's settings. A split that the source
+    cannot fill is written empty, with a warning. DataError if all are empty.
     """
+    if settings.resplit:
+        source.judged = {UNSPLIT: {pair: grade for grades in source.judged.values() for pair, grade in grades.items()}}
     splits = _splits(source, settings)
     judged = {name: _Pairs({}) for name in SPLITS}
     dropped = 0
@@ -107,42 +120,69 @@ def write_dataset(
             if split is None or (given and given != split and query_id in queries_of[split]):
                 dropped += 1
             else:
-                judged[split].grades[query_id, doc_id] = grade
-    unlabelled = _unlabelled(source, splits)
-    limits = {"train": settings.train_queries, "dev": settings.dev_queries, "test": settings.test_queries}
-    if settings.judged_fraction < 1:
+                judged[split].grades[query_id, doc_id] = int(grade)
+    withheld: dict[Pair, int] = {}
+    if settings.judged_fraction < 1 and judged["train"].grades:
         order = shuffled(judged["train"].queries(), settings.seed + 1)
         keep = order[: max(1, round(settings.judged_fraction * len(order)))]
-        unlabelled |= judged["train"].of(set(order) - set(keep))
+        withheld = judged["train"].of(set(order) - set(keep))
         judged["train"] = _Pairs(judged["train"].of(keep))
+    held_out = [*judged["dev"].queries(), *judged["test"].queries()]
+    limits = {"train": settings.train_queries, "dev": settings.dev_queries, "test": settings.test_queries}
     for name in SPLITS:
-        judged[name] = _limited(judged[name], limits[name], settings.seed, 0)
-    candidates = _limited(_Pairs(unlabelled), settings.unlabelled_queries, settings.seed, 2)
+        judged[name] = _limited(judged[name], limits[name], settings.seed)
+    _warn_of_empty_splits({name: len(judged[name].grades) for name in SPLITS}, origin)
+    candidates, found = candidate_pairs(
+        source, judged["train"].grades, withheld, held_out, settings, seed=settings.seed
+    )
     for name in SPLITS:
-        if not judged[name].grades:
-            raise DataError(origin, f"no usable query is left for the {name} split; give it more queries")
         if settings.negatives:
             add_negatives(source, judged[name].grades, settings.negatives)
     counts = {"documents": source.corpus_size}
-    counts["queries_without_judgments"] = len(source.queries) - len(splits.split) - len(splits.removed)
+    counts["queries_without_judgments"] = len(source.queries.keys() - source.judged_queries())
     counts |= {"queries_near_a_held_out_one": len(splits.removed), "judgments_of_those": dropped}
     counts["rejected_rows"] = rejected
     content = {
         "source": origin,
         "licence": licence or source.licence,
         "near_identical": {"groups": splits.groups, "largest": splits.largest_group},
+        "candidates_are": found,
         "settings": {f.name: getattr(settings, f.name) for f in fields(DatasetSettings)} | (reading or {}),
     }
+    if settings.simulate_clicks != "none":
+        if not withheld:
+            raise DataError(origin, "no train query is withheld: there is nobody to click; lower --judged-fraction")
+        # click pairs of an earlier log are not this log's
+        (out / "clicks.parquet").unlink(missing_ok=True)
+        log = write_simulated_log(source, withheld, settings, settings.seed, out / "events.parquet")
+        LOGGER.info(
+            "simulated clicks: %d of %d events clicked, by %s users", log["clicks"], log["events"], log["users"]
+        )
+        content["simulated_clicks"] = log
     return _write_tables(source, judged, candidates, settings, out, counts, content)
+
+
+def _warn_of_empty_splits(judgments: dict[str, int], origin: str) -> None:
+    """Say what cannot be done without a split. judgments: split -> how many. DataError if all are empty."""
+    if not any(judgments.values()):
+        raise DataError(origin, "no usable query is left for any split")
+    lacking = {
+        "train": "a student can learn from labels of the candidates, but nothing from judgments",
+        "dev": "no checkpoint can be selected and no gate be passed",
+        "test": "rankers are measured with training.evaluate --split dev or train only",
+    }
+    for name, consequence in lacking.items():
+        if not judgments[name]:
+            LOGGER.warning(
+                "the %s split is empty: %s; --resplit draws train, dev and test anew, by query", name, consequence
+            )
 
 
 def _splits(source: JudgedSource, settings: DatasetSettings) -> QuerySplits:
     given: dict[str, set[str]] = {}
     for split, grades in source.judged.items():
         for query_id, _ in grades:
-            given.setdefault(query_id, set()).update({split} - {""})
-    for query_id, _ in source.unlabelled:
-        given.setdefault(query_id, set())
+            given.setdefault(query_id, set()).update({split} - {UNSPLIT})
     queries = {query_id: source.queries[query_id] for query_id in given}
     found = assign_splits(
         queries, given, dev_fraction=settings.dev_fraction, test_fraction=settings.test_fraction, seed=settings.seed
@@ -152,23 +192,18 @@ def _splits(source: JudgedSource, settings: DatasetSettings) -> QuerySplits:
     return found
 
 
-def _unlabelled(source: JudgedSource, splits: QuerySplits) -> dict[tuple[str, str], int]:
-    """The source's pairs without a grade, of queries that no held-out split has."""
-    return {pair: 0 for pair in sorted(source.unlabelled) if splits.split.get(pair[0]) == "train"}
-
-
-def _limited(pairs: _Pairs, limit: int, seed: int, stream: int) -> _Pairs:
+def _limited(pairs: _Pairs, limit: int, seed: int) -> _Pairs:
     """At most limit queries (0: all), drawn by name and seed."""
     queries = pairs.queries()
     if not limit or len(queries) <= limit:
         return pairs
-    return _Pairs(pairs.of(shuffled(queries, seed + stream)[:limit]))
+    return _Pairs(pairs.of(shuffled(queries, seed)[:limit]))
 
 
 def _write_tables(
     source: JudgedSource,
     judged: dict[str, _Pairs],
-    candidates: _Pairs,
+    candidates: Iterable[Pair],
     settings: DatasetSettings,
     out: Path,
     counts: dict[str, int],
@@ -185,9 +220,9 @@ def _write_tables(
         tally = Counter(judged[name].grades.values())
         grades[name] = {str(grade): tally[grade] for grade in range(MAX_GRADE + 1)}
     files.append(out / "candidates.parquet")
-    table = pair_table(source, candidates.grades, settings.seed, graded=False)
+    table = pair_table(source, dict.fromkeys(candidates, 0), settings.seed, graded=False)
     counts["candidates"] = write_table(files[-1], "candidates", table)
-    counts["queries_candidates"] = len(candidates.queries())
+    counts["queries_candidates"] = len(table.column("query_id").unique())
     clicks = out / "clicks.parquet"
     if settings.clicks_from_judgments:
         write_table(clicks, "clicks", clicks_from_judgments(read_table(files[0], "judgments")))
@@ -204,7 +239,7 @@ def _write_tables(
     return content
 
 
-def pair_table(source: JudgedSource, grades: dict[tuple[str, str], int], seed: int, graded: bool) -> pa.Table:
+def pair_table(source: JudgedSource, grades: dict[Pair, int], seed: int, graded: bool) -> pa.Table:
     """A judgments table (graded) or candidates table, its rows by query.
 
     Within a query the documents stand in a drawn order: ties break by it, and judgment files often list the relevant
@@ -219,8 +254,8 @@ def pair_table(source: JudgedSource, grades: dict[tuple[str, str], int], seed: i
         "query_id": pa.array(query_ids, pa.string()),
         "doc_id": pa.array(doc_ids, pa.string()),
         "query": pa.array([source.queries[q] for q in query_ids], pa.string()),
-        "title": pa.array([source.documents[d][0] for d in doc_ids], pa.string()),
-        "summary": pa.array([source.documents[d][1] for d in doc_ids], pa.string()),
+        "title": pa.array([source.text(pair)[0] for pair in pairs], pa.string()),
+        "summary": pa.array([source.text(pair)[1] for pair in pairs], pa.string()),
     }
     if graded:
         columns["grade"] = pa.array([grades[pair] for pair in pairs], pa.int8())
@@ -241,7 +276,7 @@ def clicks_from_judgments(judgments: pa.Table) -> pa.Table:
     return pa.table({name: [row[name] for row in best.values()] for name in names})
 
 
-def add_negatives(source: JudgedSource, grades: dict[tuple[str, str], int], count: int) -> None:
+def add_negatives(source: JudgedSource, grades: dict[Pair, int], count: int) -> None:
     """Add BM25's best unjudged documents of each query as grade 0."""
     doc_ids = list(source.documents)
     index = Bm25(list(source.documents.values()))

@@ -1,13 +1,13 @@
 """What prepare_data reads: BEIR folders, MSRD in its upstream format, ir_datasets, and prepared datasets.
 
 Every reader returns a JudgedSource: documents, queries, and judged pairs by split, each row checked on the way in. Of a
-corpus only the judged documents are kept, unless the whole is asked for.
+corpus the judged documents are kept, and as many others as the caller has room for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,64 @@ from typing import Any
 from ranking.errors import InputError
 from ranking.schema import iter_table
 from training.sources.query_splits import SPLITS, split_name
-from training.sources.row_readers import BadRows, Row, column, grade_field, json_rows, separated_rows, text_field
+from training.sources.row_readers import (
+    BadRows,
+    Row,
+    column,
+    grade_field,
+    json_rows,
+    on_scale,
+    separated_rows,
+    text_field,
+)
 
 UNSPLIT = ""  # the split of judgments whose source names none
+Pair = tuple[str, str]  # (query id, doc id)
+Text = tuple[str, str]  # (title, summary)
 
 
 @dataclass
 class JudgedSource:
     """Documents and queries by id, and who judged what.
 
-    documents: id -> (title, summary); queries: id -> text; judged: split -> {(query id, doc id): grade}, the split
-    being train, dev, test or UNSPLIT; unlabelled: pairs without a grade; licence: as dataset.json shall state it;
-    corpus_size: documents in the source, kept or not.
+    documents: id -> text, that of the first row with this id; texts: pair -> text, where a query shows the document
+    with another one (a summary around the query's words, another spelling of the title); queries: id -> text; judged:
+    split -> {pair: grade}, the split being train, dev, test or UNSPLIT, grades as the source has them until
+    training/sources/grade_scales.py maps them; unlabelled: pairs without a grade; licence: as dataset.json shall
+    state it; corpus_size: documents in the source, kept or not; rows: (split, pair) -> file and row of every grade that
+    is no whole number from 0 to 4.
     """
 
     licence: str
-    documents: dict[str, tuple[str, str]] = field(default_factory=dict)
+    documents: dict[str, Text] = field(default_factory=dict)
+    texts: dict[Pair, Text] = field(default_factory=dict)
     queries: dict[str, str] = field(default_factory=dict)
-    judged: dict[str, dict[tuple[str, str], int]] = field(default_factory=dict)
-    unlabelled: set[tuple[str, str]] = field(default_factory=set)
+    judged: dict[str, dict[Pair, float]] = field(default_factory=dict)
+    unlabelled: set[Pair] = field(default_factory=set)
     corpus_size: int = 0
+    rows: dict[tuple[str, Pair], tuple[str | Path, int]] = field(default_factory=dict)
+
+    def text(self, pair: Pair) -> Text:
+        """Title and summary of a pair's document, as its query shows them."""
+        return self.texts.get(pair) or self.documents[pair[1]]
+
+    def add_text(self, pair: Pair, text: Text) -> None:
+        """Note a pair's text; the first one of a document is also the text that BM25 finds it by."""
+        if self.documents.setdefault(pair[1], text) != text:
+            self.texts[pair] = text
+
+    def judge(self, split: str, pair: Pair, grade: float, path: str | Path, row: int) -> None:
+        """Note a judgment. ValueError if the pair has one already in this split."""
+        grades = self.judged.setdefault(split, {})
+        if pair in grades:
+            raise ValueError(f"duplicate key (query {pair[0]!r}, document {pair[1]!r})")
+        grades[pair] = grade
+        if not on_scale(grade):
+            self.rows[split, pair] = (path, row)
+
+    def judged_queries(self) -> set[str]:
+        """Ids of the queries with at least one grade."""
+        return {query_id for grades in self.judged.values() for query_id, _ in grades}
 
 
 @dataclass
@@ -46,15 +84,14 @@ class _Qrel:
     split: str
     query_id: str
     doc_id: str
-    grade: int
+    grade: float
 
 
-def read_beir(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
+def read_beir(folder: Path, bad: BadRows, spare: int | None = 0) -> JudgedSource:
     """A BEIR folder: corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/{train,dev,test}.tsv.
 
-    The columns of the qrels are query-id, corpus-id and score.
-
-    The two .jsonl files may be gzipped. Errors: see module row_readers.
+    The columns of the qrels are query-id, corpus-id and score. The two .jsonl files may be gzipped.
+    spare: how many unjudged documents are kept, the first of the file; None keeps all. Errors: see module row_readers.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; beir:PATH needs corpus.jsonl, queries.jsonl and qrels/*.tsv in it")
@@ -79,8 +116,10 @@ def read_beir(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedS
     source = JudgedSource(licence="as its publisher states")
     source.queries = dict(_read_queries(_one_of(folder, "queries"), bad))
     corpus = _one_of(folder, "corpus")
-    wanted = None if whole_corpus else {qrel.doc_id for qrel in qrels}
-    source.corpus_size = _read_corpus(source, json_rows(corpus, bad), corpus, bad, wanted, "_id", _title_and_text)
+    wanted = {qrel.doc_id for qrel in qrels}
+    source.corpus_size = _read_corpus(
+        source, json_rows(corpus, bad), corpus, bad, wanted, spare, "_id", _title_and_text
+    )
     _add_judgments(source, qrels, bad)
     return source
 
@@ -112,9 +151,22 @@ def _title_and_text(row: dict[str, Any], path: Path) -> tuple[str, str]:
     )
 
 
-def _read_corpus(source, rows: Iterator[Row], path: Path, bad: BadRows, wanted: set[str] | None, key: str, text) -> int:
-    """Check every document and keep the wanted ones (None: all). Returns how many good ones there were."""
+def _read_corpus(
+    source: JudgedSource,
+    rows: Iterator[Row],
+    path: Path,
+    bad: BadRows,
+    wanted: set[str],
+    spare: int | None,
+    key: str,
+    text: Callable[[dict[str, Any], Path], Text],
+) -> int:
+    """Check every document; keep the wanted ones and the first `spare` others (None: all).
+
+    Returns how many good ones there were.
+    """
     seen: set[str] = set()
+    others = 0
     for number, row in rows:
         try:
             doc_id = text_field(column(row, key, path), key)
@@ -125,30 +177,31 @@ def _read_corpus(source, rows: Iterator[Row], path: Path, bad: BadRows, wanted: 
             bad.refuse(path, number, str(problem))
             continue
         seen.add(doc_id)
-        if wanted is None or doc_id in wanted:
-            source.documents[doc_id] = document
+        if doc_id not in wanted:
+            if spare is not None and others >= spare:
+                continue
+            others += 1
+        source.documents[doc_id] = document
     return len(seen)
 
 
 def _add_judgments(source: JudgedSource, qrels: list[_Qrel], bad: BadRows) -> None:
     for qrel in qrels:
-        grades = source.judged.setdefault(qrel.split, {})
-        pair = (qrel.query_id, qrel.doc_id)
-        if qrel.query_id not in source.queries:
-            bad.refuse(qrel.path, qrel.row, f"query {qrel.query_id!r} is not among the queries")
-        elif qrel.doc_id not in source.documents:
-            bad.refuse(qrel.path, qrel.row, f"document {qrel.doc_id!r} is not in the corpus")
-        elif pair in grades:
-            bad.refuse(qrel.path, qrel.row, f"duplicate key (query {qrel.query_id!r}, document {qrel.doc_id!r})")
-        else:
-            grades[pair] = qrel.grade
+        try:
+            if qrel.query_id not in source.queries:
+                raise ValueError(f"query {qrel.query_id!r} is not among the queries")
+            if qrel.doc_id not in source.documents:
+                raise ValueError(f"document {qrel.doc_id!r} is not in the corpus")
+            source.judge(qrel.split, (qrel.query_id, qrel.doc_id), qrel.grade, qrel.path, qrel.row)
+        except ValueError as problem:
+            bad.refuse(qrel.path, qrel.row, str(problem))
 
 
 MSRD_LICENCE = "CC BY-SA 4.0, MSRD by Metarank Labs, as redistributed in elastic/elasticsearch-labs"
 MSRD_FILES = ("movies-corpus.jsonl.gz", "movies-judgments.tsv.gz")
 
 
-def read_msrd(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
+def read_msrd(folder: Path, bad: BadRows, spare: int | None = 0) -> JudgedSource:
     """movies-corpus.jsonl.gz and movies-judgments.tsv.gz (query_id, query, doc_id, grade), as published upstream."""
     corpus, judgments = (folder / name for name in MSRD_FILES)
     source = JudgedSource(licence=MSRD_LICENCE)
@@ -165,8 +218,8 @@ def read_msrd(folder: Path, bad: BadRows, whole_corpus: bool = False) -> JudgedS
             bad.refuse(judgments, number, str(problem))
             continue
         qrels.append(_Qrel(judgments, number, UNSPLIT, query_id, doc_id, grade))
-    wanted = None if whole_corpus else {qrel.doc_id for qrel in qrels}
-    source.corpus_size = _read_corpus(source, json_rows(corpus, bad), corpus, bad, wanted, "id", _movie)
+    wanted = {qrel.doc_id for qrel in qrels}
+    source.corpus_size = _read_corpus(source, json_rows(corpus, bad), corpus, bad, wanted, spare, "id", _movie)
     _add_judgments(source, qrels, bad)
     return source
 
@@ -185,7 +238,7 @@ def _movie(row: dict[str, Any], path: Path) -> tuple[str, str]:
     return text_field(column(row, "title", path), "title"), " ".join(part for part in parts if part)
 
 
-def read_ir_dataset(name: str, bad: BadRows, whole_corpus: bool = False) -> JudgedSource:
+def read_ir_dataset(name: str, bad: BadRows, spare: int | None = 0) -> JudgedSource:
     """A dataset of ir_datasets by its id; where it has no judgments itself, its train, dev and test parts are taken.
 
     InputError: ir_datasets is not installed, knows no such id, or has no queries, documents or judgments for it.
@@ -228,9 +281,9 @@ def read_ir_dataset(name: str, bad: BadRows, whole_corpus: bool = False) -> Judg
             except ValueError as problem:
                 bad.refuse(place, number, str(problem))
     place = Path(f"ir:{name} docs")
-    wanted = None if whole_corpus else {qrel.doc_id for qrel in qrels}
+    wanted = {qrel.doc_id for qrel in qrels}
     documents = ((n, {"doc_id": d.doc_id, "document": d}) for n, d in enumerate(dataset.docs_iter(), 1))
-    source.corpus_size = _read_corpus(source, documents, place, bad, wanted, "doc_id", _ir_document)
+    source.corpus_size = _read_corpus(source, documents, place, bad, wanted, spare, "doc_id", _ir_document)
     _add_judgments(source, qrels, bad)
     return source
 
@@ -258,21 +311,18 @@ def read_dataset(folder: Path, bad: BadRows) -> JudgedSource:
             for row in piece.to_pylist():
                 number += 1
                 try:
-                    _add_row(source, row, split)
+                    _add_row(source, row, split, path, number)
                 except ValueError as problem:
                     bad.refuse(path, number, str(problem))
     return source
 
 
-def _add_row(source: JudgedSource, row: dict[str, Any], split: str) -> None:
-    pair, document = (row["query_id"], row["doc_id"]), (row["title"], row["summary"])
+def _add_row(source: JudgedSource, row: dict[str, Any], split: str, path: Path, number: int) -> None:
+    pair = (row["query_id"], row["doc_id"])
     if source.queries.setdefault(row["query_id"], row["query"]) != row["query"]:
         raise ValueError(f"query {row['query_id']!r} has another text in an earlier row")
-    if source.documents.setdefault(row["doc_id"], document) != document:
-        raise ValueError(f"document {row['doc_id']!r} has another title or summary in an earlier row")
-    if split and pair in source.judged.setdefault(split, {}):
-        raise ValueError(f"duplicate key (query {pair[0]!r}, document {pair[1]!r})")
     if split:
-        source.judged[split][pair] = row["grade"]
+        source.judge(split, pair, row["grade"], path, number)
     else:
         source.unlabelled.add(pair)
+    source.add_text(pair, (row["title"], row["summary"]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ranking.errors import DataError, InputError
 from ranking.text import normalise
-from training.sources.judged_collections import UNSPLIT, JudgedSource
+from training.sources.judged_collections import UNSPLIT, JudgedSource, Pair, Text
 from training.sources.query_splits import SPLITS, split_name
 from training.sources.row_readers import BadRows, Row, grade_field, json_rows, parquet_rows, separated_rows, text_field
 
@@ -31,27 +31,31 @@ def parse_columns(pairs: list[str]) -> dict[str, str]:
 def read_table_source(path: Path, columns: dict[str, str], bad: BadRows) -> JudgedSource:
     """One row per judged pair: query, title, grade, and query_id, doc_id, summary, split where there are such columns.
 
-    Without query_id the normalised query is the id; without doc_id a hash of title and summary is. An empty grade makes
-    the pair a candidate to be labelled. DataError: a required or mapped column is missing, or a row is bad.
+    Without query_id the normalised query is the id; without doc_id a hash of title and summary is. A document may have
+    another text under another query. An empty grade makes the pair a candidate to be labelled. DataError: a required or
+    mapped column is missing, or a row is bad.
     """
     source = JudgedSource(licence="the user's own")
     names: dict[str, str] | None = None
-    judged: set[tuple[str, str]] = set()
+    seen: set[Pair] = set()
     for number, row in _rows(path, bad):
         if names is None:
             names = _resolve(path, columns, row)
         try:
             values = {ours: row.get(theirs) for ours, theirs in names.items()}
-            query_id, doc_id = _ids_and_texts(source, values)
+            query_id, doc_id, query, text = _ids_and_texts(source, values)
             split = _split(values)
             pair = (query_id, doc_id)
-            if pair in judged:
+            if pair in seen:
                 raise ValueError(f"duplicate key (query {query_id!r}, document {doc_id!r})")
-            if values["grade"] is None or values["grade"] == "":
+            grade = values["grade"]
+            if grade is None or (isinstance(grade, str) and not grade.strip()):
                 source.unlabelled.add(pair)
             else:
-                source.judged.setdefault(split, {})[pair] = grade_field(values["grade"])
-            judged.add(pair)
+                source.judge(split, pair, grade_field(grade), path, number)
+            seen.add(pair)
+            source.queries.setdefault(query_id, query)
+            source.add_text(pair, text)
         except ValueError as problem:
             bad.refuse(path, number, str(problem))
     if names is None:
@@ -74,8 +78,9 @@ def _rows(path: Path, bad: BadRows) -> Iterator[Row]:
 
 
 def _resolve(path: Path, columns: dict[str, str], row: dict[str, Any]) -> dict[str, str]:
-    """Our name -> the file's column, for the columns that are there."""
-    names = {ours: columns.get(ours, ours) for ours in REQUIRED + OPTIONAL}
+    """Our name -> the file's column, for the columns that are there; "Query" is found as query."""
+    alike = {str(name).strip().lower(): name for name in reversed(row)}
+    names = {ours: columns.get(ours, ours if ours in row else alike.get(ours, ours)) for ours in REQUIRED + OPTIONAL}
     missing = [f"{ours} ({theirs})" if ours != theirs else ours for ours, theirs in names.items()
                if theirs not in row and (ours in REQUIRED or ours in columns)]  # fmt: skip
     if missing:
@@ -85,23 +90,21 @@ def _resolve(path: Path, columns: dict[str, str], row: dict[str, Any]) -> dict[s
     return {ours: theirs for ours, theirs in names.items() if theirs in row}
 
 
-def _ids_and_texts(source: JudgedSource, values: dict[str, Any]) -> tuple[str, str]:
-    """Register the row's query and document; the same id with another text is an error, not the first one's text."""
+def _ids_and_texts(source: JudgedSource, values: dict[str, Any]) -> tuple[str, str, str, Text]:
+    """Query id, document id, query and the document's text of a row. ValueError if the query id had another query."""
     query = text_field(values["query"], "query")
     title = text_field(values["title"], "title", blank_ok=True)
     summary = text_field(values.get("summary"), "summary", blank_ok=True)
-    query_id = text_field(values["query_id"], "query_id") if "query_id" in values else normalise(query).casefold()
+    spelled = normalise(query).casefold()
+    query_id = text_field(values["query_id"], "query_id") if "query_id" in values else spelled
     if "doc_id" in values:
         doc_id = text_field(values["doc_id"], "doc_id")
     else:
         doc_id = hashlib.sha256(f"{title}\t{summary}".encode()).hexdigest()[:16]
-    if "query_id" in values and source.queries.get(query_id, query) != query:
+    known = source.queries.get(query_id)
+    if known not in (None, query) and normalise(known or "").casefold() != spelled:
         raise ValueError(f"query {query_id!r} has another text in an earlier row")
-    if source.documents.get(doc_id, (title, summary)) != (title, summary):
-        raise ValueError(f"document {doc_id!r} has another title or summary in an earlier row")
-    source.queries.setdefault(query_id, query)
-    source.documents.setdefault(doc_id, (title, summary))
-    return query_id, doc_id
+    return query_id, doc_id, query, (title, summary)
 
 
 def _split(values: dict[str, Any]) -> str:

