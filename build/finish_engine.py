@@ -63,7 +63,8 @@ def stage(
 ) -> Path:
     """Write everything that finish() needs into `folder`, replacing an older stage. Returns the folder.
 
-    pairs: [n], the judged pairs of `reference`; judged_scores: file that the version keeps; facts: what build_student.py knows of the build, plain JSON.
+    pairs: [n], the judged pairs of `reference`; judged_scores: file that the version keeps; facts: what
+    build_student.py knows of the build, plain JSON.
     """
     with replacing_folder(folder) as aside:
         shutil.copy2(graph, aside / GRAPH_NAME)

@@ -85,7 +85,7 @@ def encoder_name(name: str) -> str:
 def front_config(
     name: str, limits: ServingLimits, lengths: Sequence[int], tags: Mapping[str, str], prior: PriorBlend
 ) -> pb.ModelConfig:
-    """The model that callers see: query BYTES [1], title and summary BYTES [n], optional prior FP32 [n] -> score FP32 [n].
+    """The model that callers see: query BYTES [1], title, summary BYTES [n], optional prior FP32 [n] -> score FP32 [n].
 
     prior: how much of the first stage's score the arm blends in where a caller sends it.
     """

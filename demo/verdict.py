@@ -17,9 +17,9 @@ METRIC = "ndcg@5"
 def reason_not_to_ship(evaluation: Path) -> str:
     """Why the student should not replace what ranks today; empty if it should.
 
-    evaluation: folder of training.evaluate with the systems bm25, baseline and student. The student has to beat BM25: the
-    95% interval of the paired difference lies above 0. And it must not be worse than the baseline: that interval does
-    not lie below 0.
+    evaluation: folder of training.evaluate with the systems bm25, baseline and student. The student has to beat BM25:
+    the 95% interval of the paired difference lies above 0. And it must not be worse than the baseline: that interval
+    does not lie below 0.
     """
     student, bm25, baseline = (per_query(evaluation, name) for name in ("student", "bm25", "baseline"))
     against_bm25, against_baseline = paired_bootstrap(student, bm25), paired_bootstrap(student, baseline)

@@ -1,4 +1,4 @@
-"""The gate's second question on scores made by hand: is an arm worse than what ranks today, and what is a prior worth?"""
+"""The gate's second question on scores made by hand: is an arm worse than what ranks today? What is a prior worth?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A published arm as its callers meet it: the checkpoint's scores, blended with the first stage's as the manifest says."""
+"""A published arm as its callers meet it: its checkpoint's scores, blended with the first stage's by its manifest."""
 
 from __future__ import annotations
 
