@@ -1,4 +1,4 @@
-"""The gate's second question: is an arm worse than what ranks today? And how much should the first stage count beside it?
+"""The gate's second question: is an arm worse than what ranks today? How much should the first stage count?
 
 gate.py compares an engine with its checkpoint, which a useless model passes. Here the checkpoint's ranking of judged
 dev queries is compared with the first stage's (BM25, or a file of the user's own) and with that of the arm that serves

@@ -201,7 +201,7 @@ def score_system(
         is_teacher = card is not None and card.role == "teacher"
         return System(name, source, scores, is_teacher, True, card.calibration if card else None)
     raise InputError(
-        f"--system {spec}: bm25, random, labels:, blend:, checkpoint: or published:PATH is expected, or NAME=one of them"
+        f"--system {spec}: bm25, random, labels:, blend:, checkpoint: or published:PATH is expected, or NAME=one"
     )
 
 
