@@ -189,12 +189,12 @@ def score_system(
         from training.evaluation.checkpoint_scores import Scorer
 
         arm = PublishedArm.read(Path(where)) if kind == "published" else None
+        given = BM25_NAME if first_stage is None else f"first stage {first_stage.name}"
+        if arm and arm.first_stage != given:
+            raise InputError(f"--system {spec}: its prior was fitted on {arm.first_stage}, and {given} is given")
         checkpoint = Scorer.load(arm.checkpoint if arm else where)
         scores = checkpoint.score(*judgments.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
         if arm:
-            given = BM25_NAME if first_stage is None else f"first stage {first_stage.name}"
-            if arm.first_stage != given:
-                raise InputError(f"--system {spec}: its prior was fitted on {arm.first_stage}, and {given} is given")
             prior = first_stage_scores(first_stage, corpus, judgments.table)
             return System(name, source, arm.prior.blend(scores, prior, judgments.groups), is_logit=True)
         card = checkpoint.card

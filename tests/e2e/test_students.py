@@ -26,6 +26,7 @@ from build.build_student import Config, main
 from build.export_onnx import example_inputs, load_encoder, torch_runner
 from build.runners import score_pairs
 from build.triton_config import ServingLimits, as_text, read_config
+from clients.ab.router.local_router import start_router
 from clients.triton.connection import TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from ranking.card import fingerprint
@@ -386,6 +387,23 @@ def test_a_prior_is_blended_by_the_weight_that_the_arm_was_published_with(served
     np.testing.assert_allclose(blended, expected, atol=1e-6)
     assert blended.tobytes() == over_http.tobytes() and none.tobytes() == alone.tobytes()
     assert np.abs(blended - alone).max() > 0.01
+
+
+def test_the_router_passes_priors_on(served, tmp_path):
+    (tmp_path / "experiment.yaml").write_text("default_model: student\nexperiments: []\n")
+    priors = [3.0, None, 12.5, 0.0, 7.0]
+    documents = [
+        {"doc_id": str(number), "title": title, "summary": summary, "prior": prior}
+        for number, (title, summary, prior) in enumerate(zip(TITLES, SUMMARIES, priors))
+    ]
+    body = json.dumps({"user_id": "u", "query": "red night", "documents": documents}).encode()
+    arguments = (tmp_path / "experiment.yaml", served.server.grpc, tmp_path / "log", "--deadline-ms", "20000")
+    with start_router(*arguments) as router, served.reranker() as ranker:
+        request = urllib.request.Request(f"{router.url}/rank", body, {"Content-Type": "application/json"})
+        answer = json.load(urllib.request.urlopen(request, timeout=30))
+        direct = ranker.rank("red night", TITLES, SUMMARIES, priors=priors)
+    assert answer["ranking"] == [str(number) for number in direct.order] and answer["served_by"] == "student"
+    np.testing.assert_allclose(answer["scores"], direct.scores[direct.order], atol=1e-6)
 
 
 def test_a_prior_that_cannot_be_one_is_refused_with_its_place(served):
