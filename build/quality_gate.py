@@ -44,7 +44,7 @@ class JudgedScores:
         """Write them as NumPy arrays."""
         ids = {"query_ids": np.array(self.query_ids, np.str_), "doc_ids": np.array(self.doc_ids, np.str_)}
         with replacing(path) as aside, aside.open("wb") as stream:
-            np.savez_compressed(stream, scores=self.scores, **ids)  # type: ignore[arg-type]
+            np.savez_compressed(stream, scores=self.scores, **ids)
         return path
 
     @classmethod
