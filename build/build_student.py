@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build import openvino_engine, tensorrt_engine
-from build.export_onnx import export, load_encoder, parity, torch_runner, widen_positions
+from build.engine_encoder import EngineEncoder, PackedEncoder, PaddedEncoder
+from build.export_onnx import Encoder, export, load_encoder, parity, torch_runner, widen_positions
 from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
 from build.gate import GateLimits, GateReport, Reference, gate_scores
@@ -35,6 +36,7 @@ from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, QualityReport, 
 from build.runners import Runner, score_pairs
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
+from ranking.encoder_inputs import without_padding
 from ranking.errors import InputError
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
@@ -99,6 +101,7 @@ class Config(PublicationSettings):
             raise ValueError("gate_queries: at least 1 is needed")
         if self.accept_worse != "" and not is_visible(self.accept_worse):
             raise ValueError("accept_worse is blank: say why the arm is published although it is worse")
+        self.serving = self.serving.for_target(self.target)
 
 
 @dataclass
@@ -158,11 +161,11 @@ def prepare(config: Config, folder: Path) -> Build:
     reference = Reference(scores, judged.grades, judged.groups, judged.queries)
     quality = judge_quality(config, judged, reference)
     judged_scores = JudgedScores(*_ids(judged), scores).save(folder / JUDGED_SCORES_NAME)
+    lengths = bucket_lengths(config.serving, config.target, longest)
     LOGGER.info("exporting %s to ONNX", config.checkpoint)
-    onnx = export(encoder, folder / "model.onnx")
+    onnx = export(graph_source(encoder, config, lengths[-1]), folder / "model.onnx")
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
-    lengths = bucket_lengths(config.serving, config.target, longest)
     return Build(
         config, card, text, onnx, difference, judged.pairs, reference, quality, judged_scores, lengths, positions
     )
@@ -190,6 +193,18 @@ def judge_quality(config: Config, judged: JudgedPairs, reference: Reference) -> 
 
 def _ids(judged: JudgedPairs) -> tuple[list[str], list[str]]:
     return judged.table.column("query_id").to_pylist(), judged.table.column("doc_id").to_pylist()
+
+
+def graph_source(encoder: Encoder, config: Config, longest: int) -> Encoder | EngineEncoder:
+    """What is exported: for OpenVINO, which fuses it well, transformers' own graph; for TensorRT what `graph` says.
+
+    longest: tokens of the longest pair, padded.
+    """
+    if config.target == "openvino" or config.serving.graph == "plain":
+        return encoder
+    if config.serving.graph == "packed":
+        return PackedEncoder(encoder.model, longest).eval()
+    return PaddedEncoder(encoder.model).eval()
 
 
 def build_openvino(build: Build, folder: Path) -> int:
@@ -237,6 +252,8 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     precision = "fp16" if config.precision == "auto" else config.precision
     pairs = read_candidates(config.data, build.text, config.calibration_pairs)
     feeds = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
+    if config.serving.graph == "packed":
+        feeds = [without_padding(feed) for feed in feeds]
     graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds)
     report = build.gate(tensorrt_engine.cast_runner(graph), precision)
     if not report.passed and not config.accept_drop:

@@ -34,8 +34,14 @@ LOGGER = logging.getLogger(__name__)
 # What the score depends on: with another value the server would answer, but not with the score.
 FIXED_ARGUMENTS = {"model", "tokenizer", "logprobs_mode", "runner", "convert", "task", "enable_lora", "dtype"}
 
-# Engine arguments that are free to set and change the scores: they make another teacher.
-SCORE_ARGUMENTS = ("quantization", "kv_cache_dtype", "calculate_kv_scales", "hf_overrides")
+# What says where the model lies and how fast it runs. Every other argument may move a score (number formats,
+# quantisation, the key-value cache's type), so it is part of the teacher's id: an argument that nobody thought of
+# changes the id, and mixes nothing.
+ARGUMENTS_THAT_MOVE_NO_SCORE = {
+    "model", "tokenizer", "max_model_len", "enable_prefix_caching", "block_size", "enforce_eager",
+    "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "swap_space", "disable_log_stats",
+    "tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend",
+}  # fmt: skip
 
 
 @dataclass
@@ -79,8 +85,8 @@ def main(config: Config) -> None:
         served = (config.served_from or repository) / config.name / version
         arguments = engine_arguments(teacher, served, config.engine_args)
         write_json(aside / version / "model.json", arguments)
-        identity = teacher_id(checkpoint, config.engine_args)
-        model_config = triton_config(teacher.card, teacher.score_token_id, identity)
+        identity = teacher_id(checkpoint, arguments)
+        model_config = triton_config(teacher.card, teacher.score_token_id, identity, head_dtype(arguments))
         (aside / "config.pbtxt").write_text(text_format.MessageToString(model_config), encoding="utf-8")
     LOGGER.info("published %s version %s (%s, score token %d)", target, version, teacher.dtype, teacher.score_token_id)
 
@@ -112,25 +118,31 @@ def engine_arguments(teacher: FoldedTeacher, served: Path, given: dict[str, Any]
     return arguments
 
 
-def teacher_id(checkpoint: Path, given: dict[str, Any]) -> str:
-    """What labels name their teacher by: the served checkpoint's fingerprint, and what bends its scores while serving.
+def teacher_id(checkpoint: Path, arguments: dict[str, Any]) -> str:
+    """16 hex digits of all that moves a score: the served checkpoint (weights, tokenizer, limits), vLLM's arguments.
 
-    given: the engine arguments of the command line. Those of SCORE_ARGUMENTS are part of the id: a quantised model
-    or KV cache gives other scores from the same checkpoint. Without any of them the id is the fingerprint alone.
+    arguments: as model.json has them.
     """
-    bending = {name: given[name] for name in SCORE_ARGUMENTS if given.get(name) not in (None, "auto", False)}
-    if not bending:
-        return fingerprint(checkpoint)
-    settings = hashlib.sha256(json.dumps(bending, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{fingerprint(checkpoint)}-{settings}"
+    moving = {name: value for name, value in arguments.items() if name not in ARGUMENTS_THAT_MOVE_NO_SCORE}
+    described = json.dumps([fingerprint(checkpoint), moving], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def triton_config(card: ScoreCard, score_token_id: int, teacher_id: str) -> model_config_pb2.ModelConfig:
+def head_dtype(arguments: dict[str, Any]) -> str:
+    """Number format in which vLLM computes the score: a client can tell a server that rounds it to less."""
+    asked = arguments.get("hf_overrides", {}).get("head_dtype", "model")
+    return arguments["dtype"] if asked == "model" else asked
+
+
+def triton_config(
+    card: ScoreCard, score_token_id: int, teacher_id: str, head_dtype: str
+) -> model_config_pb2.ModelConfig:
     """config.pbtxt as a message: the backend, and as parameters what a client must know to ask for scores."""
     parameters = {
         "ranker_card": card.to_json(),
         "score_token_id": str(score_token_id),
         "teacher_id": teacher_id,
+        "head_dtype": head_dtype,
         "ENABLE_VLLM_HEALTH_CHECK": "true",  # NVIDIA's backend then unloads the model when its engine has died
     }
     kind = model_config_pb2.ModelInstanceGroup.KIND_MODEL  # vLLM itself picks its devices

@@ -20,7 +20,7 @@ from ranking.errors import InputError
 
 # what may compute in fp16; anything else, LayerNormalization and Softmax above all, stays in fp32
 HALF = {
-    *("MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Erf", "Tanh"),
+    *("MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Erf", "Tanh", "Where"),
     *("Reshape", "Transpose", "Gather", "GatherND", "Slice", "Squeeze", "Unsqueeze", "Concat"),
     *("QuantizeLinear", "DequantizeLinear"),
 }

@@ -1,8 +1,9 @@
 """Checkpoint -> ONNX: a BERT ranker with dynamic batch and length, checked against PyTorch before anyone relies on it.
 
-The graph takes input_ids, attention_mask and token_type_ids (int32 [batch, length]) and gives logits (float32
-[batch, 1]). An exporter may drop an input that it believes unused. A ranker without its token types would still run,
-but rank differently; so the export fails unless some node reads each of the three.
+The padded graph takes input_ids, attention_mask and token_type_ids (int32 [batch, length]) and gives logits (float32
+[batch, 1]). The packed graph takes input_ids, token_type_ids and position_ids (int32 [tokens]) and lengths (int32
+[batch]) and gives logits (float32 [batch]). An exporter may drop an input that it believes unused. A ranker without its
+token types would still run, but rank differently; so the export fails unless some node reads each input.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from transformers import BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
+from build.engine_encoder import EngineEncoder, PackedEncoder
 from build.runners import Runner
 from ranking.card import ScoreCard
-from ranking.encoder_inputs import INPUTS, OUTPUT, Feed
+from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS, Feed, without_padding
 from ranking.errors import InputError
 
 OPSET = 19  # from 19 on, QuantizeLinear takes fp16
@@ -101,23 +103,34 @@ def example_inputs(batch: int, length: int, vocabulary: int, seed: int = 0) -> d
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
-def export(encoder: Encoder, path: str | Path) -> Path:
-    """Write the encoder as one ONNX file and check its graph. InputError if an input was lost or a dimension fixed."""
+def export(encoder: Encoder | EngineEncoder, path: str | Path) -> Path:
+    """Write the encoder as one ONNX file and check its graph. InputError if an input was lost or a dimension fixed.
+
+    A PackedEncoder gives the packed graph, any other encoder the padded one.
+    """
     config = encoder.model.config
-    example = {n: torch.from_numpy(v) for n, v in example_inputs(3, 16, config.vocab_size).items()}
+    feed = example_inputs(3, 16, config.vocab_size)
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    length = torch.export.Dim("length", min=2, max=config.max_position_embeddings)
+    shapes: tuple[dict[int, Any], ...]
+    if isinstance(encoder, PackedEncoder):
+        feed, names = without_padding(feed), PACKED_INPUTS
+        tokens = torch.export.Dim("tokens", min=2, max=1 << 24)
+        shapes = ({0: tokens}, {0: tokens}, {0: tokens}, {0: batch})
+    else:
+        names = INPUTS
+        length = torch.export.Dim("length", min=2, max=config.max_position_embeddings)
+        shapes = tuple({0: batch, 1: length} for _ in INPUTS)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's deprecations of its own internals
         torch.onnx.export(
             encoder,
-            tuple(example[name] for name in INPUTS),
+            tuple(torch.from_numpy(feed[name]) for name in names),
             str(path),
-            input_names=list(INPUTS),
+            input_names=list(names),
             output_names=[OUTPUT],
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=tuple({0: batch, 1: length} for _ in INPUTS),
+            dynamic_shapes=shapes,
             external_data=False,
             verbose=False,
         )
@@ -126,7 +139,7 @@ def export(encoder: Encoder, path: str | Path) -> Path:
 
 
 def check_graph(path: str | Path) -> None:
-    """InputError unless the graph reads all three inputs, with dynamic batch and length, and gives float32 logits."""
+    """InputError unless the graph reads all inputs of its layout, with dynamic sizes, and gives one logit a pair."""
     model = onnx.load(str(path))
     onnx.checker.check_model(model, full_check=True)
     graph = model.graph
@@ -136,15 +149,22 @@ def check_graph(path: str | Path) -> None:
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
     }
-    for name in INPUTS:
+    packed = is_packed(graph)
+    for name in PACKED_INPUTS if packed else INPUTS:
         if name not in shapes or name not in read:
             raise InputError(
                 f"{path}: the exported graph does not use {name}; its ranking would differ from the model's"
             )
         if not all(isinstance(dim, str) for dim in shapes[name]):
             raise InputError(f"{path}: {name} has the fixed shape {shapes[name]}; batch and length must be dynamic")
-    if shapes.get(OUTPUT, [None, None])[1:] != [1] or not isinstance(shapes[OUTPUT][0], str):
-        raise InputError(f"{path}: output {OUTPUT} is {shapes.get(OUTPUT)}, [batch, 1] is needed")
+    logits = shapes.get(OUTPUT) or [None]
+    if logits[1:] != ([] if packed else [1]) or not isinstance(logits[0], str):
+        raise InputError(f"{path}: output {OUTPUT} is {logits}, {'[batch]' if packed else '[batch, 1]'} is needed")
+
+
+def is_packed(graph: onnx.GraphProto) -> bool:
+    """Whether the graph takes the packed layout: it has an input of lengths."""
+    return PACKED_INPUTS[-1] in {value.name for value in graph.input}
 
 
 def parity(encoder: Encoder, path: str | Path) -> float:
@@ -154,6 +174,7 @@ def parity(encoder: Encoder, path: str | Path) -> float:
     """
     import onnxruntime
 
+    packed = is_packed(onnx.load(str(path), load_external_data=False).graph)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     config = encoder.model.config
     worst, scale = 0.0, 1.0
@@ -162,7 +183,8 @@ def parity(encoder: Encoder, path: str | Path) -> float:
         feed = example_inputs(batch, length, config.vocab_size, seed)
         with torch.no_grad():
             expected = encoder(*(torch.from_numpy(feed[name]).long() for name in INPUTS)).numpy()
-        worst = max(worst, float(np.abs(session.run([OUTPUT], feed)[0] - expected).max()))
+        scores = session.run([OUTPUT], without_padding(feed) if packed else feed)[0].reshape(expected.shape)
+        worst = max(worst, float(np.abs(scores - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))
     if not worst <= PARITY_TOLERANCE * scale:
         raise InputError(f"{path}: logits differ from PyTorch's by {worst:.3g} in fp32; do not use this export")

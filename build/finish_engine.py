@@ -2,14 +2,15 @@
 
     python build/finish_engine.py --staged runs/engine/student --repository model_repository
 
-Run it inside the container that will serve the engine: only the TensorRT version that built an engine loads it.
-`docker compose run --rm build-engine --staged ...` does so.
+Only the TensorRT version that built an engine loads it, so it runs in the TensorRT container of the server's release:
+`docker compose run --rm build-engine --staged ...` (deploy/engine.Dockerfile).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from build.publication_settings import PublicationSettings
 from build.publish import publish_engine, refusal
 from build.quality_gate import JUDGED_SCORES_NAME
 from build.runners import score_pairs
-from build.tensorrt_engine import EnginePlan
 from build.triton_config import ServingLimits
 from ranking.card import CARD_NAME, fingerprint
 from ranking.errors import InputError
@@ -87,20 +87,52 @@ def stage(
 
 def main(config: Config) -> None:
     """Build, gate and publish. InputError where TensorRT is not installed, with the command to run instead."""
-    if not tensorrt_engine.is_available():
-        raise InputError(f"TensorRT is not installed here; run:\n{container_command(config.staged, config.repository)}")
+    check_tensorrt(container_command(config.staged, config.repository))
     finish(config)
+
+
+def check_tensorrt(command: str) -> None:
+    """InputError unless TensorRT's Python module is here, in the version of the server that will load the engine.
+
+    command: what builds in the container. The file that SERVING_TENSORRT names lists the library files of the server's
+    TensorRT (deploy/engine.Dockerfile writes it); without the variable any version will do.
+    """
+    listed = os.environ.get("SERVING_TENSORRT")
+    wanted = _server_versions(Path(listed)) if listed else set()
+    if not tensorrt_engine.is_available():
+        if not listed:
+            raise InputError(f"TensorRT is not installed here; run:\n{command}")
+        raise InputError(
+            f"this image has no Python module tensorrt; the server's TensorRT is {', '.join(sorted(wanted))}: build "
+            "the image with MORE_PACKAGES naming the bindings of that version (deploy/engine.Dockerfile)"
+        )
+    found = tensorrt_engine.version()
+    if wanted and ".".join(found.split(".")[:3]) not in wanted:
+        raise InputError(
+            f"TensorRT {found} is installed here, the server has {', '.join(sorted(wanted))}, and an engine is loaded "
+            "only by the version that built it: build both images of one RELEASE (compose.yaml)"
+        )
+
+
+def _server_versions(listed: Path) -> set[str]:
+    """Versions such as 11.1.0 from lines such as libnvinfer.so.11.1.0."""
+    try:
+        names = listed.read_text(encoding="utf-8").split()
+    except OSError as problem:
+        raise InputError(f"SERVING_TENSORRT: {listed}: cannot be read: {problem}") from problem
+    versions = {name.partition(".so.")[2] for name in names if name.startswith("libnvinfer.so.")}
+    if not versions:
+        raise InputError(f"SERVING_TENSORRT: {listed} names no libnvinfer.so: the serving image has no TensorRT")
+    return versions
 
 
 def finish(config: Config) -> int:
     """Build, gate and publish. Returns the version. InputError if the engine fails the gate."""
     facts, pairs, reference = read_stage(config.staged)
     limits = ServingLimits(**facts["serving"])
-    plan = EnginePlan(
-        tuple(facts["lengths"]), limits.max_batch, max(1, limits.max_batch * 3 // 4), config.workspace_gib
-    )
+    plan = tensorrt_engine.plan_for(limits, facts["lengths"], config.workspace_gib)
     with tempfile.TemporaryDirectory(prefix="finish-engine-") as folder:
-        LOGGER.info("building the engine: %d profiles, batch to %d", len(plan.lengths), plan.max_batch)
+        LOGGER.info("building the engine: %s", plan)
         engine = tensorrt_engine.build_engine(config.staged / GRAPH_NAME, folder, plan, config.timing_cache)
         runner = tensorrt_engine.engine_runner(engine, plan)
         scores = score_pairs(runner, pairs, facts["pad_id"], "TensorRT")

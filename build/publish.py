@@ -111,7 +111,7 @@ def publish_engine(
         "accepted_drop": report.objections,
         "built_with": tools(),
     }
-    front = front_config(name, limits, lengths, tags, PriorBlend(**facts["quality"]["prior"]))
+    front = front_config(name, target, limits, lengths, tags, PriorBlend(**facts["quality"]["prior"]))
     encoder = encoder_config(name, target, limits, lengths, tags, parameters)
     version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores)
     LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])

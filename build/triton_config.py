@@ -7,7 +7,7 @@ arm in their metric tags. Version numbers go together: front version 3 calls enc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,57 +15,99 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from build.runners import padded_length
-from ranking.encoder_inputs import INPUTS, OUTPUT
+from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS
 from ranking.errors import InputError
 from ranking.limits import MAX_DOCUMENTS
 from ranking.prior import PriorBlend
 
 Target = Literal["openvino", "tensorrt"]
+Graph = Literal["plain", "fused", "packed"]
 CONFIG_NAME = "config.pbtxt"
+GRAPH_ROWS = (8, 16, 24, 32, 48, 64)  # row counts that CUDA graphs are captured for; the front pads calls to them
+# Settings whose good value depends on where the encoder runs. A GPU wants few large calls, and enough tokenising
+# processes: one core tokenises a list of 48 in 10 to 15 ms, which a GPU encodes in less than 1 ms.
+DEFAULTS: dict[Target, dict[str, int]] = {
+    "openvino": {
+        "max_batch": 64,
+        "batch_tokens": 4096,
+        "call_tokens": 128,
+        "front_instances": 2,
+        "encoder_instances": 1,
+    },
+    "tensorrt": {
+        "max_batch": 256,
+        "batch_tokens": 16384,
+        "call_tokens": 1024,
+        "front_instances": 8,
+        "encoder_instances": 2,
+    },
+}
 CPU, GPU = pb.ModelInstanceGroup.KIND_CPU, pb.ModelInstanceGroup.KIND_GPU
 
 
 @dataclass
 class ServingLimits:
-    """How the published model serves.
+    """How the published model serves. A setting of 0 takes the target's own default (docs/serving.md has both).
 
     Args:
         max_documents: documents in one request; more is refused with a clear error
         max_batch: pairs in one encoder call; on TensorRT also the largest batch that requests are merged to
-        batch_tokens: padded tokens in one encoder call; lower it for shorter waits between requests, raise it on a GPU
+        batch_tokens: tokens in one encoder call, padding included; lower it for shorter waits between requests
         call_tokens: what one more encoder call costs, in tokens: a length bucket is split only where that saves more
             padding
         bucket_step: bucket lengths are multiples of this (OpenVINO)
         lengths: bucket lengths for TensorRT, one optimisation profile each; the longest pair's length is added
-        front_instances: processes that tokenise; two overlap one request's text with the other's encoding
-        encoder_instances: copies of the encoder
+        front_instances: processes that tokenise; several overlap one request's text with another's encoding
+        encoder_instances: copies of the encoder; on TensorRT two overlap copies with computing
         threads: CPU threads of the encoder, 0 for all cores
         streams: requests that OpenVINO works on at the same time
         queue_size: requests waiting for the front; a request that finds the queue full is refused at once
         queue_timeout_ms: a request that waited longer is refused; callers may ask for less
         queue_delay_us: how long TensorRT's batcher waits for more requests to merge
+        graph: for TensorRT: "fused" has the scale in the query's weights and a Boolean mask, "packed" also takes lists
+            without padding in one call, "plain" is transformers' own graph
+        merged_lists: lists of different requests in one call of a packed encoder
+        cuda_graphs: TensorRT: launch a captured graph per bucket length and row count; the front pads rows to those
+        memory_on_profile_change: TensorRT: scratch memory for the profile in use, not for the largest one
     """
 
     max_documents: int = MAX_DOCUMENTS
-    max_batch: int = 64
-    batch_tokens: int = 4096
-    call_tokens: int = 128
+    max_batch: int = 0
+    batch_tokens: int = 0
+    call_tokens: int = 0
     bucket_step: int = 16
-    lengths: list[int] = field(default_factory=lambda: [32, 64, 96, 128])
-    front_instances: int = 2
-    encoder_instances: int = 1
+    lengths: list[int] = field(default_factory=lambda: [32, 64, 96, 128, 160])
+    front_instances: int = 0
+    encoder_instances: int = 0
     threads: int = 0
     streams: int = 1
     queue_size: int = 64
     queue_timeout_ms: int = 2000
     queue_delay_us: int = 300
+    graph: Graph = "fused"
+    merged_lists: int = 4
+    cuda_graphs: bool = False
+    memory_on_profile_change: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_documents", "max_batch", "batch_tokens", "bucket_step", "front_instances", "queue_size"):
+        for name in ("max_documents", "bucket_step", "queue_size", "merged_lists"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
+        for name in DEFAULTS["tensorrt"]:
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: at least 1 is needed, or 0 for the target's default"
+                )
         if any(length < 1 for length in self.lengths) or not self.lengths:
             raise ValueError(f"lengths is {self.lengths}: bucket lengths in tokens are needed")
+        if self.cuda_graphs and self.graph == "packed":
+            raise ValueError(
+                "cuda_graphs: a packed list has too many possible sizes; choose graph fused, or leave it out"
+            )
+
+    def for_target(self, target: Target) -> ServingLimits:
+        """A copy in which every setting of 0 has the target's default."""
+        return replace(self, **{n: getattr(self, n) or default for n, default in DEFAULTS[target].items()})
 
 
 def bucket_lengths(limits: ServingLimits, target: Target, longest: int) -> list[int]:
@@ -74,6 +116,8 @@ def bucket_lengths(limits: ServingLimits, target: Target, longest: int) -> list[
         step = limits.bucket_step
         return [*range(step, longest, step), longest]
     # tensor cores want multiples of 8
+    if limits.graph == "packed":
+        return [padded_length(longest)]
     return sorted({padded_length(min(length, longest)) for length in (*limits.lengths, longest)})
 
 
@@ -83,13 +127,20 @@ def encoder_name(name: str) -> str:
 
 
 def front_config(
-    name: str, limits: ServingLimits, lengths: Sequence[int], tags: Mapping[str, str], prior: PriorBlend
+    name: str,
+    target: Target,
+    limits: ServingLimits,
+    lengths: Sequence[int],
+    tags: Mapping[str, str],
+    prior: PriorBlend,
 ) -> pb.ModelConfig:
     """The model that callers see: query BYTES [1], title, summary BYTES [n], optional prior FP32 [n] -> score FP32 [n].
 
     prior: how much of the first stage's score the arm blends in where a caller sends it.
     """
     text = pb.TYPE_STRING
+    on_gpu = target == "tensorrt"
+    limits = limits.for_target(target)
     parameters = {
         "encoder": encoder_name(name),
         "max_documents": str(limits.max_documents),
@@ -100,6 +151,8 @@ def front_config(
         "prior_weight": repr(prior.weight),
         "prior_mean": repr(prior.mean),
         "prior_spread": repr(prior.spread),
+        "layout": "packed" if on_gpu and limits.graph == "packed" else "padded",
+        "row_steps": ",".join(map(str, GRAPH_ROWS)) if on_gpu and limits.cuda_graphs else "",
     }
     return pb.ModelConfig(
         name=name,
@@ -128,43 +181,72 @@ def encoder_config(
     tags: Mapping[str, str],
     parameters: Mapping[str, str],
 ) -> pb.ModelConfig:
-    """The network: three INT32 inputs -> logits. parameters: of the backend.
+    """The network: three INT32 inputs -> logits, or four packed ones. parameters: of the backend.
 
     For OpenVINO max_batch_size is 0 and the first dimension free: with a batch size the official backend refuses every
     smaller batch or pads it to the full size, and one request's buckets fill a CPU already. TensorRT merges requests
-    whose bucket lengths agree.
+    whose bucket lengths agree, and packed lists of any length. No batch size is preferred: with one, Triton holds a
+    smaller batch back for the whole queue delay.
     """
-    batched = target == "tensorrt"
-    pair = [-1] if batched else [-1, -1]
-    config = pb.ModelConfig(
-        name=encoder_name(name),
-        max_batch_size=limits.max_batch if batched else 0,
-        input=[pb.ModelInput(name=tensor, data_type=pb.TYPE_INT32, dims=pair) for tensor in INPUTS],
-        output=[pb.ModelOutput(name=OUTPUT, data_type=pb.TYPE_FP32, dims=[1] if batched else [-1, 1])],
-        metric_tags=dict(tags),
-        parameters=as_parameters(parameters),
-        model_warmup=[_warmup(length, limits, batched) for length in lengths],
-    )
-    if batched:
+    limits = limits.for_target(target)
+    config = pb.ModelConfig(name=encoder_name(name), metric_tags=dict(tags), parameters=as_parameters(parameters))
+    if target == "openvino":
+        config.backend = "openvino"
+        config.default_model_filename = "model.xml"
+        config.instance_group.add(count=limits.encoder_instances, kind=CPU)
+    else:
         config.platform = "tensorrt_plan"
         config.default_model_filename = "model.plan"
         profiles = [str(i) for i in range(len(lengths))]
         config.instance_group.add(count=limits.encoder_instances, kind=GPU, profile=profiles)
         config.dynamic_batching.max_queue_delay_microseconds = limits.queue_delay_us
-        config.dynamic_batching.preferred_batch_size.append(limits.max_batch)
+        if limits.memory_on_profile_change:
+            strategy = pb.ModelParameter(string_value="ON_PROFILE_CHANGE")
+            config.parameters["execution_context_allocation_strategy"].CopyFrom(strategy)
+    if target == "tensorrt" and limits.graph == "packed":
+        _add_packed_tensors(config, limits)
     else:
-        config.backend = "openvino"
-        config.default_model_filename = "model.xml"
-        config.instance_group.add(count=limits.encoder_instances, kind=CPU)
+        _add_padded_tensors(config, limits, lengths, batched=target == "tensorrt")
     return config
 
 
-def _warmup(length: int, limits: ServingLimits, batched: bool) -> pb.ModelWarmup:
-    """One run per bucket length before the version counts as ready. Zeros: padding ids, everything masked."""
-    rows = max(1, min(limits.max_batch, limits.batch_tokens // length))
-    dims = [length] if batched else [rows, length]
-    inputs = {tensor: pb.ModelWarmup.Input(data_type=pb.TYPE_INT32, dims=dims, zero_data=True) for tensor in INPUTS}
-    return pb.ModelWarmup(name=f"length_{length}", batch_size=rows if batched else 0, inputs=inputs, count=1)
+def _add_padded_tensors(config: pb.ModelConfig, limits: ServingLimits, lengths: Sequence[int], batched: bool) -> None:
+    """Inputs [batch, length], output [batch, 1], a warm-up run per bucket length, and CUDA graphs where asked for."""
+    config.max_batch_size = limits.max_batch if batched else 0
+    pair = [-1] if batched else [-1, -1]
+    config.input.extend(pb.ModelInput(name=tensor, data_type=pb.TYPE_INT32, dims=pair) for tensor in INPUTS)
+    config.output.add(name=OUTPUT, data_type=pb.TYPE_FP32, dims=[1] if batched else [-1, 1])
+    for length in lengths:
+        rows = max(1, min(limits.max_batch, limits.batch_tokens // length))
+        config.model_warmup.append(
+            _warmup(f"length_{length}", INPUTS, [length] if batched else [rows, length], rows if batched else 0)
+        )
+    if batched and limits.cuda_graphs:
+        cuda = config.optimization.cuda
+        cuda.graphs = True
+        for length in lengths:
+            for rows in (rows for rows in GRAPH_ROWS if rows <= limits.max_batch):
+                spec = cuda.graph_spec.add(batch_size=rows)
+                for tensor in INPUTS:
+                    spec.input[tensor].dim.append(length)
+
+
+def _add_packed_tensors(config: pb.ModelConfig, limits: ServingLimits) -> None:
+    """Ragged inputs, which Triton concatenates over requests; the output goes back by each request's lengths."""
+    config.max_batch_size = limits.merged_lists
+    for tensor in PACKED_INPUTS:
+        config.input.add(name=tensor, data_type=pb.TYPE_INT32, dims=[-1], allow_ragged_batch=True)
+    config.output.add(name=OUTPUT, data_type=pb.TYPE_FP32, dims=[-1])
+    scatter = pb.BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE
+    config.batch_output.add(target_name=[OUTPUT], kind=scatter, source_input=PACKED_INPUTS[-1:])
+    # all zeros: as many pairs as tokens, each of which is the first of its pair
+    config.model_warmup.append(_warmup("packed", PACKED_INPUTS, [limits.max_batch], 1))
+
+
+def _warmup(name: str, tensors: Sequence[str], dims: Sequence[int], batch_size: int) -> pb.ModelWarmup:
+    """One run before the version counts as ready. Zeros: padding ids, everything masked."""
+    inputs = {tensor: pb.ModelWarmup.Input(data_type=pb.TYPE_INT32, dims=dims, zero_data=True) for tensor in tensors}
+    return pb.ModelWarmup(name=name, batch_size=batch_size, inputs=inputs, count=1)
 
 
 def queue_policy(limits: ServingLimits) -> pb.ModelQueuePolicy:

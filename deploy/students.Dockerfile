@@ -1,6 +1,5 @@
-# Triton with TensorRT, and what the front model and build/finish_engine.py need beside it.
+# Triton with TensorRT, and what the front model needs beside it: text format and card reader lie in the version folder.
 ARG TRITON_IMAGE
 FROM ${TRITON_IMAGE}
 COPY constraints.txt /tmp/constraints.txt
-RUN pip install --no-cache-dir -c /tmp/constraints.txt \
-    "numpy<2" tokenizers pyarrow "jsonargparse[signatures]" onnx polygraphy scipy ir-measures tqdm "tritonclient[grpc,http]"
+RUN pip install --no-cache-dir -c /tmp/constraints.txt "numpy<2" tokenizers

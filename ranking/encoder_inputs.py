@@ -1,4 +1,4 @@
-"""The three input tensors of a student's encoder: their names, and encoded pairs padded into them.
+"""The input tensors of a student's encoder, padded or packed: their names, and encoded pairs filled into them.
 
 Building, gating and serving all fill an encoder through this file; a published version carries a copy of it.
 """
@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 
 from ranking.text import EncodedPair
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # padded: each int32 [batch, length]
+PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "lengths")  # int32 [tokens], and lengths int32 [batch]
 OUTPUT = "logits"
 
-Feed = dict[str, NDArray[np.int32]]  # the three inputs, int32 [batch, length]
+Feed = dict[str, NDArray[np.int32]]  # the inputs of one layout by name
 
 
-def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int) -> Feed:
-    """A batch of pairs as the three inputs, each int32 [len(pairs), length]; no pair may be longer than `length`."""
-    feed = {name: np.zeros((len(pairs), length), np.int32) for name in INPUTS}
+def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int, rows: int | None = None) -> Feed:
+    """A batch of pairs as the three inputs, each int32 [rows, length]; no pair may be longer than `length`.
+
+    rows: at least len(pairs), which is the default; the rows behind the pairs are padding alone.
+    """
+    feed = {name: np.zeros((len(pairs) if rows is None else rows, length), np.int32) for name in INPUTS}
     feed["input_ids"][:] = pad_id
     for row, pair in enumerate(pairs):
         end = len(pair.ids)
@@ -28,3 +32,32 @@ def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int) -> Feed:
         feed["attention_mask"][row, :end] = 1
         feed["token_type_ids"][row, pair.document_start : end] = 1
     return feed
+
+
+def pack(pairs: Sequence[EncodedPair]) -> Feed:
+    """The tokens of all pairs one after the other, without padding, and how many belong to each pair.
+
+    input_ids, token_type_ids, position_ids: int32 [tokens], positions counting from 0 in every pair; lengths: int32
+    [len(pairs)].
+    """
+    lengths = np.asarray([len(pair.ids) for pair in pairs], np.int32)
+    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    document_starts = np.repeat([pair.document_start for pair in pairs], lengths)
+    return {
+        "input_ids": np.fromiter((token for pair in pairs for token in pair.ids), np.int32, len(positions)),
+        "token_type_ids": (positions >= document_starts).astype(np.int32),
+        "position_ids": positions,
+        "lengths": lengths,
+    }
+
+
+def without_padding(feed: Feed) -> Feed:
+    """A padded batch in the packed layout: the same tokens without what the mask leaves out."""
+    inside = feed["attention_mask"] > 0
+    positions = np.broadcast_to(np.arange(inside.shape[1], dtype=np.int32), inside.shape)
+    return {
+        "input_ids": feed["input_ids"][inside],
+        "token_type_ids": feed["token_type_ids"][inside],
+        "position_ids": positions[inside],
+        "lengths": inside.sum(1, dtype=np.int32),
+    }

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from clients.ab.router.metrics import Metrics
 
@@ -40,7 +44,7 @@ def test_every_file_that_a_service_mounts_or_builds_from_is_there():
         if "build" in service:
             dockerfile = ROOT / service["build"]["dockerfile"]
             for line in dockerfile.read_text().splitlines():
-                if line.startswith("COPY"):
+                if line.startswith("COPY") and "--from=" not in line:
                     *sources, _ = line.split()[1:]
                     assert all((ROOT / s).exists() for s in sources), line
 
@@ -56,6 +60,78 @@ def test_the_engine_build_finds_the_packages_that_its_image_does_not_install(tmp
     command = [sys.executable, "-S", *service["entrypoint"][1:]]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def installed_by(dockerfile: str) -> set[str]:
+    """Distributions that a Dockerfile's pip line brings, with all that they need, as this interpreter has them."""
+    text = (ROOT / "deploy" / dockerfile).read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"pip install .*?-c \S+ (.*)", text)
+    wanted = [Requirement(word) for word in shlex.split(line) if not word.startswith("$")]
+    found: set[str] = set()
+    while wanted:
+        needed = wanted.pop()
+        name = canonicalize_name(needed.name)
+        extras = needed.extras or {""}
+        if name in found and not needed.extras:
+            continue
+        found.add(name)
+        for text in metadata.requires(name) or []:
+            further = Requirement(text)
+            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
+                wanted.append(further)
+    return found
+
+
+def run_with_only(packages: set[str], command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Run a program that can import the repository and these distributions, and nothing else that is installed here."""
+    owners = metadata.packages_distributions()
+    known = {module for module, owned in owners.items() if packages & {canonicalize_name(name) for name in owned}}
+    hidden = sorted(set(owners) - known)
+    (folder / "sitecustomize.py").write_text(
+        f"import sys\nfrom importlib.machinery import PathFinder\nhidden = set({hidden!r})\n"
+        "class Known:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        absent = name.partition('.')[0] in hidden\n"
+        "        return None if absent else PathFinder.find_spec(name, path, target)\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not PathFinder] + [Known()]\n"
+    )
+    variables = {"PYTHONPATH": f"{folder}:{ROOT}", "PATH": "/usr/bin:/bin"}
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=variables, capture_output=True, text=True)
+
+
+def test_the_engine_images_packages_are_all_that_the_engine_build_imports(tmp_path):
+    """The recipe of deploy/engine.Dockerfile up to TensorRT itself, which no machine without a GPU has."""
+    packages = installed_by("engine.Dockerfile")
+    assert "torch" not in packages and "transformers" not in packages
+    command = ["build/finish_engine.py", "--staged", str(tmp_path / "staged"), "--repository", str(tmp_path / "models")]
+    done = run_with_only(packages, command, tmp_path)
+    assert done.returncode == 1 and "TensorRT is not installed here" in done.stderr, done.stderr
+    imports = "import build.publish, build.tensorrt_engine, polygraphy.backend.trt, onnx, scipy.stats"
+    done = run_with_only(packages, ["-c", imports], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_students_image_has_what_a_published_version_imports(tmp_path):
+    imports = "import ranking.encoder_inputs, ranking.text, ranking.card, numpy"
+    done = run_with_only(installed_by("students.Dockerfile"), ["-c", imports], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_engine_and_students_are_of_one_release_and_the_engine_build_knows_the_servers_tensorrt():
+    students = COMPOSE["services"]["students-1"]["build"]["args"]
+    engine = COMPOSE["services"]["build-engine"]["build"]["args"]
+    assert students["TRITON_IMAGE"] == engine["TRITON_IMAGE"]
+    release = engine["TRITON_IMAGE"].partition(":")[2]
+    assert engine["TENSORRT_IMAGE"] == f"nvcr.io/nvidia/tensorrt:{release}"
+    recipe = (ROOT / "deploy" / "engine.Dockerfile").read_text()
+    noted = re.search(r"ENV SERVING_TENSORRT=(\S+)", recipe)
+    assert noted and f"COPY --from=serving /serving-tensorrt {noted[1]}" in recipe
+    for variable in re.findall(r"^ARG (\w+)$", recipe, re.MULTILINE):
+        assert variable in engine
+
+
+def test_the_teachers_image_has_a_vllm_that_honours_the_float32_head():
+    year, month = re.search(r":-.*tritonserver:(\d\d)\.(\d\d)-vllm", COMPOSE["services"]["teacher"]["image"]).groups()
+    assert (int(year), int(month)) >= (26, 10)  # vLLM 0.31; 26.07 has 0.24, and 0.26 was the first
 
 
 def students_command(arms: str, folder: Path) -> list[str]:

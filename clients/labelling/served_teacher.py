@@ -22,20 +22,23 @@ from ranking.text import TeacherFormat
 class ServedTeacher:
     """A served teacher, from its model config.
 
-    card: its score card as JSON, which carries the text format and limits.
+    card: its score card as JSON, which carries the text format and limits. head_dtype: number format that the score is
+    computed in, where the config names one.
     """
 
     model: str
     teacher_id: str
     score_token_id: int
     card: str
+    head_dtype: str = ""
 
     @classmethod
     def of_config(cls, model: str, config: pb.ModelConfigResponse, where: str) -> ServedTeacher:
         """InputError if the model was not built by build/build_teacher.py: then nothing says what its scores are."""
         given = {name: parameter.string_value for name, parameter in config.config.parameters.items()}
         try:
-            return cls(model, given["teacher_id"], int(given["score_token_id"]), given["ranker_card"])
+            token, head = int(given["score_token_id"]), given.get("head_dtype", "")
+            return cls(model, given["teacher_id"], token, given["ranker_card"], head)
         except (KeyError, ValueError) as problem:
             raise InputError(
                 f"{where}: model {model!r} does not say which teacher it is ({problem} in its config's parameters); "

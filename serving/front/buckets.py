@@ -1,4 +1,4 @@
-"""Cut the pairs of a request into length buckets, so that short pairs do not pay for long ones."""
+"""Cut the pairs of a request into calls of the encoder: by length where calls are padded, by size where packed."""
 
 from __future__ import annotations
 
@@ -58,3 +58,22 @@ def _split(rows: list[int], length: int, max_batch: int, batch_tokens: int) -> l
     calls = -(-len(rows) // largest)
     size = -(-len(rows) // calls)
     return [Bucket(rows[i : i + size], length) for i in range(0, len(rows), size)]
+
+
+def fill(lengths: Sequence[int], max_batch: int, batch_tokens: int) -> list[list[int]]:
+    """Rows of each call where pairs are packed without padding: in order, as many as the limits of one call allow.
+
+    lengths: tokens of each pair. A single row always passes.
+
+        >>> fill([9, 30, 12, 31], max_batch=8, batch_tokens=52)
+        [[0, 1, 2], [3]]
+    """
+    calls: list[list[int]] = []
+    tokens = 0
+    for row, length in enumerate(lengths):
+        if not calls or len(calls[-1]) == max_batch or tokens + length > batch_tokens:
+            calls.append([])
+            tokens = 0
+        calls[-1].append(row)
+        tokens += length
+    return calls

@@ -2,10 +2,11 @@
 
     query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]  ->  score FP32 [n]
 
-It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into length buckets and sends each
-bucket to `<name>_encoder`, version for version, which runs on TensorRT, OpenVINO or whatever the build chose. A version
-folder holds this file, buckets.py, the tokenizer, the score card and the `ranking` modules that make the text, so a
-version goes on reading text as it was built to. In a container it needs `pip install tokenizers`, nothing else.
+It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into calls (length buckets, or
+packed lists without padding, as the build chose) and sends each to `<name>_encoder`, version for version, which runs on
+TensorRT, OpenVINO or whatever the build chose. A version folder holds this file, buckets.py, the tokenizer, the score
+card and the `ranking` modules that make the text, so a version goes on reading text as it was built to. In a container
+it needs `pip install tokenizers`, nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from buckets import Bucket, cut
+from buckets import cut, fill
 
-from ranking.encoder_inputs import OUTPUT, pad
+from ranking.encoder_inputs import OUTPUT, Feed, pack, pad
 from ranking.limits import MAX_FIELD_BYTES
 from ranking.prior import PriorBlend
 from ranking.text import EncodedPair, StudentFormat
@@ -51,6 +53,9 @@ class TritonPythonModel:
         self.call_tokens = int(parameters["call_tokens"])
         self.edges = [int(edge) for edge in parameters["lengths"].split(",")]
         self.prior = PriorBlend(*(float(parameters[f"prior_{name}"]) for name in ("weight", "mean", "spread")))
+        self.packed = parameters["layout"] == "packed"
+        # row counts that the encoder has CUDA graphs for; none where it has no graphs
+        self.row_steps = [int(step) for step in parameters["row_steps"].split(",") if step]
         self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
@@ -80,18 +85,30 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor("score", scores)])
 
     async def _score(self, pairs: list[EncodedPair]) -> np.ndarray:
-        lengths = [len(pair.ids) for pair in pairs]
-        buckets = cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens)
-        answers = await asyncio.gather(*(self._encode(bucket, pairs).async_exec() for bucket in buckets))
+        calls = list(self._calls(pairs))
+        answers = await asyncio.gather(*(self._encode(feed).async_exec() for _, feed in calls))
         scores = np.empty(len(pairs), np.float32)
-        for bucket, answer in zip(buckets, answers):
+        for (rows, _), answer in zip(calls, answers):
             if answer.has_error():
                 raise pb_utils.TritonModelException(answer.error().message())
-            scores[bucket.rows] = pb_utils.get_output_tensor_by_name(answer, OUTPUT).as_numpy()[:, 0]
+            logits = pb_utils.get_output_tensor_by_name(answer, OUTPUT).as_numpy()
+            scores[rows] = logits.reshape(-1)[: len(rows)]
         return scores
 
-    def _encode(self, bucket: Bucket, pairs: list[EncodedPair]):
-        feed = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id)
+    def _calls(self, pairs: list[EncodedPair]) -> Iterator[tuple[list[int], Feed]]:
+        """Row numbers of the pairs of each call of the encoder, and the call's tensors."""
+        lengths = [len(pair.ids) for pair in pairs]
+        if self.packed:
+            for rows in fill(lengths, self.max_batch, self.batch_tokens):
+                feed = pack([pairs[row] for row in rows])
+                yield rows, {name: values[None] for name, values in feed.items()}  # Triton's batch: one list
+            return
+        for bucket in cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens):
+            count = len(bucket.rows)
+            rows = next((step for step in self.row_steps if step >= count), count)
+            yield bucket.rows, pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
+
+    def _encode(self, feed: Feed):
         return pb_utils.InferenceRequest(
             model_name=self.encoder,
             model_version=self.version,

@@ -12,6 +12,7 @@ import pytest
 
 from build import build_student, finish_engine, releases
 from build.build_student import Config
+from build.export_onnx import Encoder, export
 from build.gate import GateLimits
 from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
 from ranking.errors import InputError
@@ -27,6 +28,8 @@ def build(checkpoint, data, tmp_path, exported, monkeypatch):
     """A function that builds into tmp_path/repository; the export, which the other tests make, is not made again."""
 
     def copy_export(encoder, path):
+        if not isinstance(encoder, Encoder):
+            return export(encoder, path)
         path.write_bytes(exported.read_bytes())
         return path
 
@@ -102,12 +105,21 @@ def test_without_tensorrt_the_cast_graph_is_gated_and_staged_and_the_command_pri
     assert not repository.exists()
     facts, pairs, reference = finish_engine.read_stage(staged)
     assert facts["cast_gate"]["tau"] > 0.97 and facts["lengths"] == [32, 64]
+    assert (facts["serving"]["graph"], facts["serving"]["call_tokens"], facts["kept_fp32"]) == ("fused", 1024, [])
     assert len(pairs) == len(reference.scores) == 120 and np.isfinite(reference.scores).all()
     with pytest.raises(InputError, match="TensorRT is not installed here"):
         finish_engine.main(finish_engine.Config(staged, repository=repository))
     (staged / "cast.onnx").write_bytes(b"another graph")
     with pytest.raises(InputError, match="not the graph that passed the gate"):
         finish_engine.read_stage(staged)
+
+
+@pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed: the build would be finished here")
+def test_a_packed_graph_passes_the_same_gate(build, tmp_path):
+    limits = ServingLimits(graph="packed")
+    build("tensorrt", precision="fp16", serving=limits, gate=GateLimits(min_tau=0.97, max_ndcg_change=0.02))
+    facts, _, _ = finish_engine.read_stage(tmp_path / "engine" / "student")
+    assert facts["cast_gate"]["tau"] > 0.97 and facts["lengths"] == [64] and facts["kept_fp32"] == []
 
 
 @pytest.mark.gpu
@@ -123,23 +135,64 @@ def test_a_dataset_without_lists_is_refused(checkpoint, tmp_path):
         build_student.main(Config(checkpoint, "student", "openvino", lonely, repository=tmp_path / "r"))
 
 
-@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
-def test_configs_survive_their_text_form(target, tmp_path):
-    limits = ServingLimits()
-    lengths = bucket_lengths(limits, target, longest=150)
+def configs(target: str, limits: ServingLimits, folder: Path, longest: int = 150):
+    """Front and encoder config after a round trip through their text form."""
+    lengths = bucket_lengths(limits, target, longest)
     tags = {"arm": "student"}
     for config in (
-        front_config("student", limits, lengths, tags, PriorBlend(0.35, -0.1, 1.25)),
+        front_config("student", target, limits, lengths, tags, PriorBlend(0.35, -0.1, 1.25)),
         encoder_config("student", target, limits, lengths, tags, {"NUM_STREAMS": "1"}),
     ):
-        (tmp_path / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
-        assert read_config(tmp_path / "config.pbtxt") == config
-    if target == "tensorrt":
-        assert lengths == [32, 64, 96, 128, 152]
-        assert list(config.instance_group[0].profile) == ["0", "1", "2", "3", "4"]
-        assert config.dynamic_batching.max_queue_delay_microseconds and config.max_batch_size == 64
-    else:
-        assert lengths[-2:] == [144, 150] and config.max_batch_size == 0 and config.backend == "openvino"
+        (folder / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
+        read = read_config(folder / "config.pbtxt")
+        assert read == config
+        yield read
+
+
+def parameter(config, name: str) -> str:
+    return config.parameters[name].string_value
+
+
+def test_openvino_configs_survive_their_text_form(tmp_path):
+    front, encoder = configs("openvino", ServingLimits(), tmp_path)
+    assert encoder.max_batch_size == 0 and encoder.backend == "openvino" and encoder.instance_group[0].count == 1
+    assert parameter(front, "lengths").endswith("144,150") and parameter(front, "batch_tokens") == "4096"
+    assert front.instance_group[0].count == 2 and parameter(front, "layout") == "padded"
+
+
+def test_a_gpu_gets_fewer_and_larger_calls_and_more_processes_that_tokenise(tmp_path):
+    front, encoder = configs("tensorrt", ServingLimits(), tmp_path)
+    assert parameter(front, "lengths") == "32,64,96,128,152"
+    assert (parameter(front, "call_tokens"), parameter(front, "batch_tokens")) == ("1024", "16384")
+    assert front.instance_group[0].count == 8 and encoder.instance_group[0].count == 2
+    assert list(encoder.instance_group[0].profile) == ["0", "1", "2", "3", "4"]
+    assert encoder.dynamic_batching.max_queue_delay_microseconds and encoder.max_batch_size == 256
+    assert not encoder.dynamic_batching.preferred_batch_size and not encoder.optimization.cuda.graphs
+    assert parameter(encoder, "execution_context_allocation_strategy") == "ON_PROFILE_CHANGE"
+    _, static = configs("tensorrt", ServingLimits(memory_on_profile_change=False, encoder_instances=1), tmp_path)
+    assert "execution_context_allocation_strategy" not in static.parameters and static.instance_group[0].count == 1
+
+
+def test_cuda_graphs_are_captured_for_the_row_counts_that_the_front_pads_to(tmp_path):
+    front, encoder = configs("tensorrt", ServingLimits(cuda_graphs=True, max_batch=48), tmp_path, longest=60)
+    specs = {(spec.batch_size, spec.input["input_ids"].dim[0]) for spec in encoder.optimization.cuda.graph_spec}
+    assert encoder.optimization.cuda.graphs and specs == {
+        (n, length) for n in (8, 16, 24, 32, 48) for length in (32, 64)
+    }
+    assert parameter(front, "row_steps") == "8,16,24,32,48,64"
+    with pytest.raises(ValueError, match="cuda_graphs: a packed list has too many possible sizes"):
+        ServingLimits(cuda_graphs=True, graph="packed")
+
+
+def test_packed_lists_are_ragged_inputs_and_scores_go_back_by_each_lists_lengths(tmp_path):
+    front, encoder = configs("tensorrt", ServingLimits(graph="packed"), tmp_path)
+    assert [(tensor.name, tensor.allow_ragged_batch) for tensor in encoder.input] == [
+        ("input_ids", True), ("token_type_ids", True), ("position_ids", True), ("lengths", True),
+    ]  # fmt: skip
+    (scatter,) = encoder.batch_output
+    assert (list(scatter.target_name), list(scatter.source_input)) == (["logits"], ["lengths"])
+    assert encoder.max_batch_size == 4 and list(encoder.instance_group[0].profile) == ["0"]
+    assert parameter(front, "layout") == "packed" and parameter(front, "row_steps") == ""
 
 
 def test_the_command_answers_bad_input_in_one_line(tmp_path):

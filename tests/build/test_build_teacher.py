@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 
 from build.build_teacher import Config, main, teacher_id
 from build.fold_teacher import fold, ordinary_token, write_serving_tokenizer
-from ranking.card import ScoreCard, fingerprint
+from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.text import TeacherFormat
 from tests.helpers.tiny_teacher import FAMILIES, make_teacher, make_tokenizer
@@ -105,10 +105,11 @@ def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tm
     assert config.backend == "vllm"
     published = repository / "teacher" / "2" / "checkpoint"
     assert ScoreCard.from_json(config.parameters["ranker_card"].string_value, "config") == ScoreCard.load(checkpoint)
-    assert config.parameters["teacher_id"].string_value == fingerprint(published)
     assert ScoreCard.load(published).head == "folded"
 
     arguments = json.loads((repository / "teacher" / "2" / "model.json").read_text())
+    assert config.parameters["teacher_id"].string_value == teacher_id(published, arguments)
+    assert config.parameters["head_dtype"].string_value == "float32"  # of a bfloat16 teacher
     assert (arguments["model"], arguments["tokenizer"]) == (str(published), str(published.parent / "tokenizer"))
     assert arguments["max_model_len"] == TeacherFormat.of_checkpoint(checkpoint).max_tokens() + 1
     assert (arguments["dtype"], arguments["hf_overrides"]) == ("bfloat16", {"head_dtype": "float32"})
@@ -127,15 +128,15 @@ def test_the_teacher_id_tells_number_formats_apart_but_not_places(tmp_path):
 
 def test_the_teacher_id_tells_quantisation_and_kv_cache_apart_but_not_speed(tmp_path):
     checkpoint = make_teacher(tmp_path / "teacher")
-    plain = teacher_id(checkpoint, {})
-    assert teacher_id(checkpoint, {"max_num_seqs": 8, "kv_cache_dtype": "auto", "quantization": None}) == plain
-    bent = [{"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}, {"quantization": "fp8", "kv_cache_dtype": "fp8"}]
-    ids = {plain, *(teacher_id(checkpoint, arguments) for arguments in bent)}
-    assert len(ids) == 4 and all(each.startswith(plain) for each in ids)
+    plain = teacher_id(checkpoint, {"dtype": "float32"})
+    assert teacher_id(checkpoint, {"dtype": "float32", "max_num_seqs": 8, "model": "elsewhere"}) == plain
+    bent = [{"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}, {"unheard_of": True}]
+    assert len({plain, *(teacher_id(checkpoint, {"dtype": "float32", **arguments}) for arguments in bent)}) == 4
     main(Config(checkpoint, repository=tmp_path / "m", engine_args={"kv_cache_dtype": "fp8"}))
     text = (tmp_path / "m" / "teacher" / "config.pbtxt").read_text()
     published = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters["teacher_id"].string_value
-    assert published == teacher_id(tmp_path / "m" / "teacher" / "1" / "checkpoint", bent[1])
+    folder = tmp_path / "m" / "teacher" / "1"
+    assert published == teacher_id(folder / "checkpoint", json.loads((folder / "model.json").read_text()))
 
 
 def test_only_a_teacher_with_its_head_and_its_tokenizer_is_published(tmp_path):

@@ -30,7 +30,7 @@ from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS
 from ranking.schema import TABLES, read_table
 from ranking.text import normalise
 from ranking.visible import SEPARATORS, UNDRAWN
-from training.clicks.duckdb_tables import connect, open_view, parquet_files
+from training.clicks.duckdb_tables import DuckDbSettings, connect, open_view, parquet_files
 from training.clicks.normalised_queries import number_queries
 from training.sources.row_readers import text_field
 
@@ -139,7 +139,7 @@ def check_every_door(requests: list[RankRequest], front: types.ModuleType) -> No
         assert {(row["request_id"], row["doc_id"]) for row in rows["events"]} == {
             (name, document.doc_id) for name, request in last.items() for document in request.documents
         }
-        with connect(Path(folder) / "spill", 1.0, threads=1) as connection:
+        with connect(Path(folder) / "spill", DuckDbSettings(duckdb_memory_gb=1.0, threads=1)) as connection:
             table = TABLES["events"]
             files = parquet_files(str(Path(folder) / "data" / "events"))
             assert open_view(connection, "events", table, files, rejects=None) == (len(rows["events"]), 0)

@@ -56,6 +56,7 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
             answer.config.metric_tags.update({"checkpoint": self.options.teacher_id, "precision": "fp32"})
             return answer
         given = {"teacher_id": self.options.teacher_id, "score_token_id": "1", "ranker_card": self.card}
+        given["head_dtype"] = "float32"
         for name, value in given.items():
             answer.config.parameters[name].string_value = value
         return answer
@@ -117,7 +118,11 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
             name = "score" if options.ranker else "cumulative_logprob"
             answer.infer_response.outputs.add(name=name, datatype="FP32", shape=[len(prompts)])
             values = [float("nan") if chosen == "nan" else stub_score(prompt) for prompt in prompts]
-            answer.infer_response.raw_output_contents.append(struct.pack(f"<{len(values)}f", *values))
+            content = struct.pack(f"<{len(values)}f", *values)
+            if options.bf16_scores:
+                bits = struct.unpack(f"<{len(values)}I", content)
+                content = struct.pack(f"<{len(values)}I", *(value & 0xFFFF0000 for value in bits))
+            answer.infer_response.raw_output_contents.append(content)
         self.served += 1
         await answers.put(answer)
 
@@ -143,6 +148,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds a request takes; 0 answers at once")
     parser.add_argument("--capacity", type=int, default=64, help="requests worked on at a time, where latency > 0")
     parser.add_argument("--final-mark", default="", help="text that makes a prompt too long for the model")
+    parser.add_argument("--bf16-scores", action="store_true", help="answer as a vLLM with a bf16 head does")
     for fault in ("error", "nan", "delay", "silent", "drop"):
         parser.add_argument(f"--{fault}-rate", type=float, default=0.0)
     asyncio.run(serve(parser.parse_args()))

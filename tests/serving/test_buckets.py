@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.front.buckets import cut
+from serving.front.buckets import cut, fill
 
 EDGES = [16, 32, 48, 64]
 lengths_of_pairs = st.lists(st.integers(1, 64), max_size=40)
@@ -42,3 +42,15 @@ def test_short_pairs_do_not_pay_for_a_long_one():
 
 def test_one_call_is_kept_where_splitting_saves_less_than_a_call_costs():
     assert [b.length for b in cut([16, 17, 32], EDGES, 64, 4096, call_tokens=64)] == [32]
+
+
+@given(lengths_of_pairs, st.integers(1, 20), st.integers(16, 2000))
+def test_packed_calls_hold_every_row_in_order_within_the_limits(lengths, max_batch, batch_tokens):
+    calls = fill(lengths, max_batch, batch_tokens)
+    assert [row for rows in calls for row in rows] == list(range(len(lengths)))
+    for rows in calls:
+        assert len(rows) <= max_batch
+        assert len(rows) == 1 or sum(lengths[row] for row in rows) <= batch_tokens
+    for rows, later in itertools.pairwise(calls):  # no call could have taken the next row
+        tokens = sum(lengths[row] for row in rows)
+        assert len(rows) == max_batch or tokens + lengths[later[0]] > batch_tokens

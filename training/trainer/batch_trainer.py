@@ -30,6 +30,7 @@ from transformers import (
 from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.files import write_json
+from training.trainer.fsdp_precision import use_score_policy
 from training.trainer.training_settings import TrainingSettings, training_arguments
 
 LOGGER = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class BatchTrainer(Trainer):
             callbacks.append(EarlyStoppingCallback(settings.patience))
         arguments = training_arguments(settings, out, best_metric if dev is not None else None)
         super().__init__(model, arguments, train_dataset=train, eval_dataset=dev, callbacks=callbacks)
+        use_score_policy(self.accelerator)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(_Progress())

@@ -130,6 +130,13 @@ def test_a_nan_is_asked_for_again_and_never_written(candidates, undisturbed, lab
     assert "the teacher fails on" in text and "the teacher's score is nan" in text
 
 
+def test_a_server_that_rounds_scores_to_16_bits_is_refused(candidates, label, start_stub, tmp_path):
+    rounding = start_stub("--bf16-scores")
+    code, text = label.run(candidates, tmp_path, "--url", rounding.url, *SHARDS)
+    assert code == 1 and "its vLLM is older than 0.26" in text and "Traceback" not in text
+    assert not list(tmp_path.glob("labels-*.parquet"))
+
+
 def test_a_prompt_that_the_teacher_refuses_goes_to_the_rejects(candidates, label, start_stub, tmp_path):
     server = start_stub("--final-mark", "title 77\n")
     code, text = label.run(candidates, tmp_path, "--url", server.url, *SHARDS)
@@ -193,10 +200,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_a_rerun_goes_on(
     candidates, undisturbed, stub, teacher_folder, tmp_path
 ):
     command = (
-        f"{sys.executable} clients/label_corpus.py --candidates {candidates} --out mount/out "
-        f"--teacher {teacher_folder} "
-        f"--url {stub.url} --shard-rows {SHARD_ROWS}"
-    ).replace("clients/", f"{Path(__file__).parents[3]}/clients/")
+        f"{sys.executable} {Path(__file__).parents[3]}/clients/label_corpus.py --candidates {candidates} "
+        f"--out mount/out --teacher {teacher_folder} --url {stub.url} --shard-rows {SHARD_ROWS}"
+    )
     script = (
         f"mkdir -p mount && mount -t tmpfs -o size=48k tmpfs mount && {command}; echo code $?; ls mount/out/*.parquet; "
         f"mount -o remount,size=8m mount && {command}; echo code $?; cp -r mount/out out"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +170,8 @@ def test_two_processes_train_both_stages_as_one_does(world, pretrained, tmp_path
 
 
 def launch(program: str, world: Path, out: Path, flags: dict) -> None:
-    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    values = {name: json.dumps(asdict(value)) if is_dataclass(value) else str(value) for name, value in flags.items()}
+    words = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
     command = [
         sys.executable,
         "-m",

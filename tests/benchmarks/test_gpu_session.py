@@ -1,0 +1,59 @@
+"""A rehearsal of the GPU session: every step that needs no vLLM at toy size, and what happens to steps that fail."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from benchmarks import gpu_session, gpu_steps
+from benchmarks.gpu_session import STEPS, Config, Step, main
+
+
+def numbers(value) -> list[float]:
+    if isinstance(value, dict):
+        return [number for each in value.values() for number in numbers(each)]
+    return [value] if isinstance(value, int | float) else []
+
+
+@pytest.mark.skipif(gpu_steps.has_gpu(), reason="a rehearsal on the CPU")
+@pytest.mark.parametrize("name", [name for name, step in STEPS.items() if step.needs == "torch"])
+def test_every_step_runs_at_toy_size_and_gives_plain_json(name):
+    result = json.loads(json.dumps(STEPS[name].work(True)))
+    if name == "finetune_fsdp":
+        result = json.loads(result["line"])
+    found = numbers(result)
+    assert found and all(math.isfinite(number) for number in found)
+    if name == "layouts":
+        assert max(result["6 documents"][layout]["error"] for layout in ("padded", "packed")) < 1e-4
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path, monkeypatch, capsys):
+    steps = {name: Step(gpu_steps.device, 1) for name in ("done", "failing", "absent")}
+    steps["absent"] = Step(gpu_steps.device, 1, needs="no_such_module")
+    steps["long"] = Step(gpu_steps.device, 60)
+    monkeypatch.setattr(gpu_session, "STEPS", steps)
+    answers = {"done": '{"ms": 1}', "failing": ""}
+    asked = []
+
+    def answer(command, **_):
+        name = command[command.index("--only") + 1]
+        asked.append(name)
+        return type("Done", (), {"returncode": not answers[name], "stdout": answers[name], "stderr": "it broke"})
+
+    monkeypatch.setattr(gpu_session.subprocess, "run", answer)
+    main(Config(tmp_path, tiny=True))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["done"]["result"] == {"ms": 1} and results["failing"]["failed"] == "it broke"
+    assert results["absent"]["failed"] == "no_such_module is not installed"
+    assert "were left, the step may take 3600" in results["long"]["failed"]
+    answers["failing"] = '{"ms": 2}'
+    main(Config(tmp_path, tiny=True))
+    assert asked == ["done", "failing", "failing"]
+    assert json.loads((tmp_path / "results.json").read_text())["failing"]["result"] == {"ms": 2}
+
+
+def test_an_unknown_step_is_refused():
+    with pytest.raises(ValueError, match="steps dance"):
+        Config("out", steps=["dance"])

@@ -1,0 +1,52 @@
+"""What the labeller sends, read as the stock vLLM backend reads it (triton-inference-server/vllm_backend).
+
+That backend runs in NVIDIA's container alone. It takes `sampling_parameters` as a JSON string, drops nulls, converts
+values whose annotation is a plain int, float, bool, str or Optional[int], and gives the rest to vLLM's SamplingParams
+as they are; a failure there becomes no parameters at all. The same is done here with the installed vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Optional
+
+import pytest
+
+from clients.labelling.served_teacher import ServedTeacher
+
+SamplingParams = pytest.importorskip("vllm.sampling_params").SamplingParams
+
+PLAIN = {int: int, float: float, bool: bool, str: str, Optional[int]: int}  # noqa: UP045 - the backend's own table
+# inputs of a generation request that the backend declares, with their types
+INPUTS = {
+    "text_input": "BYTES", "stream": "BOOL", "sampling_parameters": "BYTES", "exclude_input_in_output": "BOOL",
+    "return_finish_reason": "BOOL", "return_cumulative_logprob": "BOOL", "return_logprobs": "BOOL",
+    "return_num_input_tokens": "BOOL", "return_num_output_tokens": "BOOL",
+}  # fmt: skip
+TEACHER = ServedTeacher("teacher", "id", 36, "{}")
+
+
+def as_the_backend_reads(text: str) -> Any:
+    values = {name: value for name, value in json.loads(text).items() if value is not None}
+    annotations = SamplingParams.__annotations__
+    read = {n: PLAIN[annotations[n]](v) if annotations.get(n) in PLAIN else v for n, v in values.items()}
+    return SamplingParams(**read)
+
+
+def test_the_sampling_parameters_ask_for_the_score_tokens_logit():
+    element = TEACHER.sampling_parameters()
+    assert struct.unpack("<I", element[:4])[0] == len(element) - 4  # a BYTES tensor [1]
+    read = as_the_backend_reads(element[4:].decode("utf-8"))
+    assert (read.max_tokens, read.temperature, read.logprobs, read.allowed_token_ids) == (1, 0.0, 0, [36])
+    assert read.n == 1 and not read.stop and read.prompt_logprobs is None
+
+
+def test_the_request_has_the_backends_tensors_and_asks_for_no_text_back():
+    request = TEACHER.request()
+    assert {tensor.name: tensor.datatype for tensor in request.inputs}.items() <= INPUTS.items()
+    assert [tensor.name for tensor in request.outputs] == ["cumulative_logprob"]
+    # the labeller appends them in this order, the last two as true
+    assert [tensor.name for tensor in request.inputs] == [
+        "text_input", "sampling_parameters", "return_cumulative_logprob", "exclude_input_in_output",
+    ]  # fmt: skip
