@@ -19,6 +19,7 @@ from build.releases import promote
 from build.runners import score_pairs
 from build.triton_config import CPU, GRAPH_ROWS, ServingLimits, bucket_lengths, encoder_config, front_config
 from clients.rerank import Reranker
+from ranking.prior import PriorBlend
 from ranking.text import StudentFormat
 from serving.temporary_server import start_triton
 from tests.helpers.tiny_student import make_student

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 import tritonclient.grpc as grpc
 from tritonclient.grpc import model_config_pb2 as pb
@@ -27,10 +28,13 @@ from build.export_onnx import example_inputs, load_encoder, torch_runner
 from build.runners import score_pairs
 from build.triton_config import ServingLimits, as_text, read_config
 from clients.ab.router.local_router import start_router
+from clients.label_corpus import Config as LabelConfig
+from clients.label_corpus import main as label_corpus
 from clients.triton.connection import TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from ranking.card import fingerprint
 from ranking.errors import InputError
+from ranking.labels import LabelSet, iter_labelled
 from ranking.prior import PriorBlend
 from ranking.request_tensors import request_tensors
 from ranking.text import StudentFormat
@@ -414,3 +418,25 @@ def test_a_prior_that_cannot_be_one_is_refused_with_its_place(served):
         inputs = TritonConnection(f"grpc://{served.server.grpc}").infer_inputs(tensors)
         with pytest.raises(InferenceServerException, match=reason):
             client.infer("student", inputs)
+
+
+def test_an_arm_labels_a_corpus_as_a_teacher(served, tmp_path):
+    """Every pair has its checkpoint's score, although the server takes four requests at a time and refuses others."""
+    candidates = served.repository.parent / "data" / "candidates.parquet"
+    config = LabelConfig(
+        candidates=candidates,
+        out=tmp_path,
+        url=[served.server.grpc],
+        teacher_kind="ranker",
+        model="baseline",
+        retries=50,
+    )
+    assert label_corpus(config) == 0
+    checkpoint = served.checkpoints["baseline"]
+    rows = pa.concat_tables(iter_labelled(candidates, tmp_path)).to_pylist()
+    text = StudentFormat.of_checkpoint(checkpoint)
+    pairs = text.encode(*([row[name] for row in rows] for name in ("query", "title", "summary")))
+    expected = score_pairs(torch_runner(load_encoder(checkpoint)), pairs, text.pad_id)
+    np.testing.assert_allclose([row["teacher_score"] for row in rows], expected, atol=1e-5)
+    manifest = json.loads((served.repository / "baseline" / "1" / "manifest.json").read_text())
+    assert LabelSet.load(tmp_path).teacher_id == f"{manifest['checkpoint']['fingerprint']}-fp32"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,15 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class SentenceEncoder:
-    """An encoder ready to embed. max_tokens: length limit of a text, special tokens included."""
+    """An encoder ready to embed. max_tokens: length limit of a text, special tokens included.
+
+    Texts that were compared once keep their vectors, about 2 KB each: judged pairs repeat the candidates' documents.
+    """
 
     model: Any
     tokenizer: Any
     max_tokens: int
+    _known: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, name: str, max_tokens: int = 128, device: str | None = None) -> SentenceEncoder:
@@ -41,8 +45,7 @@ class SentenceEncoder:
         try:
             if AutoConfig.from_pretrained(where).model_type != "bert":
                 raise InputError(f"{name}: not a BERT; embedding similarity wants a BERT sentence encoder")
-            # the pooler is not used: token states are averaged
-            model = AutoModel.from_pretrained(where, add_pooling_layer=False, dtype=torch.float32)
+            model = AutoModel.from_pretrained(where, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(where)
         except (OSError, ValueError) as problem:
             reason = " ".join(str(problem).split())[:300]
@@ -84,7 +87,9 @@ class SentenceEncoder:
         columns = []
         for texts in (queries, documents):
             place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-            vectors = self.embed(list(place), bf16=bf16, progress=progress)
+            new = [text for text in place if text not in self._known]
+            self._known |= dict(zip(new, self.embed(new, bf16=bf16, progress=progress)))
+            vectors = np.stack([self._known[text] for text in place]) if place else np.empty((0, 1), np.float32)
             columns.append((vectors, np.fromiter((place[text] for text in texts), np.int64, len(texts))))
         (of_queries, query), (of_documents, document) = columns
         scores = np.empty(len(query), np.float32)

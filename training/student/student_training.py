@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from safetensors.torch import load_file, save_file
 
@@ -29,17 +29,29 @@ class StudentTrainingSettings(TrainingSettings, StudentModelSettings, WarmUpSett
         data: dataset folder, as prepare_data wrote it
         out: folder for the checkpoint; the run's states go to its subfolder training/
         calibrate: fit a map from score to probability on dev judgments; isotonic wants thousands, platt hundreds
+        least_steps: optimiser steps at least, whatever the epochs: a small set is passed over more often, and dev is
+            then evaluated four times in all
     """
 
     data: Path
     out: Path
     calibrate: Kind | None = None
+    least_steps: int = 0
 
     def __post_init__(self):
         TrainingSettings.__post_init__(self)
         StudentModelSettings.__post_init__(self)
         WarmUpSettings.__post_init__(self)
         WordEmbeddingSettings.__post_init__(self)
+        if self.least_steps < 0:
+            raise ValueError(f"least_steps is {self.least_steps}: must not be negative")
+
+    def for_queries(self, queries: int) -> Self:
+        """These settings with as many epochs over `queries` as least_steps wants; themselves if they have them."""
+        wanted = self.least_steps * self.batch_groups * self.accumulation / queries
+        if wanted <= self.epochs:
+            return self
+        return replace(self, epochs=wanted, eval_steps=self.eval_steps or max(1, self.least_steps // 4))
 
 
 def start_student(settings: StudentTrainingSettings) -> StudentModel:
@@ -102,7 +114,7 @@ def train_student(
         fit_word_embeddings(student, word_groups, settings.match_steps, settings.seed)
     trainer = RankingTrainer(
         student.model,
-        settings,
+        settings.for_queries(len(train)),
         train,
         dev,
         loss=loss,

