@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ranking.errors import DataError, InputError
-from ranking.schema import iter_table, read_table
+from ranking.schema import iter_table, read_judgments
 from ranking.text import EncodedPair, StudentFormat
 
 LOGGER = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class JudgedPairs:
 def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: int) -> JudgedPairs:
     """Up to max_queries queries with at least two documents each, drawn with a fixed seed."""
     path = Path(data) / "judgments" / f"{split}.parquet"
-    table = read_table(path, "judgments")
+    table = read_judgments(path)
     ids = np.asarray(table.column("query_id").to_pylist(), dtype=object)
     distinct, codes, sizes = np.unique(ids, return_inverse=True, return_counts=True)
     eligible = np.flatnonzero(sizes >= 2)

@@ -37,13 +37,16 @@ class Bm25:
 
     def __init__(self, documents: Sequence[tuple[str, str]]):
         self.index = bm25s.BM25(k1=K1, b=B, method="lucene")
-        self.index.index([words(f"{title} {summary}") for title, summary in documents], show_progress=False)
         self.documents = len(documents)
+        self.vocabulary: dict[str, int] = {}
+        if any(terms := [words(f"{title} {summary}") for title, summary in documents]):
+            self.index.index(terms, show_progress=False)
+            self.vocabulary = self.index.vocab_dict
 
     def scores(self, queries: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """Per query, the score of every document, float32 [documents]; 0 where no word is shared."""
         for query in queries:
-            known = [term for term in words(query) if term in self.index.vocab_dict]
+            known = [term for term in words(query) if term in self.vocabulary]
             yield self.index.get_scores(known) if known else np.zeros(self.documents, np.float32)
 
 

@@ -281,6 +281,18 @@ def read_table(path: str | Path, name: str, rejects: Rejects | None = None) -> p
     return checked(table, rows, path, rejects=rejects)
 
 
+def read_judgments(path: str | Path) -> pa.Table:
+    """Read and check a table of judgments. DataError, too, if it is empty: a collection need not have every split."""
+    rows = read_table(path, "judgments")
+    if not len(rows):
+        raise DataError(
+            path,
+            f"the dataset has no {Path(path).stem} judgments; prepare_data --resplit draws train, dev and test anew "
+            "from those that there are",
+        )
+    return rows
+
+
 def iter_table(
     path: str | Path, name: str, batch_rows: int = 65536, rejects: Rejects | None = None
 ) -> Iterator[pa.Table]:

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ranking.card import fingerprint
-from ranking.errors import DataError, InputError
+from ranking.errors import InputError
 from ranking.files import replacing, write_json
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
-from ranking.schema import read_table
+from ranking.schema import read_judgments
 from training.evaluation.comparison import Judgments, SystemResult, compare, per_query_table
 from training.evaluation.label_scores import label_scores
 from training.evaluation.learning_curve import curve_points, curve_table, plot_curve
@@ -101,7 +101,7 @@ class System:
 def main(config: Config) -> None:
     """Score the judged documents with every system, print the tables, write the files of write_results."""
     judged_file = config.data / "judgments" / f"{config.split}.parquet"
-    judgments = read_judgments(judged_file, config.queries)
+    judgments = judgments_of(judged_file, config.queries)
     systems = [
         score_system(
             spec,
@@ -142,11 +142,9 @@ def main(config: Config) -> None:
     LOGGER.info("written: %s", out)
 
 
-def read_judgments(path: Path, queries: int = 0) -> Judgments:
+def judgments_of(path: Path, queries: int = 0) -> Judgments:
     """A judgments file, or its first `queries` queries (0: all). DataError if it holds no judged document."""
-    rows = read_table(path, "judgments")
-    if not len(rows):
-        raise DataError(path, "there is no judged document to evaluate on")
+    rows = read_judgments(path)
     if queries:
         first = pc.unique(rows.column("query_id"))[:queries]
         rows = rows.filter(pc.is_in(rows.column("query_id"), value_set=first))

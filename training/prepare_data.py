@@ -123,7 +123,7 @@ def check_usable(source: JudgedSource, origin: str, negatives: int) -> None:
     if not any(source.judged.values()):
         raise DataError(origin, "no usable query: not one judged pair is left")
     for grades in source.judged.values():
-        first: dict[str, int] = {}
+        first: dict[str, float] = {}
         for (query_id, _), grade in grades.items():
             if first.setdefault(query_id, grade) != grade or (negatives and grade):
                 return

@@ -61,6 +61,13 @@ def parquet_files(pattern: str) -> list[Path]:
         found = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207
     if not found:
         raise InputError(f"{pattern}: no Parquet file there; a file, a folder or a glob in quotes is needed")
+    for file in found:
+        if file.name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl", ".ndjson", ".json")):
+            raise InputError(
+                f"{file}: Parquet is needed; DuckDB makes it: python -c "
+                f"'import duckdb, sys; duckdb.read_csv(sys.argv[1]).write_parquet(sys.argv[2])' {file} log.parquet"
+                + (" (read_json for JSON)" if "json" in file.name else "")
+            )
     return found
 
 

@@ -62,12 +62,16 @@ def click_model(users: Users, noise: float, highest_grade: int) -> ClickModel:
     """The users of that name. Every click satisfies, as in the protocol, which knows no dwell."""
     gains = [(2.0 ** min(grade, highest_grade) - 1) / (2.0**highest_grade - 1) for grade in range(MAX_GRADE + 1)]
     attractiveness = tuple(noise + (1 - noise) * gain for gain in gains)
-    every_click = {"satisfaction": (1.0,) * (MAX_GRADE + 1), "dwell_spread": 0.0}
-    if users == "cascade":
-        # the cascade model (Craswell et al., WSDM 2008) is the DBN whose every click satisfies and who never gives up
-        return ClickModel(kind="dbn", attractiveness=attractiveness, continuation=1.0, **every_click)
     examination = BAIDU_EXAMINATION if users == "baidu" else tuple(1 / k for k in range(1, 101))
-    return ClickModel(kind="pbm", examination=examination, attractiveness=attractiveness, **every_click)
+    return ClickModel(
+        # the cascade model (Craswell et al., WSDM 2008) is the DBN whose every click satisfies and who never gives up
+        kind="dbn" if users == "cascade" else "pbm",
+        examination=examination,
+        attractiveness=attractiveness,
+        satisfaction=(1.0,) * (MAX_GRADE + 1),
+        continuation=1.0,
+        dwell_spread=0.0,
+    )
 
 
 def write_simulated_log(
@@ -79,21 +83,19 @@ def write_simulated_log(
     """
     rng = np.random.default_rng([seed, 4])
     model = click_model(settings.simulate_clicks, settings.click_noise, max(1, *withheld.values()))
-    of_query: dict[str, list[str]] = {}
-    for query_id, doc_id in withheld:
-        of_query.setdefault(query_id, []).append(doc_id)
-    queries = list(of_query)
-    width = max(map(len, of_query.values()))
-    grades = np.full((len(queries), width), -1)
-    scores = np.full((len(queries), width), -np.inf)
     pairs = list(withheld)
-    texts = [source.text(pair) for pair in pairs]
-    found = bm25_scores([source.queries[q] for q, _ in pairs], [t for t, _ in texts], [s for _, s in texts])
-    score_of = dict(zip(pairs, found.tolist()))
-    for row, query_id in enumerate(queries):
-        own = np.array([score_of[query_id, doc_id] for doc_id in of_query[query_id]])
-        scores[row, : len(own)] = (own - own.mean()) / (own.std() or 1)
-        grades[row, : len(own)] = [withheld[query_id, doc_id] for doc_id in of_query[query_id]]
+    queries = {query_id: row for row, query_id in enumerate(dict.fromkeys(query_id for query_id, _ in pairs))}
+    query_texts, (titles, summaries) = [source.queries[q] for q, _ in pairs], zip(*map(source.text, pairs))
+    # one row per query, one column per document of it: the number of the pair, -1 where a query has fewer documents
+    numbers = _rows_of([queries[query_id] for query_id, _ in pairs])
+    there = numbers >= 0
+    grades = np.where(there, np.array(list(withheld.values()))[numbers], -1)
+    scores = np.where(there, bm25_scores(query_texts, titles, summaries)[numbers], np.nan)
+    spread = np.nanstd(scores, axis=1, keepdims=True)
+    scores = (scores - np.nanmean(scores, axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    scores = np.where(there, scores, -np.inf)
+    texts = {"doc_id": [d for _, d in pairs], "query": query_texts, "title": titles, "summary": summaries}
+    columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
     pages = settings.page_views or PAGES_PER_QUERY * len(queries)
     clicks = 0
 
@@ -104,30 +106,25 @@ def write_simulated_log(
             for start in range(0, pages, CHUNK):
                 count = min(CHUNK, pages - start)
                 asked = rng.integers(len(queries), size=count)
-                noisy = scores[asked] + settings.ranking_noise * rng.standard_normal((count, width))
+                noisy = scores[asked] + settings.ranking_noise * rng.standard_normal((count, scores.shape[1]))
                 order = np.argsort(-noisy, axis=1, kind="stable")[:, : settings.page_documents]
-                shown = np.take_along_axis(grades[asked], order, 1)
-                visits = model.simulate(shown, rng)
+                visits = model.simulate(np.take_along_axis(grades[asked], order, 1), rng)
                 users = rng.integers(max(1, pages // PAGES_PER_USER), size=count)
+                shown = np.take_along_axis(numbers[asked], order, 1)
                 page, position = np.nonzero(shown >= 0)
-                documents = [of_query[queries[asked[p]]][order[p, k]] for p, k in zip(page, position)]
-                shown_pairs = list(zip((queries[asked[p]] for p in page), documents))
                 clicks += int(visits.clicked.sum())
-                columns = {
-                    "request_id": pa.array([f"r{start + p:09d}" for p in page], pa.string()),
-                    "doc_id": pa.array(documents, pa.string()),
-                    "user_id": pa.array([f"u{users[p]:07d}" for p in page], pa.string()),
+                rows = {name: column.take(pa.array(shown[page, position])) for name, column in columns.items()}
+                rows |= {
+                    "request_id": pa.array([f"r{start + p:09d}" for p in range(count)]).take(pa.array(page)),
+                    "user_id": pa.array([f"u{user:07d}" for user in users]).take(pa.array(page)),
                     "timestamp": pa.array(when[start + page], pa.timestamp("us", tz="UTC")),
-                    "query": pa.array([source.queries[query_id] for query_id, _ in shown_pairs], pa.string()),
-                    "title": pa.array([source.text(pair)[0] for pair in shown_pairs], pa.string()),
-                    "summary": pa.array([source.text(pair)[1] for pair in shown_pairs], pa.string()),
                     "position": pa.array(position + 1, pa.int32()),
                     "clicked": pa.array(visits.clicked[page, position]),
                     "dwell_seconds": pa.array(visits.dwell_seconds[page, position], pa.float32()),
                     "arm": pa.array(["simulated"] * len(page), pa.string()),
                 }
                 bar.update(count)
-                yield pa.table(columns, schema=TABLES["events"].schema)
+                yield pa.table(rows, schema=TABLES["events"].schema)
 
     events = write_table(path, "events", tables())
     return {
@@ -140,3 +137,14 @@ def write_simulated_log(
         "attractiveness": asdict(model)["attractiveness"],
         "ranking_noise": settings.ranking_noise,
     }
+
+
+def _rows_of(row_of: list[int]) -> np.ndarray:
+    """int [rows, largest row]: the indices that belong to each row, in order, then -1."""
+    rows = np.array(row_of)
+    order = np.argsort(rows, kind="stable")
+    counts = np.bincount(rows)
+    table = np.full((len(counts), counts.max()), -1)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    table[rows[order], np.arange(len(rows)) - starts] = order
+    return table

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ranking.errors import InputError
 from ranking.labels import iter_labelled
-from ranking.schema import read_table
+from ranking.schema import read_judgments
 from ranking.text import EncodedPair, StudentFormat
 from training.trainer.group_batches import GroupSampler, RankingGroups, sample_up_to
 from training.trainer.token_store import TokenStore
@@ -24,7 +24,7 @@ Sampling = Literal["stratified", "uniform", "top"]
 
 def judged_groups(path: str | Path, text_format: StudentFormat) -> RankingGroups:
     """The groups of a judgments file; targets are the grades."""
-    return groups_of([read_table(path, "judgments")], "grade", text_format)
+    return groups_of([read_judgments(path)], "grade", text_format)
 
 
 def labelled_groups(candidates: str | Path, labels: str | Path, text_format: StudentFormat) -> RankingGroups:

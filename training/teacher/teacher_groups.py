@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ranking.errors import InputError
-from ranking.schema import read_table
+from ranking.schema import read_judgments
 from ranking.text import TeacherFormat
 from training.trainer.group_batches import RankingGroups
 from training.trainer.token_store import TokenStore
@@ -18,9 +17,7 @@ def judged_groups(path: Path, text_format: TeacherFormat, queries: int = 0) -> R
 
     queries: keep the first so many, 0 all.
     """
-    rows = read_table(path, "judgments")
-    if not len(rows):
-        raise InputError(f"{path}: no judgment")
+    rows = read_judgments(path)
     if queries:
         kept = dict.fromkeys(rows.column("query_id").to_pylist())
         chosen = set(list(kept)[:queries])

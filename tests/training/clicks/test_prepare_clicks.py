@@ -249,13 +249,13 @@ def test_unreadable_files_are_named(tmp_path):
     torn = tmp_path / "torn.parquet"
     torn.write_bytes(good.read_bytes()[:-20])
     short = tmp_path / "short.parquet"
-    pq.write_table(pq.read_table(good).drop_columns(["dwell_seconds"]), short)
+    pq.write_table(pq.read_table(good).drop_columns(["position"]), short)
     typed = tmp_path / "typed.parquet"
     table = pq.read_table(good)
-    pq.write_table(table.set_column(0, "request_id", pa.array(range(len(table)))), typed)
+    pq.write_table(table.set_column(0, "request_id", pa.array([0.5] * len(table))), typed)
     for path, reason in (
         (torn, "cannot be read as Parquet"),
-        (short, "no column dwell_seconds"),
+        (short, "no column position; there are .*; map them with --columns"),
         (typed, "request_id"),
     ):
         with pytest.raises(DataError, match=reason) as caught:
