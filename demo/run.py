@@ -114,7 +114,7 @@ def flow(config: Config) -> dict[str, Any]:
         "-m", "training.train_baseline", "--config", f"training/configs/baseline_{size}.yaml", "--data", data,
         "--out", out / "baseline", *start, made=out / "baseline",
     )  # fmt: skip
-    teacher = ["--teacher", out / "teacher"] if config.decoder_teacher else []
+    teacher: list[str | Path] = ["--teacher", out / "teacher"] if config.decoder_teacher else []
     stages.program(
         "student", "student: the same BERT on the teacher's labels",
         "-m", "training.distill_student", "--config", f"training/configs/student_{size}.yaml", "--data", data,

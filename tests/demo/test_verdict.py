@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from typing import get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from demo import run
 from demo.run import Config
 from demo.stages import Stages
 from demo.verdict import reason_not_to_ship
+from ranking.program import parse
 
 RNG = np.random.default_rng(0)
 BM25 = RNG.uniform(0.3, 0.7, 200)
@@ -68,6 +71,47 @@ def test_a_run_without_gain_publishes_nothing_and_exits_with_3(tmp_path, monkeyp
     assert "do not ship: on 200 test queries" in capsys.readouterr().out
     assert "do_not_ship" in json.loads((tmp_path / "run" / "summary.json").read_text())
     assert not (tmp_path / "run" / "model_repository").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"smoke": True},
+        {"data": "table"},
+        {"data": "table", "smoke": True},
+        {"data": "table", "student_init": "scratch"},
+        {"data": "table", "teacher_init": "hub/decoder"},
+    ],
+)
+def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settings):
+    """Each stage's command parses; nothing is run."""
+    parsed = []
+
+    def parses(*command):
+        words = [str(word) for word in command]
+        module, flags = (words[1], words[2:]) if words[0] == "-m" else (words[0][:-3].replace("/", "."), words[1:])
+        program = importlib.import_module(module)
+        (kind,) = (kind for name, kind in get_type_hints(program.main).items() if name != "return")
+        parse(kind, flags)
+        parsed.append(module)
+
+    def stage(self, name, title, work, *_, **__):
+        if name in ("data", "sample") or (name == "label" and "labelling by BM25" in title):
+            work()
+
+    monkeypatch.setattr(Stages, "program", lambda self, name, title, *command, made=None: parses(*command))
+    monkeypatch.setattr(Stages, "run", stage)
+    monkeypatch.setattr(run, "run_program", parses)
+    monkeypatch.setattr(run, "reason_not_to_ship", lambda evaluation: "")
+    monkeypatch.setattr(run, "summarise", lambda *_: {"text": "done"})
+    (tmp_path / "judgments.csv").write_text("query,title,grade\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "candidates.parquet").write_text("")
+    given = {"data": tmp_path / "judgments.csv"} if "data" in settings else {}
+    assert run.main(Config(**{**settings, **given}, out=tmp_path)) == 0
+    assert parsed[-1] == "clients.ab_report" and parsed.count("build.build_student") == 2
+    assert ("training.blend_labels" in parsed) == ("data" in settings and "teacher_init" not in settings)
 
 
 def test_own_data_start_from_minilm_and_the_world_from_scratch(tmp_path):
