@@ -6,6 +6,7 @@ the reading goes on. A file that breaks off (truncated gzip or Parquet) always r
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
@@ -66,11 +67,18 @@ def text_lines(path: Path, bad: BadRows, progress: bool = True) -> Iterator[tupl
             number += 1
             bar.update()
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise DataError(path, "this is UTF-16; iconv -f UTF-16 -t UTF-8 converts it")
+                line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 text = line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as problem:
-                bad.refuse(path, number, f"not valid UTF-8 at byte {problem.start + 1} of the line")
+                bad.refuse(
+                    path,
+                    number,
+                    f"not valid UTF-8 at byte {problem.start + 1} of the line; "
+                    "iconv -f WINDOWS-1252 -t UTF-8 converts most such files",
+                )
                 continue
             if text.strip():
                 yield number, text

@@ -345,6 +345,17 @@ def test_a_spreadsheets_csv_with_byte_order_mark_semicolons_and_windows_line_end
     assert titles == {row["Doc_Id"]: row["Title"] for row in rows}
 
 
+@pytest.mark.parametrize(
+    "encoding, reason",
+    [("utf-16", "this is UTF-16; iconv -f UTF-16"), ("cp1252", r"row 2: not valid UTF-8 .*; iconv -f WINDOWS-1252")],
+)
+def test_a_file_in_another_encoding_is_refused_with_what_converts_it(encoding, reason, tmp_path):
+    path = csv_table(tmp_path / "mine.csv", [dict(row, title="größer") for row in graded_rows()])
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    with pytest.raises(DataError, match=reason):
+        prepare(f"table:{path}", tmp_path / "out")
+
+
 def test_a_csv_whose_separator_is_a_tab(tmp_path):
     prepare(f"table:{csv_table(tmp_path / 'mine.csv', graded_rows(), chr(9))}", tmp_path / "out")
     assert len(rows_of(tmp_path / "out")) == len(judged())
