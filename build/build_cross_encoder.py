@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from tritonclient.grpc import model_config_pb2 as pb
 
 from build.publication_settings import RepositorySettings, check_model_name
-from build.publish import ROOT, TEXT_MODULES
+from build.publish import FRONT_MODULES, ROOT
 from build.releases import numbers
 from build.triton_config import as_parameters
 from ranking.card import ScoreCard, fingerprint
@@ -82,7 +82,7 @@ def main(config: Config) -> None:
         for source in SOURCES:
             shutil.copy2(ROOT / source, aside / version / Path(source).name)
         (aside / version / "ranking").mkdir()
-        for source in (*TEXT_MODULES, "ranking/cross_encoder_text.py"):
+        for source in (*FRONT_MODULES, "ranking/cross_encoder_text.py"):
             shutil.copy2(ROOT / source, aside / version / source)
         identity = fingerprint(checkpoint)
         (aside / "config.pbtxt").write_text(text_format.MessageToString(triton_config(config, card, identity)))

@@ -6,6 +6,9 @@ The engine is TensorRT (`tensorrt`, for a GPU) or OpenVINO (`openvino`, for a CP
 computes in is built, and scores real judged queries beside the fp32 checkpoint (build/gate.py). The fastest precision
 that passes is published; if none passes, nothing is. On a machine without TensorRT the build is staged, and the command
 that finishes it inside NVIDIA's container is printed.
+
+Before any engine is built, the checkpoint's own ranking is compared with what ranks today: the first stage (BM25, or
+--first-stage) and the arm that serves (build/quality_gate.py). An arm that is worse is refused too.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from build import openvino_engine, tensorrt_engine
 from build.engine_encoder import EngineEncoder, PackedEncoder, PaddedEncoder
@@ -25,16 +29,19 @@ from build.export_onnx import Encoder, export, load_encoder, parity, torch_runne
 from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
 from build.gate import GateLimits, GateReport, Reference, gate_scores
-from build.judged_pairs import read_candidates, read_judged
+from build.judged_pairs import JudgedPairs, read_candidates, read_judged
 from build.publication_settings import PublicationSettings, check_model_name
 from build.publish import publish_engine, refusal, tools
+from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, QualityReport, measure_quality, serving_arm
 from build.runners import Runner, score_pairs
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
 from ranking.encoder_inputs import without_padding
 from ranking.errors import InputError
+from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
 from ranking.text import EncodedPair, StudentFormat
+from ranking.visible import is_visible
 
 LOGGER = logging.getLogger(__name__)
 
@@ -56,7 +63,14 @@ class Config(PublicationSettings):
         gate: what a build may cost; see docs/build.md before widening
         gate_queries: judged queries to gate on, drawn at random with a fixed seed
         calibration_pairs: candidates that INT8 is calibrated on
-        accept_drop: publish although the gate objects; the objections are recorded in the manifest
+        accept_drop: publish although the engine moved the ranking; the objections are recorded in the manifest
+        first_stage: what ranks before any model, as a Parquet table query_id, doc_id, prior of the judged pairs; BM25
+            when left out. The arm is compared with it, and its weight as a prior is fitted on it
+        serves_now: arm of the repository that serves today and is compared with too; this arm's own serving version
+            when left out, "none" for no such comparison
+        callers_send_prior: all callers will send the first stage's score with each document, so the gate judges the arm
+            with it and not the model alone
+        accept_worse: publish although the arm is worse than what ranks today; the reason, kept in the manifest
         serving: limits and sizes of the served model
         staging: folder for a TensorRT build that a container finishes
     """
@@ -71,6 +85,10 @@ class Config(PublicationSettings):
     gate_queries: int = 200
     calibration_pairs: int = 256
     accept_drop: bool = False
+    first_stage: Path | None = None
+    serves_now: str = ""
+    callers_send_prior: bool = False
+    accept_worse: str = ""
     serving: ServingLimits = field(default_factory=ServingLimits)
     staging: Path = Path("runs/engine")
 
@@ -81,6 +99,8 @@ class Config(PublicationSettings):
             raise ValueError(f"precision {self.precision}: {self.target} offers {', '.join(offered[self.target])}")
         if self.gate_queries < 1:
             raise ValueError("gate_queries: at least 1 is needed")
+        if self.accept_worse != "" and not is_visible(self.accept_worse):
+            raise ValueError("accept_worse is blank: say why the arm is published although it is worse")
         self.serving = self.serving.for_target(self.target)
 
 
@@ -95,6 +115,8 @@ class Build:
     parity_error: float
     pairs: list[EncodedPair]  # [n], the judged pairs that the gate scores
     reference: Reference
+    quality: QualityReport
+    judged_scores: Path  # file that the version keeps
     lengths: list[int]  # bucket lengths in tokens, ascending
     positions: int  # tokens of the longest input that the network takes
 
@@ -133,16 +155,44 @@ def prepare(config: Config, folder: Path) -> Build:
         raise InputError(f"{config.checkpoint}: the tokenizer has more tokens than the model has embeddings")
     positions = widen_positions(encoder)
     judged = read_judged(config.data, config.split, text, config.gate_queries)
+    scores = score_pairs(torch_runner(encoder), judged.pairs, text.pad_id, "fp32 checkpoint")
+    if not np.isfinite(scores).all():
+        raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
+    reference = Reference(scores, judged.grades, judged.groups, judged.queries)
+    quality = judge_quality(config, judged, reference)
+    judged_scores = JudgedScores(*_ids(judged), scores).save(folder / JUDGED_SCORES_NAME)
     lengths = bucket_lengths(config.serving, config.target, longest)
     LOGGER.info("exporting %s to ONNX", config.checkpoint)
     onnx = export(graph_source(encoder, config, lengths[-1]), folder / "model.onnx")
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
-    scores = score_pairs(torch_runner(encoder), judged.pairs, text.pad_id, "fp32 checkpoint")
-    if not np.isfinite(scores).all():
-        raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
-    reference = Reference(scores, judged.grades, judged.groups, judged.queries)
-    return Build(config, card, text, onnx, difference, judged.pairs, reference, lengths, positions)
+    return Build(
+        config, card, text, onnx, difference, judged.pairs, reference, quality, judged_scores, lengths, positions
+    )
+
+
+def judge_quality(config: Config, judged: JudgedPairs, reference: Reference) -> QualityReport:
+    """Compare the checkpoint with what ranks today. InputError if it is worse and nobody accepts that."""
+    first_stage = first_stage_scores(config.first_stage, config.data, judged.table)
+    opponents: dict[str, NDArray[np.float32]] = {}
+    if config.serves_now != "none":
+        arm = config.serves_now or config.name
+        opponents = serving_arm(
+            config.repository, arm, *_ids(judged), reference, first_stage, config.callers_send_prior
+        )
+        if config.serves_now and not opponents:
+            raise InputError(f"--serves-now {arm}: no version of it serves in {config.repository}")
+    name = BM25_NAME if config.first_stage is None else f"first stage {config.first_stage.name}"
+    quality = measure_quality(reference, first_stage, name, opponents, config.gate, config.callers_send_prior)
+    if quality.objections:
+        if not config.accept_worse:
+            raise InputError(quality.refusal(config.name))
+        LOGGER.warning("--accept-worse (%s): %s", config.accept_worse, "; ".join(quality.objections))
+    return quality
+
+
+def _ids(judged: JudgedPairs) -> tuple[list[str], list[str]]:
+    return judged.table.column("query_id").to_pylist(), judged.table.column("doc_id").to_pylist()
 
 
 def graph_source(encoder: Encoder, config: Config, longest: int) -> Encoder | EngineEncoder:
@@ -191,6 +241,7 @@ def build_openvino(build: Build, folder: Path) -> int:
         files[best],
         reports[best],
         parameters,
+        build.judged_scores,
         config.promote,
     )
 
@@ -209,7 +260,9 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
         raise InputError(refusal(config.name, [report]))
     known = facts(build, precision) | {"kept_fp32": kept, "cast_gate": report.as_json()}
     folder = config.staging / config.name
-    staged = stage(folder, config.checkpoint, graph, build.pairs, build.reference, build.text.pad_id, known)
+    staged = stage(
+        folder, config.checkpoint, graph, build.pairs, build.reference, build.judged_scores, build.text.pad_id, known
+    )
     if tensorrt_engine.is_available():
         return finish(FinishConfig(staged, repository=config.repository, promote=config.promote))
     LOGGER.warning("the cast graph passed; TensorRT is not installed here. Finish on the GPU machine with:")
@@ -233,6 +286,8 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
         "gate_data": {"data": str(config.data), "split": config.split},
         "gate_limits": asdict(config.gate),
         "accept_drop": config.accept_drop,
+        "quality": build.quality.as_json(),
+        "accept_worse": config.accept_worse,
         "lengths": build.lengths,
         "serving": asdict(config.serving),
         "tools": tools(),

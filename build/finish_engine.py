@@ -23,6 +23,7 @@ from build import tensorrt_engine
 from build.gate import GateLimits, Reference, gate_scores
 from build.publication_settings import PublicationSettings
 from build.publish import publish_engine, refusal
+from build.quality_gate import JUDGED_SCORES_NAME
 from build.runners import score_pairs
 from build.triton_config import ServingLimits
 from ranking.card import CARD_NAME, fingerprint
@@ -56,15 +57,18 @@ def stage(
     graph: Path,
     pairs: list[EncodedPair],
     reference: Reference,
+    judged_scores: Path,
     pad_id: int,
     facts: dict[str, Any],
 ) -> Path:
     """Write everything that finish() needs into `folder`, replacing an older stage. Returns the folder.
 
-    pairs: [n], the judged pairs of `reference`; facts: what build_student.py knows of the build, plain JSON.
+    pairs: [n], the judged pairs of `reference`; judged_scores: file that the version keeps; facts: what
+    build_student.py knows of the build, plain JSON.
     """
     with replacing_folder(folder) as aside:
         shutil.copy2(graph, aside / GRAPH_NAME)
+        shutil.copy2(judged_scores, aside / JUDGED_SCORES_NAME)
         for file in ("tokenizer.json", CARD_NAME):
             shutil.copy2(checkpoint / file, aside / file)
         np.savez_compressed(
@@ -136,7 +140,14 @@ def finish(config: Config) -> int:
         if not report.passed and not facts["accept_drop"]:
             raise InputError(refusal(facts["name"], [report]))
         return publish_engine(
-            config.repository, facts, config.staged, [engine], report, parameters={}, promote_it=config.promote
+            config.repository,
+            facts,
+            config.staged,
+            [engine],
+            report,
+            parameters={},
+            judged_scores=config.staged / JUDGED_SCORES_NAME,
+            promote_it=config.promote,
         )
 
 

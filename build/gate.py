@@ -1,4 +1,4 @@
-"""The gate: an engine is published only if it ranks real judged queries as the fp32 checkpoint does.
+"""The gate's first question: does an engine rank real judged queries as the fp32 checkpoint does?
 
 Both sides score the same pairs. Errors are counted in units of the reference scores' standard deviation, because a raw
 logit has no scale of its own; order is measured by Kendall's tau-b within each query and by NDCG@5.
@@ -30,12 +30,19 @@ class GateLimits:
         mean_error: mean score error, in the same unit
         min_tau: mean Kendall tau-b over queries
         max_ndcg_change: absolute change of mean NDCG@5 (linear gain)
+        max_loss: NDCG@5 that the arm may lose against what ranks today: it is refused if the whole 95% interval of the
+            difference on the judged queries lies below -max_loss (build/quality_gate.py)
     """
 
     max_error: float = 0.5
     mean_error: float = 0.05
     min_tau: float = 0.99
     max_ndcg_change: float = 0.002
+    max_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.max_loss >= 0:
+            raise ValueError(f"max_loss is {self.max_loss}: an NDCG@5 of 0 or more is needed")
 
 
 @dataclass(frozen=True)

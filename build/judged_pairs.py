@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ranking.errors import DataError, InputError
@@ -20,9 +21,11 @@ LOGGER = logging.getLogger(__name__)
 class JudgedPairs:
     """Rows of judged queries, encoded as the student reads them.
 
-    pairs: [n]; grades: int [n]; groups: int [n], index into queries; queries: their texts.
+    table: these rows of the judgments table; pairs: [n]; grades: int [n]; groups: int [n], index into queries; queries:
+    their texts.
     """
 
+    table: pa.Table
     pairs: list[EncodedPair]
     grades: NDArray[np.int64]
     groups: NDArray[np.int64]
@@ -32,8 +35,8 @@ class JudgedPairs:
 def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: int) -> JudgedPairs:
     """Up to max_queries queries with at least two documents each, drawn with a fixed seed."""
     path = Path(data) / "judgments" / f"{split}.parquet"
-    rows = read_judgments(path).to_pydict()
-    ids = np.asarray(rows["query_id"], dtype=object)
+    table = read_judgments(path)
+    ids = np.asarray(table.column("query_id").to_pylist(), dtype=object)
     distinct, codes, sizes = np.unique(ids, return_inverse=True, return_counts=True)
     eligible = np.flatnonzero(sizes >= 2)
     if not len(eligible):
@@ -42,13 +45,14 @@ def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: 
     group_of = np.full(len(distinct), -1)  # by query number; -1: not drawn
     group_of[order] = np.arange(len(order))
     keep = np.flatnonzero(group_of[codes] >= 0)
-    columns = {name: [rows[name][i] for i in keep] for name in ("query", "title", "summary")}
-    groups = group_of[codes[keep]]
+    table = table.take(pa.array(keep))
+    rows = table.to_pydict()
+    groups = group_of[codes[keep]].astype(np.int64)
     names = [""] * len(order)
-    for group, query in zip(groups, columns["query"]):
+    for group, query in zip(groups, rows["query"]):
         names[group] = query
-    pairs = text.encode(columns["query"], columns["title"], columns["summary"])
-    return JudgedPairs(pairs, np.asarray(rows["grade"], np.int64)[keep], groups.astype(np.int64), names)
+    pairs = text.encode(rows["query"], rows["title"], rows["summary"])
+    return JudgedPairs(table, pairs, np.asarray(rows["grade"], np.int64), groups, names)
 
 
 def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[EncodedPair]:

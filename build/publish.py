@@ -1,9 +1,9 @@
 """Put a built student into a Triton model repository: two numbered folders, written aside and renamed into place.
 
     <repository>/<name>/config.pbtxt                    which version serves (build/releases.py changes it)
-    <repository>/<name>/3/                              model.py, buckets.py, request_fields.py, ranking/,
-                                                        tokenizer.json, ranker.json, manifest.json, config.pbtxt as
-                                                        this version wants it
+    <repository>/<name>/3/                              model.py and its modules, ranking/, tokenizer.json,
+                                                        ranker.json, manifest.json, judged_scores.npz, config.pbtxt
+                                                        as this version wants it
     <repository>/<name>_encoder/3/                      model.xml + model.bin | model.plan, manifest.json, config.pbtxt
 
 A numbered folder is never written again. Triton ignores folders whose names are no numbers, so the new version is
@@ -25,19 +25,21 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from build.gate import GateReport
+from build.quality_gate import JUDGED_SCORES_NAME
 from build.releases import MANIFEST_NAME, numbers, promote
 from build.triton_config import CONFIG_NAME, ServingLimits, as_text, encoder_config, encoder_name, front_config
 from ranking.card import CARD_NAME, fingerprint
 from ranking.errors import InputError
 from ranking.files import new_folder, write_json
+from ranking.prior import PriorBlend
 
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 FRONT_SOURCES = tuple(f"serving/front/{name}.py" for name in ("model", "buckets", "field_cache", "request_fields"))
-# ranking/text.py, ranking/encoder_inputs.py and all that they import of ours
-TEXT_MODULES = tuple(
+# ranking/text.py, ranking/encoder_inputs.py, ranking/prior.py and all that they import of ours
+FRONT_MODULES = tuple(
     f"ranking/{name}.py"
-    for name in ("__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs")
+    for name in ("__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs", "prior")
 )
 
 
@@ -49,6 +51,7 @@ def publish(
     front: pb.ModelConfig,
     encoder: pb.ModelConfig,
     manifest: Mapping[str, Any],
+    judged_scores: Path,
 ) -> int:
     """Write the next version of both models and return its number. The front comes last: it makes the version exist."""
     homes = [Path(repository) / encoder_name(name), Path(repository) / name]
@@ -68,10 +71,11 @@ def publish(
         for source in FRONT_SOURCES:
             shutil.copy2(ROOT / source, folder / Path(source).name)
         (folder / "ranking").mkdir()
-        for source in TEXT_MODULES:
+        for source in FRONT_MODULES:
             shutil.copy2(ROOT / source, folder / source)
         for file in ("tokenizer.json", CARD_NAME):
             shutil.copy2(Path(checkpoint) / file, folder / file)
+        shutil.copy2(judged_scores, folder / JUDGED_SCORES_NAME)
 
     for home, config, fill in zip(homes, (encoder, front), (fill_encoder, fill_front)):
         _add_version(home, version, config, record, fill)
@@ -85,12 +89,13 @@ def publish_engine(
     engine_files: Sequence[Path],
     report: GateReport,
     parameters: Mapping[str, str],
+    judged_scores: Path,
     promote_it: bool,
 ) -> int:
     """Publish a gated engine with its configs and manifest, and promote it unless told not to. Returns the version.
 
     facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json and ranker.json; parameters:
-    those of the encoder's Triton backend.
+    those of the encoder's Triton backend; judged_scores: what build/quality_gate.py saved, for later comparisons.
     """
     name, target, lengths = facts["name"], facts["target"], facts["lengths"]
     limits = ServingLimits(**facts["serving"])
@@ -106,9 +111,9 @@ def publish_engine(
         "accepted_drop": report.objections,
         "built_with": tools(),
     }
-    front = front_config(name, target, limits, lengths, tags)
+    front = front_config(name, target, limits, lengths, tags, PriorBlend(**facts["quality"]["prior"]))
     encoder = encoder_config(name, target, limits, lengths, tags, parameters)
-    version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest)
+    version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores)
     LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])
     if report.objections:
         LOGGER.warning("--accept-drop: published although %s", "; ".join(report.objections))

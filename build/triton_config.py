@@ -18,6 +18,7 @@ from build.runners import padded_length
 from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS
 from ranking.errors import InputError
 from ranking.limits import MAX_DOCUMENTS, MAX_FIELD_BYTES
+from ranking.prior import PriorBlend
 
 Target = Literal["openvino", "tensorrt"]
 Graph = Literal["plain", "fused", "packed"]
@@ -131,9 +132,17 @@ def encoder_name(name: str) -> str:
 
 
 def front_config(
-    name: str, target: Target, limits: ServingLimits, lengths: Sequence[int], tags: Mapping[str, str]
+    name: str,
+    target: Target,
+    limits: ServingLimits,
+    lengths: Sequence[int],
+    tags: Mapping[str, str],
+    prior: PriorBlend,
 ) -> pb.ModelConfig:
-    """The model that callers see: query BYTES [1], title BYTES [n], summary BYTES [n] -> score FP32 [n]."""
+    """The model that callers see: query BYTES [1], title, summary BYTES [n], optional prior FP32 [n] -> score FP32 [n].
+
+    prior: how much of the first stage's score the arm blends in where a caller sends it.
+    """
     text = pb.TYPE_STRING
     on_gpu = target == "tensorrt"
     limits = limits.for_target(target)
@@ -146,6 +155,9 @@ def front_config(
         "call_tokens": str(limits.call_tokens),
         "cached_fields": str(limits.cached_fields),
         "lengths": ",".join(map(str, lengths)),
+        "prior_weight": repr(prior.weight),
+        "prior_mean": repr(prior.mean),
+        "prior_spread": repr(prior.spread),
         "layout": "packed" if on_gpu and limits.graph == "packed" else "padded",
         "row_steps": ",".join(map(str, GRAPH_ROWS)) if on_gpu and limits.cuda_graphs else "",
     }
@@ -158,6 +170,7 @@ def front_config(
             pb.ModelInput(name="query", data_type=text, dims=[1]),
             pb.ModelInput(name="title", data_type=text, dims=[-1]),
             pb.ModelInput(name="summary", data_type=text, dims=[-1]),
+            pb.ModelInput(name="prior", data_type=pb.TYPE_FP32, dims=[-1], optional=True),
         ],
         output=[pb.ModelOutput(name="score", data_type=pb.TYPE_FP32, dims=[-1])],
         instance_group=[pb.ModelInstanceGroup(count=limits.front_instances, kind=CPU)],

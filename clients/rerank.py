@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clients.triton.connection import TritonAccess
 from clients.triton.reranker import Reranker
@@ -23,7 +24,8 @@ class Config(TritonAccess):
 
     Args:
         query: the query
-        documents: JSON Lines file with title and summary per line, and doc_id if there is one
+        documents: JSON Lines file with title and summary per line, and doc_id if there is one; `prior`, the first
+            stage's score, is blended in by the weight that the arm was published with
         url: Triton servers, tried in this order; scheme grpc, grpcs, http or https (none means grpc)
         model: Triton model name: student, baseline or a further arm
         version: version of the model; empty for the one it serves
@@ -45,7 +47,8 @@ def main(config: Config) -> None:
     documents = read_documents(config.documents)
     with Reranker(config.url, config.model, config.deadline_ms, config.credentials()) as ranker:
         titles, summaries = ([d[name] for d in documents] for name in ("title", "summary"))
-        ranked = ranker.rank(config.query, titles, summaries, config.version)
+        priors = [d["prior"] for d in documents]
+        ranked = ranker.rank(config.query, titles, summaries, config.version, priors)
     print(f"{'rank':>4}  {'score':>9}  {'doc_id':12}  title")
     for place, index in enumerate(ranked.order[: config.top or None], start=1):
         document = documents[index]
@@ -53,13 +56,13 @@ def main(config: Config) -> None:
         print(f"{place:>4}  {ranked.scores[index]:>9.4f}  {document['doc_id']:12}  {title[:90]}")
 
 
-def read_documents(path: Path) -> list[dict[str, str]]:
-    """Documents of a JSON Lines file. DataError names the first bad line."""
+def read_documents(path: Path) -> list[dict[str, Any]]:
+    """Documents of a JSON Lines file: title, summary, doc_id, prior or None. DataError names the first bad line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(path, f"cannot be read: {problem}") from problem
-    documents: list[dict[str, str]] = []
+    documents: list[dict[str, Any]] = []
     for row, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -72,9 +75,11 @@ def read_documents(path: Path) -> list[dict[str, str]]:
         summary = content.get("summary", "")
         if not isinstance(summary, str):
             raise DataError(path, "`summary` is not text", row)
-        documents.append(
-            {"title": content["title"], "summary": summary, "doc_id": str(content.get("doc_id", len(documents) + 1))}
-        )
+        prior = content.get("prior")
+        if prior is not None and (isinstance(prior, bool) or not isinstance(prior, int | float)):
+            raise DataError(path, "`prior` is not a number", row)
+        doc_id = str(content.get("doc_id", len(documents) + 1))
+        documents.append({"title": content["title"], "summary": summary, "doc_id": doc_id, "prior": prior})
     if not documents:
         raise DataError(path, "no documents")
     return documents

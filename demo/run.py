@@ -15,13 +15,17 @@ import yaml
 
 from clients.ab.router.local_router import start_router
 from demo.stages import ROOT, Stages, note, run_program
-from demo.summary import summarise
+from demo.summary import summarise, summarise_refusal
+from demo.verdict import reason_not_to_ship
 from ranking.errors import InputError
+from ranking.pretrained import MINILM
 from ranking.program import run
 from serving.temporary_server import start_triton
 
 EXPERIMENT = "student-vs-baseline"
 ARMS = ("baseline", "student")
+SCRATCH = "scratch"
+EXIT_DO_NOT_SHIP = 3
 SMALL_WORLD = [
     f"--world.{name}={size}"
     for name, size in {
@@ -36,12 +40,15 @@ class Config:
     """Run the whole product once: teacher, labels, student, servers, load test, A/B test, report.
 
     Args:
-        data: BEIR folder or prepared dataset folder; the built-in world when left out
-        limit: judged train queries used from `data`; other sizes follow from it, so that 400 end within an hour on two
-            cores
+        data: BEIR folder, prepared dataset folder, or table of judgments (CSV, TSV, JSONL, Parquet); the built-in world
+            when left out
+        limit: judged train queries used from `data`; other sizes follow from it, so that 400 end within half an hour on
+            two cores
         out: folder of the run; a second run goes on where the first one stopped
-        student_init: checkpoint folder or hub id of a pretrained BERT that baseline and student start from; from
-            scratch when left out
+        student_init: pretrained BERT that baseline and student start from: minilm (of the package), a folder, a hub id,
+            or scratch; by default minilm on your own data, scratch on the built-in world
+        teacher_init: pretrained decoder that becomes the teacher, a folder or hub id (wants a GPU); left out, your own
+            data are labelled by a blend of BM25 and embedding similarity, which needs no training
         label_queries: unlabelled queries whose candidates the teacher labels, 20 documents each at most
         users: simulated users of the A/B test
         load_seconds: length of the load test of each arm
@@ -52,6 +59,7 @@ class Config:
     limit: int = 400
     out: Path = Path("runs/demo")
     student_init: str = ""
+    teacher_init: str = ""
     label_queries: int = 4000
     users: int = 1500
     load_seconds: int = 12
@@ -62,70 +70,78 @@ class Config:
             self.label_queries, self.users, self.load_seconds = 40, 120, 3
         if self.limit < 20:
             raise ValueError(f"limit is {self.limit}: at least 20 judged queries are needed to train anything")
+        if not self.student_init:
+            self.student_init = SCRATCH if self.data is None else MINILM
+
+    @property
+    def decoder_teacher(self) -> bool:
+        """Whether the teacher is a decoder; else it is the blend, which needs pretrained embeddings alone."""
+        return self.data is None or bool(self.teacher_init)
 
 
 def flow(config: Config) -> dict[str, Any]:
-    """Run every stage that is not finished, in order; returns the run's summary. InputError names a failed command."""
-    out, data, repository = config.out, config.out / "data", config.out / "model_repository"
-    stages = Stages(out, total=16)
-    once = ["--epochs", "1"] if config.smoke else []
-    brief = [*once, "--warm-up-epochs", "0", "--size", "tiny-2"] if config.smoke else []
-    # a model that has learnt nothing has no ranking to keep: only a smoke run may publish past the gate
-    accept = ["--accept-drop"] if config.smoke else []
+    """Run every stage that is not finished, in order; returns the run's summary. InputError names a failed command.
 
-    source = source_flags(config.data, config.limit, config.smoke)
+    It stops before any model is published if the student does not beat what the user has (demo/verdict.py); the
+    summary's `do_not_ship` says why.
+    """
+    out, data, repository = config.out, config.out / "data", config.out / "model_repository"
+    stages = Stages(out, total=16 if config.decoder_teacher else 11)
+    # a model that has learnt nothing has no ranking to keep: only a smoke run may publish past the gate
+    accept = ["--accept-drop", "--accept-worse", "smoke run"] if config.smoke else []
+
+    source = source_flags(config.data, config.limit, config.smoke, config.decoder_teacher)
     stages.run("data", "prepare data", lambda: prepare(source, data), source)
-    stages.run("clicks", "click log to click pairs", lambda: click_pairs(data), {"data": config.data})
-    stages.program(
-        "pretrain", "continued pre-training of the teacher: query in, clicked title and summary out",
-        "-m", "training.pretrain_teacher", "--config", "training/configs/pretrain_small.yaml", "--data", data,
-        "--out", out / "pretrained", *once, made=out / "pretrained",
-    )  # fmt: skip
-    stages.program(
-        "start", "the teacher's start: its own likelihood becomes its score",
-        "-m", "training.finetune_teacher", "--config", "training/configs/likelihood_small.yaml", "--data", data,
-        "--model", out / "pretrained", "--out", out / "start", *once, made=out / "start",
-    )  # fmt: skip
-    stages.program(
-        "finetune", "fine-tuning of the teacher with a pairwise rank loss",
-        "-m", "training.finetune_teacher", "--config", "training/configs/finetune_small.yaml", "--data", data,
-        "--model", out / "start", "--out", out / "teacher", *once, made=out / "teacher",
-    )  # fmt: skip
-    stages.program(
-        "build_teacher", "teacher to a Triton model (backend vllm)",
-        "build/build_teacher.py", "--checkpoint", out / "teacher", "--repository", repository,
-    )  # fmt: skip
+    if config.decoder_teacher:
+        train_decoder(stages, config)
     stages.run(
         "sample", "choosing the pairs to label", lambda: sample(data, config.label_queries), config.label_queries
     )
-    stages.run(
-        "label", "labelling through tritonserver and vLLM",
-        lambda: label(data / "candidates.parquet", repository, out / "labels"), made=out / "labels",
-    )  # fmt: skip
-    start = ["--init", config.student_init] if config.student_init else []
+    if config.decoder_teacher:
+        stages.run(
+            "label", "labelling through tritonserver and vLLM",
+            lambda: label(data / "candidates.parquet", repository, out / "labels"), made=out / "labels",
+        )  # fmt: skip
+    else:
+        stages.run(
+            "label", "labelling by BM25 and embedding similarity, a teacher that needs no judgment",
+            lambda: run_program("-m", "training.blend_labels", "--data", data, "--out", out / "labels"),
+            made=out / "labels",
+        )  # fmt: skip
+    size, start = student_start(config)
     stages.program(
         "baseline", "baseline: a small BERT on judgments alone",
-        "-m", "training.train_baseline", "--config", "training/configs/baseline_small.yaml", "--data", data,
-        "--out", out / "baseline", *start, *brief, made=out / "baseline",
+        "-m", "training.train_baseline", "--config", f"training/configs/baseline_{size}.yaml", "--data", data,
+        "--out", out / "baseline", *start, made=out / "baseline",
     )  # fmt: skip
+    teacher: list[str | Path] = ["--teacher", out / "teacher"] if config.decoder_teacher else []
     stages.program(
         "student", "student: the same BERT on the teacher's labels",
-        "-m", "training.distill_student", "--config", "training/configs/student_small.yaml", "--data", data,
-        "--labels", out / "labels", "--teacher", out / "teacher", "--out", out / "student", *start, *brief,
-        made=out / "student",
+        "-m", "training.distill_student", "--config", f"training/configs/student_{size}.yaml", "--data", data,
+        "--labels", out / "labels", *teacher, "--out", out / "student", *start, made=out / "student",
     )  # fmt: skip
-    for arm in ARMS:
-        stages.program(
-            f"build_{arm}", f"{arm} to a Triton model (backend openvino), gated on judged queries",
-            "build/build_student.py", "--checkpoint", out / arm, "--name", arm, "--target", "openvino", "--data", data,
-            "--repository", repository, *accept,
-        )  # fmt: skip
-    systems = [f"{name}=checkpoint:{out / name}" for name in ("baseline", "teacher", "student")]
+    teacher_row = f"checkpoint:{out / 'teacher'}" if config.decoder_teacher else f"blend:{out / 'labels'}"
+    systems = [
+        f"baseline=checkpoint:{out / 'baseline'}",
+        f"teacher={teacher_row}",
+        f"student=checkpoint:{out / 'student'}",
+    ]
     stages.program(
         "evaluate", "ranking quality on the test queries",
         "-m", "training.evaluate", "--data", data, "--system", "bm25",
         *(word for system in systems for word in ("--system", system)), "--out", out / "evaluation",
     )  # fmt: skip
+    reason = "" if config.smoke else reason_not_to_ship(out / "evaluation")
+    if reason:
+        return summarise_refusal(out, stages, reason)
+    for arm in ARMS:
+        control = ["--accept-worse", "control arm of the demo's A/B test"] if arm == "baseline" else []
+        stages.program(
+            f"build_{arm}", f"{arm} to a Triton model (backend openvino), gated on judged queries",
+            "build/build_student.py", "--checkpoint", out / arm, "--name", arm, "--target", "openvino", "--data", data,
+            "--repository", repository, "--serves-now", "none" if arm == "baseline" else "baseline",
+            *(accept or control),
+        )  # fmt: skip
     stages.run(
         "load", "load test of both arms, open loop",
         lambda: load_test(out, data, repository, config.load_seconds),
@@ -142,21 +158,64 @@ def flow(config: Config) -> dict[str, Any]:
     return summarise(out, stages, EXPERIMENT)
 
 
-def source_flags(given: Path | None, limit: int, smoke: bool) -> list[str]:
-    """Flags of prepare_data: what it reads, how many queries. given: BEIR or dataset folder; None: the built-in world.
+def train_decoder(stages: Stages, config: Config) -> None:
+    """The stages of a teacher that is a decoder: from scratch on the built-in world, else from --teacher-init."""
+    out, data = config.out, config.out / "data"
+    once = ["--epochs", "1"] if config.smoke else []
+    size = "0.5b_24gb" if config.teacher_init else "small"
+    init = ["--model", config.teacher_init] if config.teacher_init else []
+    # a pretrained decoder's likelihood is a start after one pass at fine-tuning's own settings
+    start = ["finetune_0.5b_24gb", "--loss", "likelihood", "--epochs", "1"] if init else ["likelihood_small", *once]
+    stages.run("clicks", "click log to click pairs", lambda: click_pairs(data), {"data": config.data})
+    stages.program(
+        "pretrain", "continued pre-training of the teacher: query in, clicked title and summary out",
+        "-m", "training.pretrain_teacher", "--config", f"training/configs/pretrain_{size}.yaml", "--data", data,
+        "--out", out / "pretrained", *init, *once, made=out / "pretrained",
+    )  # fmt: skip
+    stages.program(
+        "start", "the teacher's start: its own likelihood becomes its score",
+        "-m", "training.finetune_teacher", "--config", f"training/configs/{start[0]}.yaml", "--data", data,
+        "--model", out / "pretrained", "--out", out / "start", *start[1:], made=out / "start",
+    )  # fmt: skip
+    stages.program(
+        "finetune", "fine-tuning of the teacher with a pairwise rank loss",
+        "-m", "training.finetune_teacher", "--config", f"training/configs/finetune_{size}.yaml", "--data", data,
+        "--model", out / "start", "--out", out / "teacher", *once, made=out / "teacher",
+    )  # fmt: skip
+    stages.program(
+        "build_teacher", "teacher to a Triton model (backend vllm)",
+        "build/build_teacher.py", "--checkpoint", out / "teacher", "--repository", out / "model_repository",
+    )  # fmt: skip
 
-    InputError if the folder is neither.
+
+def student_start(config: Config) -> tuple[str, list[str]]:
+    """Which configurations baseline and student train by, and the flags of their start."""
+    if config.student_init == SCRATCH:
+        return "small", ["--epochs", "1", "--warm-up-epochs", "0", "--size", "tiny-2"] if config.smoke else []
+    return "minilm", ["--init", config.student_init, *(["--epochs", "0.2"] if config.smoke else [])]
+
+
+def source_flags(given: Path | None, limit: int, smoke: bool, decoder_teacher: bool) -> list[str]:
+    """Flags of prepare_data: what it reads, how many queries.
+
+    given: BEIR or dataset folder, or a table of judgments; None: the built-in world. decoder_teacher: it pre-trains on
+    clicks, or on relevant pairs in their place. InputError if `given` is none of these.
     """
     if given is None:
         return ["--source", "world", *(SMALL_WORLD if smoke else [])]
     queries = {"train": limit, "dev": limit // 2, "test": limit, "unlabelled": 2 * limit}
     sizes = [word for split, count in queries.items() for word in (f"--{split}-queries", str(count))]
+    clicks = ["--clicks-from-judgments"] if decoder_teacher else []
     if (given / "corpus.jsonl").is_file():
         # most train queries give their documents to the teacher without their grades: labels must come from somewhere
-        return ["--source", f"beir:{given}", "--judged-fraction", "0.25", "--clicks-from-judgments", *sizes]
+        return ["--source", f"beir:{given}", "--judged-fraction", "0.25", *clicks, *sizes]
     if (given / "dataset.json").is_file():
         return ["--source", f"dataset:{given}", *sizes]
-    raise InputError(f"{given}: neither a BEIR folder (corpus.jsonl) nor a prepared dataset (dataset.json)")
+    if given.is_file():
+        return ["--source", f"table:{given}", *clicks, *sizes]
+    raise InputError(
+        f"{given}: not a BEIR folder (corpus.jsonl), a prepared dataset (dataset.json) or a table of judgments"
+    )
 
 
 def prepare(source: list[str], data: Path) -> None:
@@ -260,12 +319,13 @@ def experiment_text() -> str:
     return yaml.safe_dump(definition, sort_keys=False)
 
 
-def main(config: Config) -> None:
-    """Run the flow and print its summary."""
+def main(config: Config) -> int:
+    """Run the flow and print its summary. Returns 3 if the student should not be shipped."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers' warning about forks helps nobody here
     config.out = config.out if config.out.is_absolute() else ROOT / config.out
     summary = flow(config)
     print(summary["text"])
+    return EXIT_DO_NOT_SHIP if "do_not_ship" in summary else 0
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from demo.stages import Stages
 from ranking.files import write_json
 from ranking.labels import LabelSet
+from ranking.metrics import JudgedRanking
+from ranking.prior import PriorBlend
 
 SYSTEMS = ("bm25", "baseline", "teacher", "student")
 AB_METRICS = {"page_ctr": "page CTR", "user_ctr": "user CTR", "dwell": "dwell per click"}
@@ -59,7 +62,7 @@ def ab(out: Path) -> dict[str, Any]:
 def summarise(out: Path, stages: Stages, experiment: str) -> dict[str, Any]:
     """Write OUT/summary.json; returns it with `text`, the table for the terminal."""
     summary = {
-        "quality": quality(out),
+        "quality": {**quality(out), "student + bm25": with_prior(out)},
         "labelling": labelling(out),
         "serving": stages.known["load"]["found"],
         "ab": {"experiment": experiment, **ab(out)},
@@ -69,13 +72,42 @@ def summarise(out: Path, stages: Stages, experiment: str) -> dict[str, Any]:
     return {**summary, "text": text(summary, out)}
 
 
+def summarise_refusal(out: Path, stages: Stages, reason: str) -> dict[str, Any]:
+    """Write OUT/summary.json of a run that ended before anything was published; returns it with `text`."""
+    summary = {
+        "quality": quality(out),
+        "labelling": labelling(out),
+        "do_not_ship": reason,
+        "stages": {name: {"seconds": stage["seconds"]} for name, stage in stages.known.items()},
+    }
+    write_json(out / "summary.json", summary)
+    ending = f"do not ship: {reason}. Nothing was published, and no A/B test was run."
+    return {**summary, "text": "\n".join([*quality_lines(summary), "", ending, f"Evaluation: {out / 'evaluation'}"])}
+
+
+def with_prior(out: Path) -> dict[str, float]:
+    """NDCG@5 and PNR of the published student with BM25 as prior, from the scores that the evaluation kept."""
+    scores = pq.read_table(out / "evaluation" / "scores.parquet")
+    repository = out / "model_repository" / "student"
+    version = json.loads((repository / "promoted.json").read_text(encoding="utf-8"))[-1]
+    quality = json.loads((repository / str(version) / "manifest.json").read_text(encoding="utf-8"))["quality"]
+    groups = np.unique(scores.column("query_id").to_numpy(zero_copy_only=False), return_inverse=True)[1]
+    student, bm25, grades = (scores.column(name).to_numpy() for name in ("student", "bm25", "grade"))
+    judged = JudgedRanking(PriorBlend(**quality["prior"]).blend(student, bm25, groups), grades, groups)
+    return {"ndcg@5": float(judged.ndcg(5).mean()), "pnr": judged.pairs().pnr}
+
+
+def quality_lines(summary: dict[str, Any]) -> list[str]:
+    """The table of ranking quality."""
+    lines = ["", f"{'system':15} {'PNR':>7} {'NDCG@5':>8}"]
+    return lines + [f"{name:15} {row['pnr']:7.3f} {row['ndcg@5']:8.4f}" for name, row in summary["quality"].items()]
+
+
 def text(summary: dict[str, Any], out: Path) -> str:
     """The summary as lines for the terminal."""
-    lines = ["", f"{'system':10} {'PNR':>7} {'NDCG@5':>8}"]
-    for name, row in summary["quality"].items():
-        lines.append(f"{name:10} {row['pnr']:7.3f} {row['ndcg@5']:8.4f}")
     labels = summary["labelling"]
-    lines += [
+    lines = [
+        *quality_lines(summary),
         "",
         f"labels     {labels['pairs']:,} pairs at {labels['pairs_per_second']:.0f} a second, {labels['lost']} lost, "
         f"{labels['duplicated']} duplicated, {labels['rejected']} rejected",

@@ -1,6 +1,6 @@
 """The tensors of a ranking request, as every student and baseline takes and gives them; NumPy only, no network.
 
-    query BYTES [1], title BYTES [n], summary BYTES [n]  ->  score FP32 [n]
+    query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]  ->  score FP32 [n]
 
 Whoever sends a request (rerank client, A/B router, load test) makes its own protocol's objects from these arrays.
 """
@@ -8,22 +8,37 @@ Whoever sends a request (rerank client, A/B router, load test) makes its own pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SCORE = "score"  # name of the output tensor
+MAX_PRIOR = 1e30  # well within float32
 
 
-def request_tensors(query: str, titles: Sequence[str], summaries: Sequence[str]) -> dict[str, NDArray[np.object_]]:
-    """The inputs by name, UTF-8 bytes as object arrays: query [1], title [n], summary [n].
+def request_tensors(
+    query: str, titles: Sequence[str], summaries: Sequence[str], priors: Sequence[float | None] = ()
+) -> dict[str, NDArray[Any]]:
+    """The inputs by name: query [1], title [n], summary [n] as object arrays of UTF-8 bytes, prior float32 [n].
 
-    What is not valid Unicode (a lone surrogate) is replaced by "?". ValueError if titles and summaries differ in
-    number.
+    What is not valid Unicode (a lone surrogate) is replaced by "?". priors: the first stage's scores, None for a
+    document without one; the tensor is left out where no document has one, so that models without that input go on
+    answering. ValueError if titles, summaries and priors differ in number, or a prior is not finite in float32.
     """
     if len(titles) != len(summaries):
         raise ValueError(f"{len(titles)} titles and {len(summaries)} summaries: one of each per document")
-    return {"query": _as_bytes([query]), "title": _as_bytes(titles), "summary": _as_bytes(summaries)}
+    tensors: dict[str, NDArray[Any]] = {
+        "query": _as_bytes([query]), "title": _as_bytes(titles), "summary": _as_bytes(summaries)
+    }  # fmt: skip
+    if any(prior is not None for prior in priors):
+        if len(priors) != len(titles):
+            raise ValueError(f"{len(titles)} titles and {len(priors)} priors: one of each per document")
+        for prior in priors:
+            if prior is not None and not abs(prior) <= MAX_PRIOR:
+                raise ValueError(f"prior {prior}: a finite number of at most {MAX_PRIOR:g} is needed")
+        tensors["prior"] = np.array([np.nan if prior is None else prior for prior in priors], np.float32)
+    return tensors
 
 
 def _as_bytes(texts: Sequence[str]) -> NDArray[np.object_]:

@@ -85,6 +85,8 @@ TABLES: dict[str, Table] = {
             grade=(0, MAX_GRADE),
         ),
         _table("candidates", "query_id doc_id", [*_PAIR, ("query", _TEXT), *_DOCUMENT]),
+        # the first stage's score of judged pairs: what ranks before any model does, and a published arm's prior
+        _table("priors", "query_id doc_id", [*_PAIR, ("prior", _F32)]),
         _table("labels", "query_id doc_id", [*_PAIR, ("teacher_score", _F32), ("teacher_id", _TEXT)]),
         _table(  # one row per page that the A/B router served (docs/ab-log.md)
             "exposures",

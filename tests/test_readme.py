@@ -26,7 +26,7 @@ def test_the_readme_shows_programs_of_every_stage():
 
 @pytest.mark.parametrize("line", PROGRAMS)
 def test_a_command_of_the_readme_parses(line):
-    _, *words = shlex.split(line, comments=True)
+    _, *words = shlex.split(line.removesuffix(" &"), comments=True)
     module, arguments = (words[1], words[2:]) if words[0] == "-m" else (words[0][:-3].replace("/", "."), words[1:])
     program = importlib.import_module(module)
     (settings,) = (kind for name, kind in get_type_hints(program.main).items() if name != "return")

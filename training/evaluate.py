@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing, write_json
+from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
-from ranking.schema import read_judgments, read_table
+from ranking.schema import read_judgments
 from training.evaluation.comparison import Judgments, SystemResult, compare, per_query_table
 from training.evaluation.label_scores import label_scores
 from training.evaluation.learning_curve import curve_points, curve_table, plot_curve
+from training.evaluation.published_arm import PublishedArm
 from training.evaluation.result_tables import calibration_table, disagreement_page, table, teacher_table
-from training.sources.bm25 import bm25_scores
 
 LOGGER = logging.getLogger(__name__)
 Split = Literal["train", "dev", "test"]
@@ -39,8 +40,11 @@ class Config:
         data: dataset folder
         split: train, dev or test
         system: bm25, random, labels:PATH (a labels folder or Parquet file), blend:PATH (the teacher behind a labels
-            folder of training.blend_labels, on the judged pairs) or checkpoint:PATH (ours, or any Hugging Face
-            cross-encoder), each optionally as NAME=...; the first is what the others are tested against
+            folder of training.blend_labels, on the judged pairs), checkpoint:PATH (ours, or any Hugging Face
+            cross-encoder) or published:PATH (an arm's folder in the model repository: its checkpoint with the first
+            stage's score as prior), each optionally as NAME=...; the first is what the others are tested against
+        first_stage: the first stage's scores of the judged pairs (query_id, doc_id, prior), for published:PATH; BM25
+            when left out
         curve: print quality against the number of judged train queries, and plot it into OUT/curve.png, from
             checkpoints that were trained with different --train-share
         teacher: row that retention and agreement refer to; default: the first teacher or labels row
@@ -60,6 +64,7 @@ class Config:
     data: Path
     split: Split = "test"
     system: list[str] = field(default_factory=lambda: ["bm25", "random"])
+    first_stage: Path | None = None
     curve: bool = False
     teacher: str = ""
     out: Path | None = None
@@ -102,6 +107,7 @@ def main(config: Config) -> None:
             spec,
             judgments,
             corpus=config.data,
+            first_stage=config.first_stage,
             seed=config.seed,
             precision=config.precision,
             batch_tokens=config.batch_tokens,
@@ -150,13 +156,15 @@ def score_system(
     judgments: Judgments,
     *,
     corpus: Path,
+    first_stage: Path | None = None,
     seed: int = 0,
     precision: Precision = "float32",
     batch_tokens: int = 8192,
 ) -> System:
     """Scores of one --system. InputError names a spec that is none, a pair without a label, or a bad checkpoint.
 
-    corpus: dataset folder whose judged documents give BM25 its word statistics; seed: of the random system;
+    corpus: dataset folder whose judged documents give BM25 its word statistics; first_stage: the prior's file, None for
+    BM25; seed: of the random system;
     precision and batch_tokens: of a checkpoint's forwards.
     """
     name, source = _split_spec(spec)
@@ -165,7 +173,7 @@ def score_system(
         rng = np.random.default_rng(seed)
         return System(name, source, rng.random(len(judgments.grades), np.float32))
     if source == "bm25":
-        return System(name, source, bm25_scores(*judgments.texts(), corpus=_documents(corpus)))
+        return System(name, source, first_stage_scores(None, corpus, judgments.table))
     if kind == "labels" and where:
         return System(name, source, label_scores(Path(where), judgments.table), is_teacher=True, is_logit=True)
     # torch takes seconds to import, and bm25 needs none of it
@@ -175,16 +183,23 @@ def score_system(
         blend = Blend.of_labels(Path(where))
         scorer = BlendScorer(corpus, blend.encoder, blend.max_tokens, blend.precision)
         return System(name, source, scorer.blended(blend, judgments.table), is_teacher=True, is_logit=True)
-    if kind == "checkpoint" and where:
+    if kind in ("checkpoint", "published") and where:
         from training.evaluation.checkpoint_scores import Scorer
 
-        checkpoint = Scorer.load(where)
+        arm = PublishedArm.read(Path(where)) if kind == "published" else None
+        given = BM25_NAME if first_stage is None else f"first stage {first_stage.name}"
+        if arm and arm.first_stage != given:
+            raise InputError(f"--system {spec}: its prior was fitted on {arm.first_stage}, and {given} is given")
+        checkpoint = Scorer.load(arm.checkpoint if arm else where)
         scores = checkpoint.score(*judgments.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
+        if arm:
+            prior = first_stage_scores(first_stage, corpus, judgments.table)
+            return System(name, source, arm.prior.blend(scores, prior, judgments.groups), is_logit=True)
         card = checkpoint.card
         is_teacher = card is not None and card.role == "teacher"
         return System(name, source, scores, is_teacher, True, card.calibration if card else None)
     raise InputError(
-        f"--system {spec}: bm25, random, labels:PATH, blend:PATH or checkpoint:PATH is expected, or NAME=one of them"
+        f"--system {spec}: bm25, random, labels:, blend:, checkpoint: or published:PATH is expected, or NAME=one"
     )
 
 
@@ -199,15 +214,6 @@ def _split_spec(spec: str) -> tuple[str, str]:
         return name, source
     kind, _, where = spec.partition(":")
     return (Path(where).name or kind if where else spec), spec
-
-
-def _documents(data: Path) -> list[tuple[str, str]]:
-    """The judged documents of all splits: BM25's word statistics should not depend on the split that is measured."""
-    documents: dict[tuple[str, str], None] = {}
-    for path in sorted((data / "judgments").glob("*.parquet")):
-        rows = read_table(path, "judgments")
-        documents |= dict.fromkeys(zip(rows.column("title").to_pylist(), rows.column("summary").to_pylist()))
-    return list(documents)
 
 
 def _make_names_unique(systems: list[System]) -> None:

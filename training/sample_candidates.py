@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from ranking.bm25 import bm25_scores
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
@@ -28,7 +29,6 @@ from ranking.schema import TABLES, write_table
 from training.clicks.duckdb_tables import DuckDbSettings, connect, file_columns, open_view, parquet_files
 from training.clicks.event_columns import event_defaults
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
-from training.sources.bm25 import bm25_scores
 
 LOGGER = logging.getLogger(__name__)
 ROWS_AT_ONCE = 20_000  # pool rows that BM25 ranks together

@@ -32,6 +32,7 @@ from benchmarks.students.runs import (
     started,
     text_columns,
 )
+from ranking.bm25 import bm25_scores
 from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing
@@ -41,7 +42,6 @@ from ranking.program import parse, run
 from ranking.schema import read_table
 from training import finetune_teacher, pretrain_teacher
 from training.distill_student import DistillationSettings, distill
-from training.sources.bm25 import bm25_scores
 from training.student.student_groups import groups_of
 from training.student.student_training import start_student
 from training.train_baseline import Config as BaselineConfig

@@ -34,6 +34,7 @@ from benchmarks.students.runs import (
     started,
     text_columns,
 )
+from ranking.bm25 import bm25_scores
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.metrics import mean
@@ -43,7 +44,6 @@ from ranking.significance import paired_bootstrap, randomisation_test
 from training import prepare_data
 from training.distill_student import DistillationSettings, distill
 from training.evaluation.checkpoint_scores import Scorer
-from training.sources.bm25 import bm25_scores
 from training.student.student_groups import groups_of
 from training.student.student_training import start_student
 from training.train_baseline import Config as BaselineConfig

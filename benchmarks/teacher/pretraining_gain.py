@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ranking.bm25 import bm25_scores
 from ranking.card import CARD_NAME, ScoreCard
 from ranking.errors import InputError
 from ranking.files import replacing
@@ -35,7 +36,6 @@ from ranking.schema import read_table
 from ranking.significance import Interval, paired_bootstrap, randomisation_test, seeds_bootstrap
 from ranking.text import TeacherFormat
 from training.evaluation.checkpoint_scores import score_pairs
-from training.sources.bm25 import bm25_scores
 from training.teacher.decoder import open_decoder
 from training.teacher.likelihood import evidence
 

@@ -100,7 +100,8 @@ class TeacherEndpoint:
         self._room = asyncio.Event()
         self._number = 0
         self._opened = self._heard = 0.0  # when this session began, when its last answer came
-        self._precision = PrecisionCheck(teacher.head_dtype, url)
+        # a ranker's scores have the precision of its engine, which its gate has judged
+        self._precision = PrecisionCheck(teacher.head_dtype, url) if isinstance(teacher, ServedTeacher) else None
 
     async def run(self) -> None:
         """Serve until cancelled: connect, work, and after a loss wait (longer each time, with jitter) and connect
@@ -193,7 +194,8 @@ class TeacherEndpoint:
         if value is None or not math.isfinite(value):
             self._failed([pair], f"the teacher's score is {'missing' if value is None else value}")
             return
-        self._precision.see(value)
+        if self._precision is not None:
+            self._precision.see(value)
         pair.shard.score(pair.position, value)
         self.tally.scored += 1
         self.tally.by_endpoint[self.url] += 1

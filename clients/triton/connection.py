@@ -177,15 +177,16 @@ class TritonConnection:
         """The gRPC metadata of each call made over stream_channel()."""
         return tuple(self.credentials.headers().items())
 
-    def infer_inputs(self, tensors: dict[str, NDArray[np.object_]]) -> list[Any]:
-        """tritonclient's input objects for BYTES tensors by name; they may be sent any number of times."""
+    def infer_inputs(self, tensors: dict[str, NDArray[Any]]) -> list[Any]:
+        """tritonclient's input objects for BYTES and FP32 tensors by name; they may be sent any number of times."""
         if self.is_grpc:
             import tritonclient.grpc as protocol
         else:
             import tritonclient.http as protocol
         inputs = []
         for name, values in tensors.items():
-            tensor = protocol.InferInput(name, list(values.shape), "BYTES")
+            kind = "FP32" if values.dtype == np.float32 else "BYTES"
+            tensor = protocol.InferInput(name, list(values.shape), kind)
             tensor.set_data_from_numpy(values)
             inputs.append(tensor)
         return inputs

@@ -105,9 +105,19 @@ class Reranker:
     ):
         self._servers = _Servers(urls, model, deadline_ms, credentials, ScoringClient)
 
-    def rank(self, query: str, titles: Sequence[str], summaries: Sequence[str], version: str = "") -> RankedDocuments:
-        """The documents' scores and order. RerankError if no server answers in time or the request is wrong."""
-        page = _page(query, titles, summaries)
+    def rank(
+        self,
+        query: str,
+        titles: Sequence[str],
+        summaries: Sequence[str],
+        version: str = "",
+        priors: Sequence[float | None] = (),
+    ) -> RankedDocuments:
+        """The documents' scores and order. RerankError if no server answers in time or the request is wrong.
+
+        priors: the first stage's score of each document, None where it has none; left out, the model ranks alone.
+        """
+        page = _page(query, titles, summaries, priors)
         failures: list[str] = []
         for number, client, remaining_ms in self._servers.attempts():
             try:
@@ -141,10 +151,15 @@ class AsyncReranker:
         self._servers = _Servers(urls, model, deadline_ms, credentials, AsyncScoringClient)
 
     async def rank(
-        self, query: str, titles: Sequence[str], summaries: Sequence[str], version: str = ""
+        self,
+        query: str,
+        titles: Sequence[str],
+        summaries: Sequence[str],
+        version: str = "",
+        priors: Sequence[float | None] = (),
     ) -> RankedDocuments:
-        """The documents' scores and order. RerankError if no server answers in time or the request is wrong."""
-        page = _page(query, titles, summaries)
+        """As Reranker.rank."""
+        page = _page(query, titles, summaries, priors)
         failures: list[str] = []
         for number, client, remaining_ms in self._servers.attempts():
             try:
@@ -166,8 +181,8 @@ class AsyncReranker:
         await self.close()
 
 
-def _page(query: str, titles: Sequence[str], summaries: Sequence[str]) -> PageTensors:
+def _page(query: str, titles: Sequence[str], summaries: Sequence[str], priors: Sequence[float | None]) -> PageTensors:
     try:
-        return PageTensors(request_tensors(query, titles, summaries))
+        return PageTensors(request_tensors(query, titles, summaries, priors))
     except ValueError as problem:
         raise RerankError(str(problem), bad_request=True) from problem

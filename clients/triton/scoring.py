@@ -72,7 +72,7 @@ class PageTensors:
     arrays: as ranking.request_tensors.request_tensors gives them.
     """
 
-    def __init__(self, arrays: dict[str, NDArray[np.object_]]):
+    def __init__(self, arrays: dict[str, NDArray[Any]]):
         self.arrays = arrays
         self._inputs: dict[bool, list[Any]] = {}
 

@@ -1,6 +1,6 @@
 """The Triton model behind `student`, `baseline` and any further arm: text in, scores out.
 
-    query BYTES [1], title BYTES [n], summary BYTES [n]  ->  score FP32 [n]
+    query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]  ->  score FP32 [n]
 
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into calls (length buckets, or
 packed lists without padding, as the build chose) and sends each to `<name>_encoder`, version for version, which runs on
@@ -31,6 +31,7 @@ from field_cache import FieldCache
 from request_fields import BadRequest, read_fields
 
 from ranking.encoder_inputs import OUTPUT, Feed, pack, pad
+from ranking.prior import PriorBlend
 from ranking.text import EncodedPair, StudentFormat
 
 
@@ -47,6 +48,7 @@ class TritonPythonModel:
         self.batch_tokens = int(parameters["batch_tokens"])
         self.call_tokens = int(parameters["call_tokens"])
         self.edges = [int(edge) for edge in parameters["lengths"].split(",")]
+        self.prior = PriorBlend(*(float(parameters[f"prior_{name}"]) for name in ("weight", "mean", "spread")))
         self.packed = parameters["layout"] == "packed"
         # row counts that the encoder has CUDA graphs for; none where it has no graphs
         self.row_steps = [int(step) for step in parameters["row_steps"].split(",") if step]
@@ -65,7 +67,10 @@ class TritonPythonModel:
             if request.is_cancelled():
                 raise BadRequest("cancelled by the caller")
             pairs = self.text.encode(*read_fields(request, self.max_documents))
+            prior = read_prior(request, len(pairs))
             scores = await self._score(pairs)
+            if prior is not None:
+                scores = self.prior.blend(scores, prior)
         except BadRequest as problem:
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(str(problem), pb_utils.TritonError.INVALID_ARG)
@@ -108,3 +113,16 @@ class TritonPythonModel:
             inputs=[pb_utils.Tensor(name, values) for name, values in feed.items()],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
+
+
+def read_prior(request, documents: int) -> np.ndarray | None:
+    """The first stage's scores, float32 [n], NaN for a document without one; None if the caller sent none."""
+    tensor = pb_utils.get_input_tensor_by_name(request, "prior")
+    if tensor is None:
+        return None
+    prior = tensor.as_numpy()
+    if len(prior) != documents:
+        raise BadRequest(f"prior has {len(prior)} values for {documents} documents: one per document is needed")
+    if np.isinf(prior).any():
+        raise BadRequest(f"prior[{int(np.isinf(prior).argmax())}] is infinite; NaN stands for a document without one")
+    return prior

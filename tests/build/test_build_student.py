@@ -16,6 +16,7 @@ from build.export_onnx import Encoder, export
 from build.gate import GateLimits
 from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
 from ranking.errors import InputError
+from ranking.prior import PriorBlend
 from tests.helpers.tiny_student import make_judged
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +140,7 @@ def configs(target: str, limits: ServingLimits, folder: Path, longest: int = 150
     lengths = bucket_lengths(limits, target, longest)
     tags = {"arm": "student"}
     for config in (
-        front_config("student", target, limits, lengths, tags),
+        front_config("student", target, limits, lengths, tags, PriorBlend(0.35, -0.1, 1.25)),
         encoder_config("student", target, limits, lengths, tags, {"NUM_STREAMS": "1"}),
     ):
         (folder / "config.pbtxt").write_text(as_text(config), encoding="utf-8")

@@ -6,14 +6,14 @@ import shutil
 import subprocess
 import sys
 
-from build.publish import ROOT, TEXT_MODULES
+from build.publish import FRONT_MODULES, ROOT
 
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 for absent in ("pyarrow", "duckdb", "jsonargparse", "torch", "transformers"):
     sys.modules[absent] = None
-import ranking.encoder_inputs, ranking.limits, ranking.text, ranking.visible
+import ranking.encoder_inputs, ranking.limits, ranking.prior, ranking.text, ranking.visible
 assert ranking.text.__file__.startswith(sys.argv[1]), ranking.text.__file__
 print(ranking.text.normalise("a\\u00a0b"), ranking.visible.is_visible("\\u200b"))
 """
@@ -21,7 +21,7 @@ print(ranking.text.normalise("a\\u00a0b"), ranking.visible.is_visible("\\u200b")
 
 def test_the_text_modules_of_a_version_import_nothing_else_of_ours(tmp_path):
     (tmp_path / "ranking").mkdir()
-    for module in TEXT_MODULES:
+    for module in FRONT_MODULES:
         shutil.copy(ROOT / module, tmp_path / module)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=60

@@ -19,6 +19,7 @@ from build.releases import promote
 from build.runners import score_pairs
 from build.triton_config import CPU, GRAPH_ROWS, ServingLimits, bucket_lengths, encoder_config, front_config
 from clients.rerank import Reranker
+from ranking.prior import PriorBlend
 from ranking.text import StudentFormat
 from serving.temporary_server import start_triton
 from tests.helpers.tiny_student import make_student
@@ -75,7 +76,7 @@ def publish_stand_in(repository: Path, name: str, limits: ServingLimits, checkpo
     encoder.instance_group[0].kind = CPU
     if limits.graph != "packed":
         del encoder.model_warmup[:]  # their row counts are the engine's largest, not those of the graphs
-    front = front_config(name, "tensorrt", limits, lengths, {"arm": name})
+    front = front_config(name, "tensorrt", limits, lengths, {"arm": name}, PriorBlend())
     front.instance_group[0].count = 2
     version = publish(repository, name, checkpoint, [folder / "model.onnx", folder / "model.py"], front, encoder, {})
     promote(repository, name, version)

@@ -27,12 +27,16 @@ from build.build_student import Config, main
 from build.export_onnx import example_inputs, load_encoder, torch_runner
 from build.runners import score_pairs
 from build.triton_config import ServingLimits, as_text, read_config
+from clients.ab.router.local_router import start_router
 from clients.label_corpus import Config as LabelConfig
 from clients.label_corpus import main as label_corpus
+from clients.triton.connection import TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.labels import LabelSet, iter_labelled
+from ranking.prior import PriorBlend
+from ranking.request_tensors import request_tensors
 from ranking.text import StudentFormat
 from serving.temporary_server import TritonServer, start_triton
 from tests.helpers.tiny_student import make_judged, make_student, sentence
@@ -370,6 +374,50 @@ def test_a_model_whose_process_was_killed_serves_again_after_a_reload(served):
             ranker.rank("moon", TITLES, SUMMARIES)
         releases.reload("baseline", [served.server.grpc])
         assert np.isfinite(ranker.rank("moon", TITLES, SUMMARIES).scores).all()
+
+
+def test_a_prior_is_blended_by_the_weight_that_the_arm_was_published_with(served):
+    manifest = releases.manifest(served.repository, "student", 1)
+    blend = PriorBlend(**manifest["quality"]["prior"])
+    assert blend.weight > 0  # a random model's judged queries want some of BM25
+    priors = [3.0, None, 12.5, 0.0, 7.0]
+    with served.reranker() as ranker, Reranker([f"http://{served.server.http}"], deadline_ms=20_000) as http:
+        alone = ranker.rank("red night", TITLES, SUMMARIES).scores
+        blended, over_http = (r.rank("red night", TITLES, SUMMARIES, priors=priors).scores for r in (ranker, http))
+        none = ranker.rank("red night", TITLES, SUMMARIES, priors=[None] * 5).scores
+        with pytest.raises(RerankError, match=r"5 titles and 2 priors"):
+            ranker.rank("red night", TITLES, SUMMARIES, priors=[1.0, 2.0])
+    expected = blend.blend(alone, np.array([np.nan if p is None else p for p in priors]))
+    np.testing.assert_allclose(blended, expected, atol=1e-6)
+    assert blended.tobytes() == over_http.tobytes() and none.tobytes() == alone.tobytes()
+    assert np.abs(blended - alone).max() > 0.01
+
+
+def test_the_router_passes_priors_on(served, tmp_path):
+    (tmp_path / "experiment.yaml").write_text("default_model: student\nexperiments: []\n")
+    priors = [3.0, None, 12.5, 0.0, 7.0]
+    documents = [
+        {"doc_id": str(number), "title": title, "summary": summary, "prior": prior}
+        for number, (title, summary, prior) in enumerate(zip(TITLES, SUMMARIES, priors))
+    ]
+    body = json.dumps({"user_id": "u", "query": "red night", "documents": documents}).encode()
+    arguments = (tmp_path / "experiment.yaml", served.server.grpc, tmp_path / "log", "--deadline-ms", "20000")
+    with start_router(*arguments) as router, served.reranker() as ranker:
+        request = urllib.request.Request(f"{router.url}/rank", body, {"Content-Type": "application/json"})
+        answer = json.load(urllib.request.urlopen(request, timeout=30))
+        direct = ranker.rank("red night", TITLES, SUMMARIES, priors=priors)
+    assert answer["ranking"] == [str(number) for number in direct.order] and answer["served_by"] == "student"
+    np.testing.assert_allclose(answer["scores"], direct.scores[direct.order], atol=1e-6)
+
+
+def test_a_prior_that_cannot_be_one_is_refused_with_its_place(served):
+    client = grpc.InferenceServerClient(served.server.grpc)
+    page = request_tensors("moon", TITLES[:2], SUMMARIES[:2], [1.0, 2.0])
+    for prior, reason in (([1.0, np.inf], r"prior\[1\] is infinite"), ([1.0], "prior has 1 values for 2 documents")):
+        tensors = page | {"prior": np.array(prior, np.float32)}
+        inputs = TritonConnection(f"grpc://{served.server.grpc}").infer_inputs(tensors)
+        with pytest.raises(InferenceServerException, match=reason):
+            client.infer("student", inputs)
 
 
 def test_an_arm_labels_a_corpus_as_a_teacher(served, tmp_path):

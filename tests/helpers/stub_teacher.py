@@ -118,11 +118,11 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
             name = "score" if options.ranker else "cumulative_logprob"
             answer.infer_response.outputs.add(name=name, datatype="FP32", shape=[len(prompts)])
             values = [float("nan") if chosen == "nan" else stub_score(prompt) for prompt in prompts]
+            content = struct.pack(f"<{len(values)}f", *values)
             if options.bf16_scores:
-                bits = struct.unpack(f"<{len(values)}I", struct.pack(f"<{len(values)}f", *values))
-                rounded = struct.pack(f"<{len(bits)}I", *(number & 0xFFFF0000 for number in bits))
-                values = list(struct.unpack(f"<{len(bits)}f", rounded))
-            answer.infer_response.raw_output_contents.append(struct.pack(f"<{len(values)}f", *values))
+                bits = struct.unpack(f"<{len(values)}I", content)
+                content = struct.pack(f"<{len(values)}I", *(value & 0xFFFF0000 for value in bits))
+            answer.infer_response.raw_output_contents.append(content)
         self.served += 1
         await answers.put(answer)
 

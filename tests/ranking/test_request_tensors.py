@@ -19,6 +19,17 @@ def test_a_page_without_documents_has_empty_tensors():
     assert request_tensors("q", [], [])["title"].shape == (0,)
 
 
+def test_priors_are_sent_where_a_document_has_one():
+    tensors = request_tensors("q", ["a", "b"], ["", ""], [2, None])
+    assert tensors["prior"].dtype == np.float32 and tensors["prior"][0] == 2 and np.isnan(tensors["prior"][1])
+    assert "prior" not in request_tensors("q", ["a", "b"], ["", ""], [None, None])
+    with pytest.raises(ValueError, match="2 titles and 1 priors"):
+        request_tensors("q", ["a", "b"], ["", ""], [1.0])
+    for bad in (float("nan"), float("inf"), 1e31):
+        with pytest.raises(ValueError, match="a finite number"):
+            request_tensors("q", ["a"], [""], [bad])
+
+
 def test_titles_and_summaries_must_be_as_many():
     with pytest.raises(ValueError, match="2 titles and 1 summaries"):
         request_tensors("q", ["a", "b"], ["c"])

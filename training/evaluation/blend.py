@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ranking.bm25 import bm25_scores
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.labels import LabelSet, load_manifest
@@ -27,7 +28,6 @@ from training.evaluation.blend_combination import rank_fractions
 from training.evaluation.checkpoint_scores import Scorer
 from training.evaluation.label_scores import label_scores
 from training.evaluation.sentence_similarity import SentenceEncoder
-from training.sources.bm25 import bm25_scores
 
 Precision = Literal["float32", "bfloat16"]
 Combination = Literal["weighted", "ridge", "rank"]

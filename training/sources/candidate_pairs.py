@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from ranking.bm25 import Bm25
 from ranking.text import normalise
 from ranking.visible import is_visible
-from training.sources.bm25 import Bm25
 from training.sources.judged_collections import JudgedSource, Pair
 from training.sources.query_splits import NearQueries, shuffled
 

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ranking.bm25 import Bm25
 from ranking.card import fingerprint
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.schema import MAX_GRADE, read_table, write_table
 from ranking.text import normalise
-from training.sources.bm25 import Bm25
 from training.sources.candidate_pairs import CandidateSettings, candidate_pairs
 from training.sources.judged_collections import UNSPLIT, JudgedSource, Pair
 from training.sources.query_splits import SPLITS, QuerySplits, assign_splits, shuffled

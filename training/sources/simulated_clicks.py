@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from ranking.bm25 import bm25_scores
 from ranking.click_models import BAIDU_EXAMINATION, ClickModel
 from ranking.schema import MAX_GRADE, TABLES, write_table
-from training.sources.bm25 import bm25_scores
 from training.sources.judged_collections import JudgedSource, Pair
 
 Users = Literal["none", "baidu", "inverse-rank", "cascade"]

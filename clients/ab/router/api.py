@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from clients.ab.router.http_limits import MAX_EVENTS
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS, field_bytes
+from ranking.request_tensors import MAX_PRIOR
 from ranking.visible import is_visible
 
 
@@ -41,6 +42,9 @@ class Document(_Strict):
     doc_id: Name
     title: Text = ""
     summary: Text = ""
+    prior: float | None = Field(
+        None, ge=-MAX_PRIOR, le=MAX_PRIOR, allow_inf_nan=False, description="the first stage's score, if there is one"
+    )
 
 
 class RankRequest(_Strict):

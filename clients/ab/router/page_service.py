@@ -150,9 +150,8 @@ class PageService:
         assignment, experiment, arm = self._assign(request)
         self.limits.check(request, {self.file.current.default_model, *(arm.models if arm else ())})
         request_id = request.request_id or uuid.uuid4().hex
-        page = PageTensors(
-            request_tensors(request.query, [d.title for d in request.documents], [d.summary for d in request.documents])
-        )
+        titles, summaries, priors = zip(*((d.title, d.summary, d.prior) for d in request.documents))
+        page = PageTensors(request_tensors(request.query, titles, summaries, priors))
         default_model = self.file.current.default_model
         ranking = await rank_page(
             self.scorer, page, request_id, arm or Arm("", default_model), default_model, self.settings, arrived

@@ -109,8 +109,11 @@ def test_documents_name_their_first_bad_line(tmp_path):
     path.write_text('{"title": "a", "doc_id": 7}\n\n{"summary": "no title"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="row 3: an object with a text `title`"):
         read_documents(path)
-    path.write_text('{"title": "a", "doc_id": 7}\n{"title": "b", "summary": "s"}\n', encoding="utf-8")
-    assert [d["doc_id"] for d in read_documents(path)] == ["7", "2"]
+    path.write_text('{"title": "a", "doc_id": 7, "prior": 3}\n{"title": "b", "summary": "s"}\n', encoding="utf-8")
+    assert [(d["doc_id"], d["prior"]) for d in read_documents(path)] == [("7", 3), ("2", None)]
+    path.write_text('{"title": "a", "prior": "high"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="row 1: `prior` is not a number"):
+        read_documents(path)
 
 
 def test_the_command_says_in_one_line_that_no_server_is_there(tmp_path):

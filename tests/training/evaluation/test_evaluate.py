@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ranking.bm25 import bm25_scores, words
 from ranking.errors import InputError
 from ranking.metrics import JudgedRanking
 from ranking.schema import write_table
 from training.evaluate import Config, main, score_system
 from training.evaluation.comparison import Judgments, compare
 from training.evaluation.result_tables import disagreement_page, disagreements, table, teacher_table
-from training.sources.bm25 import bm25_scores, words
 
 QUERIES, DOCUMENTS = 40, 8
 
@@ -181,6 +181,31 @@ def test_checkpoints_are_rows_with_the_calibration_of_their_cards(data, tmp_path
     texts = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
     np.testing.assert_allclose(scores["student"].to_numpy(), score_pairs(student, *texts), atol=1e-5)
     assert (tmp_path / "out/disagreements-student.md").is_file()
+
+
+def test_a_published_arm_is_a_row_with_its_prior(data, tmp_path):
+    from ranking.card import fingerprint
+    from tests.helpers.tiny_student import make_student
+
+    student = make_student(tmp_path / "student")
+    version = tmp_path / "arm" / "2"
+    version.mkdir(parents=True)
+    manifest = {
+        "checkpoint": {"path": str(student), "fingerprint": fingerprint(student)},
+        "quality": {"prior": {"weight": 1.0, "mean": 2.0, "spread": 0.5}, "first_stage": "bm25"},
+    }
+    (version / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "arm" / "promoted.json").write_text("[1, 2]")
+    content = evaluate(data, tmp_path / "out", "bm25", f"student + prior=published:{tmp_path / 'arm'}")
+    alone, arm = (content["systems"][name]["metrics"] for name in ("bm25", "student + prior"))
+    assert arm["ndcg@5"] == pytest.approx(alone["ndcg@5"]) and arm["pnr"] == pytest.approx(alone["pnr"])
+    with pytest.raises(InputError, match=r"fitted on bm25, and first stage mine\.parquet is given"):
+        evaluate(data, tmp_path / "o", f"published:{version}", first_stage=tmp_path / "mine.parquet")
+    (student / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="changed since"):
+        evaluate(data, tmp_path / "o", f"published:{version}")
+    with pytest.raises(InputError, match="not a published arm"):
+        evaluate(data, tmp_path / "o", f"published:{tmp_path}")
 
 
 def test_queries_can_be_limited_and_tables_need_no_teacher(data, tmp_path):

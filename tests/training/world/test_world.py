@@ -7,10 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from ranking.bm25 import bm25_scores
 from ranking.errors import InputError
 from ranking.metrics import ndcg
 from ranking.schema import read_table
-from training.sources.bm25 import bm25_scores
 from training.world.dataset import SPLITS, WorldConfig, make_world, pair_rows, write_world
 from training.world.lexicon import load_lexicon
 from training.world.queries import Query

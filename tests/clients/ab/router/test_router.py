@@ -66,7 +66,9 @@ def records(tmp_path, kind: str = "exposure") -> list[dict]:
 
 
 def test_without_triton_every_page_is_answered_in_the_incoming_order_and_logged_before(start, tmp_path):
-    answer = start().post("/rank", json={**PAGE, "platform": "ios", "segments": {"country": "nz"}}).json()
+    documents = [{**document, "prior": prior} for document, prior in zip(PAGE["documents"], (3, None, 0.5))]
+    page = {**PAGE, "documents": documents}
+    answer = start().post("/rank", json={**page, "platform": "ios", "segments": {"country": "nz"}}).json()
     assert answer["ranking"] == ["a", "b", "c"] and answer["scores"] is None
     assert (answer["served_by"], answer["fallback"], answer["logged"]) == ("incoming", "unavailable", True)
     (record,) = records(tmp_path)
@@ -92,6 +94,8 @@ def test_without_triton_every_page_is_answered_in_the_incoming_order_and_logged_
         ({"documents": [{"doc_id": "a"}, {"doc_id": "a"}]}, 422, "doc_id 'a' is given twice"),
         ({"documents": [{"doc_id": "a"}, {"title": "t"}]}, 422, "documents[1].doc_id: Field required"),
         ({"documents": [{"doc_id": str(i)} for i in range(9)]}, 422, "9 are given, 8 are allowed"),
+        ({"documents": [{"doc_id": "a", "prior": "7"}]}, 422, "documents[0].prior: Input should be a valid number"),
+        ({"documents": [{"doc_id": "a", "prior": 1e31}]}, 422, "documents[0].prior: Input should be less than"),
         ({"docs": []}, 422, "docs: Extra inputs are not permitted"),
         ({"arm": "student"}, 403, "--allow-forced-arm"),
         ({"documents": [{"doc_id": "a", "title": "x" * 1_100_000}]}, 413, "larger than 1048576 bytes"),

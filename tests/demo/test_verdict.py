@@ -1,0 +1,122 @@
+"""When the demo says "do not ship"."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import get_type_hints
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from demo import run
+from demo.run import Config
+from demo.stages import Stages
+from demo.verdict import reason_not_to_ship
+from ranking.program import parse
+
+RNG = np.random.default_rng(0)
+BM25 = RNG.uniform(0.3, 0.7, 200)
+
+
+def evaluation(folder, **difference):
+    """per_query.parquet whose systems differ from BM25 by so much in the mean, with noise of 0.1 a query."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = RNG.normal(0, 0.1, 200)
+    noise -= noise.mean()
+    systems = {"bm25": BM25} | {name: BM25 + by + noise for name, by in difference.items()}
+    rows = {"system": np.repeat(list(systems), 200), "ndcg@5": np.concatenate(list(systems.values()))}
+    pq.write_table(pa.table(rows), folder / "per_query.parquet")
+    return folder
+
+
+def test_a_student_that_beats_both_ships(tmp_path):
+    assert reason_not_to_ship(evaluation(tmp_path, student=0.05, baseline=0.02)) == ""
+
+
+def test_a_student_that_equals_the_baseline_ships_if_it_beats_bm25(tmp_path):
+    assert reason_not_to_ship(evaluation(tmp_path, student=0.05, baseline=0.05)) == ""
+
+
+@pytest.mark.parametrize("gain", [-0.2, 0.002, 0.005])
+def test_no_gain_beyond_chance_over_bm25_does_not_ship(tmp_path, gain):
+    reason = reason_not_to_ship(evaluation(tmp_path, student=gain, baseline=0.0))
+    assert f"({gain:+.3f} [" in reason and "nothing trained here beats what you have" in reason
+
+
+def test_the_baseline_is_named_where_it_is_the_better_one(tmp_path):
+    assert "the baseline does beat it" in reason_not_to_ship(evaluation(tmp_path, student=0.0, baseline=0.05))
+    assert "ship the baseline" in reason_not_to_ship(evaluation(tmp_path, student=0.05, baseline=0.1))
+
+
+def test_a_run_without_gain_publishes_nothing_and_exits_with_3(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def program(self, name, title, *command, made=None):
+        commands.append(name)
+        if name == "evaluate":
+            folder = evaluation(tmp_path / "run" / "evaluation", student=0.0, baseline=-0.1)
+            row = {"metrics": {"ndcg@5": 0.5, "pnr": 1.0}}
+            content = {"systems": dict.fromkeys(("bm25", "baseline", "teacher", "student"), row)}
+            (folder / "evaluation.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr(Stages, "program", program)
+    monkeypatch.setattr(Stages, "run", lambda self, name, *_, **__: commands.append(name))
+    monkeypatch.setattr("demo.summary.labelling", lambda out: {})
+    (tmp_path / "judgments.csv").write_text("query,title,grade\n")
+    assert run.main(Config(data=tmp_path / "judgments.csv", out=tmp_path / "run")) == 3
+    assert commands == ["data", "sample", "label", "baseline", "student", "evaluate"]
+    assert "do not ship: on 200 test queries" in capsys.readouterr().out
+    assert "do_not_ship" in json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert not (tmp_path / "run" / "model_repository").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"smoke": True},
+        {"data": "table"},
+        {"data": "table", "smoke": True},
+        {"data": "table", "student_init": "scratch"},
+        {"data": "table", "teacher_init": "hub/decoder"},
+    ],
+)
+def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settings):
+    """Each stage's command parses; nothing is run."""
+    parsed = []
+
+    def parses(*command):
+        words = [str(word) for word in command]
+        module, flags = (words[1], words[2:]) if words[0] == "-m" else (words[0][:-3].replace("/", "."), words[1:])
+        program = importlib.import_module(module)
+        (kind,) = (kind for name, kind in get_type_hints(program.main).items() if name != "return")
+        parse(kind, flags)
+        parsed.append(module)
+
+    def stage(self, name, title, work, *_, **__):
+        if name in ("data", "sample") or (name == "label" and "labelling by BM25" in title):
+            work()
+
+    monkeypatch.setattr(Stages, "program", lambda self, name, title, *command, made=None: parses(*command))
+    monkeypatch.setattr(Stages, "run", stage)
+    monkeypatch.setattr(run, "run_program", parses)
+    monkeypatch.setattr(run, "reason_not_to_ship", lambda evaluation: "")
+    monkeypatch.setattr(run, "summarise", lambda *_: {"text": "done"})
+    (tmp_path / "judgments.csv").write_text("query,title,grade\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "candidates.parquet").write_text("")
+    given = {"data": tmp_path / "judgments.csv"} if "data" in settings else {}
+    assert run.main(Config(**{**settings, **given}, out=tmp_path)) == 0
+    assert parsed[-1] == "clients.ab_report" and parsed.count("build.build_student") == 2
+    assert ("training.blend_labels" in parsed) == ("data" in settings and "teacher_init" not in settings)
+
+
+def test_own_data_start_from_minilm_and_the_world_from_scratch(tmp_path):
+    assert Config().student_init == "scratch" and Config().decoder_teacher
+    own = Config(data=tmp_path)
+    assert own.student_init == "minilm" and not own.decoder_teacher
+    assert Config(data=tmp_path, teacher_init="hub/decoder").decoder_teacher
+    assert run.student_start(own)[0] == "minilm" and run.student_start(Config())[0] == "small"
