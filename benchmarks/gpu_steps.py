@@ -90,7 +90,7 @@ def matrix_rate(tiny: bool) -> float:
 
 def bert(layers: int, tiny: bool) -> BertForSequenceClassification:
     """A BERT of base width with random weights, in evaluation mode."""
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2} if tiny else {}
+    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2} if tiny else {}
     config = BertConfig(num_hidden_layers=min(layers, 2) if tiny else layers, **shape)
     config.num_labels = 1
     return BertForSequenceClassification(config).eval()
@@ -168,7 +168,12 @@ def student_layouts(tiny: bool) -> dict[str, Any]:
 
 def teacher_latency(tiny: bool) -> dict[str, Any]:
     """A 7B-shaped teacher in bf16, 48 pairs of 64 and 128 tokens, and the floor of this device."""
-    shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    shape: dict[str, Any] = {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    }
     if tiny:
         shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(**shape, pad_token_id=0)
@@ -181,7 +186,7 @@ def teacher_latency(tiny: bool) -> dict[str, Any]:
         ids = torch.randint(3, config.vocab_size, (48, tokens), device=where())
         mask = torch.ones_like(ids)
         with torch.inference_mode():
-            milliseconds = median_ms(lambda ids=ids, mask=mask: model(input_ids=ids, attention_mask=mask), tiny)
+            milliseconds = median_ms(partial(model, input_ids=ids, attention_mask=mask), tiny)
         floor = 2 * layers * ids.numel() / rate * 1e3
         found[f"48 x {tokens}"] = {"eager ms": milliseconds, "floor ms": round(floor, 3)}
     return found
@@ -211,9 +216,9 @@ def train(model: PreTrainedModel, loss: Any, tokens: int, tiny: bool, **settings
     grades = np.tile(np.arange(group, dtype=np.float32) % 4, queries)
     starts = np.arange(queries + 1) * group
     groups = RankingGroups(TokenStore.of_pairs(pairs), grades, starts, [str(n) for n in range(queries)])
-    bf16 = {"precision": "bf16"} if has_gpu() else {"precision": "fp32"}
+    settings["precision"] = "bf16" if has_gpu() else "fp32"
     chosen = TrainingSettings(
-        epochs=1, batch_groups=queries // steps, forward_tokens=tokens, log_steps=steps, **bf16, **settings
+        epochs=1, batch_groups=queries // steps, forward_tokens=tokens, log_steps=steps, **settings
     )
     clock = StepTimes()
     if has_gpu():
@@ -241,7 +246,7 @@ def train(model: PreTrainedModel, loss: Any, tokens: int, tiny: bool, **settings
 
 def decoder(tiny: bool) -> Any:
     """A teacher of Qwen 2's 0.5B shape with random weights."""
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
         "num_key_value_heads": 2, "vocab_size": 151_936,
     }  # fmt: skip
@@ -306,7 +311,7 @@ def vllm_labels(tiny: bool) -> dict[str, Any]:
         sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=0, allowed_token_ids=[36], detokenize=False)
         count, tokens = (8, 16) if tiny else (4000, 150)
         rng = np.random.default_rng(0)
-        prompts = [{"prompt_token_ids": rng.integers(3, 190, tokens).tolist()} for _ in range(count)]
+        prompts: Any = [{"prompt_token_ids": rng.integers(3, 190, tokens).tolist()} for _ in range(count)]
         found = {}
         for budget, cache in ((2048, False),) if tiny else ((2048, False), (8192, False), (16384, False), (8192, True)):
             engine = LLM(
@@ -318,7 +323,8 @@ def vllm_labels(tiny: bool) -> dict[str, Any]:
             started = time.perf_counter()
             answers = engine.generate(prompts, sampling, use_tqdm=False)
             rate = count / (time.perf_counter() - started)
-            assert all(np.isfinite(answer.outputs[0].cumulative_logprob) for answer in answers)
+            if not all(np.isfinite(answer.outputs[0].cumulative_logprob or np.nan) for answer in answers):
+                raise RuntimeError(f"{budget} tokens a step: a score is missing or not finite")
             found[f"{budget} tokens a step, prefix cache {'on' if cache else 'off'}"] = {"labels a second": rate}
             del engine
             if has_gpu():

@@ -1,6 +1,9 @@
-"""Publish a teacher checkpoint as the Triton model `teacher` of a model repository, for the stock vLLM backend.
+"""Publish a teacher as the Triton model `teacher` of a model repository, for the stock vLLM backend.
 
     python build/build_teacher.py --checkpoint runs/teacher --repository model_repository
+    python build/build_teacher.py --checkpoint models/Qwen3-Reranker-0.6B --prompt qwen3-reranker
+
+The teacher is a checkpoint of training.finetune_teacher or, with --prompt, a decoder reranker that others trained.
 
 Writes `teacher/config.pbtxt`, `teacher/<version>/model.json` (vLLM's engine arguments), `teacher/<version>/checkpoint/`
 (the folded model, its tokenizer and card) and `teacher/<version>/tokenizer/` (what vLLM reads) beside the repository,
@@ -21,13 +24,16 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from build.fold_teacher import Dtype, FoldedTeacher, fold, write_serving_tokenizer
+from build.foreign_teachers import fold_reranker
 from build.publication_settings import RepositorySettings, check_model_name
 from build.releases import numbers
 from build.triton_config import as_parameters
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing_folder, write_json
+from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
+from ranking.reranker_prompts import PROMPTS
 
 LOGGER = logging.getLogger(__name__)
 
@@ -49,12 +55,16 @@ class Config(RepositorySettings):
     """Publish a teacher checkpoint for Triton's vLLM backend.
 
     Args:
-        checkpoint: teacher checkpoint of training.finetune_teacher; a LoRA adapter is merged into its base model
+        checkpoint: teacher checkpoint of training.finetune_teacher (a LoRA adapter is merged into its base model), or
+            with --prompt the downloaded folder of a foreign reranker
         name: name of the Triton model; change it to serve two teachers side by side
         dtype: number format of weights and computation; "auto" keeps the checkpoint's. A GPU wants bfloat16 or float16
         engine_args: further vLLM engine arguments as JSON, e.g. tensor_parallel_size, gpu_memory_utilization,
             max_num_seqs, max_model_len (never below the longest pair), block_size
         served_from: path of the repository as the server sees it, when it is another one than `repository`
+        prompt: text format of a foreign decoder reranker: qwen3-reranker, bge-reranker-gemma or mxbai-rerank-v2
+        limits: token limits per field of a foreign reranker; a checkpoint of ours has its own
+        instruction: task that a foreign reranker's prompt states, in its own words; left out, the model's default
     """
 
     checkpoint: Path
@@ -62,12 +72,21 @@ class Config(RepositorySettings):
     dtype: Dtype = "auto"
     engine_args: dict[str, Any] = field(default_factory=dict)
     served_from: Path | None = None
+    prompt: str | None = None
+    limits: FieldLimits = DEFAULT_LIMITS
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         fixed = sorted(FIXED_ARGUMENTS & set(self.engine_args))
         if fixed:
             raise ValueError(f"engine_args sets {', '.join(fixed)}: decided by the checkpoint and --dtype")
         check_model_name(self.name)
+        if self.prompt is not None and self.prompt not in PROMPTS:
+            raise ValueError(f"prompt {self.prompt!r}: one of {', '.join(sorted(PROMPTS))}")
+        if self.prompt is None and (self.instruction or self.limits != DEFAULT_LIMITS):
+            raise ValueError(
+                "instruction and limits are for foreign rerankers; a checkpoint of ours has its own: give --prompt"
+            )
 
 
 def main(config: Config) -> None:
@@ -80,8 +99,13 @@ def main(config: Config) -> None:
     # beside the repository, because a server takes every folder inside it for a model
     with replacing_folder(target, aside_in=repository.absolute().parent) as aside:
         checkpoint = aside / version / "checkpoint"
-        teacher = fold(config.checkpoint, checkpoint, config.dtype)
-        write_serving_tokenizer(config.checkpoint, aside / version / "tokenizer")
+        if config.prompt is None:
+            teacher = fold(config.checkpoint, checkpoint, config.dtype)
+        else:
+            teacher = fold_reranker(
+                config.checkpoint, checkpoint, config.prompt, config.limits, config.instruction, config.dtype
+            )
+        write_serving_tokenizer(checkpoint, aside / version / "tokenizer")
         served = (config.served_from or repository) / config.name / version
         arguments = engine_arguments(teacher, served, config.engine_args)
         write_json(aside / version / "model.json", arguments)

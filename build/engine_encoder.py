@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ class EngineEncoder(nn.Module):
         super().__init__()
         self.model = model
         self.heads = model.config.num_attention_heads
-        self.joint = nn.ModuleList(joint_projection(layer.attention.self) for layer in model.bert.encoder.layer)
+        layers: Any = model.bert.encoder.layer
+        self.joint = nn.ModuleList(joint_projection(layer.attention.self) for layer in layers)
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Int tensors of one shape (position_ids may broadcast to it) -> states [..., width]."""
@@ -54,13 +56,14 @@ class EngineEncoder(nn.Module):
 
     def finish_layer(self, number: int, states: Tensor, context: Tensor) -> Tensor:
         """Attention's output projection and the feed-forward part of a layer, each with its residual and LayerNorm."""
-        layer = self.model.bert.encoder.layer[number]
+        layer: Any = self.model.bert.encoder.layer[number]
         attended = layer.attention.output(context, states)
         return layer.output(layer.intermediate(attended), attended)
 
     def score(self, first_states: Tensor) -> Tensor:
         """States of the first token of each pair [rows, width] -> raw logits [rows, 1]."""
-        return self.model.classifier(self.model.bert.pooler(first_states[:, None]))
+        pool: Any = self.model.bert.pooler
+        return self.model.classifier(pool(first_states[:, None]))
 
 
 class PaddedEncoder(EngineEncoder):
@@ -81,6 +84,8 @@ class PackedEncoder(EngineEncoder):
 
     longest: tokens of the longest pair that may come; attention reads every pair through a window of this length.
     """
+
+    window: Tensor  # int [longest]: 0, 1, 2, ...
 
     def __init__(self, model: BertForSequenceClassification, longest: int):
         super().__init__(model)
@@ -107,7 +112,7 @@ class PackedEncoder(EngineEncoder):
         return self.score(states[starts])[:, 0]
 
 
-def joint_projection(attention: nn.Module) -> nn.Linear:
+def joint_projection(attention: Any) -> nn.Linear:
     """Query, key and value weights of a self-attention as one linear layer, the query's divided by sqrt(head width)."""
     parts: Sequence[nn.Linear] = (attention.query, attention.key, attention.value)
     scales = (1 / math.sqrt(attention.attention_head_size), 1.0, 1.0)

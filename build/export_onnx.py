@@ -82,7 +82,7 @@ def widen_positions(encoder: Encoder, multiple: int = 32) -> int:
     return config.max_position_embeddings
 
 
-def torch_runner(encoder: Encoder) -> Runner:
+def torch_runner(encoder: Encoder | EngineEncoder) -> Runner:
     """The checkpoint itself, in fp32: what every engine is measured against."""
 
     def run(feed: Feed) -> NDArray[np.float32]:
@@ -112,6 +112,7 @@ def export(encoder: Encoder | EngineEncoder, path: str | Path) -> Path:
     feed = example_inputs(3, 16, config.vocab_size)
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     shapes: tuple[dict[int, Any], ...]
+    names: tuple[str, ...]
     if isinstance(encoder, PackedEncoder):
         feed, names = without_padding(feed), PACKED_INPUTS
         tokens = torch.export.Dim("tokens", min=2, max=1 << 24)

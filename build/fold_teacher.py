@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.files import write_json
+from ranking.reranker_prompts import format_of_teacher
 from ranking.text import TeacherFormat
 
 LOGGER = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ PROBE = (
 )
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 # Attributes by which some families bend the logit; each must leave it as it is.
-_LOGIT_CHANGES = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None, "lm_head_multiplier": 1.0}
+LOGIT_CHANGES = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None, "lm_head_multiplier": 1.0}
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,28 @@ def fold(checkpoint: Path, out: Path, dtype: Dtype = "auto") -> FoldedTeacher:
         )
     text_format = TeacherFormat.of_checkpoint(checkpoint)
     classifier = load_classifier(checkpoint, dtype)
-    score_row = _score_row(classifier, checkpoint)
-    tied = classifier.config.model_type.startswith("gemma")
-    if tied:  # vLLM's Gemma classes use the embedding as the head, so A must be a token that no text contains
-        token = unused_token(text_format)
-    else:
-        token = ordinary_token(text_format.tokenizer, text_format.eos_id)
-    causal = _causal_model(classifier, score_row, token, tied)
     out.mkdir(parents=True, exist_ok=True)
-    causal.save_pretrained(out)
-    (out / "generation_config.json").unlink(missing_ok=True)  # its sampling defaults have no meaning here
     for pattern in TOKENIZER_FILES:
         for file in checkpoint.glob(pattern):
             shutil.copy2(file, out / file.name)
+    return write_folded(classifier, score_row_of(classifier, checkpoint), text_format, card, out)
+
+
+def write_folded(
+    model: Any, score_row: torch.Tensor, text_format: TeacherFormat, card: ScoreCard, out: Path
+) -> FoldedTeacher:
+    """Write a model whose one token's logit is the dot product of its last hidden state with score_row, and its card.
+
+    model: classifier or language model, changed in place; score_row: [hidden]; out: an existing folder.
+    """
+    tied = model.config.model_type.startswith("gemma")
+    if tied:  # vLLM's Gemma classes use the embedding as the head, so A must be a token that no text contains
+        token = unused_token(text_format)
+    else:
+        token = ordinary_token(text_format.tokenizer)
+    causal = _causal_model(model, score_row, token, tied)
+    causal.save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)  # its sampling defaults have no meaning here
     replace(card, head="folded").save(out)
     dtype_name = str(next(causal.parameters()).dtype).removeprefix("torch.")
     return FoldedTeacher(card, token, dtype_name, text_format.max_tokens())
@@ -83,7 +93,7 @@ def write_serving_tokenizer(checkpoint: Path, out: Path) -> None:
     trained on, with no error. So no config.json is written there. InputError if the ids still differ from those of
     ranking/text.py.
     """
-    text_format = TeacherFormat.of_checkpoint(checkpoint)
+    text_format = format_of_teacher(checkpoint)
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
     kept = {name: value for name, value in settings.items() if name in TOKENIZER_SETTINGS}
     out.mkdir(parents=True)
@@ -127,7 +137,7 @@ def _merged_adapter(checkpoint: Path, settings: dict[str, Any], dtype: Any) -> A
     return adapted.merge_and_unload()
 
 
-def _score_row(classifier: Any, checkpoint: Path) -> torch.Tensor:
+def score_row_of(classifier: Any, checkpoint: Path) -> torch.Tensor:
     """The head's weight [hidden]. InputError unless the head is one linear row without bias."""
     head = getattr(classifier, "score", None)
     if not isinstance(head, torch.nn.Linear) or head.weight.shape[0] != 1:
@@ -140,11 +150,11 @@ def _score_row(classifier: Any, checkpoint: Path) -> torch.Tensor:
     return row
 
 
-def _causal_model(classifier: Any, score_row: torch.Tensor, token: int, tied: bool) -> Any:
-    """The language model that shares the classifier's body and has the score row as row `token` of its head."""
-    config = classifier.config
+def _causal_model(model: Any, score_row: torch.Tensor, token: int, tied: bool) -> Any:
+    """The language model that shares the model's body and has the score row as row `token` of its head."""
+    config = model.config
     config.tie_word_embeddings = tied
-    for name, neutral in _LOGIT_CHANGES.items():
+    for name, neutral in LOGIT_CHANGES.items():
         if getattr(config, name, neutral) != neutral:
             LOGGER.info(
                 "%s is %s in the checkpoint; set to %s, since it changes logits", name, getattr(config, name), neutral
@@ -152,7 +162,7 @@ def _causal_model(classifier: Any, score_row: torch.Tensor, token: int, tied: bo
             setattr(config, name, neutral)
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(config)
-    causal.model = classifier.model
+    causal.model = model.model
     embedding = causal.get_input_embeddings().weight
     if tied:
         with torch.no_grad():
@@ -167,12 +177,12 @@ def _causal_model(classifier: Any, score_row: torch.Tensor, token: int, tied: bo
     return causal
 
 
-def ordinary_token(tokenizer: Tokenizer, eos_id: int) -> int:
+def ordinary_token(tokenizer: Tokenizer) -> int:
     """A token that is one printable whole character, neither special nor end-of-sequence.
 
     An engine may hold back half a character, drop a special token or stop at the end-of-sequence token; this is none.
     """
-    reserved = {eos_id, *tokenizer.get_added_tokens_decoder()}
+    reserved = set(tokenizer.get_added_tokens_decoder())
     for character in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789":
         for text in (character, f" {character}"):
             ids = tokenizer.encode(text, add_special_tokens=False).ids

@@ -1,8 +1,9 @@
 """Put a built student into a Triton model repository: two numbered folders, written aside and renamed into place.
 
     <repository>/<name>/config.pbtxt                    which version serves (build/releases.py changes it)
-    <repository>/<name>/3/                              model.py, buckets.py, ranking/, tokenizer.json, ranker.json,
-                                                        manifest.json, config.pbtxt as this version wants it
+    <repository>/<name>/3/                              model.py, buckets.py, request_fields.py, ranking/,
+                                                        tokenizer.json, ranker.json, manifest.json, config.pbtxt as
+                                                        this version wants it
     <repository>/<name>_encoder/3/                      model.xml + model.bin | model.plan, manifest.json, config.pbtxt
 
 A numbered folder is never written again. Triton ignores folders whose names are no numbers, so the new version is
@@ -32,7 +33,7 @@ from ranking.files import new_folder, write_json
 
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
-FRONT_SOURCES = ("serving/front/model.py", "serving/front/buckets.py")
+FRONT_SOURCES = tuple(f"serving/front/{name}.py" for name in ("model", "buckets", "field_cache", "request_fields"))
 # ranking/text.py, ranking/encoder_inputs.py and all that they import of ours
 TEXT_MODULES = tuple(
     f"ranking/{name}.py"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from build.runners import padded_length
 from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS
 from ranking.errors import InputError
-from ranking.limits import MAX_DOCUMENTS
+from ranking.limits import MAX_DOCUMENTS, MAX_FIELD_BYTES
 
 Target = Literal["openvino", "tensorrt"]
 Graph = Literal["plain", "fused", "packed"]
@@ -57,6 +57,7 @@ class ServingLimits:
         bucket_step: bucket lengths are multiples of this (OpenVINO)
         lengths: bucket lengths for TensorRT, one optimisation profile each; the longest pair's length is added
         front_instances: processes that tokenise; several overlap one request's text with another's encoding
+        cached_fields: fields (queries, titles, summaries) whose token ids each front instance keeps; 0 for none
         encoder_instances: copies of the encoder; on TensorRT two overlap copies with computing
         threads: CPU threads of the encoder, 0 for all cores
         streams: requests that OpenVINO works on at the same time
@@ -77,6 +78,7 @@ class ServingLimits:
     bucket_step: int = 16
     lengths: list[int] = field(default_factory=lambda: [32, 64, 96, 128, 160])
     front_instances: int = 0
+    cached_fields: int = 20_000
     encoder_instances: int = 0
     threads: int = 0
     streams: int = 1
@@ -92,6 +94,8 @@ class ServingLimits:
         for name in ("max_documents", "bucket_step", "queue_size", "merged_lists"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
+        if self.cached_fields < 0:
+            raise ValueError(f"cached_fields is {self.cached_fields}: a number of fields, or 0 for none")
         for name in DEFAULTS["tensorrt"]:
             if getattr(self, name) < 0:
                 raise ValueError(
@@ -106,7 +110,8 @@ class ServingLimits:
 
     def for_target(self, target: Target) -> ServingLimits:
         """A copy in which every setting of 0 has the target's default."""
-        return replace(self, **{n: getattr(self, n) or default for n, default in DEFAULTS[target].items()})
+        chosen: dict[str, Any] = {n: getattr(self, n) or default for n, default in DEFAULTS[target].items()}
+        return replace(self, **chosen)
 
 
 def bucket_lengths(limits: ServingLimits, target: Target, longest: int) -> list[int]:
@@ -135,9 +140,11 @@ def front_config(
     parameters = {
         "encoder": encoder_name(name),
         "max_documents": str(limits.max_documents),
+        "max_field_bytes": str(MAX_FIELD_BYTES),  # for callers: the front itself knows it
         "max_batch": str(limits.max_batch),
         "batch_tokens": str(limits.batch_tokens),
         "call_tokens": str(limits.call_tokens),
+        "cached_fields": str(limits.cached_fields),
         "lengths": ",".join(map(str, lengths)),
         "layout": "packed" if on_gpu and limits.graph == "packed" else "padded",
         "row_steps": ",".join(map(str, GRAPH_ROWS)) if on_gpu and limits.cuda_graphs else "",

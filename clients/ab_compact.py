@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clients.ab.database import DuckdbSettings
 from clients.ab.log.compaction import compact, write_summary
+from clients.ab.log.quarantine import REJECTS
 from clients.ab.log.retention import remove_old_days
 from ranking.program import run
 
@@ -56,6 +57,8 @@ def main(config: Config) -> None:
     if summary.torn_tails or summary.damaged:
         damaged = ", ".join(summary.damaged[:5]) or "-"
         logger.warning("%d torn tails skipped, %d damaged lines: %s", summary.torn_tails, len(summary.damaged), damaged)
+    if summary.rejected:
+        logger.warning("%d records break their table and were left out: %s", summary.rejected, config.out / REJECTS)
 
 
 if __name__ == "__main__":

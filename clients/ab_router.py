@@ -2,21 +2,33 @@
 
     python clients/ab_router.py --experiment clients/experiments/example.yaml --url 127.0.0.1:8001 --log runs/ab/log
 
-POST /rank, POST /events, GET /health, GET /metrics, GET /docs (docs/ab-router.md). PageService.rank in
-clients/ab/router/page_service.py is the main path; services with an HTTP server of their own call it directly.
+POST /rank, POST /events, GET /health, /health/live, /health/ready, /metrics, /docs (docs/ab-router.md).
+PageService.rank in clients/ab/router/page_service.py is the main path; services with an HTTP server of their own call
+it directly.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
+import signal
+import ssl
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
-from clients.ab.router.http_app import HttpLimits, create_app
+from clients.ab.router.http_app import create_app
+from clients.ab.router.http_limits import HttpLimits
+from clients.ab.router.http_protocol import limited_protocol
 from clients.ab.router.page_service import ServiceSettings
+from ranking.errors import InputError
 from ranking.program import run
 
 logger = logging.getLogger("ab_router")
@@ -29,24 +41,68 @@ class Config(ServiceSettings, HttpLimits):
     Args:
         host: address to listen on; 0.0.0.0 to serve other machines
         port: port to listen on; 0 picks a free one and prints it
+        tls_certificate: PEM file of the certificate that the router shows its callers; with it the router speaks HTTPS
+        tls_key: PEM file of that certificate's key
+        drain_seconds: after SIGTERM, how long `/health/ready` says 503 while every request is still answered
+        stop_seconds: after that, how long requests under way may take to end
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    drain_seconds: float = 3.0
+    stop_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         ServiceSettings.__post_init__(self)
         HttpLimits.__post_init__(self)
+        if self.drain_seconds < 0 or self.stop_seconds <= 0:
+            raise ValueError("drain_seconds must be 0 or more, and stop_seconds above 0")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: give both or none")
+
+    def check(self) -> None:
+        """Read every file and folder that a start needs. InputError names the one that is wrong."""
+        super().check()
+        for path in (self.tls_certificate, self.tls_key):
+            if path is not None and not path.is_file():
+                raise InputError(f"{path}: no such file")
+        if self.tls_certificate and self.tls_key:
+            try:
+                ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(self.tls_certificate, self.tls_key)
+            except (ssl.SSLError, OSError) as problem:
+                raise InputError(f"{self.tls_certificate} with {self.tls_key}: {problem}") from problem
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does: with --port 0 nobody could know."""
+    """Says where it listens once it does: with --port 0 nobody could know. And drains before it stops."""
+
+    def __init__(self, settings: uvicorn.Config, app: FastAPI, drain_seconds: float):
+        super().__init__(settings)
+        self._app, self._drain_seconds = app, drain_seconds
+        self._stop_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First say that no more requests should come, then stop; a second signal stops at once."""
+        if sig != signal.SIGTERM or self._stop_at is not None or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self._captured_signals.append(sig)
+        self._stop_at = time.monotonic() + self._drain_seconds
+        self._app.state.service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end now."""
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            logger.info("listening on http://%s:%d", host, port)
+            logger.info("listening on %s://%s:%d", "https" if self.config.is_ssl else "http", host, port)
 
 
 def main(config: Config) -> int:
@@ -54,17 +110,27 @@ def main(config: Config) -> int:
     config.check()  # a bad file, folder or salt is one line here rather than a trace from the server
     # the log's thread must not wait five milliseconds, Python's default, for its turn after the disk has answered
     sys.setswitchinterval(0.0005)
+    if config.api_keys is None and config.host not in ("127.0.0.1", "::1", "localhost"):
+        logger.warning("anybody who reaches %s may ask: give --api-keys, or let only a front end reach it", config.host)
+    app = create_app(config, config, __doc__ or "")
     settings = uvicorn.Config(
-        create_app(config, config, __doc__ or ""),
+        app,
         config.host,
         config.port,
         log_config=None,
         access_log=False,
         ws="none",
+        http=limited_protocol(config),
+        limit_concurrency=config.max_connections,
         log_level="warning",
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=math.ceil(config.stop_seconds),
+        ssl_certfile=config.tls_certificate,
+        ssl_keyfile=config.tls_key,
     )
-    server = _Server(settings)
+    server = _Server(settings, app, config.drain_seconds)
+    # what is loaded by now stays: off the collector's lists, it makes no collection of garbage long
+    gc.collect()
+    gc.freeze()
     with suppress(KeyboardInterrupt):
         server.run()
     return 0 if server.started else 1

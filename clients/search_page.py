@@ -22,8 +22,9 @@ import bm25s
 import numpy as np
 import pyarrow as pa
 import uvicorn
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from clients.triton.connection import TritonAccess
@@ -120,6 +121,12 @@ def make_app(config: Config) -> FastAPI:
 
     app = FastAPI(title="DisRanker search page", lifespan=rankers)
 
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, problem: RequestValidationError) -> JSONResponse:
+        # FastAPI's own answer quotes the input, and half a surrogate pair in it has no UTF-8
+        reasons = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in problem.errors()[:3]]
+        return JSONResponse({"detail": "; ".join(reasons).encode("ascii", "backslashreplace").decode()}, 422)
+
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE)
@@ -168,10 +175,15 @@ def make_app(config: Config) -> FastAPI:
             writer = csv.writer(stream)
             if fresh:
                 writer.writerow(["query", "verdict"])
-            writer.writerow([judgment.query, verdict])
+            writer.writerow([_as_plain_cell(judgment.query), verdict])
         return {"verdict": verdict}
 
     return app
+
+
+def _as_plain_cell(text: str) -> str:
+    """The text for a CSV that a spreadsheet opens: what it would run as a formula gets an apostrophe before it."""
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text[:1] in "\t\r" else text
 
 
 def main(config: Config) -> None:

@@ -66,6 +66,7 @@ def commands(config: Config, out: Path) -> dict[str, tuple[list[str], str]]:
     experiment = STATE / "experiment.yaml"
     router = [
         *("clients/ab_router.py", "--experiment", str(experiment), "--url", grpc, "--log", str(STATE / "log")),
+        *("--raw-ids", "--drain-seconds", "0"),  # the users are made up, and no balancer is to be told of the end
         *("--port", str(config.router_port), "--deadline-ms", "1000"),
     ]
     page = [

@@ -1,6 +1,6 @@
-# Where build/finish_engine.py runs. Triton's image has TensorRT's library without its Python module, so the engine is
-# built in the TensorRT container of the same release; the version that the server loads is noted beside it, and
-# finish_engine refuses to build with another one.
+# Where build/finish_engine.py runs. Triton's image has TensorRT's library, but nothing says that it has its Python module,
+# so the engine is built in the TensorRT container of the same release; the version that the server loads is noted beside
+# it, and finish_engine refuses to build with another one. Not built here yet: no GPU and no container was at hand.
 ARG TRITON_IMAGE
 ARG TENSORRT_IMAGE
 FROM ${TRITON_IMAGE} AS serving

@@ -31,6 +31,7 @@ class ScoreCard:
         pooling: which position's state is scored: "last_token" (the end-of-sequence token), "mean", or "cls"
         score_mean: mean raw score on the dev split
         score_spread: standard deviation of raw scores on the dev split
+        instruction: task that a foreign teacher's prompt states; empty for the prompt's own, or where it has none
         vocabulary: fingerprint of the tokenizer, from `fingerprint(tokenizer.json)`
         base_model: what training started from
         trained_on: name -> fingerprint of every dataset file used
@@ -47,6 +48,7 @@ class ScoreCard:
     pooling: Literal["last_token", "mean", "cls"]
     score_mean: float = 0.0
     score_spread: float = 1.0
+    instruction: str = ""
     vocabulary: str = ""
     base_model: str = ""
     trained_on: dict[str, str] = field(default_factory=dict)

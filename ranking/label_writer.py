@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing_folder, write_json
-from ranking.labels import MANIFEST_NAME, MANIFEST_VERSION, REJECTS_NAME, REJECTS_SCHEMA, shard_name
+from ranking.labels import DISAGREEMENT, MANIFEST_NAME, MANIFEST_VERSION, REJECTS_NAME, REJECTS_SCHEMA, shard_name
 from ranking.schema import TABLES
 
 SHARD_ROWS = 1_000_000
@@ -30,11 +30,13 @@ def write_labels(
     scores: NDArray[np.float32],
     teacher_id: str,
     teacher: dict[str, Any],
+    disagreement: NDArray[np.float32] | None = None,
 ) -> None:
     """Write the finished folder of one score per candidate row, aside and renamed into place.
 
     rows: the table of the file `candidates`, in its order, query_id and doc_id at least; scores: [rows]; teacher: what
-    the manifest says of the teacher beside its id. InputError if the folder is there already, or a score is not finite.
+    the manifest says of the teacher beside its id; disagreement: [rows], of labels by several teachers. InputError if
+    the folder is there already, or a score is not finite.
     """
     if folder.exists():
         raise InputError(f"{folder}: is there already; give another --out, or remove it")
@@ -48,8 +50,12 @@ def write_labels(
             of_shard = scores[first : first + SHARD_ROWS]
             ids = rows.select(["query_id", "doc_id"]).slice(first, len(of_shard))
             columns = [*ids.columns, pa.array(of_shard, pa.float32()), pa.array([teacher_id] * len(ids))]
+            table = pa.table(columns, schema=TABLES["labels"].schema)
+            if disagreement is not None:
+                of_shard = disagreement[first : first + SHARD_ROWS]
+                table = table.append_column(pa.field(DISAGREEMENT, pa.float32()), pa.array(of_shard, pa.float32()))
             path = aside / shard_name(len(shards))
-            pq.write_table(pa.table(columns, schema=TABLES["labels"].schema), path, compression="zstd")
+            pq.write_table(table, path, compression="zstd")
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             counts = {"first_row": first, "rows": len(ids), "labels": len(ids)}
             shards.append({"file": path.name, **counts, "sha256": digest})

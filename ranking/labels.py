@@ -27,6 +27,7 @@ from ranking.schema import TABLES, conform
 MANIFEST_NAME = "manifest.json"
 REJECTS_NAME = "rejects.parquet"
 MANIFEST_VERSION = 1
+DISAGREEMENT = "disagreement"  # optional column of a shard: how far the teachers behind a blended score lie apart
 REJECTS_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),  # 1-based row of the candidate file
@@ -111,7 +112,7 @@ def iter_labels(folder: str | Path) -> Iterator[pa.Table]:
     """
     found = LabelSet.load(folder)
     for shard in found.shards:
-        yield _read_shard(found, shard)
+        yield _read_shard(found, shard).select(TABLES["labels"].schema.names)
 
 
 def read_labels(folder: str | Path) -> pa.Table:
@@ -123,7 +124,8 @@ def read_labels(folder: str | Path) -> pa.Table:
 def iter_labelled(candidates: str | Path, folder: str | Path) -> Iterator[pa.Table]:
     """The scored candidates with their text: the candidates' columns plus teacher_score, shard by shard, in file order.
 
-    candidates: the very file that was labelled. DataError if its rows and the labels' keys do not agree.
+    Labels of several teachers together have the column disagreement too, float32, 0 where all agree. candidates: the
+    very file that was labelled. DataError if its rows and the labels' keys do not agree.
     """
     found = LabelSet.load(folder)
     rejected = pq.read_table(found.folder / REJECTS_NAME, schema=REJECTS_SCHEMA).column("row")
@@ -134,7 +136,10 @@ def iter_labelled(candidates: str | Path, folder: str | Path) -> Iterator[pa.Tab
         if not all(kept.column(key).equals(labels.column(key)) for key in TABLES["labels"].key):
             raise DataError(candidates, f"its keys are not those of {found.folder / shard.file}; label this file again")
         kept = kept.cast(TABLES["candidates"].schema)  # what was scored has no nulls
-        yield kept.append_column(labels.schema.field("teacher_score"), labels.column("teacher_score"))
+        for name in ("teacher_score", DISAGREEMENT):
+            if name in labels.column_names:
+                kept = kept.append_column(labels.schema.field(name), labels.column(name))
+        yield kept
 
 
 def _rows_by_shard(candidates: str | Path, found: LabelSet) -> Iterator[tuple[Shard, pa.Table]]:
@@ -165,10 +170,13 @@ def _read_shard(found: LabelSet, shard: Shard) -> pa.Table:
         raise DataError(
             path, "differs from the manifest's checksum; run clients/label_corpus.py again, it mends the shard"
         )
-    rows = conform(TABLES["labels"], pq.read_table(pa.BufferReader(content)), path)
+    stored = pq.read_table(pa.BufferReader(content))
+    rows = conform(TABLES["labels"], stored, path)
     teachers = pc.unique(rows.column("teacher_id")).to_pylist()
     if len(rows) != shard.labels or teachers not in ([], [found.teacher_id]):
         raise DataError(
             path, f"{len(rows)} labels by {teachers}; the manifest says {shard.labels} by {found.teacher_id}"
         )
+    if DISAGREEMENT in stored.column_names:
+        rows = rows.append_column(pa.field(DISAGREEMENT, pa.float32()), stored.column(DISAGREEMENT).cast(pa.float32()))
     return rows

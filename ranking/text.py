@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +124,7 @@ class TeacherFormat:
     def of_checkpoint(cls, folder: str | Path) -> TeacherFormat:
         """The format of a teacher checkpoint folder, with the limits of its card. InputError on any mismatch."""
         card = ScoreCard.load(folder).require(folder, "pretrained", "teacher")
-        _check_format(card, TEACHER_FORMAT, folder)
+        check_format(card, TEACHER_FORMAT, folder)
         config_path = Path(folder) / "tokenizer_config.json"
         try:
             eos = json.loads(config_path.read_text(encoding="utf-8"))["eos_token"]
@@ -186,10 +186,13 @@ class StudentFormat:
 
     Built from ids, not by the tokenizer's own pair template, so that every field keeps its own limit. The query is
     tokenised once however many documents it has.
+
+    field_ids: what tokenises fields, tokenise_fields() unless a caller puts a cache before it.
     """
 
     def __init__(self, tokenizer: Tokenizer, limits: FieldLimits):
         self.tokenizer, self.limits = tokenizer, limits
+        self.field_ids: Callable[[Sequence[str], int], list[list[int]]] = self.tokenise_fields
         self._clean = FieldCleaner(tokenizer)
         names = ("[CLS]", "[SEP]", "[PAD]")
         ids = [number for name in names if (number := tokenizer.token_to_id(name)) is not None]
@@ -202,7 +205,7 @@ class StudentFormat:
     def of_checkpoint(cls, folder: str | Path) -> StudentFormat:
         """The format of a student or baseline checkpoint folder, with its card's limits. InputError on a mismatch."""
         card = ScoreCard.load(folder).require(folder, "student", "baseline")
-        _check_format(card, STUDENT_FORMAT, folder)
+        check_format(card, STUDENT_FORMAT, folder)
         return cls(load_tokenizer(folder), card.limits)
 
     def max_tokens(self) -> int:
@@ -211,23 +214,25 @@ class StudentFormat:
 
     def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
         """One EncodedPair per row; the three sequences have one entry per pair."""
-        query_ids = self._field_ids(queries, self.limits.max_query_tokens)
-        title_ids = self._field_ids(titles, self.limits.max_title_tokens)
-        summary_ids = self._field_ids(summaries, self.limits.max_summary_tokens)
+        query_ids = self.field_ids(queries, self.limits.max_query_tokens)
+        title_ids = self.field_ids(titles, self.limits.max_title_tokens)
+        summary_ids = self.field_ids(summaries, self.limits.max_summary_tokens)
         pairs = []
         for query, title, summary in zip(query_ids, title_ids, summary_ids):
             ids = [self.cls_id, *query, self.sep_id, *title, *summary, self.sep_id]
             pairs.append(EncodedPair(ids, document_start=len(query) + 2))
         return pairs
 
-    def _field_ids(self, raw: Sequence[str], limit: int) -> list[list[int]]:
+    def tokenise_fields(self, raw: Sequence[str], limit: int) -> list[list[int]]:
+        """Token ids of each field, no special tokens, cut to `limit`; a field that comes twice is tokenised once."""
         distinct = list(dict.fromkeys(raw))
         encoded = self.tokenizer.encode_batch_fast([self._clean(t, limit) for t in distinct], add_special_tokens=False)
         ids = {text: encoding.ids[:limit] for text, encoding in zip(distinct, encoded)}
         return [ids[text] for text in raw]
 
 
-def _check_format(card: ScoreCard, name: str, folder: str | Path) -> None:
+def check_format(card: ScoreCard, name: str, folder: str | Path) -> None:
+    """InputError unless the card names this text format, at this version, and the tokenizer that lies in the folder."""
     if (card.text_format, card.format_version) != (name, FORMAT_VERSION):
         raise InputError(
             f"{folder}: text format {card.text_format!r} version {card.format_version}, "

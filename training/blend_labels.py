@@ -21,7 +21,8 @@ from ranking.label_writer import write_labels
 from ranking.metrics import JudgedRanking, mean
 from ranking.program import run
 from ranking.schema import read_table
-from training.evaluation.blend import UNTRAINED, Blend, BlendScorer, Precision, Ranker
+from training.evaluation.blend import UNTRAINED, Blend, BlendScorer, Combination, Precision, Ranker, query_numbers
+from training.evaluation.blend_combination import disagreement, rank_fractions, ridge_weights
 from training.evaluation.blend_weights import fit_weights
 from training.trainer.training_settings import bf16_is_native
 
@@ -39,6 +40,8 @@ class Config:
         ranker: bm25, bm25:title, similarity, similarity:title, checkpoint:PATH (ours, or any cross-encoder) and
             labels:PATH (a finished labels folder; without --weight it must hold the judged dev pairs too)
         weight: weights of the rankers, in their order; left out, they are fitted on dev judgments, equal without any
+        combine: what is added up: weighted sums scores on one scale; ridge too, with weights of a ridge regression on
+            dev judgments; rank sums ranks within the query, which no ranker's scale can bend
         encoder: sentence encoder of the similarity: minilm, a folder or a hub id
         max_tokens: length limit of a text that is embedded
         precision: float32, bfloat16 matrix products, or auto: bfloat16 where the processor multiplies it natively
@@ -49,6 +52,7 @@ class Config:
     candidates: Path | None = None
     ranker: list[str] = field(default_factory=lambda: list(UNTRAINED))
     weight: list[float] = field(default_factory=list)
+    combine: Combination = "weighted"
     encoder: str = "minilm"
     max_tokens: int = 128
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -60,6 +64,8 @@ class Config:
             raise ValueError(f"weight: {len(self.weight)} weights for {len(self.ranker)} rankers")
         if any(not weight >= 0 for weight in self.weight) or (self.weight and not sum(self.weight)):
             raise ValueError("weight: weights must not be negative, and not all 0")
+        if self.weight and self.combine == "ridge":
+            raise ValueError("weight: combine ridge finds the weights itself; leave them out")
         if self.max_tokens < 4:
             raise ValueError(f"max_tokens is {self.max_tokens}: at least 4 are needed")
 
@@ -98,10 +104,16 @@ def blend_labels(config: Config) -> Blend:
         config.max_tokens,
         precision,
         scorer.corpus,
+        config.combine,
     )
     LOGGER.info("teacher: %s", blend.describe())
-    labels = (np.stack(columns, axis=1) @ weights).astype(np.float32)
-    write_labels(config.out, path, rows, labels, blend.teacher_id(), {"blend": asdict(blend)})
+    added = columns
+    if config.combine == "rank":
+        groups = query_numbers(rows)
+        added = [rank_fractions(column, groups) for column in columns]
+    labels = (np.stack(added, axis=1) @ weights).astype(np.float32)
+    apart = disagreement(np.stack(columns, axis=1)) if len(columns) > 1 else None
+    write_labels(config.out, path, rows, labels, blend.teacher_id(), {"blend": asdict(blend)}, apart)
     LOGGER.info("%s: %d labels by teacher %s", config.out, len(labels), blend.teacher_id())
     return blend
 
@@ -113,8 +125,11 @@ def choose_weights(config: Config, scorer: BlendScorer, rankers: list[Ranker]) -
         return np.array(config.weight) / sum(config.weight)
     dev_path = config.data / "judgments" / "dev.parquet"
     dev = read_table(dev_path, "judgments") if dev_path.is_file() else None
-    if dev is None or not len(dev) or len(rankers) == 1:
-        LOGGER.info("equal weights: %s", "one ranker" if len(rankers) == 1 else f"no judgments in {dev_path}")
+    if config.combine == "ridge" and (dev is None or not len(dev)):
+        raise InputError(f"{dev_path}: no judgments, which combine ridge needs; take weighted or rank")
+    if dev is None or not len(dev) or len(rankers) == 1 or config.combine == "rank":
+        reason = "ranks are added up" if config.combine == "rank" else f"no judgments in {dev_path}"
+        LOGGER.info("equal weights: %s", "one ranker" if len(rankers) == 1 else reason)
         return equal
     scores = np.stack([(scorer.scores(r.source, dev) - r.mean) / r.spread for r in rankers], axis=1)
     grades = dev.column("grade").to_numpy()
@@ -123,7 +138,8 @@ def choose_weights(config: Config, scorer: BlendScorer, rankers: list[Ranker]) -
     def dev_ndcg(weights: NDArray[np.float64]) -> float:
         return mean(JudgedRanking((scores @ weights).astype(np.float32), grades, groups).ndcg(5))
 
-    weights = fit_weights(scores.astype(np.float64), grades, groups)
+    fit = ridge_weights if config.combine == "ridge" else fit_weights
+    weights = fit(scores.astype(np.float64), grades, groups)
     alone = {r.source: dev_ndcg(row) for r, row in zip(rankers, np.eye(len(rankers)))}
     LOGGER.info(
         "weights fitted on %d judged dev queries: dev NDCG@5 %.4f; equal weights %.4f; alone: %s",

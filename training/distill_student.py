@@ -19,12 +19,14 @@ from training.student.encoder import StudentModel
 from training.student.judged_tuning import JudgedTuningSettings
 from training.student.student_groups import (
     Sampling,
+    confidence_weights,
     first_queries,
     graded_sampler,
     joined,
     judged_groups,
     labelled_groups,
     sampler,
+    weighted,
 )
 from training.student.student_training import StudentTrainingSettings, start_student, train_student
 from training.trainer import losses
@@ -46,6 +48,7 @@ class StudentLossSettings:
         beta: weight of margin MSE in hybrid; more spends capacity on the order within a query
         temperature: of kl, on standardised scores; lower looks at the top of the list only
         judged_weight: weight of RankNet on the judged train queries mixed in beside the labels; 0 leaves them out
+        confidence: weight of a label: none, or disagreement: less where the teachers behind it lie further apart
         group_sampling: documents of a query per step: stratified over its score range, uniform, or top scores only
         group_documents: how many of them; 0 takes all
     """
@@ -55,6 +58,7 @@ class StudentLossSettings:
     beta: float = 1.0
     temperature: float = 0.5
     judged_weight: float = 0.0
+    confidence: Literal["none", "disagreement"] = "none"
     group_sampling: Sampling = "stratified"
     group_documents: int = 12
 
@@ -64,6 +68,8 @@ class StudentLossSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: must not be negative")
         if self.loss == "hybrid" and not self.alpha + self.beta:
             raise ValueError("alpha and beta are both 0: hybrid would teach nothing")
+        if self.confidence != "none" and self.loss not in ("hybrid", "point", "margin"):
+            raise ValueError(f"confidence {self.confidence} weights squared errors: loss {self.loss} has none")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}: a positive number is needed")
 
@@ -106,7 +112,8 @@ def distill_student(config: Config) -> ScoreCard:
     candidates = config.data / "candidates.parquet"
     labelled = labelled_groups(candidates, config.labels, student.text_format)
     trained_on = {"candidates": fingerprint(candidates), "labels": LabelSet.load(config.labels).teacher_id}
-    return distill(config, student, labelled, card, trained_on)
+    weights = None if config.confidence == "none" else confidence_weights(candidates, config.labels)
+    return distill(config, student, labelled, card, trained_on, weights)
 
 
 def distill(
@@ -115,10 +122,12 @@ def distill(
     labelled: RankingGroups,
     card: ScoreCard | None,
     trained_on: dict[str, str],
+    weights: np.ndarray | None = None,
 ) -> ScoreCard:
     """Train a student on labelled groups (raw teacher scores as targets), save it and return its card.
 
-    card: the teacher's, None to take the scores' mean and spread from the labels; trained_on: name -> fingerprint.
+    card: the teacher's, None to take the scores' mean and spread from the labels; trained_on: name -> fingerprint;
+    weights: of the labels (confidence_weights), None if all count alike.
     """
     scale = teacher_scale(labelled, card)
     labelled.targets = scale.standardise(labelled.targets)
@@ -133,6 +142,8 @@ def distill(
     if judged is not None and settings.judged_weight:
         groups = joined(labelled, judged)
         sample = _by_source(sample, graded_sampler(settings.group_documents))
+    if weights is not None:
+        groups = weighted(groups, weights)
     return train_student(
         settings,
         student,
@@ -168,24 +179,28 @@ def teacher_scale(labelled: RankingGroups, card: ScoreCard | None) -> ScoreScale
 
 
 def distillation_loss(settings: StudentLossSettings) -> RankingLoss:
-    """The student's loss on standardised teacher scores, [n] or, with judged queries mixed in, [n, 2] (see joined)."""
+    """The student's loss on standardised teacher scores.
 
-    def on_labels(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
+    Targets are [n], with judged queries mixed in [n, 2] (see joined), with weighted labels [n, 3] (see weighted).
+    """
+
+    def on_labels(scores: Tensor, targets: Tensor, groups: Tensor, weights: Tensor | None = None) -> Tensor:
         if settings.loss == "point":
-            return losses.point_mse(scores, targets, "sum")
+            return losses.point_mse(scores, targets, "sum", weights)
         if settings.loss == "margin":
-            return losses.margin_mse(scores, targets, groups, "sum")
+            return losses.margin_mse(scores, targets, groups, "sum", weights)
         if settings.loss == "ranknet":
             return losses.ranknet(scores, targets, groups, "sum")
         if settings.loss == "kl":
             return losses.listwise_kl(scores, targets, groups, settings.temperature, "sum")
-        return losses.hybrid(scores, targets, groups, settings.alpha, settings.beta, "sum")
+        return losses.hybrid(scores, targets, groups, settings.alpha, settings.beta, "sum", weights)
 
     def loss(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
         if targets.dim() == 1:
             return on_labels(scores, targets, groups) / len(scores)
         judged = targets[:, 1] == 1
-        total = on_labels(scores[~judged], targets[~judged, 0], groups[~judged])
+        weights = targets[~judged, 2] if targets.shape[1] > 2 else None
+        total = on_labels(scores[~judged], targets[~judged, 0], groups[~judged], weights)
         graded = losses.ranknet(scores[judged], targets[judged, 0], groups[judged], "sum")
         return (total + settings.judged_weight * graded) / len(scores)
 

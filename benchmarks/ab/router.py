@@ -35,6 +35,7 @@ default_model: baseline
 experiments:
   - {name: bench, arms: [{name: baseline, model: baseline}, {name: student, model: student}]}
 """
+HEAD = b"POST /rank HTTP/1.1\r\nHost: router\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
 @dataclass
@@ -99,7 +100,7 @@ async def routed(url: str, documents: int) -> tuple[Ask, Callable[[], Coroutine[
             connections[number] = await asyncio.open_connection(host, int(port))
         reader, writer = connections[number]
         body = json.dumps({"user_id": f"u{number}-{page % 100}", "query": query, "documents": listed}).encode()
-        writer.write(b"POST /rank HTTP/1.1\r\nHost: router\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        writer.write(HEAD % len(body) + body)
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         answer = json.loads(await reader.readexactly(length))

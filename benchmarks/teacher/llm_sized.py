@@ -154,7 +154,7 @@ def finetune(config: Config) -> dict[str, float]:
         "data": config.out / "data", "model": config.out / "decoder", "out": config.out / "teacher", "epochs": 1,
         "batch-groups": 2, "group-size": 4, "forward-tokens": 512, "learning-rate": 1e-3, "warmup": 0, "log-steps": 1,
         "precision": "bf16", "gradient-checkpointing": "true", "lora-rank": 16, "lora-alpha": 32, "frozen-bf16": "true",
-        "limits": '{"query": 16, "title": 16, "summary": 48}',
+        "limits": '{"max_query_tokens": 16, "max_title_tokens": 16, "max_summary_tokens": 48}',
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-m", "training.finetune_teacher", *words], check=True, stdout=sys.stderr)

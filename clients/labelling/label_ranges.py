@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 from tritonclient.grpc import service_pb2_grpc
@@ -37,6 +37,65 @@ TextsOf = Callable[[list[str], list[str], list[str]], list[tuple[bytes, ...]]]  
 FEW_REFUSALS = 100  # before the share of refusals is held against max_refused
 
 
+class Endpoint(Protocol):
+    """One server or service that draws pairs from the queue it was made with, until it is cancelled."""
+
+    window: Window
+
+    async def run(self) -> None:
+        """Serve until cancelled; whatever it cannot score goes back into the queue."""
+
+
+class AskedTeacher(Protocol):
+    """A teacher and how it is asked; travels to Ray workers as it is."""
+
+    def endpoints(self, work: WorkQueue, tally: Tally) -> Sequence[Endpoint]:
+        """The servers or services of the teacher, each drawing from `work` and counting in `tally`."""
+
+    def texts_of(self) -> TextsOf:
+        """How queries, titles and summaries become what endpoints send of each pair."""
+
+    def earlier_answers(self, folder: Path, shard: int) -> Mapping[int, float]:
+        """{position: score} that a run which was killed had been given for a shard and that need not be asked again."""
+
+    def forget_answers(self, folder: Path, shard: int) -> None:
+        """The shard is finished."""
+
+
+@dataclass(frozen=True)
+class StreamedTeacher:
+    """A teacher behind Triton, asked over gRPC streams.
+
+    folder: a decoder's checkpoint, for its text format; in_flight: requests at a time and server, None to find the
+    number.
+    """
+
+    teacher: AnyTeacher
+    folder: Path
+    urls: tuple[str, ...]
+    credentials: Credentials
+    in_flight: int | None
+    patience: Patience
+
+    def endpoints(self, work: WorkQueue, tally: Tally) -> list[TeacherEndpoint]:
+        """One endpoint per url."""
+        return [
+            TeacherEndpoint(url, self.credentials, self.teacher, work, tally, self.patience, Window(self.in_flight))
+            for url in self.urls
+        ]
+
+    def texts_of(self) -> TextsOf:
+        """The teacher's own texts of each pair. InputError if the folder is another teacher's."""
+        return self.teacher.texts(self.folder)
+
+    def earlier_answers(self, folder: Path, shard: int) -> dict[int, float]:
+        """None: a shard costs a minute of a server, and the servers are ours."""
+        return {}
+
+    def forget_answers(self, folder: Path, shard: int) -> None:
+        """Nothing is kept."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What a labelling process needs to know; travels to Ray workers as it is.
@@ -48,12 +107,7 @@ class Job:
     candidates: CandidateFile
     folder: Path
     origin: Origin
-    teacher: AnyTeacher
-    teacher_folder: Path
-    urls: tuple[str, ...]
-    credentials: Credentials
-    in_flight: int | None
-    patience: Patience
+    asked: AskedTeacher
     give_up_seconds: float
     max_refused: float
 
@@ -105,12 +159,9 @@ async def label_ranges(
     disk full.
     """
     work = WorkQueue()
-    texts_of = job.teacher.texts(job.teacher_folder)
+    texts_of = job.asked.texts_of()
     tally.last_answer = monotonic()
-    endpoints = [
-        TeacherEndpoint(url, job.credentials, job.teacher, work, tally, job.patience, Window(job.in_flight))
-        for url in job.urls
-    ]
+    endpoints = job.asked.endpoints(work, tally)
 
     def check_refusals() -> None:
         failed, answered = tally.refused["teacher"], tally.scored
@@ -124,6 +175,7 @@ async def label_ranges(
         record = await asyncio.to_thread(
             write_shard, job.folder, job.origin, shard.covered, shard.rows, shard.scores, shard.refusals
         )
+        job.asked.forget_answers(job.folder, shard.covered.index)
         tally.shards += 1
         on_shard(record)
 
@@ -137,6 +189,9 @@ async def label_ranges(
                     return
                 shard = ShardInHand(*loaded)
                 tally.refused["input"] += len(shard.refusals)
+                for position, score in job.asked.earlier_answers(job.folder, shard.covered.index).items():
+                    shard.score(position, score)
+                    tally.already += 1
                 saving.create_task(save(shard)).add_done_callback(lambda _: slots.release())
                 await _send_shard(shard, work, texts_of, endpoints)
 
@@ -173,9 +228,7 @@ def _innermost(problem: BaseException) -> BaseException:
     return problem
 
 
-async def _send_shard(
-    shard: ShardInHand, work: WorkQueue, texts_of: TextsOf, endpoints: Sequence[TeacherEndpoint]
-) -> None:
+async def _send_shard(shard: ShardInHand, work: WorkQueue, texts_of: TextsOf, endpoints: Sequence[Endpoint]) -> None:
     """Format the shard's pairs a block at a time and queue them, never far ahead of what the endpoints take."""
     for positions in _blocks(shard.sending_order()):
         texts = await asyncio.to_thread(_block_texts, shard.rows, positions, texts_of)

@@ -76,9 +76,7 @@ def label_over_ray(
     job = replace(
         job,
         folder=job.folder.absolute(),
-        teacher_folder=job.teacher_folder.absolute(),
         candidates=replace(job.candidates, path=job.candidates.path.absolute()),
-        credentials=job.credentials.absolute(),
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"index": r.index, "first_row": r.first_row, "rows": r.rows} for r in ranges]

@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
+from ranking.reranker_prompts import format_of_teacher
 from ranking.text import TeacherFormat
 
 
@@ -60,7 +61,7 @@ class ServedTeacher:
             )
         if card.vocabulary and card.vocabulary != fingerprint(folder / "tokenizer.json"):
             raise InputError(f"{folder}/tokenizer.json: not the tokenizer of the score card; copy the checkpoint again")
-        return TeacherFormat.of_checkpoint(folder)
+        return format_of_teacher(folder)
 
     @property
     def documents_per_request(self) -> int:

@@ -27,12 +27,13 @@ class ShardInHand:
             self.done.set()
 
     def sending_order(self) -> list[int]:
-        """Positions to score, a query's candidates side by side (first seen first), so that the prefix cache
-        serves them."""
-        refused = {refusal.position for refusal in self.refusals}
+        """Positions to score, a query's candidates side by side, so that the prefix cache serves them."""
+        settled = {refusal.position for refusal in self.refusals} | set(
+            np.flatnonzero(np.isfinite(self.scores)).tolist()
+        )
         by_query: dict[str, list[int]] = {}
         for position, query in enumerate(self.rows.column("query").to_pylist()):
-            if position not in refused:
+            if position not in settled:
                 by_query.setdefault(query, []).append(position)
         return [position for positions in by_query.values() for position in positions]
 
@@ -63,9 +64,9 @@ class Pair:
     streams_lost: int = 0
 
     @property
-    def troubled(self) -> bool:
-        """Whether it has failed: it is then asked for alone, so that it cannot take others with it."""
-        return self.failures > 0 or self.streams_lost > 0
+    def trouble(self) -> int:
+        """How often it has failed, or a stream has broken under it."""
+        return self.failures + self.streams_lost
 
 
 class WorkQueue:
@@ -73,7 +74,7 @@ class WorkQueue:
 
     def __init__(self) -> None:
         self._pairs: deque[Pair] = deque()
-        self._ready = asyncio.Semaphore(0)
+        self._filled = asyncio.Event()
         self._low = asyncio.Event()
         self._room = 0
 
@@ -86,30 +87,32 @@ class WorkQueue:
         while len(self._pairs) >= room:
             self._low.clear()
             await self._low.wait()
-        for pair in pairs:
-            self._pairs.append(pair)
-            self._ready.release()
+        self._pairs.extend(pairs)
+        self._filled.set()
 
     def hand_back(self, pair: Pair) -> None:
-        """Put a pair at the front of the queue."""
+        """Put a pair that got no score in front of the queue."""
         self._pairs.appendleft(pair)
-        self._ready.release()
+        self._filled.set()
 
-    async def get(self, most: int = 1) -> list[Pair]:
-        """The next pair, with those behind it that have the same query, up to `most`; waits for the first alone."""
-        await self._ready.acquire()
-        taken = [self._pairs.popleft()]
-        # an unlocked semaphore is acquired without waiting, and counts no pair that another endpoint has been promised
-        while len(taken) < most and not self._ready.locked() and _belong_together(taken[0], self._pairs[0]):
-            await self._ready.acquire()
+    async def get(self, most: int = 1, alone_after: int = 1) -> list[Pair]:
+        """The next pair, with those behind it that have the same query, up to `most`; waits for the first.
+
+        alone_after: a pair that has failed that often comes alone, so that it cannot take others with it.
+        """
+        while not self._pairs:
+            self._filled.clear()
+            await self._filled.wait()
+        first = self._pairs.popleft()
+        taken = [first]
+        while self._pairs and len(taken) < most and first.trouble < alone_after:
+            other = self._pairs[0]
+            if other.texts[0] != first.texts[0] or other.trouble >= alone_after:
+                break
             taken.append(self._pairs.popleft())
         if len(self._pairs) < self._room:
             self._low.set()
         return taken
-
-
-def _belong_together(first: Pair, other: Pair) -> bool:
-    return first.texts[0] == other.texts[0] and not first.troubled and not other.troubled
 
 
 @dataclass

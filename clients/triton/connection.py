@@ -26,6 +26,11 @@ from ranking.errors import InputError
 TOKEN_VARIABLE = "DISRANKER_TOKEN"
 SCHEMES = ("grpc", "grpcs", "http", "https")
 
+# Without pings only the kernel notices that a peer vanished, after a quarter of an hour. They are sent during calls
+# only, and seldom: Triton's gRPC server hangs up on the third ping within five minutes in which it had nothing to say.
+_KEEPALIVE = [("grpc.keepalive_timeout_ms", 5_000), ("grpc.keepalive_permit_without_calls", 0)]
+_CALL_KEEPALIVE = [("grpc.keepalive_time_ms", 10_000), *_KEEPALIVE]
+_STREAM_KEEPALIVE = [("grpc.keepalive_time_ms", 120_000), *_KEEPALIVE]
 _CHANNEL_OPTIONS = [
     # gRPC waits up to two minutes before it tries a lost server again; its return must be noticed at once
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -61,26 +66,38 @@ class TritonAccess:
     """Settings of every program that asks Triton; their Config inherits them, beside its own `url`.
 
     Args:
-        token: bearer token for Triton; the variable DISRANKER_TOKEN if not given
+        token_file: file that holds the bearer token for Triton; the variable DISRANKER_TOKEN if not given. A command
+            line is no place for a token: every account of the machine can read it
         ca: PEM file of the authority that signed Triton's certificates, for grpcs:// and https://
         certificate: PEM file of the certificate that this client shows to Triton
         key: PEM file of that certificate's key
     """
 
-    token: str | None = None
+    token_file: Path | None = None
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
 
     def credentials(self) -> Credentials:
         """The credentials; InputError names a file that is missing, or a certificate without its key."""
-        for name in ("ca", "certificate", "key"):
+        for name in ("ca", "certificate", "key", "token_file"):
             path = getattr(self, name)
             if path is not None and not path.is_file():
-                raise InputError(f"--{name} {path}: no such file")
+                raise InputError(f"--{name.replace('_', '-')} {path}: no such file")
         if (self.certificate is None) != (self.key is None):
             raise InputError("--certificate and --key belong together: give both or none")
-        return Credentials(self.token or os.environ.get(TOKEN_VARIABLE), self.ca, self.certificate, self.key)
+        return Credentials(self._token(), self.ca, self.certificate, self.key)
+
+    def _token(self) -> str | None:
+        if self.token_file is None:
+            return os.environ.get(TOKEN_VARIABLE) or None
+        try:
+            token = self.token_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as problem:
+            raise InputError(f"--token-file {self.token_file}: cannot be read: {problem}") from problem
+        if not token or not token.isprintable() or " " in token:
+            raise InputError(f"--token-file {self.token_file}: one token without spaces is expected")
+        return token
 
 
 class TritonConnection:
@@ -152,8 +169,9 @@ class TritonConnection:
         if not self.is_grpc:
             raise InputError(f"{self}: streaming needs gRPC: give grpc://host:port or grpcs://host:port")
         if not self.is_secure:
-            return grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.address, self._channel_credentials, options=_CHANNEL_OPTIONS)
+            return grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS + _STREAM_KEEPALIVE)
+        options = _CHANNEL_OPTIONS + _STREAM_KEEPALIVE
+        return grpc.aio.secure_channel(self.address, self._channel_credentials, options=options)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The gRPC metadata of each call made over stream_channel()."""
@@ -186,7 +204,7 @@ class TritonConnection:
 
     def _grpc_client_options(self) -> dict[str, Any]:
         security = {"creds": self._channel_credentials} if self.is_secure else {}
-        return {"channel_args": _CHANNEL_OPTIONS, **security}
+        return {"channel_args": _CHANNEL_OPTIONS + _CALL_KEEPALIVE, **security}
 
     @cached_property
     def _channel_credentials(self) -> grpc.ChannelCredentials:

@@ -22,6 +22,7 @@ _REASONS = {
     "404": "unavailable",
     "503": "unavailable",
 }
+_BAD_PAGE = {"StatusCode.INVALID_ARGUMENT", "400"}
 _REFUSALS = {
     "StatusCode.INVALID_ARGUMENT",
     "400",
@@ -30,20 +31,31 @@ _REFUSALS = {
     "StatusCode.PERMISSION_DENIED",
     "403",
 }
+# what Triton itself finds wrong with a request is about tensors and models, which no caller of a ranking chooses
+_SERVERS_OWN = ("[request id:", "Request for unknown model", "unexpected inference")
+# so many deadline misses in a row, with no answer between them, and the connection is taken for dead
+RENEW_AFTER = 5
 # asyncio's deadline is only for a channel that hangs before gRPC starts to count the request's own
 _GRACE_SECONDS = 0.05
+
+
+SERVED_LIMITS = ("max_documents", "max_field_bytes")  # parameters of a front model's configuration
 
 
 class ScoringFailure(Exception):
     """A model gave no usable scores; the text is what the server said.
 
     reason: `timeout`, `unavailable`, `error` or `bad_scores`, as it is logged; a caller may add reasons of its own.
-    refused: the request itself is wrong or not allowed, so another server would say the same.
+    refused: the request itself is wrong or not allowed, so another server would say the same; callers_fault: the model
+    says that the page is wrong (too many documents, a blank query), which says nothing about the model; asked: whether
+    the model was asked at all.
     """
 
-    def __init__(self, reason: str, detail: str, refused: bool = False):
+    def __init__(
+        self, reason: str, detail: str, refused: bool = False, callers_fault: bool = False, asked: bool = True
+    ):
         super().__init__(detail)
-        self.reason, self.refused = reason, refused
+        self.reason, self.refused, self.callers_fault, self.asked = reason, refused, callers_fault, asked
 
 
 @dataclass(frozen=True)
@@ -98,34 +110,81 @@ class ScoringClient:
 
 
 class AsyncScoringClient:
-    """The same for asyncio: any number of calls may be under way. Make it inside the running loop."""
+    """The same for asyncio: any number of calls may be under way. Make it inside the running loop.
+
+    A peer that goes silent without closing the connection would never be noticed by it, so after RENEW_AFTER deadline
+    misses in a row a new connection takes over. renewals: how often that happened.
+    """
 
     def __init__(self, connection: TritonConnection, deadline_ms: float):
-        self.connection = connection
+        import aiohttp  # here rather than in a call, where it would hold up the loop for longer than a page takes
+
+        self._lost = (InferenceServerException, OSError, aiohttp.ClientError)  # TimeoutError is an OSError
+        self.connection, self.renewals = connection, 0
+        self._deadline_ms = deadline_ms
         self._client = connection.async_client(deadline_ms)
+        self._misses = 0
+        self._closing: set[asyncio.Task] = set()  # the loop itself keeps only weak references
 
     async def score(self, model: str, page: PageTensors, deadline_ms: float, version: str = "") -> ModelScores:
         """The page's scores by a model. ScoringFailure says why there are none."""
-        import aiohttp
-
         arguments = self.connection.infer_arguments(model, page.inputs(self.connection), deadline_ms, version)
         try:
             async with asyncio.timeout(deadline_ms / 1000 + _GRACE_SECONDS):
                 answer = await self._client.infer(**arguments)
-        except (InferenceServerException, OSError, aiohttp.ClientError) as problem:  # TimeoutError is an OSError
-            raise _failure(problem, deadline_ms) from problem
+        except self._lost as problem:
+            failure = _failure(problem, deadline_ms)
+            self._count_misses(failure.reason == "timeout")
+            raise failure from problem
+        self._count_misses(False)
         return _read(answer, page.documents)
+
+    async def served_limits(self, model: str, deadline_ms: float) -> dict[str, int]:
+        """The limits in a served model's configuration: `max_documents`, `max_field_bytes`, as far as it names them.
+
+        ScoringFailure if the server does not say.
+        """
+        try:
+            async with asyncio.timeout(deadline_ms / 1000):
+                answer = await self._client.get_model_config(model, headers=self.connection.credentials.headers())
+        except self._lost as problem:
+            raise _failure(problem, deadline_ms) from problem
+        if isinstance(answer, dict):
+            given = {name: value.get("string_value", "") for name, value in answer.get("parameters", {}).items()}
+        else:
+            given = {name: value.string_value for name, value in answer.config.parameters.items()}
+        return {name: int(given[name]) for name in SERVED_LIMITS if given.get(name, "").isdecimal()}
 
     async def close(self) -> None:
         """Close the connection."""
+        for task in self._closing:
+            task.cancel()
         await self._client.close()
+
+    def _count_misses(self, missed: bool) -> None:
+        self._misses = self._misses + 1 if missed else 0
+        if self._misses >= RENEW_AFTER:
+            self._misses = 0
+            self.renewals += 1
+            old, self._client = self._client, self.connection.async_client(self._deadline_ms)
+            task = asyncio.create_task(self._close_later(old))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _close_later(self, client: Any) -> None:
+        """Close once the calls under way have met their deadlines: a slow server may still answer some."""
+        try:
+            await asyncio.sleep(self._deadline_ms / 1000 + _GRACE_SECONDS)
+        finally:
+            await client.close()
 
 
 def _failure(problem: Exception, deadline_ms: float) -> ScoringFailure:
     if isinstance(problem, InferenceServerException):
         status = str(problem.status())
         detail = " ".join(str(problem.message()).split())
-        return ScoringFailure(_REASONS.get(status, "error"), detail, refused=status in _REFUSALS)
+        callers_fault = status in _BAD_PAGE and not detail.startswith(_SERVERS_OWN)
+        return ScoringFailure(_REASONS.get(status, "error"), detail, status in _REFUSALS, callers_fault)
     if isinstance(problem, TimeoutError):
         return ScoringFailure("timeout", f"no answer in {deadline_ms:.0f} ms")
     return ScoringFailure("unavailable", " ".join(str(problem).split()) or type(problem).__name__)

@@ -4,9 +4,9 @@
 
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into calls (length buckets, or
 packed lists without padding, as the build chose) and sends each to `<name>_encoder`, version for version, which runs on
-TensorRT, OpenVINO or whatever the build chose. A version folder holds this file, buckets.py, the tokenizer, the score
-card and the `ranking` modules that make the text, so a version goes on reading text as it was built to. In a container
-it needs `pip install tokenizers`, nothing else.
+TensorRT, OpenVINO or whatever the build chose. A version folder holds this file, buckets.py, request_fields.py, the
+tokenizer, the score card and the `ranking` modules that make the text, so a version goes on reading text as it was
+built to. In a container it needs `pip install tokenizers`, nothing else.
 """
 
 from __future__ import annotations
@@ -27,15 +27,11 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from buckets import cut, fill
+from field_cache import FieldCache
+from request_fields import BadRequest, read_fields
 
 from ranking.encoder_inputs import OUTPUT, Feed, pack, pad
-from ranking.limits import MAX_FIELD_BYTES
 from ranking.text import EncodedPair, StudentFormat
-from ranking.visible import is_visible
-
-
-class BadRequest(Exception):
-    """What is wrong with one caller's request, in a line for that caller."""
 
 
 class TritonPythonModel:
@@ -57,6 +53,7 @@ class TritonPythonModel:
         self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
+        self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
         self.text.encode(["warm"], ["up"], ["the tokenizer"])
 
     async def execute(self, requests: list) -> list:
@@ -111,34 +108,3 @@ class TritonPythonModel:
             inputs=[pb_utils.Tensor(name, values) for name, values in feed.items()],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
-
-
-def read_fields(request, max_documents: int) -> tuple[list[str], list[str], list[str]]:
-    """Queries (one repeated), titles, summaries, an entry per document. BadRequest names the tensor and document."""
-    query, title, summary = (
-        pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("query", "title", "summary")
-    )
-    count = len(title)
-    if len(summary) != count:
-        raise BadRequest(f"title has {count} documents, summary has {len(summary)}: one of each per document is needed")
-    if not count:
-        raise BadRequest("no documents: title and summary are empty")
-    if count > max_documents:
-        raise BadRequest(f"{count} documents in one request; at most {max_documents} are served, send several requests")
-    asked = decode("query", query)[0]
-    if not is_visible(asked):
-        raise BadRequest("query is blank: it has no visible character")
-    return [asked] * count, decode("title", title), decode("summary", summary)
-
-
-def decode(name: str, values: np.ndarray) -> list[str]:
-    """BYTES elements as text. BadRequest if one is not UTF-8 or too long to be a field."""
-    texts = []
-    for index, value in enumerate(values):
-        if len(value) > MAX_FIELD_BYTES:
-            raise BadRequest(f"{name}[{index}] has {len(value)} bytes; at most {MAX_FIELD_BYTES} are read")
-        try:
-            texts.append(value.decode("utf-8"))
-        except UnicodeDecodeError as problem:
-            raise BadRequest(f"{name}[{index}] is not valid UTF-8: {problem.reason} at byte {problem.start}") from None
-    return texts

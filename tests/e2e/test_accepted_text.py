@@ -129,7 +129,7 @@ def check_every_door(requests: list[RankRequest], front: types.ModuleType) -> No
         log.close()
         found = compact(Path(folder) / "log", Path(folder) / "data", DuckdbSettings())
         names = {request.request_id or f"made {number}" for number, request in enumerate(requests)}
-        assert found.exposures == len(names) and not found.damaged
+        assert found.exposures == len(names) and not found.damaged and not found.rejected
         rows: dict[str, list[dict[str, Any]]] = {"exposures": [], "events": []}
         for table, kept in rows.items():
             for file in sorted((Path(folder) / "data" / table).glob("*.parquet")):

@@ -23,12 +23,14 @@ from ranking.errors import InputError
 from ranking.labels import LabelSet, load_manifest
 from ranking.pretrained import checkpoint_of
 from ranking.schema import read_table
+from training.evaluation.blend_combination import rank_fractions
 from training.evaluation.checkpoint_scores import Scorer
 from training.evaluation.label_scores import label_scores
 from training.evaluation.sentence_similarity import SentenceEncoder
 from training.sources.bm25 import bm25_scores
 
 Precision = Literal["float32", "bfloat16"]
+Combination = Literal["weighted", "ridge", "rank"]
 UNTRAINED = ("bm25", "bm25:title", "similarity", "similarity:title")
 RANKERS = f"{', '.join(UNTRAINED)}, checkpoint:PATH or labels:PATH"
 
@@ -49,7 +51,7 @@ class Blend:
     """Rankers with scales and weights.
 
     encoder, max_tokens, precision: how embeddings are made; corpus: fingerprint of the documents behind BM25's word
-    statistics.
+    statistics; combine: what is added up: scores on one scale, or ranks within the query.
     """
 
     rankers: tuple[Ranker, ...]
@@ -57,10 +59,13 @@ class Blend:
     max_tokens: int
     precision: Precision
     corpus: str
+    combine: Combination = "weighted"
 
     def teacher_id(self) -> str:
         """16 hex digits that change with everything that moves a score, the folders' names excepted."""
         content = asdict(self) | {"encoder": ""}
+        if self.combine != "rank":  # however the weights were found, they and the scales make the score
+            del content["combine"]
         for ranker in content["rankers"]:
             if ranker["source"] not in UNTRAINED:
                 ranker["source"] = ranker["source"].partition(":")[0]
@@ -144,8 +149,17 @@ class BlendScorer:
         for ranker in blend.rankers:
             if self.ranker(ranker.source).fingerprint != ranker.fingerprint:
                 raise InputError(f"{ranker.source}: changed since the blend was made; label again")
-            total += ranker.weight * (self.scores(ranker.source, rows) - ranker.mean) / ranker.spread
+            scores = self.scores(ranker.source, rows)
+            if blend.combine == "rank":
+                total += ranker.weight * rank_fractions(scores, query_numbers(rows))
+            else:
+                total += ranker.weight * (scores - ranker.mean) / ranker.spread
         return total.astype(np.float32)
+
+
+def query_numbers(rows: pa.Table) -> NDArray[np.int64]:
+    """int64 [rows]: one number for each query_id."""
+    return np.unique(rows.column("query_id").to_numpy(zero_copy_only=False), return_inverse=True)[1]
 
 
 def dataset_documents(data: Path) -> list[tuple[str, str]]:

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from ranking.errors import InputError
-from ranking.labels import iter_labelled
+from ranking.labels import DISAGREEMENT, iter_labelled
 from ranking.schema import read_judgments
 from ranking.text import EncodedPair, StudentFormat
-from training.trainer.group_batches import GroupSampler, RankingGroups, sample_up_to
+from training.trainer.group_batches import GroupSampler, RankingGroups, group_rows, sample_up_to
 from training.trainer.token_store import TokenStore
 
 LOGGER = logging.getLogger(__name__)
@@ -30,6 +30,38 @@ def judged_groups(path: str | Path, text_format: StudentFormat) -> RankingGroups
 def labelled_groups(candidates: str | Path, labels: str | Path, text_format: StudentFormat) -> RankingGroups:
     """The groups of the labelled candidates; targets are the teacher's raw scores. Rejected candidates are left out."""
     return groups_of(iter_labelled(candidates, labels), "teacher_score", text_format)
+
+
+def confidence_weights(candidates: str | Path, labels: str | Path) -> np.ndarray:
+    """Weights of labels by their disagreement d: 1 / (1 + (d / mean d)^2), float32 [documents] with mean 1.
+
+    They stand in the order of labelled_groups. A label on which its teachers are as far apart as on the average one
+    counts half of one on which they agree. InputError if the labels do not say how far their teachers disagree.
+    """
+    query_ids: list[str] = []
+    apart: list[np.ndarray] = []
+    for rows in iter_labelled(candidates, labels):
+        if DISAGREEMENT not in rows.column_names:
+            raise InputError(f"{labels}: no column {DISAGREEMENT}; labels of several teachers have one (blend_labels)")
+        query_ids.extend(rows.column("query_id").to_pylist())
+        apart.append(rows.column(DISAGREEMENT).to_numpy())
+    distance = np.concatenate(apart)[group_rows(query_ids)[1]].astype(np.float64)
+    if not np.isfinite(distance).all() or (distance < 0).any():
+        raise InputError(f"{labels}: column {DISAGREEMENT} has a value that is negative or not finite")
+    weights = 1 / (1 + np.square(distance / max(distance.mean(), 1e-9)))
+    return (weights / weights.mean()).astype(np.float32)
+
+
+def weighted(groups: RankingGroups, weights: np.ndarray) -> RankingGroups:
+    """The groups with targets [documents, 3]: the target, the set it came from (see joined), and its weight.
+
+    weights: of the first documents, as many as there are labels; judged documents behind them count 1.
+    """
+    columns = groups.targets.reshape(len(groups.targets), -1)
+    source = columns[:, 1] if columns.shape[1] > 1 else np.zeros(len(columns), np.float32)
+    judged = np.ones(len(columns) - len(weights), np.float32)
+    targets = np.stack([columns[:, 0], source, np.concatenate([weights, judged])], axis=1).astype(np.float32)
+    return RankingGroups(groups.store, targets, groups.group_starts, groups.query_ids)
 
 
 def groups_of(pieces: Iterable[pa.Table], target: str, text_format: StudentFormat) -> RankingGroups:

@@ -58,13 +58,23 @@ def click_ranknet(scores: Tensor, click_rates: Tensor, groups: Tensor, reduction
     return _reduce_pairs(weights * functional.softplus(scores[worse] - scores[better]), better, groups, reduction)
 
 
-def point_mse(student: Tensor, teacher: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """(s_i - t_i)^2 over documents; float [n] each. ValueError: lengths differ or a target is not finite."""
+def point_mse(student: Tensor, teacher: Tensor, reduction: Reduction = "mean", weights: Tensor | None = None) -> Tensor:
+    """w_i * (s_i - t_i)^2 over documents; float [n] each, no weights count as 1.
+
+    ValueError: lengths differ or a target is not finite.
+    """
     student, teacher = _checked(student, teacher)
-    return _reduce((student - teacher).square().sum(), len(student), reduction)
+    squares = (student - teacher).square()
+    return _reduce((squares if weights is None else weights * squares).sum(), len(student), reduction)
 
 
-def margin_mse(student: Tensor, teacher: Tensor, groups: Tensor, reduction: Reduction = "mean") -> Tensor:
+def margin_mse(
+    student: Tensor,
+    teacher: Tensor,
+    groups: Tensor,
+    reduction: Reduction = "mean",
+    weights: Tensor | None = None,
+) -> Tensor:
     """((s_i - s_j) - (t_i - t_j))^2 over all pairs i < j of a group (Hofstätter et al., arXiv 2010.02666).
 
     student, teacher: float [n] raw scores; groups: int [n], the query each row belongs to.
@@ -73,17 +83,29 @@ def margin_mse(student: Tensor, teacher: Tensor, groups: Tensor, reduction: Redu
     With the residual e = s - t, the mean over the pairs of one group of size m is 2 / (m - 1) * sum (e_i - mean e)^2:
     twice the residual's (unbiased) variance, so no pair is ever formed and the cost is O(n). The variance is taken in
     two passes, centred per group: sum of squares minus squared sum cancels when scores carry a large offset.
+
+    weights: float [n], above 0; a pair then counts w_i * w_j, and the sum over pairs is W * sum w_i (e_i - mean e)^2,
+    where W is the weights' sum and the mean is weighted likewise.
     """
     student, teacher = _checked(student, teacher, groups)
     group, sizes = _group_index(groups)
     residual = student - teacher
-    centred = residual - (_sum_by_group(residual, group, len(sizes)) / sizes)[group]
-    pairs_mean = 2 * _sum_by_group(centred.square(), group, len(sizes)) / (sizes - 1).clamp(min=1)
+    weights = torch.ones_like(residual) if weights is None else weights
+    sums = _sum_by_group(weights, group, len(sizes))
+    centred = residual - (_sum_by_group(weights * residual, group, len(sizes)) / sums)[group]
+    squares = _sum_by_group(weights * centred.square(), group, len(sizes))
+    pairs_mean = 2 * sums * squares / (sizes * (sizes - 1)).clamp(min=1)
     return _reduce((pairs_mean * sizes).sum(), len(student), reduction)
 
 
 def hybrid(
-    student: Tensor, teacher: Tensor, groups: Tensor, alpha: float, beta: float, reduction: Reduction = "mean"
+    student: Tensor,
+    teacher: Tensor,
+    groups: Tensor,
+    alpha: float,
+    beta: float,
+    reduction: Reduction = "mean",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """alpha * point_mse + beta * margin_mse: DisRanker's student loss (arXiv 2411.04539, section 3.3).
 
@@ -91,7 +113,8 @@ def hybrid(
     alpha pays for the offset of each query (needed for thresholds, free for ranking), beta buys order.
     Arguments, normalisation and errors as for margin_mse.
     """
-    return alpha * point_mse(student, teacher, reduction) + beta * margin_mse(student, teacher, groups, reduction)
+    point = point_mse(student, teacher, reduction, weights)
+    return alpha * point + beta * margin_mse(student, teacher, groups, reduction, weights)
 
 
 def listwise_kl(

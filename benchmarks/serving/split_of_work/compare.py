@@ -105,6 +105,7 @@ def make_variants(config: Config, repository: Path, version: int) -> dict[str, s
     front = read_config(repository / config.name / CONFIG_NAME)
     # no request is refused here, however slow the machine is
     front.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0
+    front.parameters["cached_fields"].string_value = "0"  # the same lists come again and again
     (repository / config.name / CONFIG_NAME).write_text(as_text(front), encoding="utf-8")
     encoder = read_config(encoder_home / CONFIG_NAME)
     bf16 = "HINT_BF16" in encoder.parameters

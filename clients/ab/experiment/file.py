@@ -28,21 +28,28 @@ class ExperimentFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._seen = self._stamp()
+        self._seen = self._changing = self._stamp()
         self.current = parse(self._read(), self.path)
         self.error = ""
 
     def reload(self) -> bool:
-        """Take up the file if it changed. True if the experiments in force are new ones."""
+        """Take up the file if it changed. True if the experiments in force are new ones.
+
+        A change is taken up at the second look that finds it the same: the first may have met a half-written file.
+        """
         stamp = self._stamp()
         if stamp == self._seen:
+            return False
+        if stamp != self._changing:
+            self._changing = stamp
             return False
         self._seen = stamp
         try:
             new = parse(self._read(), self.path)
-        except InputError as problem:
-            self.error = str(problem)
-            logger.error("%s; the experiments in force stay as they were", problem)
+        except Exception as problem:  # an edit must never be lost without a word, whatever the parser makes of it
+            known = isinstance(problem, InputError)
+            self.error = str(problem) if known else f"{self.path}: {type(problem).__name__}: {problem}"
+            logger.error("%s; the experiments in force stay as they were", self.error)
             return False
         changed = new != self.current or [e.fingerprint for e in new.experiments] != [
             e.fingerprint for e in self.current.experiments
@@ -70,8 +77,9 @@ def parse(text: str, source: str | Path) -> Experiments:
     """An experiment file's content. InputError names the experiment, the field and the reason."""
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        raise InputError(f"{source}: not YAML: {' '.join(str(problem).split())}") from problem
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:  # ValueError: an impossible date
+        reason = " ".join(str(problem).split()) or type(problem).__name__
+        raise InputError(f"{source}: not YAML: {reason}; put text that looks like a date in quotes") from problem
     top = _mapping(content, str(source), {"default_model", "kill_switch", "experiments"})
     default_model = _text(top.get("default_model"), f"{source}: default_model")
     listed = top.get("experiments") or []

@@ -18,13 +18,15 @@ from tqdm import tqdm
 
 from clients.ab.database import DuckdbSettings, single_value
 from clients.ab.log.lines import DAY_MICROSECONDS
-from clients.ab.log.reader import ReadCounts, log_files, read_file
-from clients.ab.log.records import RECORDS, SMALL_RECORDS, as_table
+from clients.ab.log.quarantine import Line, Quarantine
+from clients.ab.log.reader import ReadCounts, log_files, read_lines
+from clients.ab.log.records import RECORDS, SMALL_RECORDS
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.schema import TABLES, write_table
 
 BLOCK_RECORDS = 20_000
+FILE_MODE, FOLDER_MODE = 0o640, 0o750  # what users searched for and clicked is not for every account of the machine
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Summary:
     records: int = 0
     torn_tails: int = 0
     damaged: list[str] = field(default_factory=list)
+    rejected: int = 0
     exposures: int = 0
     exposures_repeated: int = 0
     events: int = 0
@@ -117,18 +120,20 @@ _TABLE_QUERIES = {
 def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path | None = None) -> Summary:
     """Read the raw log folder, write the days that it holds into `out`, and count what was met on the way.
 
-    scratch: folder for temporary files, `out` if None. InputError: no such folder, or a record that cannot be read;
-    DataError: a record that breaks its table, with file, row and reason.
+    A record that breaks its table goes to rejects.jsonl with file, line and reason, and is counted: one caller's page
+    must not end compaction, and with it retention, for everybody. scratch: folder for temporary files, `out` if None.
+    InputError: no such folder, or a record of a kind that this release does not know.
     """
     summary = Summary()
-    out.mkdir(parents=True, exist_ok=True)
+    quarantine = Quarantine()
+    out.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".compact-", dir=scratch or out))
     try:
         with duckdb_settings.open_database(temporary) as database:
             database.execute("SET enable_progress_bar = false")
             # of two exposures logged in one microsecond, the one with the higher rowid was written later
             database.execute("SET preserve_insertion_order = true")
-            small = _load(database, raw, summary)
+            small = _load(database, raw, summary, quarantine)
             database.execute(_PREPARE)
             _count(database, summary)
             _write_days(database, out, summary)
@@ -136,6 +141,9 @@ def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path
         raise InputError(f"{raw}: cannot be compacted: {' '.join(str(problem).split())[:300]}") from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if path := quarantine.write(out):
+        path.chmod(FILE_MODE)
+    summary.rejected = len(quarantine.rejects)
     definitions: dict[str, Any] = {}
     for record in small["config"]:
         first_used = {"first_used": _iso(record["logged"]), "definition": record["definition"]}
@@ -151,39 +159,41 @@ def write_summary(out: Path, summary: Summary) -> None:
     write_json(out / "compact.json", asdict(summary))
 
 
-def _load(database: duckdb.DuckDBPyConnection, raw: Path, summary: Summary) -> dict[str, list[dict[str, Any]]]:
+def _load(
+    database: duckdb.DuckDBPyConnection, raw: Path, summary: Summary, quarantine: Quarantine
+) -> dict[str, list[dict[str, Any]]]:
     """Read every raw file into the database, block by block; returns the few records that become JSON files."""
     for kind, schema in RECORDS.items():
         database.register("empty", schema.empty_table())
         database.execute(f"CREATE TABLE {kind} AS SELECT * FROM empty")
         database.unregister("empty")
-    blocks: dict[str, list[dict[str, Any]]] = {kind: [] for kind in RECORDS}
+    blocks: dict[str, list[Line]] = {kind: [] for kind in RECORDS}
     small: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SMALL_RECORDS}
     counts = ReadCounts()
     files = log_files(raw)
     with tqdm(total=sum(f.stat().st_size for f in files), unit="B", unit_scale=True, desc="reading") as bar:
         for path in files:
-            for record in read_file(path, counts):
-                kind = str(record.get("type"))
+            for number, record in read_lines(path, counts):
+                kind, line = str(record.get("type")), Line(path, number, record)
                 if kind in blocks:
-                    blocks[kind].append(record)
+                    blocks[kind].append(line)
                     if len(blocks[kind]) >= BLOCK_RECORDS:
-                        _insert(database, kind, blocks[kind])
+                        _insert(database, kind, blocks[kind], quarantine)
                 elif kind in small:
-                    small[kind].append(record)
+                    small[kind] += quarantine.whole(kind, line)
                 else:
                     raise InputError(f"{path}: a record of type {kind!r}; it was written by a newer release")
             bar.update(path.stat().st_size)
     for kind, block in blocks.items():
-        _insert(database, kind, block)
+        _insert(database, kind, block, quarantine)
     summary.files, summary.records, summary.torn_tails = counts.files, counts.records, counts.torn
     summary.damaged = counts.damaged
     return small
 
 
-def _insert(database: duckdb.DuckDBPyConnection, kind: str, block: list[dict[str, Any]]) -> None:
+def _insert(database: duckdb.DuckDBPyConnection, kind: str, block: list[Line], quarantine: Quarantine) -> None:
     if block:
-        database.register("block", as_table(kind, block))
+        database.register("block", quarantine.sound(kind, block))
         database.execute(f"INSERT INTO {kind} SELECT * FROM block")
         database.unregister("block")
         block.clear()
@@ -211,7 +221,9 @@ def _write_days(database: duckdb.DuckDBPyConnection, out: Path, summary: Summary
                 continue
             reader = database.sql(query, params={"day": day}).to_arrow_reader(65536)
             path = out / table / f"{_date(day)}.parquet"
+            path.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
             rows = write_table(path, table, _pieces(reader, table))
+            path.chmod(FILE_MODE)
             if table == "shadows" and not rows:
                 path.unlink()
             summary.rows_written[table] = summary.rows_written.get(table, 0) + rows
@@ -240,3 +252,4 @@ def _merge_json(path: Path, fresh: dict[str, Any]) -> None:
     """
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, {**fresh, **known})
+    path.chmod(FILE_MODE)

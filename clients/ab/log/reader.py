@@ -28,8 +28,11 @@ def log_files(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob(f"*{SUFFIX}"))
 
 
-def read_file(path: Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
-    """Every whole record of one file, in order. Torn and damaged lines are counted, never raised."""
+def read_lines(path: Path, counts: ReadCounts) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every whole record of one file with the 1-based number of its line, in order.
+
+    Torn and damaged lines are counted, never raised.
+    """
     counts.files += 1
     bad = 0
     with path.open("rb") as stream:
@@ -42,8 +45,13 @@ def read_file(path: Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
                 bad = number
                 continue
             counts.records += 1
-            yield record
+            yield number, record
     counts.torn += bool(bad)
+
+
+def read_file(path: Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
+    """Every whole record of one file, in order."""
+    return (record for _, record in read_lines(path, counts))
 
 
 def read_folder(folder: str | Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:

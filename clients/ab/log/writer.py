@@ -10,6 +10,7 @@ all requests in flight and the event loop never waits for it.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import queue
@@ -37,12 +38,22 @@ def now_microseconds() -> int:
 class ExposureLog:
     """Appends records to files of one UTC day each; an append is done when it is on disk.
 
-    folder: made if absent; rotate_bytes, rotate_seconds: when a new file is begun. InputError if the folder is not
+    folder: made if absent; rotate_bytes, rotate_seconds: when a new file is begun; queue_bytes: records that may wait
+    for a slow disk, beyond which a record counts as one that could not be written. InputError if the folder is not
     writable.
     """
 
-    def __init__(self, folder: str | Path, rotate_bytes: int = 64 << 20, rotate_seconds: float = 3600.0):
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | Path,
+        rotate_bytes: int = 64 << 20,
+        rotate_seconds: float = 3600.0,
+        queue_bytes: int = 64 << 20,
+    ):
+        self.folder, self.queue_bytes = Path(folder), queue_bytes
+        self.waiting_records = self.waiting_bytes = 0  # queued and not yet on disk
+        self._lock = threading.Lock()  # around these two and `failures`
+        self._writing_since: float | None = None
         self.rotate_bytes, self.rotate_seconds = rotate_bytes, rotate_seconds
         self.failures = 0  # records that could not be written
         self.failing = ""  # why the last write failed, empty once one succeeds again
@@ -51,7 +62,7 @@ class ExposureLog:
         self._count = 0
         self._retry_at = 0.0
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
             probe = self.folder / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -61,29 +72,49 @@ class ExposureLog:
         self._thread.start()
 
     async def append(self, kind: str, record: dict[str, Any]) -> bool:
-        """Log a record; True once it is on disk, False if it could not be written (counted, and the reason logged)."""
+        """Log a record; True once it is on disk, False if it could not be written (counted, and the reason logged).
+
+        Whoever gives up waiting may cancel this: the record stays in the queue.
+        """
+        return await self.append_all(kind, [record])
+
+    async def append_all(self, kind: str, records: list[dict[str, Any]]) -> bool:
+        """append for several records, which are written together or not at all."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()
-        self._submit(kind, record, _Pending(b"", 0, future=future, loop=loop))
+        if not self._submit(kind, records, _Pending(b"", 0, len(records), future=future, loop=loop)):
+            return False
         return await future
 
     def write(self, kind: str, record: dict[str, Any]) -> bool:
         """append for callers without an event loop."""
         done: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._submit(kind, record, _Pending(b"", 0, done=done.put))
-        return done.get()
+        return self._submit(kind, [record], _Pending(b"", 0, 1, done=done.put)) and done.get()
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long the write under way has been waiting for the disk; 0 if none is."""
+        since = self._writing_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def close(self) -> None:
         """Write what waits and end the thread."""
         self._queue.put(None)
         self._thread.join()
 
-    def _submit(self, kind: str, record: dict[str, Any], pending: _Pending) -> None:
+    def _submit(self, kind: str, records: list[dict[str, Any]], pending: _Pending) -> bool:
         # the time is taken where the order of the queue is made, so that a file holds one day and never goes back
         logged = now_microseconds()
-        pending.line = encode({"type": kind, "logged": logged, **record})
+        pending.lines = b"".join(encode({"type": kind, "logged": logged, **record}) for record in records)
         pending.day = logged // DAY_MICROSECONDS
+        with self._lock:
+            if self.waiting_bytes + len(pending.lines) > self.queue_bytes:
+                self.failures += pending.records
+                return False
+            self.waiting_records += pending.records
+            self.waiting_bytes += len(pending.lines)
         self._queue.put(pending)
+        return True
 
     def _run(self) -> None:
         while True:
@@ -91,6 +122,7 @@ class ExposureLog:
             while not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             records = [p for p in batch if p is not None]
+            self._writing_since = time.monotonic()
             start = 0
             while start < len(records):  # one write per day, nearly always one
                 end = start + 1
@@ -98,6 +130,7 @@ class ExposureLog:
                     end += 1
                 self._commit(records[start:end])
                 start = end
+            self._writing_since = None
             if len(records) < len(batch):
                 if self._file:
                     self._file.close()
@@ -108,7 +141,7 @@ class ExposureLog:
             if self.failing and time.monotonic() < self._retry_at:
                 raise OSError(self.failing)
             file = self._open_for(records[0].day)
-            file.append(b"".join(record.line for record in records))
+            file.append(b"".join(record.lines for record in records))
             written, self.failing = True, ""
         except OSError as problem:
             written = False
@@ -116,10 +149,14 @@ class ExposureLog:
                 logger.error("the log cannot be written: %s; answers go on unlogged and are counted", problem)
             if not self.failing or time.monotonic() >= self._retry_at:
                 self.failing, self._retry_at = str(problem), time.monotonic() + RETRY_SECONDS
-            self.failures += len(records)
+            with self._lock:
+                self.failures += sum(record.records for record in records)
             if self._file:  # what a failed write left behind is cut off; the next write begins a new file
                 self._file.abandon()
                 self._file = None
+        with self._lock:
+            self.waiting_records -= sum(record.records for record in records)
+            self.waiting_bytes -= sum(len(record.lines) for record in records)
         _tell(records, written)
 
     def _open_for(self, day: int) -> _File:
@@ -141,8 +178,9 @@ class ExposureLog:
 
 @dataclass
 class _Pending:
-    line: bytes
+    lines: bytes
     day: int
+    records: int
     future: asyncio.Future[bool] | None = None
     loop: asyncio.AbstractEventLoop | None = None
     done: Callable[[bool], None] | None = None
@@ -175,6 +213,7 @@ class _File:
     def __init__(self, path: Path, day: int):
         self.path, self.day, self.size, self.opened = path, day, 0, time.monotonic()
         self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o640)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # ab_erase.py rewrites no file that somebody still appends to
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # without it a power cut may forget the file itself

@@ -104,6 +104,9 @@ def _row(
     if math.isnan(comparison.lift):
         row.reason = f"no lift: {metric.name} of the control is zero"
         return row
+    if math.isnan(comparison.low):
+        row.reason = f"not testable: {metric.name} does not vary between the users of an arm"
+        return row
     row.lift, row.low, row.high = comparison.lift, comparison.low, comparison.high
     row.always_low, row.always_high = comparison.always_low, comparison.always_high
     return row

@@ -69,7 +69,8 @@ class Comparison:
     """Treatment against control for one metric. lift is relative: treatment / control - 1.
 
     low, high: the fixed-horizon interval of the lift; always_low, always_high: the interval that holds at every look;
-    p: two-sided, of no difference. lift and its bounds are NaN where the control's value is zero.
+    p: two-sided, of no difference. lift and its bounds are NaN where the control's value is zero; where no arm's users
+    differ among themselves nothing can be tested: p is 1 and the bounds are NaN.
     """
 
     control: float
@@ -124,12 +125,14 @@ def compare_arms(
     difference_error = float(np.sqrt(control.variance + treatment.variance))
     if difference_error > 0:
         p = float(2 * stats.norm.sf(abs(difference) / difference_error))
-    else:
-        p = 1.0 if difference == 0 else 0.0
+    else:  # three users who all clicked against three who did not: no variance, and no certainty either
+        p = 1.0
+    nan = float("nan")
     if control.value == 0:
-        nan = float("nan")
         return Comparison(0.0, treatment.value, nan, nan, nan, nan, p, nan, nan, users)
     lift = difference / control.value
+    if difference_error == 0:
+        return Comparison(control.value, treatment.value, lift, nan, nan, nan, p, nan, nan, users)
     ratio = treatment.value / control.value
     error = float(np.sqrt(treatment.variance + ratio**2 * control.variance) / abs(control.value))
     margin = float(stats.norm.isf(alpha / 2)) * error

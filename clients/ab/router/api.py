@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, StringConstraints, field_validator
 from pydantic_core import PydanticCustomError
 
+from clients.ab.router.http_limits import MAX_EVENTS
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS, field_bytes
 from ranking.visible import is_visible
 
@@ -47,7 +48,7 @@ class RankRequest(_Strict):
 
     user_id: Name = Field(description="decides the arm; the same user always gets the same one")
     query: Query
-    documents: list[Document] = Field(min_length=1)
+    documents: Annotated[list[Document], FailFast()] = Field(min_length=1)
     request_id: Name | None = Field(None, description="names the page; made if absent. A retry keeps its id")
     platform: Annotated[str, StringConstraints(max_length=64)] = Field("", description="segment of the report")
     segments: dict[Name, Label] = Field(default_factory=dict, max_length=16, description="further segments")
@@ -75,7 +76,9 @@ class RankAnswer(BaseModel):
     fallback: str = Field(description="why the arm's model did not rank it, empty if it did")
     model_version: str
     latency_ms: float
-    logged: bool = Field(description="whether the exposure is on disk")
+    logged: bool | Literal["pending"] = Field(
+        description="whether the exposure is on disk; `pending`: it is queued, and the disk is slow"
+    )
 
 
 class Event(_Strict):
@@ -98,7 +101,7 @@ class Event(_Strict):
 class EventsRequest(_Strict):
     """Clicks and dwell times, of one page or of many."""
 
-    events: list[Event] = Field(min_length=1, max_length=10_000)
+    events: Annotated[list[Event], FailFast()] = Field(min_length=1, max_length=MAX_EVENTS)
 
 
 class EventsAnswer(BaseModel):

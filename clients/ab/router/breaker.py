@@ -61,6 +61,10 @@ class Breaker:
         self._probing = True
         return True
 
+    def withdraw(self) -> None:
+        """A call that was admitted said nothing about the model: it was cancelled, or the page itself was wrong."""
+        self._probing = False
+
     def report(self, succeeded: bool) -> None:
         """The outcome of a call that was admitted."""
         if self._open_until is not None:

@@ -12,11 +12,14 @@ from clients.triton.scoring import AsyncScoringClient, ModelScores, PageTensors,
 logger = logging.getLogger("ab_router")
 
 
+_LEAST_MS = 1.0  # a call with less time is not made: no model answers in it
+
+
 class GuardedScorer:
     """Asks models of one Triton server for scores.
 
     new_breaker: makes the breaker of a model that is asked for the first time; observe: called with (model, seconds,
-    reason of the failure or "") after every call.
+    reason of the failure or "") after every call; `refused` where the page itself was wrong.
     """
 
     def __init__(
@@ -37,25 +40,29 @@ class GuardedScorer:
 
         guarded: heed and feed the model's breaker; shadow calls do neither, since they are nobody's answer.
         """
-        if deadline_ms <= 0:  # says nothing about the model, so its breaker does not hear of it
-            raise ScoringFailure("timeout", "no time left")
+        if deadline_ms < _LEAST_MS:  # says nothing about the model, so its breaker does not hear of it
+            raise ScoringFailure("timeout", "no time left", asked=False)
         breaker = self.breakers.get(model)
         if breaker is None:
             breaker = self.breakers[model] = self._new_breaker()
         if guarded and not breaker.admits():
             raise ScoringFailure("breaker_open", f"{model} failed too often and is left alone for a moment")
-        started, failure = time.perf_counter(), "error"
+        started, failure, callers_fault = time.perf_counter(), "error", False
         try:
             scores = await self._client.score(model, page, deadline_ms)
             failure = ""
             return scores
         except ScoringFailure as problem:
-            failure = problem.reason
+            callers_fault = problem.callers_fault
+            failure = "refused" if callers_fault else problem.reason
             raise
         finally:  # also when the task is cancelled: a probe must not stay out for ever
             if guarded:
                 was_open = breaker.is_open
-                breaker.report(not failure)
+                if callers_fault:  # the page is wrong; of the model it says nothing
+                    breaker.withdraw()
+                else:
+                    breaker.report(not failure)
                 if breaker.is_open != was_open:
                     logger.warning("breaker of %s %s", model, "opened" if breaker.is_open else "closed")
             self._observe(model, time.perf_counter() - started, failure)

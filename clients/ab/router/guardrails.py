@@ -2,7 +2,8 @@
 
 Only arms other than the control are judged. Coverage shrinks for all arms alike, so shares stay balanced and nobody
 changes arm. A ramp-down outlives a restart (ramp.json beside the log) and ends when the experiment's definition is
-edited.
+edited. It belongs to that definition, so that it is back in force with it: a file that for a moment lacked the
+experiment must not restore full traffic.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from clients.ab.experiment.definition import Experiment, ramped
@@ -23,11 +24,12 @@ from ranking.files import write_json
 logger = logging.getLogger("ab_guardrails")
 
 STATE = "ramp.json"
+KEPT_SECONDS = 7 * 86_400.0  # a ramp-down whose definition was out of force for longer is forgotten
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """One ramp-down. fingerprint: the definition it belongs to."""
+    """One ramp-down. fingerprint: the definition it belongs to; in_force: seconds since 1970 when it last was."""
 
     experiment: str
     arm: str
@@ -35,6 +37,7 @@ class Ramp:
     before: float
     after: float
     fingerprint: str
+    in_force: float = 0.0
 
 
 def covering_value(values: list[float], share: float) -> float:
@@ -46,35 +49,46 @@ def covering_value(values: list[float], share: float) -> float:
 class GuardrailWatch:
     """Watches pages as they are served and keeps the ramped-down splits.
 
-    splits: experiment name -> split at lowered coverage, for Experiments.assign; folder: where ramp.json lives.
+    ramps: experiment name -> its ramp-down in force; splits: the same name -> split at lowered coverage, for
+    Experiments.assign; folder: where ramp.json lives; clock: monotonic seconds; calendar: seconds since 1970.
     InputError if ramp.json is there but cannot be read: full traffic must not come back by accident.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic):
-        self._path, self._clock = folder / STATE, clock
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.monotonic, calendar: Callable[[], float] = time.time
+    ):
+        self._path, self._clock, self._calendar = folder / STATE, clock, calendar
+        self._kept: dict[str, Ramp] = {}  # by fingerprint, in force or not
         self._pages: dict[tuple[str, str], deque[tuple[float, float, bool]]] = {}
         self.ramps: dict[str, Ramp] = {}
         self.splits: dict[str, Split] = {}
         if self._path.is_file():
             try:
-                self.ramps = {name: Ramp(**r) for name, r in json.loads(self._path.read_text(encoding="utf-8")).items()}
+                ramps = [Ramp(**r) for r in json.loads(self._path.read_text(encoding="utf-8")).values()]
+                self._kept = {ramp.fingerprint: ramp for ramp in ramps}
             except (OSError, ValueError, TypeError, AttributeError) as problem:
                 raise InputError(
                     f"{self._path}: cannot be read ({problem}); repair it, or remove it to go back to full coverage"
                 ) from problem
 
     def adopt(self, experiments: tuple[Experiment, ...]) -> None:
-        """Apply what is known to the experiments in force; ramps of edited definitions end."""
-        by_name = {e.name: e for e in experiments}
-        kept = {n: r for n, r in self.ramps.items() if n in by_name and by_name[n].fingerprint == r.fingerprint}
-        for name in self.ramps.keys() - kept.keys():
-            logger.info("%s was edited: its ramp-down ends", name)
+        """Apply what is known to the experiments in force; ramps of edited definitions end.
+
+        They are kept for KEPT_SECONDS, in case that the definition comes back.
+        """
+        now, before = self._calendar(), self.ramps
+        in_force = {e.name: self._kept[e.fingerprint] for e in experiments if e.fingerprint in self._kept}
+        for name in before.keys() - in_force.keys():
+            logger.info("%s was edited or is gone: its ramp-down ends", name)
             for key in [key for key in self._pages if key[0] == name]:
                 del self._pages[key]
-        if kept != self.ramps:
-            self.ramps = kept
+        for ramp in (*before.values(), *in_force.values()):
+            self._kept[ramp.fingerprint] = replace(ramp, in_force=now)
+        self._kept = {f: r for f, r in self._kept.items() if now - r.in_force <= KEPT_SECONDS}
+        self.ramps = {name: self._kept[ramp.fingerprint] for name, ramp in in_force.items()}
+        if before.keys() != self.ramps.keys():
             self._save()
-        self.splits = {name: ramped(by_name[name], r.after) for name, r in self.ramps.items()}
+        self.splits = {e.name: ramped(e, self.ramps[e.name].after) for e in experiments if e.name in self.ramps}
 
     def observe(self, experiment: Experiment, arm: str, seconds: float, fell_back: bool) -> None:
         """One page of an experiment. Cheap: called for every answer."""
@@ -118,10 +132,16 @@ class GuardrailWatch:
         before = known.after if known else experiment.coverage
         after = before * rails.ramp_factor
         ramp = Ramp(
-            experiment.name, arm, reason, before, after if after >= rails.min_coverage else 0.0, experiment.fingerprint
+            experiment.name,
+            arm,
+            reason,
+            before,
+            after if after >= rails.min_coverage else 0.0,
+            experiment.fingerprint,
+            self._calendar(),
         )
         logger.error("%s/%s: %s; coverage goes from %g to %g", ramp.experiment, arm, reason, before, ramp.after)
-        self.ramps[experiment.name] = ramp
+        self.ramps[experiment.name] = self._kept[ramp.fingerprint] = ramp
         self.splits[experiment.name] = ramped(experiment, ramp.after)
         for other in experiment.arms:  # the next decision rests on pages served after this one
             self._pages.pop((experiment.name, other.name), None)
@@ -129,6 +149,6 @@ class GuardrailWatch:
 
     def _save(self) -> None:
         try:
-            write_json(self._path, {n: asdict(r) for n, r in self.ramps.items()})
+            write_json(self._path, {fingerprint: asdict(ramp) for fingerprint, ramp in self._kept.items()})
         except OSError as problem:  # the ramp holds in this process; only a restart would forget it
             logger.error("%s: cannot be written: %s", self._path, problem)

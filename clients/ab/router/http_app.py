@@ -6,21 +6,26 @@ for 48 documents, and the reasons read better.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect
 
 from clients.ab.router.api import EventsAnswer, EventsRequest, RankAnswer, RankRequest
+from clients.ab.router.api_keys import NotAuthorised, TooManyRequests
+from clients.ab.router.body import BodyReader, BodyRefused
+from clients.ab.router.http_limits import HttpLimits
+from clients.ab.router.page_ranking import PageRefused
 from clients.ab.router.page_service import (
     ForcedArmNotAllowed,
     LogUnavailable,
@@ -28,28 +33,26 @@ from clients.ab.router.page_service import (
     ServiceSettings,
     UnknownArm,
 )
-from ranking.limits import MAX_DOCUMENTS
 
 M = TypeVar("M", bound=BaseModel)
-_STATUS: dict[type[Exception], int] = {ForcedArmNotAllowed: 403, UnknownArm: 422, LogUnavailable: 503}
-
-
-@dataclass(kw_only=True)
-class HttpLimits:
-    """What a request may hold.
-
-    Args:
-        max_documents: pages with more documents are refused
-        max_body_mb: larger requests are refused
-    """
-
-    max_documents: int = MAX_DOCUMENTS
-    max_body_mb: float = 8.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_documents", "max_body_mb"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "not JSON"},
+    401: {"description": "no key, or an unknown one (where the router asks for keys)"},
+    403: {"description": "forced arm not allowed"},
+    408: {"description": "the body did not arrive in time"},
+    413: {"description": "the body is too large"},
+    415: {"description": "the content type is not application/json"},
+    429: {"description": "more requests than the key's rate allows; Retry-After says when"},
+    422: {"description": "a field makes no sense; the reason names it"},
+    503: {"description": "too many requests at once, or the log cannot be written: try again"},
+}
+_STATUS: dict[type[Exception], int] = {
+    ForcedArmNotAllowed: 403,
+    UnknownArm: 422,
+    LogUnavailable: 503,
+    PageRefused: 422,
+    NotAuthorised: 401,
+}
 
 
 def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) -> FastAPI:
@@ -61,30 +64,66 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = service = PageService(settings)
+        app.openapi()  # takes 70 ms: made now rather than while somebody's page waits
         await service.start()
         yield
         await service.stop()
 
     app = FastAPI(title="DisRanker A/B router", version="1", description=description, lifespan=lifespan)
     _describe(app, RankRequest, EventsRequest)
-    limit = int(limits.max_body_mb * (1 << 20))
+    reader = BodyReader(limits)
+    working = asyncio.Semaphore(limits.max_in_flight)
 
-    @app.post("/rank", response_model=RankAnswer, openapi_extra=_body_of(RankRequest))
+    async def read(request: Request) -> bytes:
+        if app.state.service.keys is not None:
+            app.state.service.keys.admit(request.headers.get("authorization"))
+        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != "application/json":
+            raise HTTPException(415, f"the content type is {media[:80]!r}; application/json is taken")
+        return await reader.read(request.stream(), request.headers.get("content-length"))
+
+    @asynccontextmanager
+    async def admitted() -> AsyncIterator[None]:
+        if working.locked():
+            raise HTTPException(503, f"{limits.max_in_flight} requests are being worked on; try again in a second")
+        async with working:
+            yield
+
+    @app.post("/rank", response_model=RankAnswer, openapi_extra=_body_of(RankRequest), responses=_REFUSALS)
     async def rank(request: Request) -> Response:
-        """Rank a page by its user's arm. Always answers within the deadline."""
+        """Rank a page by its user's arm. Always answers within the deadline, which starts when the body is there."""
+        body = await read(request)
         arrived = time.perf_counter()
-        body = parse_body(RankRequest, await _read_body(request, limit))
-        if len(body.documents) > limits.max_documents:
-            raise HTTPException(422, f"documents: {len(body.documents)} are given, {limits.max_documents} are allowed")
-        answer, after = await app.state.service.rank(body, arrived)
+        async with admitted():
+            page = parse_body(RankRequest, body)
+            del body
+            if len(page.documents) > limits.max_documents:
+                count = len(page.documents)
+                raise HTTPException(422, f"documents: {count} are given, {limits.max_documents} are allowed")
+            await asyncio.sleep(0)  # a large page must not be parsed, sent and logged in one go
+            answer, after = await app.state.service.rank(page, arrived)
         background = BackgroundTask(after) if after else None
         return Response(_json(answer), media_type="application/json", background=background)
 
-    @app.post("/events", response_model=EventsAnswer, openapi_extra=_body_of(EventsRequest))
+    @app.post("/events", response_model=EventsAnswer, openapi_extra=_body_of(EventsRequest), responses=_REFUSALS)
     async def events(request: Request) -> Response:
         """Take clicks and dwell times; they are on disk when this answers."""
-        body = parse_body(EventsRequest, await _read_body(request, limit))
-        return Response(_json(await app.state.service.take_events(body)), media_type="application/json")
+        body = await read(request)
+        async with admitted():
+            answer = await app.state.service.take_events(parse_body(EventsRequest, body))
+        return Response(_json(answer), media_type="application/json")
+
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        """200 as long as the process answers at all. Start it anew if not."""
+        return {"status": "alive"}
+
+    @app.get("/health/ready", responses={503: {"description": "being stopped: send no more requests here"}})
+    async def ready() -> Response:
+        """200 while requests may be sent here, 503 once it is being stopped; it goes on answering until it ends."""
+        draining = app.state.service.draining
+        content = {"status": "draining" if draining else "ready"}
+        return Response(_json(content), 503 if draining else 200, media_type="application/json")
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -94,19 +133,41 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics."""
+        app.state.service.refresh_gauges()
         return Response(generate_latest(app.state.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def refusal(status: int, reason: str) -> JSONResponse:
+    def refusal(status: int, reason: str, retry_after: float = 1.0) -> Response:
         app.state.service.metrics.refused.labels(status).inc()
-        return JSONResponse({"detail": reason}, status)
+        # the rest of a refused body is not read, so that the connection is of no use any more
+        headers = {"connection": "close"} if status in (401, 408, 413, 415, 429) else {}
+        if status in (429, 503):
+            headers["retry-after"] = str(math.ceil(retry_after))
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
+        # a reason may quote half a surrogate pair of the request
+        content = json.dumps({"detail": reason}, ensure_ascii=True)
+        return Response(content, status, headers, media_type="application/json")
 
     @app.exception_handler(HTTPException)
-    async def refuse(request: Request, problem: HTTPException) -> JSONResponse:
+    async def refuse(request: Request, problem: HTTPException) -> Response:
         return refusal(problem.status_code, problem.detail)
+
+    @app.exception_handler(BodyRefused)
+    async def refuse_body(request: Request, problem: BodyRefused) -> Response:
+        return refusal(problem.status, str(problem))
+
+    @app.exception_handler(TooManyRequests)
+    async def refuse_rate(request: Request, problem: TooManyRequests) -> Response:
+        return refusal(429, str(problem), problem.retry_after)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, problem: ClientDisconnect) -> Response:
+        app.state.service.metrics.refused.labels(499).inc()
+        return Response(status_code=400)  # nobody reads it
 
     for kind, status in _STATUS.items():
 
-        async def refuse_kind(request: Request, problem: Exception, status: int = status) -> JSONResponse:
+        async def refuse_kind(request: Request, problem: Exception, status: int = status) -> Response:
             return refusal(status, str(problem))
 
         app.add_exception_handler(kind, refuse_kind)
@@ -118,23 +179,11 @@ def _json(content: Any) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The body, of at most limit bytes. HTTPException 413 beyond that, before the rest is read."""
-    too_large = HTTPException(413, f"the body is larger than {limit} bytes")
-    if int(request.headers.get("content-length") or 0) > limit:
-        raise too_large
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
-
-
 def parse_body(model: type[M], body: bytes) -> M:
     """The body as a model.
 
-    HTTPException 400 for what is not JSON, 422 for a field that makes no sense; both say why.
+    HTTPException 400 for what is not JSON, 422 for a field that makes no sense; both say why. Of many things wrong the
+    first is told.
     """
     try:
         return model.model_validate_json(body)

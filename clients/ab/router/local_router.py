@@ -31,11 +31,16 @@ def start_router(
 ) -> Iterator[LocalRouter]:
     """Start `ab_router.py` and wait until it listens; SIGTERM at the end.
 
+    The users beside a test or demo are made up, so their ids are stored as they are unless the flags name a salt.
     RuntimeError with its output if it does not start.
     """
     log.mkdir(parents=True, exist_ok=True)
     output = log / f"router-{time.time_ns()}.txt"
     program = Path(__file__).parents[2] / "ab_router.py"
+    if "--salt-file" not in flags:
+        flags += ("--raw-ids",)
+    if "--drain-seconds" not in flags:
+        flags += ("--drain-seconds", "0")  # no balancer sends requests here that would have to be told
     named = ["--experiment", str(experiment), "--url", triton_url, "--log", str(log), "--port", "0", *flags]
     with output.open("wb") as stream:
         process = subprocess.Popen([sys.executable, str(program), *named], stderr=stream, stdin=subprocess.DEVNULL)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from clients.ab.experiment.definition import Arm
 from clients.ab.experiment.interleaving import team_draft
@@ -20,6 +20,10 @@ from ranking.request_tensors import descending
 INCOMING = "incoming"
 INTERLEAVED = "interleaved"
 KILLED = "killed"  # the reason of a fallback that a person asked for, beside those of ScoringFailure
+
+
+class PageRefused(Exception):
+    """The page itself is wrong, says the model that was to rank it."""
 
 
 @dataclass(kw_only=True)
@@ -48,7 +52,8 @@ class PageRanking:
     """What is shown. order: indices of the incoming documents, best first.
 
     scores, teams: in that order or empty; served_by: the model, INTERLEAVED or INCOMING; fallback: why the arm's model
-    did not rank the page, empty if it did.
+    did not rank the page, empty if it did; arm_asked: False if the page had no time left to ask the arm's model, which
+    therefore says nothing about the arm.
     """
 
     order: list[int]
@@ -57,6 +62,7 @@ class PageRanking:
     fallback: str = ""
     model_version: str = ""
     teams: list[str] = field(default_factory=list)
+    arm_asked: bool = True
 
 
 async def rank_page(
@@ -70,18 +76,20 @@ async def rank_page(
 ) -> PageRanking:
     """Rank by the arm, else by the default model, else leave the incoming order. Never raises ScoringFailure.
 
-    request_id: decides the coins of an interleaved page; arrived: time.perf_counter() when the request came in, from
-    where the deadline counts.
+    request_id: decides the coins of an interleaved page; arrived: time.perf_counter() when the request was there, from
+    where the deadline counts. PageRefused if a model says that the page itself is wrong: no other model, and no order
+    of the documents, is the answer to that.
     """
 
     def left_ms(share: float) -> float:
         return deadline.deadline_ms * share - (time.perf_counter() - arrived) * 1000
 
-    failure = KILLED if arm.killed else ""
+    failure, arm_asked = KILLED if arm.killed else "", True
     known: dict[str, ModelScores | ScoringFailure] = {}
     if not failure:
         only_default = arm.models == (default_model,)
         known = await _score_all(scorer, arm.models, page, left_ms(1.0 if only_default else deadline.arm_share))
+        arm_asked = all(s.asked for s in known.values() if isinstance(s, ScoringFailure))
         failure = next((s.reason for s in known.values() if isinstance(s, ScoringFailure)), "")
         if not failure:
             return _ranking(request_id, arm, [s for s in known.values() if isinstance(s, ModelScores)])
@@ -89,8 +97,9 @@ async def rank_page(
         known |= await _score_all(scorer, (default_model,), page, left_ms(1.0))
     stand_in = known[default_model]
     if isinstance(stand_in, ModelScores):
-        return _ranking(request_id, Arm(arm.name, default_model), [stand_in], failure)
-    return PageRanking(list(range(page.documents)), [], INCOMING, failure)
+        ranking = _ranking(request_id, Arm(arm.name, default_model), [stand_in], failure)
+        return replace(ranking, arm_asked=arm_asked)
+    return PageRanking(list(range(page.documents)), [], INCOMING, failure, arm_asked=arm_asked)
 
 
 async def _score_all(
@@ -100,6 +109,8 @@ async def _score_all(
         try:
             return await scorer.score(model, page, deadline_ms)
         except ScoringFailure as problem:
+            if problem.callers_fault:
+                raise PageRefused(f"{model}: {problem}") from problem
             return problem
 
     if len(models) == 1:  # the usual case needs no further task

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clients.ab.experiment.definition import Arm, Experiment
 from clients.ab.experiment.file import ExperimentFile
@@ -24,17 +24,23 @@ from clients.ab.log.privacy import PrivacySettings
 from clients.ab.log.records import PAGE_TEXT, complete
 from clients.ab.log.writer import ExposureLog
 from clients.ab.router.api import Document, EventsRequest, RankRequest
+from clients.ab.router.api_keys import ApiKeys
 from clients.ab.router.breaker import BreakerSettings
 from clients.ab.router.guarded_scorer import GuardedScorer
 from clients.ab.router.guardrails import GuardrailWatch
 from clients.ab.router.metrics import Metrics
 from clients.ab.router.page_ranking import INCOMING, KILLED, DeadlineSettings, PageRanking, rank_page
+from clients.ab.router.served_limits import ServedLimits
 from clients.ab.router.shadow_scoring import ShadowScoring
 from clients.triton.connection import TritonAccess, TritonConnection
 from clients.triton.scoring import AsyncScoringClient, PageTensors
 from ranking.request_tensors import request_tensors
 
 logger = logging.getLogger("ab_router")
+
+_TICK_SECONDS = 0.02
+PENDING: Literal["pending"] = "pending"
+Logged = bool | Literal["pending"]
 
 
 class ForcedArmNotAllowed(Exception):
@@ -61,6 +67,9 @@ class ServiceSettings(TritonAccess, PrivacySettings, BreakerSettings, DeadlineSe
         allow_forced_arm: let requests name their arm; for testing, never towards the public
         reload_seconds: how often the experiment file and the guardrails are looked at
         rotate_mb: size at which a new log file is begun
+        log_wait_ms: how long an answer waits for its line to be on disk; then it leaves with `logged: "pending"`
+        api_keys: file of the callers' keys (docs/ab-router.md); without it everybody may ask
+        log_queue_mb: lines that may wait for a slow disk; beyond that answers leave with `logged: false`
     """
 
     experiment: Path
@@ -70,17 +79,22 @@ class ServiceSettings(TritonAccess, PrivacySettings, BreakerSettings, DeadlineSe
     allow_forced_arm: bool = False
     reload_seconds: float = 1.0
     rotate_mb: float = 64.0
+    log_wait_ms: float = 500.0
+    api_keys: Path | None = None
+    log_queue_mb: float = 64.0
 
     def __post_init__(self) -> None:
         BreakerSettings.__post_init__(self)
         DeadlineSettings.__post_init__(self)
-        for name in ("reload_seconds", "rotate_mb"):
+        for name in ("reload_seconds", "rotate_mb", "log_wait_ms", "log_queue_mb"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
 
     def check(self) -> None:
         """Read every file and folder that a start needs. InputError names the one that is wrong."""
         ExperimentFile(self.experiment)
+        if self.api_keys is not None:
+            ApiKeys(self.api_keys)
         self.privacy()
         TritonConnection(self.url, self.credentials())
         ExposureLog(self.log).close()
@@ -94,28 +108,33 @@ class PageService:
         self.settings = settings
         self.file = ExperimentFile(settings.experiment)
         self.privacy = settings.privacy()
-        self.exposure_log = ExposureLog(settings.log, int(settings.rotate_mb * (1 << 20)))
+        self.keys = ApiKeys(settings.api_keys) if settings.api_keys is not None else None
+        self.draining = False  # set before the end: readiness goes first, then requests are finished
+        self.exposure_log = ExposureLog(
+            settings.log, int(settings.rotate_mb * (1 << 20)), queue_bytes=int(settings.log_queue_mb * (1 << 20))
+        )
         self.watch = GuardrailWatch(settings.log)
         self.watch.adopt(self.file.current.experiments)
         self.metrics = Metrics()
         connection = TritonConnection(settings.url, settings.credentials())
-        client = AsyncScoringClient(connection, settings.deadline_ms)
-        self.scorer = GuardedScorer(client, settings.new_breaker, self._observe_call)
+        self._client = AsyncScoringClient(connection, settings.deadline_ms)
+        self.scorer = GuardedScorer(self._client, settings.new_breaker, self._observe_call)
+        self.limits = ServedLimits(self._client)
         self.shadows = ShadowScoring(
             self.scorer, self.metrics, self._append, settings.shadow_in_flight, settings.deadline_ms
         )
-        self._task: asyncio.Task | None = None
+        self._tasks: list[asyncio.Task] = []
 
     async def start(self) -> None:
         """Log the experiments in force and begin to look after them."""
         await self._log_definitions()
-        self._task = asyncio.create_task(self._look_after())
+        self._tasks = [asyncio.create_task(self._look_after()), asyncio.create_task(self._watch_loop())]
 
     async def stop(self) -> None:
         """End what is under way and close connection and log."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.shadows.stop()
         await self.scorer.close()
         await asyncio.to_thread(self.exposure_log.close)
@@ -125,9 +144,11 @@ class PageService:
     ) -> tuple[dict[str, Any], Callable[[], Awaitable[None]] | None]:
         """The answer to one page, logged, and what is to be awaited after it has left, if anything.
 
-        arrived: time.perf_counter() when the request came in. ForcedArmNotAllowed or UnknownArm if it names an arm.
+        arrived: time.perf_counter() when the whole request was there. ForcedArmNotAllowed or UnknownArm if it names an
+        arm, PageRefused if a model says that the page is wrong or it is larger than a model serves.
         """
         assignment, experiment, arm = self._assign(request)
+        self.limits.check(request, {self.file.current.default_model, *(arm.models if arm else ())})
         request_id = request.request_id or uuid.uuid4().hex
         page = PageTensors(
             request_tensors(request.query, [d.title for d in request.documents], [d.summary for d in request.documents])
@@ -138,8 +159,7 @@ class PageService:
         )
         seconds = time.perf_counter() - arrived
         self.metrics.pages.labels(assignment.experiment, assignment.arm, ranking.served_by, ranking.fallback).inc()
-        self.metrics.page_seconds.labels(assignment.experiment, assignment.arm).observe(seconds)
-        if experiment is not None and not assignment.forced:
+        if experiment is not None and not assignment.forced and ranking.arm_asked:
             # a killed arm was taken out on purpose: that is no failure to react to
             self.watch.observe(experiment, assignment.arm, seconds, ranking.fallback not in ("", KILLED))
         shown = [request.documents[i] for i in ranking.order]
@@ -156,7 +176,10 @@ class PageService:
         }
         fingerprint = experiment.fingerprint if experiment else ""
         record = self._exposure(request, answer, ranking, assignment.forced, fingerprint, shown)
-        answer["logged"] = await self._append("exposure", record)
+        answer["logged"] = await self._append("exposure", [record])
+        seconds = time.perf_counter() - arrived  # what the caller waited for, the disk included
+        answer["latency_ms"] = round(seconds * 1000, 3)
+        self.metrics.page_seconds.labels(assignment.experiment, assignment.arm).observe(seconds)
         if experiment is None or arm is None or bucket(f"shadow {experiment.name}", request_id) >= experiment.shadow:
             return answer, None
         return answer, partial(self.shadows.start, experiment, arm, page, answer, ranking.order)
@@ -188,7 +211,7 @@ class PageService:
             "query": self.privacy.query(request.query),
             "query_length": len(request.query),
             "platform": request.platform,
-            "segments": json.dumps(request.segments, ensure_ascii=False, sort_keys=True),
+            "segments": json.dumps(self.privacy.segment_values(request.segments), ensure_ascii=False, sort_keys=True),
             "forced": forced,
             "documents": answer["ranking"],
             "scores": ranking.scores,
@@ -211,25 +234,31 @@ class PageService:
             }
             for event in request.events
         ]
-        written = await asyncio.gather(*(self._append("event", complete("event", record)) for record in records))
-        if not all(written):
-            raise LogUnavailable("the log cannot be written; send the events again later")
+        written = await self._append("event", [complete("event", record) for record in records])
+        if written is not True:
+            why = "is slow" if written else "cannot be written"
+            raise LogUnavailable(f"the log {why}; send the events again later, twice does no harm")
         for event in request.events:
             self.metrics.events.labels(event.type).inc()
-        return {"accepted": len(written)}
+        return {"accepted": len(records)}
 
     def health(self) -> dict[str, Any]:
         """What works and what does not. `degraded` still answers every page, by fallbacks or unlogged."""
         breakers = {model: "open" if b.is_open else "closed" for model, b in self.scorer.breakers.items()}
-        degraded = self.file.error or self.exposure_log.failing or "open" in breakers.values() or self.watch.ramps
+        log = self.exposure_log
+        slow = log.stalled_seconds * 1000 > self.settings.log_wait_ms
+        file_error = self.file.error or (self.keys.error if self.keys else "")
+        degraded = file_error or log.failing or slow or "open" in breakers.values() or self.watch.ramps
         current = self.file.current
         return {
             "status": "degraded" if degraded else "ok",
             "experiments": {e.name: self._coverage(e) for e in current.experiments},
             "kill_switch": current.kill_switch,
             "experiment_file_error": self.file.error,
-            "log_error": self.exposure_log.failing,
-            "log_failures": self.exposure_log.failures,
+            "api_keys_error": self.keys.error if self.keys else "",
+            "log_error": log.failing or (f"a write takes {log.stalled_seconds:.1f} s already" if slow else ""),
+            "log_failures": log.failures,
+            "log_waiting": log.waiting_records,
             "breakers": breakers,
             "ramp_downs": {name: ramp.reason for name, ramp in self.watch.ramps.items()},
         }
@@ -239,18 +268,35 @@ class PageService:
             return 0.0
         return self.watch.splits.get(experiment.name, experiment.split).coverage
 
-    async def _append(self, kind: str, record: dict[str, Any]) -> bool:
+    def refresh_gauges(self) -> None:
+        """Set the metrics that follow the log, the connection and the experiments, as they are now."""
+        self.metrics.follow("log_failures", self.exposure_log.failures)
+        self.metrics.follow("renewals", self._client.renewals)
+        self.metrics.log_waiting.set(self.exposure_log.waiting_records)
+        self.metrics.log_stalled.set(self.exposure_log.stalled_seconds)
+        self.metrics.file_errors.set(bool(self.file.error or (self.keys and self.keys.error)))
+        for experiment in self.file.current.experiments:
+            self.metrics.coverage.labels(experiment.name).set(self._coverage(experiment))
+        for model, breaker in self.scorer.breakers.items():
+            self.metrics.breaker_open.labels(model).set(breaker.is_open)
+
+    async def _append(self, kind: str, records: list[dict[str, Any]]) -> Logged:
+        """Log records of a kind: True, False, or PENDING if the disk takes longer than an answer waits for it."""
         started = time.perf_counter()
-        written = await self.exposure_log.append(kind, record)
+        written: Logged = PENDING
+        try:
+            async with asyncio.timeout(self.settings.log_wait_ms / 1000):
+                written = await self.exposure_log.append_all(kind, records)
+        except TimeoutError:
+            self.metrics.log_pending.inc(len(records))
         self.metrics.log_seconds.observe(time.perf_counter() - started)
-        if not written:
-            self.metrics.log_failures.inc()
         return written
 
     async def _log_definitions(self) -> None:
         for experiment in self.file.current.experiments:
-            record = {"fingerprint": experiment.fingerprint, "definition": json.loads(experiment.definition())}
-            await self._append("config", record)
+            definition = self.privacy.definition(json.loads(experiment.definition()))
+            record = {"fingerprint": experiment.fingerprint, "definition": definition}
+            await self._append("config", [record])
 
     async def _look_after(self) -> None:
         """Take up the experiment file, judge the guardrails and set the gauges, every reload_seconds."""
@@ -261,19 +307,31 @@ class PageService:
                 logger.exception("looking after the experiments failed")
             await asyncio.sleep(self.settings.reload_seconds)
 
+    async def _watch_loop(self) -> None:
+        """Measure for how long the event loop takes no turn because it is busy: nobody is answered meanwhile."""
+        longest = 0.0
+        while True:
+            due, used = time.perf_counter() + _TICK_SECONDS, time.thread_time()
+            await asyncio.sleep(_TICK_SECONDS)
+            # late and busy: a machine that gave the time to others makes late, but that is no pause of this program
+            pause = max(0.0, min(time.perf_counter() - due, time.thread_time() - used))
+            self.metrics.loop_pause.observe(pause)
+            if pause > longest:
+                longest = pause
+                self.metrics.longest_pause.set(longest)
+
     async def _look_once(self) -> None:
+        if self.keys is not None:
+            self.keys.reload()
         if self.file.reload():
             self.watch.adopt(self.file.current.experiments)
             await self._log_definitions()
         for ramp in self.watch.judge(self.file.current.experiments):
             self.metrics.ramp_downs.labels(ramp.experiment, ramp.arm).inc()
             same = {"experiment": ramp.experiment, "arm": ramp.arm, "reason": ramp.reason}
-            await self._append("ramp", {**same, "before": ramp.before, "after": ramp.after})
-        self.metrics.file_errors.set(bool(self.file.error))
-        for experiment in self.file.current.experiments:
-            self.metrics.coverage.labels(experiment.name).set(self._coverage(experiment))
-        for model, breaker in self.scorer.breakers.items():
-            self.metrics.breaker_open.labels(model).set(breaker.is_open)
+            await self._append("ramp", [{**same, "before": ramp.before, "after": ramp.after}])
+        self.refresh_gauges()
+        await self.limits.refresh(self.file.current.models)
 
     def _observe_call(self, model: str, seconds: float, failure: str) -> None:
         self.metrics.model_calls.labels(model, failure or "ok").inc()

@@ -17,14 +17,14 @@ from clients.triton.scoring import PageTensors, ScoringFailure
 class ShadowScoring:
     """Runs shadow calls, at most `in_flight` at a time; beyond that they are skipped and counted, never queued.
 
-    append: writes a record of a kind to the log; deadline_ms: time that a shadow call may take.
+    append: writes records of a kind to the log; deadline_ms: time that a shadow call may take.
     """
 
     def __init__(
         self,
         scorer: GuardedScorer,
         metrics: Metrics,
-        append: Callable[[str, dict[str, Any]], Awaitable[bool]],
+        append: Callable[[str, list[dict[str, Any]]], Awaitable[object]],
         in_flight: int,
         deadline_ms: float,
     ):
@@ -69,4 +69,4 @@ class ShadowScoring:
             "documents": answer["ranking"],
             "scores": scores,
         }
-        await self._append("shadow", complete("shadow", record))
+        await self._append("shadow", [complete("shadow", record)])

@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from clients.rerank import read_documents
 from clients.triton.connection import Credentials, TritonAccess, TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
+from clients.triton.scoring import _failure
 from ranking.errors import DataError, InputError
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +62,12 @@ def test_access_settings_name_the_file_that_is_missing_and_take_the_token_of_the
         TritonAccess(certificate=tmp_path / "ca.pem").credentials()
     monkeypatch.setenv("DISRANKER_TOKEN", "of the environment")
     assert TritonAccess(ca=tmp_path / "ca.pem").credentials() == Credentials("of the environment", tmp_path / "ca.pem")
-    assert TritonAccess(token="given").credentials().token == "given"
+    (tmp_path / "token").write_text("given\n")
+    assert TritonAccess(token_file=tmp_path / "token").credentials().token == "given"
+    (tmp_path / "token").write_text("two words")
+    with pytest.raises(InputError, match=r"--token-file .*: one token without spaces"):
+        TritonAccess(token_file=tmp_path / "token").credentials()
+    assert "token" not in vars(TritonAccess())  # seen: --token stood in the list of processes for everybody
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
@@ -112,3 +119,19 @@ def test_the_command_says_in_one_line_that_no_server_is_there(tmp_path):
     command = [sys.executable, "clients/rerank.py", "--query", "q", "--documents", str(path), "--url", "127.0.0.1:1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "no server answered" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "callers_fault"),
+    [
+        ("StatusCode.INVALID_ARGUMENT", "1001 documents in one request; at most 1000 are served", True),
+        ("400", "query is blank: it has no visible character", True),
+        # as a real server says it where a model was deployed with other tensors: no caller can help that
+        ("StatusCode.INVALID_ARGUMENT", "[request id: <id_unknown>] expected 3 inputs but got 2 inputs", False),
+        ("400", "Request for unknown model: 'absent' is not found", False),
+        ("StatusCode.UNAUTHENTICATED", "no token", False),
+        ("StatusCode.UNAVAILABLE", "exceeds maximum queue size", False),
+    ],
+)
+def test_a_wrong_page_is_told_from_a_wrong_deployment(status, message, callers_fault):
+    assert _failure(InferenceServerException(message, status), 100).callers_fault is callers_fault

@@ -67,11 +67,11 @@ def word_count_labels(data: Path) -> pa.Table:
     return rows.append_column("teacher_score", pa.array(5.0 + 2.0 * np.array(shared), pa.float32()))
 
 
-def distilled(data: Path, out: Path, **knobs) -> ScoreCard:
+def distilled(data: Path, out: Path, weights: np.ndarray | None = None, **knobs) -> ScoreCard:
     settings = DistillationSettings(data=data, out=out, **(TINY | knobs))
     student = start_student(settings)
     labelled = groups_of([word_count_labels(data)], "teacher_score", student.text_format)
-    return distill(settings, student, labelled, None, {"labels": "words"})
+    return distill(settings, student, labelled, None, {"labels": "words"}, weights)
 
 
 def text_columns(rows: pa.Table):
@@ -103,6 +103,27 @@ def test_the_teachers_card_sets_the_scale_if_it_is_given(data, tmp_path):
     card = ScoreCard("teacher", "f", 1, FieldLimits(1, 1, 1), "linear", "last_token", score_mean=4.0, score_spread=3.0)
     assert teacher_scale(groups, card).standardise(np.array([4.0, 10.0])).tolist() == [0.0, 2.0]
     assert teacher_scale(groups, None).mean == pytest.approx(float(groups.targets.mean()))
+
+
+def test_weights_of_labels_leave_judged_documents_alone_and_ones_change_nothing():
+    settings = StudentLossSettings(judged_weight=0.5)
+    scores, target = torch.linspace(-2, 2, 8), torch.tensor([0.5, -1, 2, 0, 1, 3, 0, 2])
+    source, groups = torch.tensor([0.0] * 4 + [1.0] * 4), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    loss = distillation_loss(settings)
+
+    def with_weights(weights: list[float]) -> float:
+        return float(loss(scores, torch.stack([target, source, torch.tensor(weights)], 1), groups))
+
+    plain = float(loss(scores, torch.stack([target, source], 1), groups))
+    assert with_weights([1.0] * 8) == pytest.approx(plain, rel=1e-6)
+    assert with_weights([1.0] * 4 + [9.0] * 4) == pytest.approx(plain, rel=1e-6)
+    assert with_weights([2.0, 2.0, 1.0, 1.0] + [1.0] * 4) > plain * 1.05
+
+
+def test_a_student_trains_on_weighted_labels_with_judgments_mixed_in(data, tmp_path):
+    weights = np.linspace(0.5, 1.5, len(word_count_labels(data))).astype(np.float32)
+    card = distilled(data, tmp_path / "weighted", weights, judged_weight=0.5, group_documents=6)
+    assert card.role == "student" and np.isfinite(card.score_spread)
 
 
 @pytest.mark.parametrize("loss", ["hybrid", "margin", "ranknet", "kl"])

@@ -169,6 +169,18 @@ def test_two_processes_train_both_stages_as_one_does(world, pretrained, tmp_path
     np.testing.assert_allclose(history(tmp_path / "starts", "loss"), history(single, "loss"), atol=1e-4)
 
 
+def test_lora_in_two_processes_gives_the_scores_of_one(world, pretrained, tmp_path):
+    knobs = {"lora_rank": 4, "epochs": 1, "loss": "ranknet"}
+    single = finetune(world, pretrained, tmp_path / "single", **knobs)
+    flags = {"precision": "fp32", "log_steps": 1, "batch_groups": 4, "learning_rate": 1e-3, "model": pretrained}
+    launch("finetune_teacher", world, tmp_path / "double", flags | knobs)
+    assert (tmp_path / "double" / "adapter_config.json").is_file()
+    rows = read_table(world / "judgments" / "dev.parquet", "judgments")
+    texts = [rows[name].to_pylist() for name in ("query", "title", "summary")]
+    scores = score_pairs(single, *texts)
+    np.testing.assert_allclose(score_pairs(tmp_path / "double", *texts), scores, atol=1e-3 * max(1.0, scores.std()))
+
+
 def launch(program: str, world: Path, out: Path, flags: dict) -> None:
     values = {name: json.dumps(asdict(value)) if is_dataclass(value) else str(value) for name, value in flags.items()}
     words = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]

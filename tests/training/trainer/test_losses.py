@@ -79,6 +79,19 @@ def test_margin_mse_equals_enumerated_pairs():
     assert losses.margin_mse(s, t, groups).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_weighted_pair_counts_the_product_of_its_documents_weights():
+    s, t, _, groups = batch()
+    weights = torch.linspace(0.2, 3.0, len(s))
+    expected = enumerated(groups, lambda i, j: float(weights[i] * weights[j] * ((s[i] - s[j]) - (t[i] - t[j])) ** 2))
+    assert losses.margin_mse(s, t, groups, weights=weights).item() == pytest.approx(expected, rel=1e-4)
+    point = (weights * (s - t) ** 2).mean()
+    assert losses.point_mse(s, t, weights=weights).item() == pytest.approx(point.item(), rel=1e-5)
+    both = losses.hybrid(s, t, groups, 0.5, 2.0, weights=weights)
+    assert both.item() == pytest.approx(0.5 * point.item() + 2.0 * expected, rel=1e-4)
+    alike = torch.ones(len(s))
+    assert torch.allclose(losses.margin_mse(s, t, groups, weights=alike), losses.margin_mse(s, t, groups), rtol=1e-6)
+
+
 def test_listwise_kl_equals_the_divergence_of_each_group():
     s, t, _, groups = batch()
     total = 0.0

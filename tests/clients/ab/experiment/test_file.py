@@ -11,6 +11,13 @@ from clients.ab.experiment.file import ExperimentFile, parse
 from ranking.errors import InputError
 
 ROOT = Path(__file__).parents[4]
+
+
+def settled(file: ExperimentFile) -> bool:
+    """Two looks: a change is taken up by the second that finds it."""
+    return file.reload() | file.reload()
+
+
 GOOD = """
 default_model: baseline
 experiments:
@@ -82,15 +89,37 @@ def test_an_edit_is_taken_up_and_a_bad_one_keeps_the_old_and_says_why(tmp_path):
     file = ExperimentFile(path)
     assert not file.reload()
     path.write_text(GOOD.replace("name: exp", "name: other"))
-    assert file.reload() and file.current.experiments[0].name == "other"
+    assert settled(file) and file.current.experiments[0].name == "other"
     path.write_text("experiments: [")
-    assert not file.reload()
+    assert not settled(file)
     assert "not YAML" in file.error and file.current.experiments[0].name == "other"
     path.unlink()
-    assert not file.reload()
+    assert not settled(file)
     assert "cannot be read" in file.error and file.current.experiments[0].name == "other"
     path.write_text(GOOD)
-    assert file.reload() and not file.error
+    assert settled(file) and not file.error
+
+
+def test_a_half_written_file_is_not_taken_up(tmp_path):
+    """Seen: a look that met the first half of an edit, which is whole YAML too, ended the experiments of the rest."""
+    path = tmp_path / "e.yaml"
+    path.write_text(GOOD)
+    file = ExperimentFile(path)
+    path.write_text(GOOD.split("experiments:")[0])
+    assert not file.reload() and file.current.experiments
+    path.write_text(GOOD + "# edited\n")
+    assert not file.reload() and file.current.experiments and not file.error
+
+
+@pytest.mark.parametrize("name", ["2026-13-45", "2026-11-21", "!!python/object:x {}", "!!timestamp never"])
+def test_every_edit_that_is_refused_says_why(tmp_path, name):
+    """Seen: an impossible date as a name left the look by a ValueError; the error stayed empty, the edit was lost."""
+    path = tmp_path / "e.yaml"
+    path.write_text(GOOD)
+    file = ExperimentFile(path)
+    path.write_text(GOOD.replace("name: exp", f"name: {name}"))
+    assert not settled(file) and str(path) in file.error and len(file.error) > len(str(path)) + 10
+    assert file.current.experiments[0].name == "exp"
 
 
 def test_an_edit_of_the_same_length_in_the_same_second_is_seen(tmp_path):
@@ -100,7 +129,7 @@ def test_an_edit_of_the_same_length_in_the_same_second_is_seen(tmp_path):
     aside = tmp_path / "aside"
     aside.write_text(GOOD.replace("name: exp", "name: pxe"))
     aside.replace(path)
-    assert file.reload() and file.current.experiments[0].name == "pxe"
+    assert settled(file) and file.current.experiments[0].name == "pxe"
 
 
 def test_the_kill_switch_takes_everybody_out():

@@ -191,5 +191,8 @@ def test_weak_or_missing_salts_are_refused(tmp_path):
         PrivacySettings(salt_file=tmp_path / "short").privacy()
     with pytest.raises(InputError, match="cannot be read"):
         PrivacySettings(salt_file=tmp_path / "absent").privacy()
+    with pytest.raises(InputError, match="give --salt-file"):
+        PrivacySettings().privacy()
+    assert PrivacySettings(raw_ids=True).privacy().user("u") == "u"
     with pytest.raises(InputError, match="salt"):
         Privacy(queries="hash")

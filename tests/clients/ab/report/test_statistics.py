@@ -130,3 +130,11 @@ def test_a_control_without_a_click_gives_no_lift_but_a_p_value():
 def test_totals_that_carry_no_information_are_refused(numerator, denominator, reason):
     with pytest.raises(ValueError, match=reason):
         UserTotals(np.array(numerator, float), np.array(denominator, float))
+
+
+def test_users_who_do_not_differ_prove_nothing():
+    """Seen: three users who all clicked against three who did not gave p = 0 and an interval of no width."""
+    control, treatment = UserTotals(np.full(3, 1.0), np.full(3, 2.0)), UserTotals(np.full(3, 2.0), np.full(3, 2.0))
+    found = compare_arms(estimate(control), estimate(treatment))
+    assert found.p == 1.0 and found.lift == 1.0
+    assert np.isnan([found.low, found.high, found.always_low, found.always_high]).all()

@@ -96,7 +96,34 @@ def test_a_ramp_down_outlives_a_restart_and_ends_with_an_edit(tmp_path):
     assert again.splits["exp"].coverage == 0.4
     edited, _, _ = watch(tmp_path, EXPERIMENT.replace("coverage: 0.8", "coverage: 0.7"))
     assert not edited.splits and not edited.ramps
-    assert not watch(tmp_path)[0].ramps  # forgotten on disk too
+
+
+def test_a_file_that_lacked_the_experiment_for_a_moment_does_not_restore_full_traffic(tmp_path):
+    """Seen: a reload that met a half-written file dropped the ramp-down, and the whole file brought full coverage."""
+    now = [1e9]
+    guard, (experiment,), _ = watch(tmp_path)
+    guard._calendar = lambda: now[0]
+    serve(guard, experiment, 100, failed=100)
+    guard.judge((experiment,))
+    guard.adopt(())
+    assert not guard.splits
+    guard.adopt((experiment,))
+    assert guard.splits["exp"].coverage == 0.4 and guard.ramps["exp"].after == 0.4
+    guard.adopt(())
+    again = GuardrailWatch(tmp_path, calendar=lambda: now[0])  # a restart in between changes nothing
+    again.adopt((experiment,))
+    assert again.splits["exp"].coverage == 0.4
+    again.adopt(())
+    now[0] += 8 * 86_400
+    again.adopt((experiment,))  # a definition that comes back after a week starts afresh ...
+    again.adopt(())
+    again.adopt((experiment,))
+    assert again.splits["exp"].coverage == 0.4  # ... only if it was really out of force meanwhile
+    again.adopt(())
+    now[0] += 8 * 86_400
+    again.adopt(())
+    again.adopt((experiment,))
+    assert not again.splits
 
 
 def test_an_unreadable_state_stops_the_start_rather_than_restoring_full_traffic(tmp_path):

@@ -5,18 +5,22 @@ Real servers: tests/e2e/test_ab_router.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.router.http_app import create_app
+from clients.ab.router.local_router import start_router
 from clients.ab_router import Config
 
 ROOT = Path(__file__).parents[4]
@@ -44,8 +48,9 @@ def start(tmp_path):
     def make(text: str = EXPERIMENT, **settings) -> TestClient:
         (tmp_path / "e.yaml").write_text(text)
         config = Config(
-            experiment=tmp_path / "e.yaml", url=closed_port(), log=tmp_path / "log", reload_seconds=0.05, **settings
-        )
+            experiment=tmp_path / "e.yaml", url=closed_port(), log=tmp_path / "log", reload_seconds=0.05,
+            raw_ids="salt_file" not in settings, **settings,
+        )  # fmt: skip
         client = TestClient(create_app(config, config, "the router"))
         client.__enter__()
         clients.append(client)
@@ -95,7 +100,7 @@ def test_without_triton_every_page_is_answered_in_the_incoming_order_and_logged_
 def test_bad_input_gets_a_4xx_with_the_field_and_the_reason(start, tmp_path, body, status, reason):
     client = start(max_documents=8, max_body_mb=1)
     content = body if isinstance(body, bytes) else json.dumps({**PAGE, **body}).encode()
-    answer = client.post("/rank", content=content)
+    answer = client.post("/rank", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status and reason in answer.json()["detail"]
     assert not records(tmp_path)
     assert f'ab_refused_total{{status="{status}"}} 1.0' in client.get("/metrics").text
@@ -201,9 +206,14 @@ def test_stored_ids_and_queries_are_hashed_and_texts_left_out_on_request(start, 
     (tmp_path / "salt").write_text("a secret of more than 16 bytes")
     open_arm = start().post("/rank", json=PAGE).json()["arm"]
     private = start(salt_file=tmp_path / "salt", queries="hash", log_text=False)
-    assert private.post("/rank", json=PAGE).json()["arm"] == open_arm  # the raw id decides
+    page = {**PAGE, "segments": {"mail": "someone@example.org"}}
+    assert private.post("/rank", json=page).json()["arm"] == open_arm  # the raw id decides
     raw = b"".join(p.read_bytes() for p in sorted((tmp_path / "log").glob("*.ablog"))[-1:])
     assert b"alpha" not in raw and b'"u1"' not in raw and b'"title"' not in raw
+    # seen: with a salt, forced ids in the definition and segment values were still stored as they came
+    assert b"tester" not in raw and b"someone@" not in raw and b'"forced":{"' in raw
+    path = sorted((tmp_path / "log").glob("*.ablog"))[-1]
+    assert path.stat().st_mode & 0o007 == 0 and (tmp_path / "log").stat().st_mode & 0o007 == 0
     assert len(records(tmp_path)[-1]["user_id"]) == 32
 
 
@@ -222,6 +232,64 @@ def test_a_log_that_cannot_be_written_costs_no_answer_and_is_told(start, monkeyp
     assert health["status"] == "degraded" and "No space left" in health["log_error"] and health["log_failures"] == 2
 
 
+def test_with_keys_a_caller_needs_one_and_has_a_rate_of_its_own(start, tmp_path):
+    """Seen: there was no authentication; whoever reached the port could ask and write into the log."""
+    keys = tmp_path / "keys"
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("one", "two")}
+    keys.write_text(f"# callers\nfront {digests['one']} 1\nother {digests['two']} 1000\n")
+    client = start(api_keys=keys)
+
+    def ask(key: str | None, path: str = "/rank"):
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return client.post(path, json=PAGE, headers=headers)
+
+    for key in (None, "three", digests["one"]):
+        for path in ("/rank", "/events"):
+            refused = ask(key, path)
+            assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+    answers = [ask("one") for _ in range(6)]
+    assert answers[0].status_code == 200 and answers[-1].status_code == 429
+    assert answers[-1].headers["retry-after"] == "1" and "front sends more" in answers[-1].json()["detail"]
+    assert {ask("two").status_code for _ in range(6)} == {200}
+    assert client.get("/health").status_code == client.get("/metrics").status_code == 200
+    assert not any(name in path.read_text() for name in ("one ", "two ") for path in [keys])
+
+    keys.write_text("front notahash 5\n")  # a bad edit locks nobody out, and is told
+    wait_until(lambda: "row 1" in client.get("/health").json()["api_keys_error"])
+    assert ask("two").status_code == 200 and "ab_experiment_file_error 1.0" in client.get("/metrics").text
+    keys.write_text(f"front {digests['one']} 1\n")
+    wait_until(lambda: ask("two").status_code == 401)
+
+
+def wait_until(true, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_over_tls_and_when_stopped_not_ready_comes_before_the_end(tmp_path):
+    """Seen: the router spoke no TLS; at SIGTERM it closed its port at once, and a balancer's next requests failed."""
+    crt, key = tmp_path / "crt.pem", tmp_path / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", crt, "-days", "2"]
+    subprocess.run([*make, "-subj", "/CN=r", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    (tmp_path / "e.yaml").write_text(EXPERIMENT)
+    flags = ("--tls-certificate", str(crt), "--tls-key", str(key), "--drain-seconds", "1.5")
+    trusted = ssl.create_default_context(cafile=str(crt))
+    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", *flags) as router:
+        assert router.url.startswith("https://")
+        with httpx.Client(base_url=router.url, verify=trusted, timeout=30) as client:
+            assert client.get("/health/ready").status_code == client.get("/health/live").status_code == 200
+            router.process.terminate()
+            started = time.monotonic()
+            wait_until(lambda: client.get("/health/ready").status_code == 503)
+            assert client.get("/health/live").status_code == 200  # alive, and not ready
+            answer = client.post("/rank", json=PAGE)
+            assert answer.status_code == 200 and answer.json()["logged"] is True
+        router.process.wait(20)
+        assert time.monotonic() - started > 1.0
+
+
 def test_the_openapi_document_describes_bodies_and_answers(start):
     document = start().get("/openapi.json").json()
     schemas = document["components"]["schemas"]
@@ -236,7 +304,9 @@ def test_the_openapi_document_describes_bodies_and_answers(start):
     ("flags", "reason"),
     [
         (["--experiment", "absent.yaml"], "absent.yaml: cannot be read"),
-        (["--experiment", "clients/experiments/example.yaml", "--log", "README.md/log"], "cannot write the log"),
+        (["--experiment", "clients/experiments/example.yaml", "--raw-ids", "--log", "README.md/l"], "write the log"),
+        # seen: without a salt, which was the default, e-mail addresses as user ids lay in the log
+        (["--experiment", "clients/experiments/example.yaml"], "give --salt-file FILE"),
         (["--experiment", "clients/experiments/example.yaml", "--arm-share", "1.5"], "arm_share is 1.5"),
     ],
 )

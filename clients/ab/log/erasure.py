@@ -1,0 +1,151 @@
+"""Takes a person out of the A/B log: the raw files, the Parquet days made from them, and the small files beside."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clients.ab.log.compaction import FILE_MODE
+from clients.ab.log.lines import decode, encode
+from clients.ab.log.privacy import Privacy
+from clients.ab.log.quarantine import REJECTS
+from clients.ab.log.reader import log_files
+from ranking.errors import InputError
+from ranking.files import replacing, write_json
+from ranking.schema import read_table, write_table
+
+TABLES_OF_DAYS = ("exposures", "events", "shadows")
+
+
+@dataclass
+class Erased:
+    """What was erased. pages: exposures; lines: of raw files; rows: of Parquet days; in_use: raw files left alone."""
+
+    pages: int = 0
+    lines: int = 0
+    rows: int = 0
+    in_use: list[str] = field(default_factory=list)
+
+
+class Erasure:
+    """Removes everything stored under any of a person's names.
+
+    user_ids: as the caller of the router knows them; salts: every salt that was ever in use, since each gives a person
+    another stored name. What is stored under the raw id is removed too.
+    """
+
+    def __init__(self, user_ids: Iterable[str], salts: Iterable[bytes] = ()):
+        ids = list(user_ids)
+        self.names = {*ids, *(Privacy(salt).user(user) for salt in salts for user in ids)}
+        self._requests: set[str] = set()
+        self.erased = Erased()
+
+    def run(self, raw: Path | None, data: Path | None) -> Erased:
+        """Erase from the raw log folder and from the compacted folder, each if given. InputError: no such folder."""
+        if data is not None and not data.is_dir():
+            raise InputError(f"{data}: no such folder of compacted days")
+        files = log_files(raw) if raw is not None else []
+        # clicks and shadow scores are known by the page's id alone: the pages come first
+        for path in files:
+            for line in _lines(path):
+                self._note(decode(line) or {})
+        days = [path for table in TABLES_OF_DAYS for path in sorted((data / table).glob("*.parquet"))] if data else []
+        for path in days:
+            if path.parent.name == "exposures":
+                rows = read_table(path, "exposures")
+                mine = rows.filter(pc.is_in(rows.column("user_id"), pa.array(sorted(self.names), pa.string())))
+                self._requests.update(mine.column("request_id").to_pylist())
+        self.erased.pages = len(self._requests)
+        for path in files:
+            self._raw_file(path)
+        for path in days:
+            self._day(path)
+        if data is not None:
+            self._small_files(data)
+        return self.erased
+
+    def _note(self, record: dict[str, Any]) -> None:
+        if record.get("user_id") in self.names and isinstance(record.get("request_id"), str):
+            self._requests.add(record["request_id"])
+
+    def _is_theirs(self, record: dict[str, Any]) -> bool:
+        return _hashable(record.get("user_id")) in self.names or _hashable(record.get("request_id")) in self._requests
+
+    def _without_them(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """The record without the person: None if it is theirs, else without their entry among the forced users."""
+        if self._is_theirs(record):
+            return None
+        definition = record.get("definition")
+        if isinstance(definition, dict) and self.names & (forced := definition.get("forced") or {}).keys():
+            kept = {user: arm for user, arm in forced.items() if user not in self.names}
+            return {**record, "definition": {**definition, "forced": kept}}
+        return record
+
+    def _raw_line(self, line: bytes) -> bytes:
+        record = decode(line)
+        if record is None:  # torn or damaged: nobody reads it, but a name may stand in it
+            return b"" if any(name.encode("utf-8", "surrogatepass") in line for name in self.names) else line
+        kept = self._without_them(record)
+        return b"" if kept is None else line if kept is record else encode(kept)[:-1]
+
+    def _raw_file(self, path: Path) -> None:
+        with path.open("rb") as stream:
+            changed = sum(self._raw_line(line) != line for line in _lines(path))
+            if not changed:
+                return
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self.erased.in_use.append(str(path))
+                return
+            with replacing(path) as aside, aside.open("wb") as out:
+                aside.chmod(FILE_MODE)
+                out.writelines(kept + b"\n" for line in _lines(path) if (kept := self._raw_line(line)))
+        self.erased.lines += changed
+
+    def _day(self, path: Path) -> None:
+        table = path.parent.name
+        rows = read_table(path, table)
+        theirs = pc.is_in(rows.column("request_id"), pa.array(sorted(self._requests), pa.string()))
+        if "user_id" in rows.schema.names:
+            by_name = pc.is_in(rows.column("user_id"), pa.array(sorted(self.names), pa.string()))
+            theirs = pc.or_(theirs, by_name)
+        kept = rows.filter(pc.invert(theirs))
+        if len(kept) < len(rows):
+            write_table(path, table, kept)
+            path.chmod(FILE_MODE)
+            self.erased.rows += len(rows) - len(kept)
+
+    def _small_files(self, data: Path) -> None:
+        definitions = data / "experiments.json"
+        if definitions.is_file():
+            known = json.loads(definitions.read_text(encoding="utf-8"))
+            kept = {fingerprint: self._without_them(entry) for fingerprint, entry in known.items()}
+            if kept != known:
+                write_json(definitions, kept)
+                definitions.chmod(FILE_MODE)
+        rejects = data / REJECTS
+        if rejects.is_file():
+            lines = rejects.read_text(encoding="utf-8").splitlines()
+            others = [line for line in lines if not self._is_theirs(json.loads(line)["record"])]
+            if len(others) < len(lines):
+                with replacing(rejects) as aside:
+                    aside.write_text("".join(line + "\n" for line in others), encoding="utf-8")
+                    aside.chmod(FILE_MODE)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        for line in stream:
+            yield line.rstrip(b"\n")
+
+
+def _hashable(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

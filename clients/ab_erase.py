@@ -1,0 +1,54 @@
+"""Erase a person from the A/B log: raw files, Parquet days and the files beside them (docs/ab-log.md).
+
+    python clients/ab_erase.py --user u1 --log runs/ab/log --data runs/ab/data --salt-file salt --salt-file salt.2025
+
+Reports hold no user ids; they are made again from the days that are left.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clients.ab.log.erasure import Erasure
+from clients.ab.log.privacy import read_salt
+from ranking.program import run
+
+logger = logging.getLogger("ab_erase")
+
+EXIT_IN_USE = 3
+
+
+@dataclass
+class Config:
+    """Erase users from the A/B log.
+
+    Args:
+        user: the user's id, as the router's callers send it; may be repeated
+        log: folder of raw log files
+        data: folder that ab_compact wrote, if there is one
+        salt_file: every salt that the log was ever written with, the present one and former ones; may be repeated
+    """
+
+    user: list[str]
+    log: Path
+    data: Path | None = None
+    salt_file: list[Path] = field(default_factory=list)
+
+
+def main(config: Config) -> int:
+    """Erase and print what went. Returns 3 if a raw file is still being written to, so that it must be run again."""
+    erased = Erasure(config.user, map(read_salt, config.salt_file)).run(config.log, config.data)
+    print(f"{erased.pages} pages erased: {erased.lines} lines of raw files, {erased.rows} rows of Parquet days")
+    if erased.in_use:
+        logger.warning(
+            "a router still appends to %s: run this again once it has begun a new file (hourly) or stopped",
+            ", ".join(erased.in_use),
+        )
+        return EXIT_IN_USE
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python clients/ab_erase.py --user u1 --log runs/ab/log --data runs/ab/data")

@@ -1,0 +1,157 @@
+"""Scores that exist already, joined to candidates by query_id and doc_id: Parquet, JSON lines, CSV, TSV, TREC run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from clients.labelling.candidate_file import CandidateFile
+from clients.labelling.label_store import database, literal, stream
+from ranking.errors import DataError, InputError
+
+TABULAR = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+TREC_RUNS = (".trec", ".run")
+
+
+@dataclass(frozen=True)
+class ScoreColumns:
+    """Where a score file has its keys and scores; a TREC run needs none.
+
+    Args:
+        query_id: column of the query's id
+        doc_id: column of the document's id
+        score: column of the score
+    """
+
+    query_id: str = "query_id"
+    doc_id: str = "doc_id"
+    score: str = "score"
+
+
+@dataclass(frozen=True)
+class JoinCounts:
+    """What joined and what did not. unmatched: scores whose key no candidate has; example: one of these keys."""
+
+    scores: int
+    candidates: int
+    joined: int
+    unmatched: int
+    example: str
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.joined} of {self.candidates} candidates have a score",
+            f"{self.unmatched} of {self.scores} scores belong to no candidate",
+        ]
+        return "; ".join(lines) + (f", e.g. {self.example}" if self.unmatched else "")
+
+
+class ScoreFile:
+    """A score file beside a candidate file, both opened in a DuckDB that spills into `scratch`; a context manager.
+
+    InputError: unknown ending, or no such column. DataError: unreadable, a score that is no finite number, or two
+    different scores for one key; it names the row or the key.
+    """
+
+    def __init__(self, path: Path, columns: ScoreColumns, candidates: CandidateFile, scratch: Path):
+        self.path, self.candidates = path, candidates
+        if not path.is_file():
+            raise DataError(path, "no such file")
+        self._opened = database(scratch)
+        self._columns = columns
+
+    def __enter__(self) -> ScoreFile:
+        self._connection = self._opened.__enter__()
+        try:
+            self._load()
+        except duckdb.Error as problem:
+            self._opened.__exit__(None, None, None)
+            raise DataError(self.path, f"cannot be read: {' '.join(str(problem).split())[:300]}") from problem
+        except InputError:
+            self._opened.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *raised) -> None:
+        self._opened.__exit__(*raised)
+
+    def counts(self) -> JoinCounts:
+        """How many rows of either side found the other."""
+        lone = "FROM scores ANTI JOIN asked USING (query_id, doc_id)"
+        (scores,) = self._row("SELECT count(*) FROM scores")
+        unmatched, example = self._row(f"SELECT count(*), min((query_id, doc_id)) {lone}")
+        (joined,) = self._row("SELECT count(*) FROM asked SEMI JOIN scores USING (query_id, doc_id)")
+        named = f"query_id {example[0]!r}, doc_id {example[1]!r}" if unmatched else ""
+        return JoinCounts(scores, self.candidates.rows, joined, unmatched, named)
+
+    def scores(self) -> Iterator[pa.RecordBatch]:
+        """(row, score) of every candidate that has one, by rising 0-based row."""
+        yield from stream(
+            self._connection, "SELECT row, score FROM asked JOIN scores USING (query_id, doc_id) ORDER BY row"
+        )
+
+    def _row(self, query: str) -> tuple:
+        """The first row, () if there is none. All are fetched: an unfinished result would block the connection."""
+        rows = self._connection.execute(query).fetchall()
+        return rows[0] if rows else ()
+
+    def _load(self) -> None:
+        run = self._connection.execute
+        run(
+            "CREATE TEMP VIEW asked AS SELECT file_row_number AS row, query_id, doc_id "
+            f"FROM read_parquet({literal(self.candidates.path)}, file_row_number = true)"
+        )
+        run(f"CREATE TEMP VIEW given AS {self._given()}")
+        bad = self._row(
+            "SELECT query_id, doc_id, raw FROM given WHERE query_id IS NULL OR doc_id IS NULL "
+            "OR NOT coalesce(isfinite(try_cast(raw AS DOUBLE)), false) LIMIT 1"
+        )
+        if bad:
+            raise DataError(
+                self.path, f"query_id {bad[0]!r}, doc_id {bad[1]!r}: the score is {bad[2]!r}; a finite number is needed"
+            )
+        run(
+            "CREATE TEMP TABLE scores AS SELECT query_id, doc_id, min(CAST(raw AS DOUBLE))::FLOAT AS score, "
+            "min(CAST(raw AS DOUBLE)) < max(CAST(raw AS DOUBLE)) AS differ FROM given GROUP BY query_id, doc_id"
+        )
+        if twice := self._row("SELECT query_id, doc_id FROM scores WHERE differ ORDER BY ALL LIMIT 1"):
+            raise DataError(self.path, f"two different scores for query_id {twice[0]!r}, doc_id {twice[1]!r}")
+
+    def _given(self) -> str:
+        """The file as SQL: query_id, doc_id as text, raw as it stands there."""
+        name, path = self.path.name.lower().removesuffix(".gz"), literal(self.path)
+        ending = Path(name).suffix
+        if ending in TREC_RUNS:
+            return (
+                "SELECT fields[1] AS query_id, fields[3] AS doc_id, fields[5] AS raw FROM (SELECT "
+                r"string_split_regex(trim(line), '\s+') AS fields FROM read_csv(" + path + ", header = false, delim = "
+                "'\\0', quote = '', escape = '', columns = {'line': 'VARCHAR'})) WHERE len(fields) > 1"
+            )
+        if ending == ".parquet":
+            source = f"read_parquet({path})"
+        elif ending in JSON_LINES:
+            source = f"read_json({path}, format = 'newline_delimited')"
+        elif ending in TABULAR:
+            source = f"read_csv({path}, header = true, all_varchar = true, delim = '{TABULAR[ending]}')"
+        else:
+            known = ".parquet, .jsonl, .csv, .tsv, .trec, .run (text may be gzipped)"
+            raise InputError(f"{self.path}: unknown kind of score file; known endings: {known}")
+        described = self._connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
+        present = {row[0] for row in described}
+        wanted = (self._columns.query_id, self._columns.doc_id, self._columns.score)
+        if missing := [column for column in wanted if column not in present]:
+            raise InputError(f"{self.path}: no column {', '.join(missing)}; it has {', '.join(sorted(present))}")
+        keys = ", ".join(
+            f"CAST({quoted(column)} AS VARCHAR) AS {name}" for column, name in zip(wanted, ("query_id", "doc_id"))
+        )
+        return f"SELECT {keys}, CAST({quoted(wanted[2])} AS VARCHAR) AS raw FROM {source}"
+
+
+def quoted(column: str) -> str:
+    """A column's name as an SQL identifier."""
+    return '"' + column.replace('"', '""') + '"'

@@ -1,0 +1,84 @@
+"""Erasing a person: nothing stored under any of their names is left, and nobody else loses anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clients.ab.database import DuckdbSettings
+from clients.ab.log.compaction import compact
+from clients.ab.log.privacy import Privacy
+from clients.ab.log.reader import ReadCounts, read_folder
+from clients.ab.log.writer import ExposureLog
+from clients.ab_erase import Config, main
+from ranking.schema import read_table
+from tests.clients.ab.log.test_compact import event, exposure, write_log
+
+SALTS = [b"the salt of this year", b"the salt of last year"]
+
+
+def shadow(request_id: str) -> dict:
+    page = exposure(request_id)
+    kept = ("logged", "request_id", "experiment", "arm", "latency_ms", "documents", "scores")
+    return {"type": "shadow", "model": "m", "failure": "", **{name: page[name] for name in kept}}
+
+
+@pytest.fixture
+def written(tmp_path) -> Config:
+    """Pages of `ann` under three names and of `bob`, raw and compacted. Seen: there was no way to erase anybody."""
+    names = {"raw": "ann", "this": Privacy(SALTS[0]).user("ann"), "last": Privacy(SALTS[1]).user("ann"), "bob": "bob"}
+    records = [exposure(page, user_id=name) for page, name in names.items()]
+    records += [event(page, "b") for page in names] + [shadow(page) for page in names]
+    forced = {"ann": "student", "bob": "student"}
+    records.append(
+        {"type": "config", "logged": 1, "fingerprint": "f1", "definition": {"name": "exp", "forced": forced}}
+    )
+    records.append(exposure("bad", user_id="ann", platform=None))
+    write_log(tmp_path / "log", records, tail=b'00000000 {"user_id":"ann"}\n00000000 {"user_id":"bob"}\n')
+    compact(tmp_path / "log", tmp_path / "out", DuckdbSettings())
+    for number, salt in enumerate(SALTS):
+        (tmp_path / f"salt-{number}").write_bytes(salt)
+    return Config(["ann"], tmp_path / "log", tmp_path / "out", [tmp_path / f"salt-{n}" for n in range(2)])
+
+
+def stored(config: Config) -> bytes:
+    assert config.data is not None
+    small = [config.data / "experiments.json", config.data / "rejects.jsonl"]
+    return b"".join(path.read_bytes() for path in [*config.log.glob("*.ablog"), *small])
+
+
+def pages(folder: Path, table: str) -> set[str]:
+    rows = [row for path in (folder / table).glob("*.parquet") for row in read_table(path, table).to_pylist()]
+    return {row["request_id"] for row in rows}
+
+
+def test_every_name_of_a_person_goes_and_nobody_else(written, capsys):
+    assert b"ann" in stored(written)
+    assert main(written) == 0 and "4 pages erased" in capsys.readouterr().out
+    for name in ("ann", *(Privacy(salt).user("ann") for salt in SALTS)):
+        assert name.encode() not in stored(written)
+    left = list(read_folder(written.log, ReadCounts()))
+    assert {r["request_id"] for r in left if r["type"] != "config"} == {"bob"} and len(left) == 4
+    assert next(r for r in left if r["type"] == "config")["definition"]["forced"] == {"bob": "student"}
+    assert b'{"user_id":"bob"}' in stored(written)
+    assert {table: pages(written.data, table) for table in ("exposures", "events", "shadows")} == {
+        "exposures": {"bob"}, "events": {"bob"}, "shadows": {"bob"},
+    }  # fmt: skip
+    assert main(written) == 0 and "0 pages erased: 0 lines" in capsys.readouterr().out
+    assert all(p.stat().st_mode & 0o007 == 0 for p in [*written.log.glob("*.ablog"), *written.data.rglob("*.parquet")])
+    assert json.loads((written.data / "experiments.json").read_text())["f1"]["definition"]["forced"] == {
+        "bob": "student"
+    }
+
+
+def test_a_file_that_a_router_appends_to_is_left_and_named(tmp_path, caplog):
+    log = ExposureLog(tmp_path / "log")
+    content = {k: v for k, v in exposure("r", user_id="ann").items() if k not in ("type", "logged")}
+    assert log.write("exposure", content)
+    config = Config(["ann"], tmp_path / "log")
+    assert main(config) == 3 and "run this again" in caplog.text
+    assert log.write("exposure", content)
+    log.close()
+    assert main(config) == 0 and not list(read_folder(config.log, ReadCounts()))

@@ -1,0 +1,326 @@
+"""One caller, one disk or one peer must not take the router down: each test's docstring says what was seen before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPResponse
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from clients.ab.router.body import BodyRefused, ValueCount
+from clients.ab.router.http_app import create_app
+from clients.ab.router.http_protocol import limited_protocol
+from clients.ab_router import Config
+from tests.helpers.stub_ranker import StubRanker, TcpProxy
+
+EXPERIMENT = """
+default_model: baseline
+experiments:
+  - name: exp
+    arms: [{name: baseline, model: baseline}, {name: student, model: student}]
+    forced: {tester: student}
+    guardrails: {min_pages: 5, window_seconds: 60}
+"""
+PAGE = {"user_id": "tester", "query": "alpha", "documents": [{"doc_id": d, "title": f"t{d}"} for d in "abc"]}
+
+
+class Running:
+    """A router on a port of its own. url, service; pauses: processor seconds of each step of its event loop."""
+
+    def __init__(self, config: Config):
+        self._app = create_app(config, config, "the router")
+        settings = uvicorn.Config(
+            self._app, "127.0.0.1", 0, log_config=None, ws="none", loop="asyncio", http=limited_protocol(config),
+            limit_concurrency=config.max_connections,
+        )  # fmt: skip
+        self._server = uvicorn.Server(settings)
+        self.pauses: list[float] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        run, pauses = asyncio.events.Handle._run, self.pauses
+        thread = threading.get_ident()
+
+        def timed(handle) -> None:
+            started = time.thread_time()  # not the wall's clock: a busy machine is not the router's pause
+            run(handle)
+            if threading.get_ident() == thread:
+                pauses.append(time.thread_time() - started)
+
+        asyncio.events.Handle._run = timed
+        try:
+            self._server.run()
+        finally:
+            asyncio.events.Handle._run = run
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        deadline = time.monotonic() + 30
+        while not self._server.started:
+            assert time.monotonic() < deadline and self._thread.is_alive()
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+        self.service = self._app.state.service
+        return self
+
+    def __exit__(self, *problem) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+
+    def connect(self) -> socket.socket:
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=20)
+
+    def rank(self, **changes) -> httpx.Response:
+        return httpx.post(f"{self.url}/rank", json=PAGE | changes, timeout=30)
+
+    def metric(self, start: str) -> float:
+        lines = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(start))
+
+
+@pytest.fixture
+def ranker() -> Iterator[StubRanker]:
+    with StubRanker() as stub:
+        yield stub
+
+
+@contextmanager
+def running(folder: Path, url: str, **settings) -> Iterator[Running]:
+    (folder / "e.yaml").write_text(EXPERIMENT)
+    chosen = {
+        "experiment": folder / "e.yaml",
+        "url": url,
+        "log": folder / "log",
+        "reload_seconds": 0.05,
+        "raw_ids": True,
+    }
+    with Running(Config(**chosen | {"deadline_ms": 5000.0} | settings)) as router:
+        yield router
+
+
+def test_a_page_that_the_model_calls_wrong_is_the_callers_fault_alone(tmp_path, ranker):
+    """Seen: 24 pages that the front model called INVALID_ARGUMENT opened the breakers of all arms for every user."""
+    with running(tmp_path, ranker.url) as router:
+        for _ in range(24):
+            answer = router.rank(query="refuse me")
+            assert answer.status_code == 422 and "this page is wrong" in answer.json()["detail"]
+        good = router.rank().json()
+        assert (good["served_by"], good["fallback"], good["ranking"]) == ("student", "", ["c", "b", "a"])
+        health = httpx.get(f"{router.url}/health", timeout=30).json()
+        assert health["status"] == "ok" and health["breakers"]["student"] == "closed"
+        assert not router.service.watch.ramps and ranker.asked["baseline"] == 0
+        assert router.metric('ab_model_calls_total{model="student",outcome="refused"}') == 24
+        assert all(0 < timeout <= 3_000_000 for timeout in ranker.timeouts)  # the arm's share of the deadline
+
+
+def test_the_limit_of_documents_is_the_served_models_own(tmp_path):
+    """Seen: the router took 1000 documents, the model fewer, and each such page counted against the model."""
+    with StubRanker(max_documents=2) as ranker, running(tmp_path, ranker.url) as router:
+        deadline = time.monotonic() + 20
+        while router.rank().status_code != 422:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        asked = ranker.asked.total()
+        answer = router.rank()
+        assert answer.json()["detail"].startswith("documents: 3 are given, ")
+        assert ranker.asked.total() == asked
+        assert router.rank(documents=PAGE["documents"][:2]).json()["served_by"] == "student"
+
+
+BODIES = {
+    "zeros": b'{"user_id":"u","query":"q","documents":[' + b"0," * 4_100_000 + b"0]}",
+    "a megabyte of zeros": b'{"user_id":"u","query":"q","documents":[' + b"0," * 500_000 + b"0]}",
+    "keys": b'{"user_id":"u","query":"q",' + b",".join(b'"k%d":1' % i for i in range(250_000)) + b"}",
+    "allowed number of keys": b"{" + b",".join(b'"k%d":1' % i for i in range(4_000)) + b"}",
+    "empty texts": b'{"user_id":"u","query":"q","documents":[' + b'"",' * 900_000 + b'""]}',
+    "brackets": b"[" * 3_900_000,
+    "a number": b'{"documents":' + b"1" * 3_900_000 + b"}",
+    "backslashes": b'{"user_id":"' + b"\\\\" * 1_900_000 + b'"}',
+    "quotes": b'{"user_id":"' + b'\\"' * 1_900_000 + b'"}',
+    "spaces": b'{"user_id":' + b" " * 3_900_000 + b"1}",
+    "events": json.dumps({"events": [{"request_id": "r", "doc_id": "d", "type": "click"}] * 1000}).encode(),
+    "invisible ids": json.dumps({**PAGE, "query": "\u200b" * 300_000}, ensure_ascii=False).encode(),
+    "a large page": json.dumps(
+        {**PAGE, "documents": [{"doc_id": str(i), "title": "x" * 100, "summary": "word " * 600} for i in range(1000)]}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_no_body_holds_the_loop_for_50_ms(tmp_path, ranker, name):
+    """Seen: 8.4 MB of `0,` blocked the router for 24 s and took 3.8 GB; 1 MB took 2.8 s."""
+    with running(tmp_path, ranker.url) as router:
+        assert router.rank().status_code == 200
+        path = "/events" if name == "events" else "/rank"
+        head = {"content-type": "application/json"}
+        shortest = []
+        for _ in range(3):  # the shortest of three: the collector of garbage may strike once
+            router.pauses.clear()
+            try:
+                answer = httpx.post(router.url + path, content=BODIES[name], headers=head, timeout=60)
+                assert answer.status_code == (200 if name in ("events", "a large page") else answer.status_code)
+                assert answer.status_code in (200, 400, 413, 422), answer.text
+            except httpx.WriteError:  # refused and closed before the whole body was sent
+                pass
+            shortest.append(max(router.pauses))
+        assert min(shortest) < 0.05, shortest
+
+
+def test_values_are_counted_alike_however_a_body_is_cut():
+    """The count is kept over pieces, which may end inside a text or between a backslash and what it escapes."""
+    body = json.dumps({"a": ['x,"\\', "{[:", {"b\\": [1, 2, None]}], "": '\\"'}).encode()
+    counts = set()
+    for size in range(1, len(body) + 1):
+        count = ValueCount(100)
+        for start in range(0, len(body), size):
+            count.feed(body[start : start + size])
+        counts.add(count.count)
+    assert counts == {12}
+    with pytest.raises(BodyRefused, match="too many values"):
+        ValueCount(10).feed(b"0," * 11)
+
+
+def test_slow_uploads_cost_no_coverage_and_open_no_breaker(tmp_path, ranker):
+    """Seen: the deadline ran during the upload: 230 slow ones ramped the coverage down and opened the breaker."""
+    body = json.dumps(PAGE).encode()
+    head = b"POST /rank HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with running(tmp_path, ranker.url, deadline_ms=400.0, arm_share=0.9) as router:
+        slow = [router.connect() for _ in range(30)]
+        for connection in slow:
+            connection.sendall(head + body[:10])
+        time.sleep(0.6)
+        answers = []
+        for connection in slow:
+            connection.sendall(body[10:])
+            response = HTTPResponse(connection)
+            response.begin()
+            answers.append(json.loads(response.read()))
+            connection.close()
+        assert {a["served_by"] for a in answers} == {"student"} and not router.service.watch.ramps
+        assert httpx.get(f"{router.url}/health", timeout=30).json()["breakers"] == {"student": "closed"}
+
+
+def test_a_body_that_does_not_come_is_refused(tmp_path, ranker):
+    """Seen: an upload that stopped half-way was waited for without end."""
+    with running(tmp_path, ranker.url, receive_seconds=0.3) as router, router.connect() as connection:
+        connection.sendall(
+            b"POST /rank HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+        )
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 408 ")
+
+
+def test_pages_whose_model_was_not_asked_count_for_no_guardrail(tmp_path, ranker):
+    """Seen: pages without time left counted as failures of an arm whose model was never asked."""
+    with running(tmp_path, ranker.url, deadline_ms=0.5) as router:
+        answers = [router.rank().json() for _ in range(20)]
+        time.sleep(0.3)
+        assert {a["fallback"] for a in answers} == {"timeout"} and not ranker.asked
+        assert not router.service.watch.ramps and not router.service.watch._pages
+
+
+def test_a_slow_disk_does_not_hold_the_answers(tmp_path, ranker, monkeypatch):
+    """Seen: an fdatasync of 6 s kept answers for 6 to 12 s, with health `ok` and 0.2 s in the log."""
+    sync, slow = os.fdatasync, threading.Event()
+
+    def stalled(descriptor: int) -> None:
+        if slow.is_set():
+            time.sleep(2.0)
+        sync(descriptor)
+
+    monkeypatch.setattr("clients.ab.log.writer.os.fdatasync", stalled)
+    with running(tmp_path, ranker.url, log_wait_ms=100.0, log_queue_mb=0.01) as router:
+        assert router.rank().json()["logged"] is True
+        slow.set()
+        started = time.monotonic()
+        answer = router.rank().json()
+        assert answer["logged"] == "pending" and answer["latency_ms"] >= 100 and time.monotonic() - started < 1.5
+        health = httpx.get(f"{router.url}/health", timeout=30).json()
+        assert health["status"] == "degraded" and "a write takes" in health["log_error"]
+        assert router.metric("ab_log_stalled_seconds") > 0.1 and router.metric("ab_log_waiting_records") >= 1
+        event = {"events": [{"request_id": "r", "doc_id": "a", "type": "click"}]}
+        assert httpx.post(f"{router.url}/events", json=event, timeout=30).status_code == 503
+        large = [{"doc_id": d, "summary": d * 9000} for d in "ab"]
+        assert router.rank(documents=large).json()["logged"] is False  # the queue is full: known at once
+        slow.clear()
+        assert router.metric("ab_log_pending_total") >= 2 and router.metric("ab_log_failures_total") == 1
+
+
+def test_a_connection_that_went_silent_is_replaced(tmp_path, ranker):
+    """Seen: after a peer went silent all pages stayed unranked for 75 s and longer; one connection was ever opened."""
+    settings = {"deadline_ms": 300.0, "arm_share": 0.9, "breaker_cooldown_seconds": 0.2}
+    with TcpProxy(ranker.url) as proxy, running(tmp_path, proxy.url, **settings) as router:
+        deadline = time.monotonic() + 20
+        while router.rank().json()["served_by"] != "student":
+            assert time.monotonic() < deadline
+        proxy.freeze()
+        assert router.rank().json()["fallback"] == "timeout"
+        deadline = time.monotonic() + 30
+        while router.rank().json()["served_by"] != "student":
+            assert time.monotonic() < deadline
+        assert proxy.connections >= 2 and router.metric("ab_connection_renewals_total") >= 1
+
+
+def test_half_sent_heads_are_closed_and_long_ones_refused(tmp_path, ranker):
+    """Seen: 400 of 400 half-sent requests were still open after 20 s; 20 MB of headers were accepted."""
+    with running(tmp_path, ranker.url, header_seconds=0.5) as router:
+        half = [router.connect() for _ in range(20)]
+        for number, connection in enumerate(half):
+            connection.sendall((b"", b"P", b"POST /rank HTTP/1.1\r\nHost: r\r\nX-A: b")[number % 3])
+        for connection in half:
+            assert connection.recv(100) == b""
+            connection.close()
+        for long in (b"X-A: " + b"a" * 30_000, b"\r\n".join(b"X-%d: y" % i for i in range(4000))):
+            with router.connect() as connection:
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: r\r\n" + long + b"\r\n\r\n")
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 431 ")
+        with router.connect() as connection:
+            sent = 0
+            with pytest.raises(OSError):
+                connection.sendall(b"GET /health HTTP/1.1\r\nX-A: ")
+                while sent < 20_000_000:
+                    sent += connection.send(b"a" * 65536)
+            assert sent < 8_000_000  # what the kernel's buffers took
+        assert router.rank().status_code == 200
+
+
+def test_a_kept_open_connection_serves_many_requests(tmp_path, ranker):
+    """The clock of a head must not close a connection whose requests are complete."""
+    with running(tmp_path, ranker.url, header_seconds=0.3) as router, httpx.Client(base_url=router.url) as client:
+        for _ in range(4):
+            assert client.post("/rank", json=PAGE, timeout=30).status_code == 200
+            time.sleep(0.2)
+
+
+def test_after_a_refused_body_the_connection_serves_on(tmp_path, ranker):
+    """Found by made-up requests: the rest of a refused body was taken for a head that is too long."""
+    body = b'{"user_id":"u","query":"q","documents":[' + b"{}," * 700_000 + b"0]}"
+    head = {"content-type": "application/json"}
+    with running(tmp_path, ranker.url) as router, httpx.Client(base_url=router.url, timeout=30) as client:
+        for _ in range(5):
+            assert client.post("/rank", content=body, headers=head).status_code == 422
+            assert client.post("/rank", json=PAGE).status_code == 200
+
+
+def test_too_many_at_once_get_503_and_other_content_415(tmp_path, ranker):
+    """Seen: there was no limit; whatever came was worked on at the same time, and any content type was taken."""
+    with running(tmp_path, ranker.url, max_in_flight=1) as router:
+        assert httpx.post(f"{router.url}/rank", content=json.dumps(PAGE), timeout=30).status_code == 415
+
+        async def both() -> list[httpx.Response]:
+            async with httpx.AsyncClient(base_url=router.url, timeout=30) as client:
+                return await asyncio.gather(*(client.post("/rank", json=PAGE) for _ in range(20)))
+
+        answers = asyncio.run(both())
+        assert {a.status_code for a in answers} == {200, 503}
+        assert all(a.headers["retry-after"] == "1" for a in answers if a.status_code == 503)

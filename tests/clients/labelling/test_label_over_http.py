@@ -1,0 +1,153 @@
+"""Labelling over HTTP: each dialect's form, faults that must lose and double nothing, the budget, the key, resuming."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from clients.label_over_http import Config, main
+from clients.labelling.http_costs import Prices
+from clients.labelling.http_dialects import DIALECTS, BadAnswer
+from clients.labelling.http_teacher import AnswerLog, CharacterLimits, logit
+from ranking.errors import InputError
+from ranking.labels import LabelSet, read_labels
+from tests.helpers.stub_reranker import reranker, stub_score
+
+FAULTS = {"429": 0.08, "500": 0.08, "503": 0.04, "slow": 0.02, "short": 0.1, "garbled": 0.05, "twice": 0.05}
+
+
+def config(candidates, out, stub, **changes) -> Config:
+    settings = {"model": stub.model, "documents": 5, "shard_rows": 64, "key_variable": ""} | changes
+    return Config(candidates=candidates, out=out, dialect=stub.dialect, url=[stub.url], **settings)
+
+
+def expected_scores(candidates) -> np.ndarray:
+    rows = pq.read_table(candidates).to_pylist()
+    return np.array([stub_score(row["query"], f"{row['title']} {row['summary']}") for row in rows], np.float32)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_under_faults_every_pair_is_labelled_once_with_its_own_score(dialect, write_candidates, tmp_path):
+    candidates = write_candidates(200)
+    with reranker(dialect, FAULTS) as stub:
+        assert main(config(candidates, tmp_path / "labels", stub, deadline_ms=700, retries=30)) == 0
+    labels = read_labels(tmp_path / "labels")
+    assert labels.column("teacher_score").to_numpy().tolist() == expected_scores(candidates).tolist()
+    # a short answer's scores are kept, so nothing that was answered is asked again
+    assert len(stub.answered) == 200 and set(stub.answered.values()) == {1}
+    assert not list((tmp_path / "labels").glob("answers-*"))
+
+
+def test_a_run_that_is_cut_off_again_and_again_pays_for_no_answer_twice_and_ends_with_the_same_bytes(
+    write_candidates, tmp_path
+):
+    candidates = write_candidates(300)
+    prices = {"prices": Prices(per_1000_requests=1000.0), "in_flight": 2}
+    with reranker("tei") as stub:
+        assert main(config(candidates, tmp_path / "whole", stub, **prices)) == 0
+    with reranker("tei") as stub:
+        runs = 0
+        while runs < 20:  # each run can pay for nine requests and is then cut off in the middle of its shards
+            runs += 1
+            try:
+                assert main(config(candidates, tmp_path / "parts", stub, budget=9.0, **prices)) == 0
+                break
+            except InputError as problem:
+                assert "the budget of 9 is spent: 9 requests" in str(problem)
+            with (tmp_path / "parts" / "answers-00000.jsonl").open("a") as stream:
+                stream.write('{"positions": [1, 2], "sco')  # as a kill in the middle of a write leaves it
+        assert runs > 5
+    assert set(stub.answered.values()) == {1} and len(stub.answered) == 300
+    assert stub.requests <= 9 * runs
+    for name in sorted(path.name for path in (tmp_path / "whole").glob("labels-*")):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_one_document_that_the_service_will_not_take_costs_its_neighbours_nothing(write_candidates, tmp_path):
+    candidates = write_candidates(64)
+    with reranker("tei", poison="document 17 ") as stub:
+        assert main(config(candidates, tmp_path / "labels", stub)) == 3
+    found = LabelSet.load(tmp_path / "labels")
+    assert (found.labels, found.rejects) == (63, 1)
+    (reject,) = pq.read_table(tmp_path / "labels/rejects.parquet").to_pylist()
+    assert (reject["row"], reject["cause"]) == (18, "teacher")
+    assert "HTTP 413" in reject["reason"]
+
+
+def test_the_key_comes_from_the_environment_and_a_refused_key_ends_the_run(write_candidates, tmp_path, monkeypatch):
+    candidates = write_candidates(16)
+    with reranker("cohere", key="right") as stub:
+        asked = {"key_variable": None, "give_up_seconds": 5.0}
+        monkeypatch.delenv("CO_API_KEY", raising=False)
+        with pytest.raises(InputError, match="CO_API_KEY is not set"):
+            main(config(candidates, tmp_path / "a", stub, **asked))
+        monkeypatch.setenv("CO_API_KEY", "wrong")
+        with pytest.raises(InputError, match="refuses requests: HTTP 401"):
+            main(config(candidates, tmp_path / "a", stub, **asked))
+        monkeypatch.setenv("CO_API_KEY", "right")
+        assert main(config(candidates, tmp_path / "a", stub, **asked)) == 0
+
+
+def test_the_pace_is_kept(write_candidates, tmp_path):
+    with reranker("jina") as stub:
+        assert main(config(write_candidates(40), tmp_path / "labels", stub, requests_per_minute=1200)) == 0
+    assert stub.requests >= 10
+    assert stub.times[-1] - stub.times[0] >= (stub.requests - 1) * 0.05 - 0.04
+
+
+def test_a_server_of_another_model_limits_or_scale_is_another_teacher(write_candidates, tmp_path):
+    candidates = write_candidates(16)
+    ids = set()
+    with reranker("tei") as stub, reranker("tei", model="other") as other:
+        for number, changes in enumerate(
+            ({}, {"limits": CharacterLimits(summary=10)}, {"revision": "2"}, {"url": [other.url]})
+        ):
+            main(Config(**(vars(config(candidates, tmp_path / str(number), stub)) | changes)))
+            ids.add(LabelSet.load(tmp_path / str(number)).teacher_id)
+        assert len(ids) == 4
+        with pytest.raises(InputError, match="serve different models"):
+            main(Config(**(vars(config(candidates, tmp_path / "x", stub)) | {"url": [stub.url, other.url]})))
+        with pytest.raises(InputError, match="two teachers' scores do not mix"):
+            main(config(candidates, tmp_path / "0", stub, revision="3"))
+
+
+def test_the_dry_run_counts_requests_and_money_without_asking(write_candidates, tmp_path, capsys):
+    candidates = write_candidates(64)  # 8 queries of 8 documents: two requests of at most 5 each
+    settings = {"dialect": "cohere", "url": ["http://nowhere.invalid"], "documents": 5, "dry_run": True}
+    prices = Prices(per_1000_requests=2.0, per_million_tokens=10.0)
+    asked = Config(candidates=candidates, out=tmp_path, prices=prices, requests_per_minute=8, **settings)
+    assert main(asked) == 0
+    rows = pq.read_table(candidates).to_pylist()
+    tokens = sum(len(row[name]) for row in rows for name in ("query", "title", "summary")) / 4
+    printed = capsys.readouterr().out.split()
+    assert printed[printed.index("requests") + 1] == "16"
+    assert printed[printed.index("time") + 3] == f"{16 / 8 / 60:.2f}"
+    assert printed[printed.index("cost") + 2] == f"{16 * 0.002 + tokens * 1e-5:.2f}"
+
+
+def test_a_probability_becomes_its_logit_and_what_is_none_is_refused():
+    assert logit(0.5) == 0.0
+    assert logit(0.9) == pytest.approx(np.log(9))
+    assert logit(1.0) == -logit(0.0) == pytest.approx(np.log(1e7), rel=1e-6)
+    with pytest.raises(BadAnswer, match="--scale raw"):
+        logit(1.5)
+
+
+def test_an_answer_for_a_document_that_was_not_asked_is_no_answer():
+    for entries, reason in (
+        ([{"index": 2, "score": 1.0}], "document 2 of 2"),
+        ([{"index": 0, "score": 1.0}, {"index": 0, "score": 1.0}], "two scores"),
+        ([{"index": 0, "score": "high"}], "'high'"),
+        ([{"index": 0}], "not the expected form"),
+    ):
+        with pytest.raises(BadAnswer, match=reason):
+            DIALECTS["tei"].scores(entries, 2)
+
+
+def test_an_answer_log_keeps_float32_scores_exactly(tmp_path):
+    log, scores = AnswerLog(tmp_path), {3: float(np.float32(0.1)), 7: float(np.float32(-1e-8))}
+    log.add(5, scores)
+    assert log.read(5) == scores
+    log.drop(5)
+    assert log.read(5) == {}
