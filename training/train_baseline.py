@@ -44,7 +44,7 @@ class Config(StudentTrainingSettings):
     train_share: float = 1.0
     group_documents: int = 16
     shown_documents: Path | None = None
-    click_smoothing: float = 1.0
+    click_smoothing: float = 5.0
 
     def __post_init__(self):
         super().__post_init__()

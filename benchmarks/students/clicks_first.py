@@ -1,10 +1,12 @@
-"""Clicks before judgments, without an LLM: what a log is worth beside a few judged queries.
+r"""Clicks before judgments, without an LLM: what a log is worth beside a few judged queries.
 
+python -m training.prepare_data --source beir:../shared/data/msrd --out data/msrd-clicks --judged-fraction 0.05 \
+    --simulate-clicks baidu --dev-queries 150 --test-queries 500 --unlabelled-queries 1200
 python -m benchmarks.students.clicks_first --data data/msrd-clicks --out runs/clicks_first
 
---data is a dataset folder with a click log, events.parquet, few judged train queries and candidates: for instance a
-judged collection most of whose judgments were withheld, with clicks simulated on them (docs/data.md). Rows, all
-measured on its test judgments by training.evaluate; every row after the first is tested against baseline-few:
+--data is a dataset folder with a click log, events.parquet, few judged train queries and candidates; the first command
+makes one of a judged collection, whose withheld judgments its simulated users click by. Rows, all measured on its test
+judgments by training.evaluate; every row after the first is tested against baseline-few:
   baseline-few   MiniLM-L6 on the judged train queries
   bm25           no training
   clicked        MiniLM-L6 on the log alone, corrected for position bias
