@@ -46,14 +46,6 @@ class CrossEncoderFormat(TeacherFormat):
         marks = self.tokenizer.num_special_tokens_to_add(True)
         return self.limits.total_tokens() + marks + 3
 
-    def fields(
-        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
-    ) -> tuple[list[str], list[str]]:
-        """(queries, documents) as the tokenizer gets them: cut to the fields' limits, special tokens neutralised."""
-        limits = self.limits
-        cut = zip(self._cut(titles, limits.max_title_tokens), self._cut(summaries, limits.max_summary_tokens))
-        return self._cut(queries, limits.max_query_tokens), [f"{title} {summary}".strip() for title, summary in cut]
-
     def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
         """One EncodedPair per row, marks included; the three sequences have one entry per pair.
 

@@ -180,14 +180,6 @@ class PromptFormat(TeacherFormat):
         no = self.prompt.no
         return self._answer_id(self.prompt.yes), None if no is None else self._answer_id(no)
 
-    def fields(
-        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
-    ) -> tuple[list[str], list[str]]:
-        """(queries, documents) as they go into the prompt: cut to the fields' limits, special tokens neutralised."""
-        limits = self.limits
-        cut = zip(self._cut(titles, limits.max_title_tokens), self._cut(summaries, limits.max_summary_tokens))
-        return self._cut(queries, limits.max_query_tokens), [f"{title} {summary}".strip() for title, summary in cut]
-
     def texts(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[TeacherText]:
         """One TeacherText per row. The three sequences have one entry per pair."""
         return [self._fill(query, document) for query, document in zip(*self.fields(queries, titles, summaries))]

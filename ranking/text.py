@@ -162,6 +162,14 @@ class TeacherFormat:
         prompt = f"Query: {query}\nTitle:"
         return TeacherText(f"{prompt} {title}\nSummary: {summary}{self._appended}", len(prompt))
 
+    def fields(
+        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
+    ) -> tuple[list[str], list[str]]:
+        """(queries, documents), a document being title and summary: cut to their limits, special tokens neutralised."""
+        limits = self.limits
+        cut = zip(self._cut(titles, limits.max_title_tokens), self._cut(summaries, limits.max_summary_tokens))
+        return self._cut(queries, limits.max_query_tokens), [f"{title} {summary}".strip() for title, summary in cut]
+
     def _cut(self, raw: Sequence[str], limit: int) -> list[str]:
         distinct = {text: self._clean(text, limit) for text in dict.fromkeys(raw)}
         long = [text for text, clean in distinct.items() if len(clean) > limit or not clean.isascii()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -25,3 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def no_child_handler_is_left() -> Iterator[None]:
+    """A loader with workers makes torch handle SIGCHLD for the rest of the process.
+
+    Python's handlers run on the alternative stack, which is smaller than a signal's frame once the thread has used AMX
+    registers: the kernel then ends the whole test run with SIGSEGV when the next child process exits.
+    """
+    yield
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -93,8 +93,10 @@ class _Servers:
         return RerankError(f"no server answered within {self.deadline_ms:g} ms: {told}")
 
 
-class Reranker:
-    """Synchronous client. Over HTTP it is not for use by several threads at once: give each its own."""
+class _OverServers:
+    """What Reranker and AsyncReranker share: the servers, and how they are asked."""
+
+    _make_client: Callable[..., Any]
 
     def __init__(
         self,
@@ -103,7 +105,13 @@ class Reranker:
         deadline_ms: float = 2000.0,
         credentials: Credentials | None = None,
     ):
-        self._servers = _Servers(urls, model, deadline_ms, credentials, ScoringClient)
+        self._servers = _Servers(urls, model, deadline_ms, credentials, type(self)._make_client)
+
+
+class Reranker(_OverServers):
+    """Synchronous client. Over HTTP it is not for use by several threads at once: give each its own."""
+
+    _make_client = ScoringClient
 
     def rank(
         self,
@@ -138,17 +146,10 @@ class Reranker:
         self.close()
 
 
-class AsyncReranker:
+class AsyncReranker(_OverServers):
     """The same for asyncio; any number of rankings may be under way at once."""
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        model: str = "student",
-        deadline_ms: float = 2000.0,
-        credentials: Credentials | None = None,
-    ):
-        self._servers = _Servers(urls, model, deadline_ms, credentials, AsyncScoringClient)
+    _make_client = AsyncScoringClient
 
     async def rank(
         self,

@@ -10,6 +10,15 @@ import grpc
 import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+# an experiment file of two arms, with one user who is always given the student
+EXPERIMENT = """
+default_model: baseline
+experiments:
+  - name: exp
+    arms: [{name: baseline, model: baseline}, {name: student, model: student}]
+    forced: {tester: student}
+"""
+
 
 class _Background:
     """An event loop in a thread, for a server beside a test."""

@@ -21,16 +21,9 @@ from clients.ab.router.body import BodyRefused, ValueCount
 from clients.ab.router.http_app import create_app
 from clients.ab.router.http_protocol import limited_protocol
 from clients.ab_router import Config
-from tests.helpers.stub_ranker import StubRanker, TcpProxy
+from tests.helpers.stub_ranker import EXPERIMENT, StubRanker, TcpProxy
 
-EXPERIMENT = """
-default_model: baseline
-experiments:
-  - name: exp
-    arms: [{name: baseline, model: baseline}, {name: student, model: student}]
-    forced: {tester: student}
-    guardrails: {min_pages: 5, window_seconds: 60}
-"""
+GUARDED = EXPERIMENT + "    guardrails: {min_pages: 5, window_seconds: 60}\n"
 PAGE = {"user_id": "tester", "query": "alpha", "documents": [{"doc_id": d, "title": f"t{d}"} for d in "abc"]}
 
 
@@ -97,7 +90,7 @@ def ranker() -> Iterator[StubRanker]:
 
 @contextmanager
 def running(folder: Path, url: str, **settings) -> Iterator[Running]:
-    (folder / "e.yaml").write_text(EXPERIMENT)
+    (folder / "e.yaml").write_text(GUARDED)
     chosen = {
         "experiment": folder / "e.yaml",
         "url": url,

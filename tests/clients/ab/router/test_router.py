@@ -22,15 +22,9 @@ from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.router.http_app import create_app
 from clients.ab.router.local_router import start_router
 from clients.ab_router import Config
+from tests.helpers.stub_ranker import EXPERIMENT
 
 ROOT = Path(__file__).parents[4]
-EXPERIMENT = """
-default_model: baseline
-experiments:
-  - name: exp
-    arms: [{name: baseline, model: baseline}, {name: student, model: student}]
-    forced: {tester: student}
-"""
 PAGE = {"user_id": "u1", "query": "alpha beta", "documents": [{"doc_id": d, "title": f"t{d}"} for d in "abc"]}
 
 
