@@ -78,7 +78,10 @@ def publish_stand_in(repository: Path, name: str, limits: ServingLimits, checkpo
         del encoder.model_warmup[:]  # their row counts are the engine's largest, not those of the graphs
     front = front_config(name, "tensorrt", limits, lengths, {"arm": name}, PriorBlend())
     front.instance_group[0].count = 2
-    version = publish(repository, name, checkpoint, [folder / "model.onnx", folder / "model.py"], front, encoder, {})
+    judged_scores = folder / "judged_scores.npz"
+    np.savez(judged_scores)  # no gate judged this stand-in
+    files = [folder / "model.onnx", folder / "model.py"]
+    version = publish(repository, name, checkpoint, files, front, encoder, {}, judged_scores)
     promote(repository, name, version)
 
 

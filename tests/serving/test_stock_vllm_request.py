@@ -35,7 +35,7 @@ def as_the_backend_reads(text: str) -> Any:
 
 
 def test_the_sampling_parameters_ask_for_the_score_tokens_logit():
-    element = TEACHER.sampling_parameters()
+    element = TEACHER.request([(b"text",)]).raw_input_contents[1]
     assert struct.unpack("<I", element[:4])[0] == len(element) - 4  # a BYTES tensor [1]
     read = as_the_backend_reads(element[4:].decode("utf-8"))
     assert (read.max_tokens, read.temperature, read.logprobs, read.allowed_token_ids) == (1, 0.0, 0, [36])
@@ -43,10 +43,10 @@ def test_the_sampling_parameters_ask_for_the_score_tokens_logit():
 
 
 def test_the_request_has_the_backends_tensors_and_asks_for_no_text_back():
-    request = TEACHER.request()
+    request = TEACHER.request([(b"text",)])
     assert {tensor.name: tensor.datatype for tensor in request.inputs}.items() <= INPUTS.items()
     assert [tensor.name for tensor in request.outputs] == ["cumulative_logprob"]
-    # the labeller appends them in this order, the last two as true
+    assert list(request.raw_input_contents[2:]) == [b"\x01", b"\x01"]
     assert [tensor.name for tensor in request.inputs] == [
         "text_input", "sampling_parameters", "return_cumulative_logprob", "exclude_input_in_output",
     ]  # fmt: skip
