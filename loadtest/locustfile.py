@@ -180,9 +180,8 @@ class OpenLoopUser(RankingUser):
     def arrivals(self) -> None:
         """Send requests on schedule until the test stops."""
         options = self.environment.parsed_options
-        # the same arrivals in every run of one seed, others for each user of each worker process; str seeds are hashed
-        # by
-        # the Random itself, the same in every process, unlike hash()
+        # the same arrivals in every run of one seed, others for each user of each worker process; Random hashes a text
+        # itself, the same in every process, unlike hash()
         worker = getattr(self.environment.runner, "worker_index", 0)
         chance = random.Random(f"{options.seed}-{worker}-{run.number_user()}")
         intended = time.time() + chance.random() / options.rate  # users must not start in step

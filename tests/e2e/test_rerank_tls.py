@@ -179,7 +179,8 @@ def test_the_labellers_stream_goes_over_tls_with_its_token(certificate):
         port = server.add_secure_port("127.0.0.1:0", files)
         await server.start()
         try:
-            return await find_teacher([f"grpcs://127.0.0.1:{port}"], credentials, "teacher", "decoder", wait_seconds=0.0)
+            url = f"grpcs://127.0.0.1:{port}"
+            return await find_teacher([url], credentials, "teacher", "decoder", wait_seconds=0.0)
         finally:
             await server.stop(None)
 

@@ -61,7 +61,9 @@ def test_each_user_runs_headless_and_leaves_its_figures(rig, tmp_path, user):
         assert 0 < row["answered"] < 60  # 20 requests a second for 3 seconds over two arms, fewer on a busy machine
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
     assert found["settings"]["users"] == [user]
-    assert found["server"]["student"]["requests"] == found["arms"]["student"]["answered"]
+    more = found["server"]["student"]["requests"] - found["arms"]["student"]["answered"]
+    # a closed loop stops its users where they stand: a request under way then is the server's but no answer's
+    assert 0 <= more <= (20 if user.endswith("Closed") else 0)
     assert found["machine"]["cpus"] and found["versions"]["locust"]
 
 
