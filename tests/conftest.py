@@ -33,9 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def no_child_handler_is_left() -> Iterator[None]:
     """A loader with workers makes torch handle SIGCHLD for the rest of the process.
 
-    With it left in place the run ended with SIGSEGV, raised by the kernel where a later child process exited. The likely
-    cause, not proven: Python's handlers ask for the alternative stack, which is too small for a signal's frame once the
-    thread has used AMX registers.
+    With it left in place the run ended with SIGSEGV, raised by the kernel where a later child process exited. The
+    likely cause, not proven: Python's handlers ask for the alternative stack, which is too small for a signal's frame
+    once the thread has used AMX registers.
     """
     yield
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
