@@ -136,68 +136,62 @@ def run_corpus(
 ) -> int:
     """Bring the labels folder `out` to completion, or as far as the signals allow. Returns the exit code."""
     with StopSignals() as stopping:
+        run = _Run(settings, shard_rows, make_job, label, stopping)
         if settings.store is not None:
-            return _through_store(settings, settings.store, candidates, out, shard_rows, make_job, label, stopping)
-        return _complete(settings, candidates, out, shard_rows, make_job, label, stopping)
+            return run.through_store(candidates, out, settings.store)
+        return run.complete(candidates, out)
 
 
-def _complete(
-    settings: RunSettings,
-    candidates: CandidateFile,
-    out: Path,
-    shard_rows: int,
-    make_job: MakeJob,
-    label: LabelRanges,
-    stopping: StopSignals,
-) -> int:
-    with one_writer(out):
-        job = make_job(candidates, out, shard_rows)
-        folder = LabelFolder(out, candidates, job.origin)
-        pending = folder.pending(settings.retry_rejects)
-        tally = Tally(total=candidates.rows, already=candidates.rows - sum(covered.rows for covered in pending))
-        if settings.metrics_port is not None:
-            serve_metrics(tally, settings.metrics_port, settings.metrics_address)
-        started, clock = datetime.now().astimezone(), monotonic()
-        try:
-            if pending:
-                label(job, pending, tally, stopping)
-                folder.note_run(started, monotonic() - clock, tally.scored)
-            left = folder.pending()
-            if left:
-                rows = sum(covered.rows for covered in left)
-                logger.warning("stopped with %d of %d pairs to label; run again to go on", rows, candidates.rows)
-                return EXIT_INTERRUPTED
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same while one program run labels a candidates file, with or without a store."""
+
+    settings: RunSettings
+    shard_rows: int
+    make_job: MakeJob
+    label: LabelRanges
+    stopping: StopSignals
+
+    def complete(self, candidates: CandidateFile, out: Path) -> int:
+        """Ask the teacher for every score that `out` lacks."""
+        with one_writer(out):
+            job = self.make_job(candidates, out, self.shard_rows)
+            folder = LabelFolder(out, candidates, job.origin)
+            pending = folder.pending(self.settings.retry_rejects)
+            tally = Tally(total=candidates.rows, already=candidates.rows - sum(covered.rows for covered in pending))
+            if self.settings.metrics_port is not None:
+                serve_metrics(tally, self.settings.metrics_port, self.settings.metrics_address)
+            started, clock = datetime.now().astimezone(), monotonic()
+            try:
+                if pending:
+                    self.label(job, pending, tally, self.stopping)
+                    folder.note_run(started, monotonic() - clock, tally.scored)
+                left = folder.pending()
+                if left:
+                    rows = sum(covered.rows for covered in left)
+                    logger.warning("stopped with %d of %d pairs to label; run again to go on", rows, candidates.rows)
+                    return EXIT_INTERRUPTED
+                counts = folder.finish()["counts"]
+            except OSError as problem:
+                reason = problem.strerror or problem
+                raise InputError(f"{out}: {reason}; finished shards are kept, run again to go on") from problem
+        logger.info("%s: %d labels, %d rejects", out, counts["labels"], counts["rejects"])
+        return EXIT_REJECTS if counts["rejects"] else 0
+
+    def through_store(self, candidates: CandidateFile, out: Path, store_folder: Path) -> int:
+        """Label what the store lacks into OUT/new, add it to the store, and fill `out` from the store."""
+        with one_writer(out):
+            origin = self.make_job(candidates, out, self.shard_rows).origin
+            folder = LabelFolder(out, candidates, origin)
+            store = LabelStore(store_folder, origin.teacher_id)
+            if folder.pending(self.settings.retry_rejects):
+                missing = find_missing(store, candidates, out)
+                if missing.rows:
+                    code = self.complete(missing, out / NEW_FOLDER)
+                    if code not in (0, EXIT_REJECTS):
+                        return code
+                    store_new_labels(store, missing, out)
+                fill_folder(store, folder, self.settings.retry_rejects)
             counts = folder.finish()["counts"]
-        except OSError as problem:
-            reason = problem.strerror or problem
-            raise InputError(f"{out}: {reason}; finished shards are kept, run again to go on") from problem
-    logger.info("%s: %d labels, %d rejects", out, counts["labels"], counts["rejects"])
-    return EXIT_REJECTS if counts["rejects"] else 0
-
-
-def _through_store(
-    settings: RunSettings,
-    store_folder: Path,
-    candidates: CandidateFile,
-    out: Path,
-    shard_rows: int,
-    make_job: MakeJob,
-    label: LabelRanges,
-    stopping: StopSignals,
-) -> int:
-    """Label what the store lacks into OUT/new, add it to the store, and fill `out` from the store."""
-    with one_writer(out):
-        origin = make_job(candidates, out, shard_rows).origin
-        folder = LabelFolder(out, candidates, origin)
-        store = LabelStore(store_folder, origin.teacher_id)
-        if folder.pending(settings.retry_rejects):
-            missing = find_missing(store, candidates, out)
-            if missing.rows:
-                code = _complete(settings, missing, out / NEW_FOLDER, shard_rows, make_job, label, stopping)
-                if code not in (0, EXIT_REJECTS):
-                    return code
-                store_new_labels(store, missing, out)
-            fill_folder(store, folder, settings.retry_rejects)
-        counts = folder.finish()["counts"]
-    logger.info("%s: %d labels, %d rejects, out of %s", out, counts["labels"], counts["rejects"], store.folder)
-    return EXIT_REJECTS if counts["rejects"] else 0
+        logger.info("%s: %d labels, %d rejects, out of %s", out, counts["labels"], counts["rejects"], store.folder)
+        return EXIT_REJECTS if counts["rejects"] else 0
