@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
-EXTRAS := train,datasets,build,serve-cpu,clients,loadtest,ray,bench,dev
+EXTRAS := train,datasets,build,serve-cpu,clients,loadtest,ray,bench,docs,dev
 
 .PHONY: help install test lint demo serve stop clean
 help:            ## list the targets
@@ -24,8 +24,9 @@ lint: $(STAMP)   ## ruff, mypy and bandit
 	$(VENV)/bin/mypy
 	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive ranking training build serving clients loadtest demo benchmarks
 
+# Two workers, each with whole files, so that a file's servers start once. Models in tests are tiny: one thread each.
 test: $(STAMP)   ## the whole test suite, real servers included
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME for your own data
 	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo))

@@ -300,5 +300,9 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    options = "--checkpoint runs/world/student --name student --target openvino --data data/world"
-    run(main, Config, example=f"python build/build_student.py {options}")
+    run(
+        main,
+        Config,
+        example="python build/build_student.py --checkpoint runs/world/student --name student --target openvino "
+        "--data data/world",
+    )

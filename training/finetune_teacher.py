@@ -29,12 +29,12 @@ from training.teacher.score_head import (
     LoraSettings,
     Pooling,
     add_lora,
-    fastest_attention,
     install_pooling,
     open_teacher,
     text_config,
 )
 from training.teacher.teacher_groups import judged_groups
+from training.trainer.attention import fastest_attention
 from training.trainer.group_batches import sample_up_to
 from training.trainer.losses import hinge, margin_mse, point_mse, ranknet
 from training.trainer.ranking_trainer import RankingTrainer, dev_metrics

@@ -36,7 +36,7 @@ from training.teacher.decoder import (
     train_bpe,
 )
 from training.teacher.language_trainer import LanguageTrainer
-from training.teacher.score_head import fastest_attention
+from training.trainer.attention import fastest_attention
 from training.trainer.text_batches import TextBatches
 from training.trainer.token_store import TokenStore
 from training.trainer.training_settings import RUN_FOLDER, TrainingSettings

@@ -22,11 +22,12 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ranking.bm25 import bm25_scores
+from ranking.database import DuckDbSettings
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
 from ranking.schema import TABLES, write_table
-from training.clicks.duckdb_tables import DuckDbSettings, connect, file_columns, open_view, parquet_files
+from training.clicks.duckdb_tables import file_columns, open_view, parquet_files
 from training.clicks.event_columns import event_defaults
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 
@@ -109,7 +110,7 @@ def sample_candidates(config: Config) -> dict:
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sample-", dir=config.temp_folder or out.parent) as spill:
-        connection = connect(spill, config)
+        connection = config.open_database(Path(spill))
         try:
             rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
             read, refused = open_view(connection, "pool", table, files, rejects)

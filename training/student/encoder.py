@@ -25,6 +25,7 @@ from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.pretrained import checkpoint_of
 from ranking.text import StudentFormat, load_tokenizer
 from training.student.vocabulary import train_wordpiece
+from training.trainer.attention import fastest_attention
 
 LOGGER = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ def create_student(
         )
     if text_format.tokenizer.get_vocab_size() > rows:
         raise InputError(f"{base}: a tokenizer of {text_format.tokenizer.get_vocab_size()} tokens, {rows} embeddings")
+    fastest_attention(model, text_format.max_tokens())
     parameters = sum(p.numel() for p in model.parameters())
     shape = (model.config.num_hidden_layers, model.config.hidden_size)
     LOGGER.info("%s: %d layers, %d wide, %d parameters", base, *shape, parameters)
