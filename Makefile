@@ -19,10 +19,11 @@ $(STAMP): pyproject.toml constraints.txt requirements-no-deps.txt
 	$(PY) -m pip install -qq --no-compile --progress-bar off --no-deps -r requirements-no-deps.txt
 	@touch $@
 
-lint: $(STAMP)   ## ruff and mypy
+lint: $(STAMP)   ## ruff, mypy and bandit
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive ranking training build serving clients loadtest demo benchmarks
 
 # Two workers, each with whole files, so that a file's servers start once. Models in tests are tiny: one thread each.
 test: $(STAMP)   ## the whole test suite, real servers included

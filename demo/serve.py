@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,7 @@ def wait_until_ready(name: str, process: subprocess.Popen, address: str, log: Pa
         try:
             with urllib.request.urlopen(address, timeout=2):
                 return
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):  # the latter: whatever listens there speaks no HTTP
             time.sleep(0.3)
     raise InputError(f"{name} is not ready after {READY_SECONDS:.0f} s; see {log}")
 

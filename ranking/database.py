@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,13 @@ class DuckDbSettings:
 
 
 def literal(value: str | Path | Sequence[str | Path]) -> str:
-    """A text or path, or a list of them, as it stands in SQL where a statement takes no parameters."""
-    if isinstance(value, str | Path):
+    """A text or path, or a list of them, as it stands in SQL where a statement takes no parameters.
+
+    In a path `*`, `?` and `[` mean themselves: DuckDB would take `log[1].parquet` for a pattern and read log1.parquet.
+    """
+    if isinstance(value, Path):
+        value = glob.escape(str(value))
+    if isinstance(value, str):
         return "'" + str(value).replace("'", "''") + "'"
     return "[" + ", ".join(map(literal, value)) + "]"
 

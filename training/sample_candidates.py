@@ -22,7 +22,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ranking.bm25 import bm25_scores
-from ranking.database import DuckDbSettings
+from ranking.database import DuckDbSettings, literal
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
@@ -128,11 +128,8 @@ def sample_candidates(config: Config) -> dict:
 
 def _count_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> None:
     """Make `asked` (query_no, pages): the pool's queries and on how many pages of the log each stands."""
-    excluded = " UNION ALL ".join("SELECT query FROM read_parquet(?)" for _ in config.exclude)
-    connection.execute(
-        f"CREATE TABLE excluded AS {excluded or 'SELECT NULL::VARCHAR AS query WHERE false'}",
-        [str(path) for path in config.exclude],
-    )
+    excluded = " UNION ALL ".join(f"SELECT query FROM read_parquet({literal(path)})" for path in config.exclude)
+    connection.execute(f"CREATE TABLE excluded AS {excluded or 'SELECT NULL::VARCHAR AS query WHERE false'}")
     relations = ["pool", "excluded"]
     if config.events:
         files = parquet_files(config.events)

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
 
-from ranking.card import CARD_NAME, ScoreCard
+from ranking.card import CARD_NAME, ScoreCard, model_name
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.pretrained import checkpoint_of
@@ -123,7 +123,7 @@ def create_student(
             limits = ScoreCard.load(init).require(init, "student", "baseline").limits
         text_format = StudentFormat(load_tokenizer(folder), limits)
         model = _from_checkpoint(settings, init)
-        base = str(settings.init) + (
+        base = model_name(str(settings.init)) + (
             f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else ""
         )
     positions, rows = model.config.max_position_embeddings, cast(Any, model.get_input_embeddings()).weight.shape[0]

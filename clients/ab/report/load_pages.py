@@ -95,7 +95,7 @@ class _LogFiles:
     """The Parquet files of a log. has_exposures: one row per page, else one per shown document."""
 
     path: Path
-    files: list[str]
+    files: list[Path]
     has_exposures: bool
 
     @classmethod
@@ -108,7 +108,7 @@ class _LogFiles:
             files, has_exposures = sorted(path.parent.glob(path.name)), False
         if not files:
             raise DataError(path, "no Parquet file there; run clients/ab_compact.py on the router's log first")
-        return cls(path, [str(file) for file in files], has_exposures)
+        return cls(path, files, has_exposures)
 
     @property
     def source(self) -> str:
