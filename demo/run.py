@@ -209,7 +209,11 @@ def source_flags(given: Path | None, limit: int, smoke: bool, decoder_teacher: b
     clicks = ["--clicks-from-judgments"] if decoder_teacher else []
     if (given / "corpus.jsonl").is_file():
         # most train queries give their documents to the teacher without their grades: labels must come from somewhere
-        return ["--source", f"beir:{given}", "--judged-fraction", "0.25", *clicks, *sizes]
+        judged = ["--judged-fraction", "0.25", *clicks]
+        # most public sets are judged for the test alone: their queries are dealt out anew, enough of them to the test
+        anew = ["--resplit", "--dev-fraction", "0.2", "--test-fraction", "0.4"]
+        resplit = [] if (given / "qrels" / "train.tsv").is_file() else anew
+        return ["--source", f"beir:{given}", *judged, *resplit, *sizes]
     if (given / "dataset.json").is_file():
         return ["--source", f"dataset:{given}", *sizes]
     if given.is_file():
