@@ -13,6 +13,7 @@ help:            ## list the targets
 install: $(STAMP) ## create .venv with everything (instant once done)
 
 $(STAMP): pyproject.toml constraints.txt requirements-no-deps.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; where it has another name: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -qq --no-compile --progress-bar off -c constraints.txt -e '.[$(EXTRAS)]'
 	$(PY) -m pip install -qq --no-compile --progress-bar off --no-deps -r requirements-no-deps.txt

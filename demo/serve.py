@@ -16,6 +16,7 @@ from typing import Literal
 
 import psutil
 
+from demo.preflight import check_ports
 from demo.run import ARMS, experiment_text, only_arms
 from demo.stages import ROOT
 from ranking.errors import InputError
@@ -87,6 +88,8 @@ def start(config: Config) -> None:
         raise InputError(f"{out}: no built student there; run `make demo` first")
     if running():
         raise InputError("already serving; `make stop` first")
+    triton = dict.fromkeys(range(config.http_port, config.http_port + 3), "--http-port")
+    check_ports(triton | {config.router_port: "--router-port", config.page_port: "--page-port"})
     STATE.mkdir(parents=True, exist_ok=True)
     (STATE / "experiment.yaml").write_text(experiment_text(), encoding="utf-8")
     pids: dict[str, int] = {}
