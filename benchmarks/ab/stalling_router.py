@@ -9,6 +9,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from clients.ab_router import Config, main
 from ranking.program import run
@@ -16,7 +17,7 @@ from ranking.program import run
 _sync = os.fdatasync
 
 
-def _slow_sync(descriptor: int) -> None:
+def _slow_sync(descriptor: Any) -> None:
     with suppress(FileNotFoundError):  # no stall now
         time.sleep(float(Path(os.environ["STALL_FILE"]).read_text() or 0))
     _sync(descriptor)
