@@ -212,7 +212,9 @@ def cohere_answer(
     meta |= {key: answer[key] for key in ("experiment", "arm", "served_by", "fallback", "model_version", "logged")}
     if answer["scores"] is None:
         meta["warnings"] = ["no model ranked the documents in time: they stand in the order of the request"]
-    return {"id": answer["request_id"], "object": "list", "model": name, "results": results, "meta": meta}
+    # Jina's clients look for `usage`; the router reads no tokens, so there is nothing to count in it
+    shared = {"id": answer["request_id"], "object": "list", "model": name, "usage": {}}
+    return {**shared, "results": results, "meta": meta}
 
 
 def tei_answer(request: RerankRequest, ranked: list[Reranked]) -> list[dict[str, Any]]:
