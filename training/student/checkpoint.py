@@ -12,7 +12,7 @@ import numpy as np
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.metrics import JudgedRanking, mean
-from ranking.text import FORMAT_VERSION, STUDENT_FORMAT
+from ranking.text import FORMAT_VERSION
 from training.evaluation import calibration_fit
 from training.student.encoder import StudentModel, scale_head
 from training.student.model_card import describe_for_others, limit_other_tokenizers, write_model_card
@@ -61,7 +61,7 @@ def save_student(
     grades = dev.targets.astype(np.int64)
     card = ScoreCard(
         role=role,
-        text_format=STUDENT_FORMAT,
+        text_format=student.text_format.name,
         format_version=FORMAT_VERSION,
         limits=student.text_format.limits,
         head="linear",

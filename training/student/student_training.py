@@ -9,6 +9,7 @@ from typing import Literal, Self
 from safetensors.torch import load_file, save_file
 
 from ranking.card import ScoreCard
+from ranking.errors import InputError
 from ranking.files import replacing
 from training.evaluation.calibration_fit import Kind
 from training.student.checkpoint import ScoreScale, save_student
@@ -67,6 +68,8 @@ def start_student(settings: StudentTrainingSettings) -> StudentModel:
     student = create_student(settings, settings.data, work, settings.seed, settings.resume)
     if not settings.warm_up_epochs:
         return student
+    if student.model.config.model_type != "bert":
+        raise InputError(f"warm_up_epochs: of BERT alone; {student.base} is a {student.model.config.model_type} model")
     kept = work / "warm_up.safetensors"
     if not (settings.resume and kept.is_file()):
         of_warm_up = TrainingSettings(
@@ -122,7 +125,7 @@ def train_student(
         dev,
         loss=loss,
         pad_id=student.text_format.pad_id,
-        token_types=True,
+        token_types=student.text_format.token_types,
         sample_group=sample_group,
         out=settings.out,
     )
