@@ -288,12 +288,16 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
         "target": config.target,
         "precision": precision,
         "checkpoint": {
-            "path": str(config.checkpoint),
+            "name": config.checkpoint.resolve().name,
             "fingerprint": fingerprint(config.checkpoint),
             "card": asdict(build.card),
         },
         "onnx": {"fingerprint": fingerprint(build.onnx), "parity_error": build.parity_error},
-        "gate_data": {"data": str(config.data), "split": config.split},
+        "gate_data": {
+            "name": config.data.resolve().name,
+            "split": config.split,
+            "fingerprint": fingerprint(config.data / "judgments" / f"{config.split}.parquet"),
+        },
         "gate_limits": asdict(config.gate),
         "accept_drop": config.accept_drop,
         "quality": build.quality.as_json(),
@@ -307,5 +311,9 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    options = "--checkpoint runs/world/student --name student --target openvino --data data/world"
-    run(main, Config, example=f"python build/build_student.py {options}")
+    run(
+        main,
+        Config,
+        example="python build/build_student.py --checkpoint runs/world/student --name student --target openvino "
+        "--data data/world",
+    )

@@ -176,5 +176,8 @@ def container_command(staged: Path, repository: Path) -> str:
 
 
 if __name__ == "__main__":
-    example = "python build/finish_engine.py --staged runs/engine/student --repository model_repository"
-    run(main, Config, example=example)
+    run(
+        main,
+        Config,
+        example="python build/finish_engine.py --staged runs/engine/student --repository model_repository",
+    )

@@ -28,7 +28,7 @@ from build.gate import GateReport
 from build.quality_gate import JUDGED_SCORES_NAME
 from build.releases import MANIFEST_NAME, numbers, promote
 from build.triton_config import CONFIG_NAME, ServingLimits, as_text, encoder_config, encoder_name, front_config
-from ranking.card import CARD_NAME, fingerprint
+from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import new_folder, write_json
 from ranking.prior import PriorBlend
@@ -73,8 +73,8 @@ def publish(
         (folder / "ranking").mkdir()
         for source in FRONT_MODULES:
             shutil.copy2(ROOT / source, folder / source)
-        for file in ("tokenizer.json", CARD_NAME):
-            shutil.copy2(Path(checkpoint) / file, folder / file)
+        shutil.copy2(Path(checkpoint) / "tokenizer.json", folder / "tokenizer.json")
+        ScoreCard.load(checkpoint).save(folder)  # written anew: an earlier release's card could hold a path
         shutil.copy2(judged_scores, folder / JUDGED_SCORES_NAME)
 
     for home, config, fill in zip(homes, (encoder, front), (fill_encoder, fill_front)):

@@ -69,7 +69,7 @@ class TritonPythonModel:
                 raise BadRequest("cancelled by the caller")
             pairs = self.text.encode(*read_fields(request, self.max_documents))
             prior = read_prior(request, len(pairs))
-            scores = await self._score(pairs)
+            scores = await self._score(pairs, request.timeout())
             if prior is not None:
                 scores = self.prior.blend(scores, prior)
         except BadRequest as problem:
@@ -82,9 +82,9 @@ class TritonPythonModel:
             )
         return pb_utils.InferenceResponse([pb_utils.Tensor("score", scores)])
 
-    async def _score(self, pairs: list[EncodedPair]) -> np.ndarray:
+    async def _score(self, pairs: list[EncodedPair], timeout_us: int) -> np.ndarray:
         calls = list(self._calls(pairs))
-        answers = await asyncio.gather(*(self._encode(feed).async_exec() for _, feed in calls))
+        answers = await asyncio.gather(*(self._encode(feed, timeout_us).async_exec() for _, feed in calls))
         scores = np.empty(len(pairs), np.float32)
         for (rows, _), answer in zip(calls, answers):
             if answer.has_error():
@@ -107,8 +107,9 @@ class TritonPythonModel:
             feed = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
             yield bucket.rows, chosen(feed, self.inputs)
 
-    def _encode(self, feed: Feed):
+    def _encode(self, feed: Feed, timeout_us: int):
         return pb_utils.InferenceRequest(
+            timeout=timeout_us,  # as the caller gave it: a call that nobody waits for leaves the encoder's queue
             model_name=self.encoder,
             model_version=self.version,
             requested_output_names=[OUTPUT],

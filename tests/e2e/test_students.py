@@ -26,6 +26,7 @@ from build import releases
 from build.build_student import Config, main
 from build.export_onnx import example_inputs, load_encoder, torch_runner
 from build.runners import score_pairs
+from build.running_server import RunningServer
 from build.triton_config import ServingLimits, as_text, read_config
 from clients.ab.router.local_router import start_router
 from clients.label_corpus import Config as LabelConfig
@@ -322,8 +323,8 @@ def under_load(served: Served, act) -> Load:
 
 
 def test_versions_change_and_roll_back_under_load_without_a_failed_request(served):
-    urls, repository = [served.server.grpc], served.repository
-    load = under_load(served, lambda: releases.promote(repository, "student", 2, urls))
+    servers, repository = [RunningServer(served.server.grpc)], served.repository
+    load = under_load(served, lambda: releases.promote(repository, "student", 2, servers))
     assert not load.failures and load.versions == {"1", "2"}
     with served.reranker() as ranker:
         newer = ranker.rank("moon", TITLES, SUMMARIES)
@@ -331,7 +332,7 @@ def test_versions_change_and_roll_back_under_load_without_a_failed_request(serve
     np.testing.assert_allclose(newer.scores, expected, atol=1e-5)
     assert releases.serving_versions(repository, "student") == [2]
 
-    back = under_load(served, lambda: releases.rollback(repository, "student", urls))
+    back = under_load(served, lambda: releases.rollback(repository, "student", servers))
     assert not back.failures and back.versions == {"1", "2"}
     with served.reranker() as ranker:
         assert ranker.rank("moon", TITLES, SUMMARIES).version == "1"
@@ -347,7 +348,7 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     home, file = ("student_encoder", "model.xml") if broken == "encoder" else ("student", "tokenizer.json")
     (repository / home / str(number) / file).write_text("<net>", encoding="utf-8")
     with pytest.raises(InputError, match=f"{file}: missing or changed since it was published"):
-        releases.promote(repository, "student", number, [served.server.grpc])
+        releases.promote(repository, "student", number, [RunningServer(served.server.grpc)])
     # the same, broken before it was published: only loading it can tell
     record = releases.manifest(repository, home, number)
     record["files"][file] = fingerprint(repository / home / str(number) / file)
@@ -355,7 +356,7 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
 
     def act() -> None:
         with pytest.raises(InputError, match=r"does not load.*the old version goes on serving"):
-            releases.promote(repository, "student", number, [served.server.grpc])
+            releases.promote(repository, "student", number, [RunningServer(served.server.grpc)])
 
     load = under_load(served, act)
     assert not load.failures and load.versions == {"1"}
@@ -372,7 +373,7 @@ def test_a_model_whose_process_was_killed_serves_again_after_a_reload(served):
     with served.reranker("baseline") as ranker:
         with pytest.raises(RerankError, match="not healthy"):
             ranker.rank("moon", TITLES, SUMMARIES)
-        releases.reload("baseline", [served.server.grpc])
+        releases.reload("baseline", [RunningServer(served.server.grpc)])
         assert np.isfinite(ranker.rank("moon", TITLES, SUMMARIES).scores).all()
 
 

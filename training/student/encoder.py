@@ -27,13 +27,14 @@ from transformers import (
     set_seed,
 )
 
-from ranking.card import CARD_NAME, ScoreCard
+from ranking.card import CARD_NAME, ScoreCard, model_name
 from ranking.encoder_families import ENCODER_FAMILIES, longest_input, refused_family
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.pretrained import checkpoint_of
 from ranking.text import PairFormat, StudentFormat, load_tokenizer
 from training.student.vocabulary import train_wordpiece
+from training.trainer.attention import fastest_attention
 
 LOGGER = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def create_student(
         model = _from_checkpoint(settings, init)
         kind = StudentFormat if model.config.model_type == "bert" else PairFormat
         text_format = kind(load_tokenizer(folder), limits)
-        base = str(settings.init) + (
+        base = model_name(str(settings.init)) + (
             f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else ""
         )
     positions, rows = longest_input(model.config), cast(Any, model.get_input_embeddings()).weight.shape[0]
@@ -142,6 +143,7 @@ def create_student(
         )
     if text_format.tokenizer.get_vocab_size() > rows:
         raise InputError(f"{base}: a tokenizer of {text_format.tokenizer.get_vocab_size()} tokens, {rows} embeddings")
+    fastest_attention(model, text_format.max_tokens())
     parameters = sum(p.numel() for p in model.parameters())
     shape = (model.config.num_hidden_layers, model.config.hidden_size)
     LOGGER.info("%s: %d layers, %d wide, %d parameters", base, *shape, parameters)

@@ -88,7 +88,7 @@ def write_model_card(folder: Path, card: ScoreCard) -> None:
     text = _CARD.format(
         title=folder.resolve().name,
         role=card.role,
-        base=Path(card.base_model).name if card.base_model.startswith(("/", "~", ".")) else card.base_model,
+        base=card.base_model,
         text_format=card.text_format,
         format_version=card.format_version,
         query=limits.max_query_tokens,
