@@ -33,7 +33,10 @@ from ranking.visible import is_visible
 
 TEXT_FIELDS = ("title", "text", "summary")  # of a document object, in this order, unless rank_fields names others
 UNKNOWN_LOGIT = 0.0  # of every document where no model ranked the page and the incoming order is the answer
-RELEVANCE_SCORE = "logistic function of the model's raw score: in 0..1, of the same order, not calibrated"
+RELEVANCE_SCORE = (
+    "the model's calibrated probability where it gives one, else the logistic function of its raw score, which is not "
+    "calibrated; both lie in 0..1 and have the order of the raw scores. `meta.relevance_score` of an answer says which"
+)
 
 
 @dataclass(kw_only=True)
@@ -189,7 +192,7 @@ def reranked(request: RerankRequest, page: RankRequest, answer: Mapping[str, Any
     places = {document.doc_id: place for place, document in enumerate(page.documents)}
     scores = answer["scores"] or [UNKNOWN_LOGIT] * len(places)
     if not request.raw_scores:
-        scores = probability(scores, None).tolist()
+        scores = answer.get("probabilities") or probability(scores, None).tolist()
     ranked = [Reranked(places[doc_id], doc_id, score) for doc_id, score in zip(answer["ranking"], scores)]
     return ranked[: request.top_n]
 
@@ -210,6 +213,8 @@ def cohere_answer(
         results.append(result)
     meta: dict[str, Any] = {"api_version": {"version": version}}
     meta |= {key: answer[key] for key in ("experiment", "arm", "served_by", "fallback", "model_version", "logged")}
+    calibrated = "calibrated" if answer.get("probabilities") else "logistic"
+    meta["relevance_score"] = "raw" if request.raw_scores else calibrated
     if answer["scores"] is None:
         meta["warnings"] = ["no model ranked the documents in time: they stand in the order of the request"]
     # Jina's clients look for `usage`; the router reads no tokens, so there is nothing to count in it

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.router.http_app import create_app
-from clients.ab.router.rerank_api import document_id
+from clients.ab.router.rerank_api import RerankRequest, cohere_answer, document_id, reranked
 from clients.ab_router import Config
 from tests.helpers.stub_ranker import EXPERIMENT, StubRanker
 
@@ -84,6 +84,23 @@ def test_teis_form_is_a_bare_list_and_raw_scores_are_logits(start):
     assert raw == [{"index": 2, "score": 2.0}, {"index": 1, "score": 1.0}, {"index": 0, "score": 0.0}]
     as_jina = client.post("/rerank", json={"query": "alpha", "documents": TEXTS, "raw_scores": True}).json()
     assert [r["relevance_score"] for r in as_jina["results"]] == [2, 1, 0]
+
+
+def test_where_a_model_gives_probabilities_they_are_the_relevance_scores():
+    request = RerankRequest(query="q", documents=TEXTS)
+    page = request.page("u", "r")
+    ids = [document.doc_id for document in page.documents]
+    answer = {
+        "request_id": "r", "ranking": ids[::-1], "scores": [4.0, 2.0, 1.0], "probabilities": [0.75, 0.5, 0.5],
+        "experiment": "", "arm": "", "served_by": "student", "fallback": "", "model_version": "1", "logged": True,
+    }  # fmt: skip
+    told = cohere_answer(request, reranked(request, page, answer), answer, "2", "m")
+    assert [entry["relevance_score"] for entry in told["results"]] == [0.75, 0.5, 0.5]
+    assert [entry["index"] for entry in told["results"]] == [2, 1, 0] and told["meta"][
+        "relevance_score"
+    ] == "calibrated"
+    raw = RerankRequest(query="q", documents=TEXTS, raw_scores=True)
+    assert [entry.score for entry in reranked(raw, page, answer)] == [4.0, 2.0, 1.0]
 
 
 def test_a_user_has_the_arm_that_rank_gives_him_by_header_or_body(start, tmp_path):
@@ -194,7 +211,7 @@ def test_models_and_info_say_what_scores_and_users_mean(start):
     assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["films"]
     info = client.get("/info").json()
     assert (info["model_id"], info["max_client_batch_size"], info["auto_truncate"]) == ("films", 1000, True)
-    assert "not calibrated" in info["relevance_score"] and info["without_user"].startswith("baseline ranks")
+    assert "calibrated probability" in info["relevance_score"] and info["without_user"].startswith("baseline ranks")
     assert "x-user-id" in info["user"]
 
 
