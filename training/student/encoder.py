@@ -150,7 +150,18 @@ def create_student(
     return StudentModel(model, text_format, folder, base)
 
 
+def _check_family(init: str) -> None:
+    """InputError for an encoder that cannot be a student, before its tokenizer is opened."""
+    try:
+        family = AutoConfig.from_pretrained(init).model_type
+    except (OSError, ValueError):
+        return  # the tokenizer's reader says what is wrong with the folder
+    if family not in ENCODER_FAMILIES:
+        raise InputError(f"{init}: {refused_family(family)}")
+
+
 def _tokenizer_of(init: str):
+    _check_family(init)
     try:
         tokenizer = AutoTokenizer.from_pretrained(init, use_fast=True)
     except (OSError, ValueError) as problem:
@@ -225,8 +236,6 @@ def _from_checkpoint(settings: StudentModelSettings, init: str) -> PreTrainedMod
     try:
         config = AutoConfig.from_pretrained(init)
         family = config.model_type
-        if family not in ENCODER_FAMILIES:
-            raise InputError(f"{init}: {refused_family(family)}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", *_MODERNBERT_DROPOUTS):
             if hasattr(config, name):
                 setattr(config, name, settings.dropout)
