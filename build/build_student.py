@@ -36,7 +36,8 @@ from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, QualityReport, 
 from build.runners import Runner, score_pairs
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
-from ranking.encoder_inputs import without_padding
+from ranking.encoder_families import longest_input
+from ranking.encoder_inputs import chosen, inputs_of, without_padding
 from ranking.errors import InputError
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
@@ -119,6 +120,7 @@ class Build:
     judged_scores: Path  # file that the version keeps
     lengths: list[int]  # bucket lengths in tokens, ascending
     positions: int  # tokens of the longest input that the network takes
+    inputs: tuple[str, ...]  # of the padded graph
 
     def gate(self, runner: Runner, precision: str) -> GateReport:
         """Score the judged pairs with an engine and measure them against the fp32 checkpoint's scores."""
@@ -148,9 +150,11 @@ def prepare(config: Config, folder: Path) -> Build:
             f"{config.checkpoint}: the card names tokenizer {card.vocabulary}, the folder holds {vocabulary}"
         )
     encoder = load_encoder(config.checkpoint)
-    longest, positions = text.max_tokens(), encoder.model.config.max_position_embeddings
+    longest, positions = text.max_tokens(), longest_input(encoder.model.config)
     if longest > positions:
         raise InputError(f"{config.checkpoint}: pairs of up to {longest} tokens, the model has {positions} positions")
+    if encoder.inputs != inputs_of(text.token_types):
+        raise InputError(f"{config.checkpoint}: tokenizer and model do not agree on whether there are token types")
     if encoder.model.config.vocab_size < text.tokenizer.get_vocab_size():
         raise InputError(f"{config.checkpoint}: the tokenizer has more tokens than the model has embeddings")
     positions = widen_positions(encoder)
@@ -167,8 +171,9 @@ def prepare(config: Config, folder: Path) -> Build:
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
     return Build(
-        config, card, text, onnx, difference, judged.pairs, reference, quality, judged_scores, lengths, positions
-    )
+        config, card, text, onnx, difference, judged.pairs, reference, quality, judged_scores, lengths, positions,
+        encoder.inputs,
+    )  # fmt: skip
 
 
 def judge_quality(config: Config, judged: JudgedPairs, reference: Reference) -> QualityReport:
@@ -202,6 +207,11 @@ def graph_source(encoder: Encoder, config: Config, longest: int) -> Encoder | En
     """
     if config.target == "openvino" or config.serving.graph == "plain":
         return encoder
+    family = encoder.model.config.model_type
+    if family != "bert":
+        raise InputError(
+            f"the graph {config.serving.graph!r} is of BERT alone: give --serving.graph plain for {family}"
+        )
     if config.serving.graph == "packed":
         return PackedEncoder(encoder.model, longest).eval()
     return PaddedEncoder(encoder.model).eval()
@@ -252,8 +262,8 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     precision = "fp16" if config.precision == "auto" else config.precision
     pairs = read_candidates(config.data, build.text, config.calibration_pairs)
     feeds = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
-    if config.serving.graph == "packed":
-        feeds = [without_padding(feed) for feed in feeds]
+    packed = config.serving.graph == "packed"
+    feeds = [without_padding(feed) if packed else chosen(feed, build.inputs) for feed in feeds]
     graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds)
     report = build.gate(tensorrt_engine.cast_runner(graph), precision)
     if not report.passed and not config.accept_drop:
@@ -293,6 +303,7 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
         "quality": build.quality.as_json(),
         "accept_worse": config.accept_worse,
         "lengths": build.lengths,
+        "inputs": build.inputs,
         "serving": asdict(config.serving),
         "tools": tools(),
     }

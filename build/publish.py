@@ -112,7 +112,7 @@ def publish_engine(
         "built_with": tools(),
     }
     front = front_config(name, target, limits, lengths, tags, PriorBlend(**facts["quality"]["prior"]))
-    encoder = encoder_config(name, target, limits, lengths, tags, parameters)
+    encoder = encoder_config(name, target, limits, lengths, tags, parameters, facts["inputs"])
     version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores)
     LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])
     if report.objections:

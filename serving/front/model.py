@@ -30,7 +30,7 @@ from buckets import cut, fill
 from field_cache import FieldCache
 from request_fields import BadRequest, read_fields
 
-from ranking.encoder_inputs import OUTPUT, Feed, pack, pad
+from ranking.encoder_inputs import OUTPUT, Feed, chosen, inputs_of, pack, pad
 from ranking.prior import PriorBlend
 from ranking.text import EncodedPair, StudentFormat
 
@@ -53,6 +53,7 @@ class TritonPythonModel:
         # row counts that the encoder has CUDA graphs for; none where it has no graphs
         self.row_steps = [int(step) for step in parameters["row_steps"].split(",") if step]
         self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
+        self.inputs = inputs_of(self.text.token_types)
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
         self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
@@ -103,7 +104,8 @@ class TritonPythonModel:
         for bucket in cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens):
             count = len(bucket.rows)
             rows = next((step for step in self.row_steps if step >= count), count)
-            yield bucket.rows, pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
+            feed = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
+            yield bucket.rows, chosen(feed, self.inputs)
 
     def _encode(self, feed: Feed, timeout_us: int):
         return pb_utils.InferenceRequest(
