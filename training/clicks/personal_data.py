@@ -8,6 +8,7 @@ people follow no pattern; only the number of users who asked keeps those out (pr
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from functools import cached_property
 from importlib.util import find_spec
@@ -17,7 +18,12 @@ from ranking.errors import InputError
 
 # Every rule needs a digit or an @, so most queries are not looked at more closely: a rule takes about 0.1 ms.
 WORTH_A_LOOK = re.compile(r"[\d@]")
-_DIGITS = r"(?<![\w.])\+?\(?\d(?:[\s().\-/]{0,2}\d){6,}(?!\w)"
+# queries come in lower case, and an IBAN is only known in capitals; those of ASCII keep every character's place
+_CAPITALS = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
+# with spaces only where digits start as telephone numbers do, or come in fours: "iso 27001 2022" is no such number
+_DIGITS = (
+    r"(?<![\w.])(?:\d(?:[().\-/]?\d){6,}|(?:\+|\(?0)\d(?:[\s().\-/]{0,2}\d){5,}|\d{4}(?: \d{4}){2,}(?: \d+)?)(?!\w)"
+)
 _STREET = (
     r"\b\d{1,5}[a-z]?,?\s+(?:[\w.'-]+\s+){1,3}(?:street|st|road|rd|avenue|ave|lane|ln|drive|dr|boulevard|blvd|way|court"
     r"|ct|square|sq|terrace|close|crescent)\b"
@@ -67,8 +73,9 @@ class PersonalData:
         if not WORTH_A_LOOK.search(text):
             return []
         found: list[tuple[int, int, str]] = []
+        capitals = text.translate(_CAPITALS)
         for recogniser in self._recognisers:
-            for hit in recogniser.analyze(text, recogniser.supported_entities, None) or []:
+            for hit in recogniser.analyze(capitals, recogniser.supported_entities, None) or []:
                 if all(hit.end <= start or hit.start >= end for start, end, _ in found):
                     found.append((hit.start, hit.end, hit.entity_type))
         return sorted(found)
