@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
 from build.gate import GateLimits, GateReport, Reference, gate_scores
 from build.judged_pairs import JudgedPairs, read_candidates, read_judged
+from build.probabilities import ProbabilityMaps, fit_maps
 from build.publication_settings import PublicationSettings, check_model_name
 from build.publish import publish_engine, refusal, tools
 from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, QualityReport, measure_quality, serving_arm
@@ -116,6 +117,7 @@ class Build:
     pairs: list[EncodedPair]  # [n], the judged pairs that the gate scores
     reference: Reference
     quality: QualityReport
+    probabilities: ProbabilityMaps
     judged_scores: Path  # file that the version keeps
     lengths: list[int]  # bucket lengths in tokens, ascending
     positions: int  # tokens of the longest input that the network takes
@@ -159,7 +161,11 @@ def prepare(config: Config, folder: Path) -> Build:
     if not np.isfinite(scores).all():
         raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
     reference = Reference(scores, judged.grades, judged.groups, judged.queries)
-    quality = judge_quality(config, judged, reference)
+    first_stage = first_stage_scores(config.first_stage, config.data, judged.table)
+    quality = judge_quality(config, judged, reference, first_stage)
+    probabilities = fit_maps(card.calibration, reference, first_stage, quality.prior)
+    if probabilities.served:
+        reference = replace(reference, calibration=probabilities.alone)
     judged_scores = JudgedScores(*_ids(judged), scores).save(folder / JUDGED_SCORES_NAME)
     lengths = bucket_lengths(config.serving, config.target, longest)
     LOGGER.info("exporting %s to ONNX", config.checkpoint)
@@ -167,13 +173,25 @@ def prepare(config: Config, folder: Path) -> Build:
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
     return Build(
-        config, card, text, onnx, difference, judged.pairs, reference, quality, judged_scores, lengths, positions
+        config,
+        card,
+        text,
+        onnx,
+        difference,
+        judged.pairs,
+        reference,
+        quality,
+        probabilities,
+        judged_scores,
+        lengths,
+        positions,
     )
 
 
-def judge_quality(config: Config, judged: JudgedPairs, reference: Reference) -> QualityReport:
+def judge_quality(
+    config: Config, judged: JudgedPairs, reference: Reference, first_stage: NDArray[np.float32]
+) -> QualityReport:
     """Compare the checkpoint with what ranks today. InputError if it is worse and nobody accepts that."""
-    first_stage = first_stage_scores(config.first_stage, config.data, judged.table)
     opponents: dict[str, NDArray[np.float32]] = {}
     if config.serves_now != "none":
         arm = config.serves_now or config.name
@@ -287,6 +305,7 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
         "gate_limits": asdict(config.gate),
         "accept_drop": config.accept_drop,
         "quality": build.quality.as_json(),
+        "probabilities": build.probabilities.as_json(),
         "accept_worse": config.accept_worse,
         "lengths": build.lengths,
         "serving": asdict(config.serving),

@@ -2,8 +2,8 @@
 
     <repository>/<name>/config.pbtxt                    which version serves (build/releases.py changes it)
     <repository>/<name>/3/                              model.py and its modules, ranking/, tokenizer.json,
-                                                        ranker.json, manifest.json, judged_scores.npz, config.pbtxt
-                                                        as this version wants it
+                                                        ranker.json, manifest.json, judged_scores.npz,
+                                                        probabilities.json, config.pbtxt as this version wants it
     <repository>/<name>_encoder/3/                      model.xml + model.bin | model.plan, manifest.json, config.pbtxt
 
 A numbered folder is never written again. Triton ignores folders whose names are no numbers, so the new version is
@@ -25,6 +25,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from build.gate import GateReport
+from build.probabilities import ProbabilityMaps
 from build.quality_gate import JUDGED_SCORES_NAME
 from build.releases import MANIFEST_NAME, numbers, promote
 from build.triton_config import CONFIG_NAME, ServingLimits, as_text, encoder_config, encoder_name, front_config
@@ -36,11 +37,14 @@ from ranking.prior import PriorBlend
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 FRONT_SOURCES = tuple(f"serving/front/{name}.py" for name in ("model", "buckets", "field_cache", "request_fields"))
-# ranking/text.py, ranking/encoder_inputs.py, ranking/prior.py and all that they import of ours
+# ranking/text.py, encoder_inputs.py, prior.py, calibration.py and all that they import of ours
 FRONT_MODULES = tuple(
     f"ranking/{name}.py"
-    for name in ("__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs", "prior")
-)
+    for name in (
+        "__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs", "prior", "calibration"
+    )
+)  # fmt: skip
+PROBABILITIES_NAME = "probabilities.json"
 
 
 def publish(
@@ -52,6 +56,7 @@ def publish(
     encoder: pb.ModelConfig,
     manifest: Mapping[str, Any],
     judged_scores: Path,
+    probabilities: Mapping[str, Any] | None = None,
 ) -> int:
     """Write the next version of both models and return its number. The front comes last: it makes the version exist."""
     homes = [Path(repository) / encoder_name(name), Path(repository) / name]
@@ -76,6 +81,8 @@ def publish(
         for file in ("tokenizer.json", CARD_NAME):
             shutil.copy2(Path(checkpoint) / file, folder / file)
         shutil.copy2(judged_scores, folder / JUDGED_SCORES_NAME)
+        if probabilities is not None:
+            write_json(folder / PROBABILITIES_NAME, probabilities)
 
     for home, config, fill in zip(homes, (encoder, front), (fill_encoder, fill_front)):
         _add_version(home, version, config, record, fill)
@@ -105,15 +112,18 @@ def publish_engine(
         "precision": facts["precision"],
         "checkpoint": facts["checkpoint"]["fingerprint"],
     }
+    maps = ProbabilityMaps(**facts["probabilities"])
     manifest = {
         **{key: value for key, value in facts.items() if key not in ("queries", "pad_id", "name")},
+        "probabilities": maps.described(report.ece),
         "gate": report.as_json(),
         "accepted_drop": report.objections,
         "built_with": tools(),
     }
-    front = front_config(name, target, limits, lengths, tags, PriorBlend(**facts["quality"]["prior"]))
+    prior = PriorBlend(**facts["quality"]["prior"])
+    front = front_config(name, target, limits, lengths, tags, prior, probabilities=maps.served is not None)
     encoder = encoder_config(name, target, limits, lengths, tags, parameters)
-    version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores)
+    version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores, maps.served)
     LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])
     if report.objections:
         LOGGER.warning("--accept-drop: published although %s", "; ".join(report.objections))

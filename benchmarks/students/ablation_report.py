@@ -13,7 +13,7 @@ from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.metrics import JudgedRanking
 from ranking.significance import paired_bootstrap, randomisation_test
-from training.evaluation.calibration_fit import fit
+from ranking.calibration_fit import fit
 
 
 def write_report(rows: list[dict[str, Any]], out: Path, beats: dict[str, str | None], report: Path | None) -> str:

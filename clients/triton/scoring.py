@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from clients.triton.connection import TritonConnection
-from ranking.request_tensors import SCORE, read_scores
+from ranking.request_tensors import PROBABILITY, SCORE, read_probabilities, read_scores
 
 # gRPC and HTTP name the same refusal differently
 _REASONS = {
@@ -60,10 +60,14 @@ class ScoringFailure(Exception):
 
 @dataclass(frozen=True)
 class ModelScores:
-    """One model's scores of a page. values: float32 [n], in the order sent; version: as the server reports it."""
+    """One model's scores of a page. values: float32 [n], in the order sent; version: as the server reports it.
+
+    probabilities: float32 [n], None from a model that has no calibration.
+    """
 
     values: NDArray[np.float32]
     version: str
+    probabilities: NDArray[np.float32] | None = None
 
 
 class PageTensors:
@@ -193,8 +197,9 @@ def _failure(problem: Exception, deadline_ms: float) -> ScoringFailure:
 def _read(answer: Any, documents: int) -> ModelScores:
     try:
         values = read_scores(answer.as_numpy(SCORE), documents)
+        probabilities = read_probabilities(answer.as_numpy(PROBABILITY), documents)
     except ValueError as problem:
         raise ScoringFailure("bad_scores", str(problem)) from problem
     response = answer.get_response()
     version = response.get("model_version", "") if isinstance(response, dict) else response.model_version
-    return ModelScores(values, version)
+    return ModelScores(values, version, probabilities)
