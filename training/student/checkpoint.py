@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from ranking import calibration_fit
 from ranking.card import ScoreCard, fingerprint
 from ranking.metrics import JudgedRanking, mean
 from ranking.text import FORMAT_VERSION, STUDENT_FORMAT
-from ranking import calibration_fit
 from training.student.encoder import StudentModel, scale_head
 from training.trainer.group_batches import RankingGroups
 from training.trainer.ranking_trainer import RankingTrainer
