@@ -3,7 +3,8 @@
     <repository>/<name>/config.pbtxt                    which version serves (build/releases.py changes it)
     <repository>/<name>/3/                              model.py and its modules, ranking/, tokenizer.json,
                                                         ranker.json, manifest.json, judged_scores.npz,
-                                                        probabilities.json, config.pbtxt as this version wants it
+                                                        probabilities.json, reference.json,
+                                                        config.pbtxt as this version wants it
     <repository>/<name>_encoder/3/                      model.xml + model.bin | model.plan, manifest.json, config.pbtxt
 
 A numbered folder is never written again. Triton ignores folders whose names are no numbers, so the new version is
@@ -27,6 +28,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from build.gate import GateReport
 from build.probabilities import ProbabilityMaps
 from build.quality_gate import JUDGED_SCORES_NAME
+from build.reference_scores import REFERENCE_NAME
 from build.releases import MANIFEST_NAME, numbers, promote
 from build.triton_config import CONFIG_NAME, ServingLimits, as_text, encoder_config, encoder_name, front_config
 from ranking.card import CARD_NAME, fingerprint
@@ -56,9 +58,12 @@ def publish(
     encoder: pb.ModelConfig,
     manifest: Mapping[str, Any],
     judged_scores: Path,
-    probabilities: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any],
 ) -> int:
-    """Write the next version of both models and return its number. The front comes last: it makes the version exist."""
+    """Write the next version of both models and return its number. The front comes last: it makes the version exist.
+
+    beside: further JSON files of the front's version folder, by name.
+    """
     homes = [Path(repository) / encoder_name(name), Path(repository) / name]
     version = max((number for home in homes for number in numbers(home)), default=0) + 1
     record = {
@@ -81,8 +86,8 @@ def publish(
         for file in ("tokenizer.json", CARD_NAME):
             shutil.copy2(Path(checkpoint) / file, folder / file)
         shutil.copy2(judged_scores, folder / JUDGED_SCORES_NAME)
-        if probabilities is not None:
-            write_json(folder / PROBABILITIES_NAME, probabilities)
+        for file, content in beside.items():
+            write_json(folder / file, content)
 
     for home, config, fill in zip(homes, (encoder, front), (fill_encoder, fill_front)):
         _add_version(home, version, config, record, fill)
@@ -114,7 +119,7 @@ def publish_engine(
     }
     maps = ProbabilityMaps(**facts["probabilities"])
     manifest = {
-        **{key: value for key, value in facts.items() if key not in ("queries", "pad_id", "name")},
+        **{k: v for k, v in facts.items() if k not in ("queries", "pad_id", "name", "live_reference")},
         "probabilities": maps.described(report.ece),
         "gate": report.as_json(),
         "accepted_drop": report.objections,
@@ -123,7 +128,10 @@ def publish_engine(
     prior = PriorBlend(**facts["quality"]["prior"])
     front = front_config(name, target, limits, lengths, tags, prior, probabilities=maps.served is not None)
     encoder = encoder_config(name, target, limits, lengths, tags, parameters)
-    version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores, maps.served)
+    beside = {REFERENCE_NAME: facts["live_reference"]}
+    if maps.served:
+        beside[PROBABILITIES_NAME] = maps.served
+    version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores, beside)
     LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])
     if report.objections:
         LOGGER.warning("--accept-drop: published although %s", "; ".join(report.objections))

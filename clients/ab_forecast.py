@@ -95,8 +95,8 @@ def told(outlook: Outlook, alpha: float) -> str:
     overlap = outlook.overlap
     lines = [
         f"{outlook.pages:,} pages of {outlook.users:,} users, {outlook.logged:.4f} clicks a page as logged; for the "
-        f"new arm they are worth {overlap.effective_rows:,.0f} shown documents and {overlap.effective_clicks:,.0f} clicks, "
-        f"{overlap.unsupported:.1%} of it unseen"
+        f"new arm they are worth {overlap.effective_rows:,.0f} shown documents and "
+        f"{overlap.effective_clicks:,.0f} clicks, {overlap.unsupported:.1%} of it unseen"
     ]
     if outlook.refusal:
         return "\n".join([*lines, f"no forecast: {outlook.refusal}"])

@@ -35,7 +35,7 @@ class Config:
         users: users of a log
         pages: pages of a user on average
         queries: distinct queries; their frequencies fall as 1 / rank
-        documents: documents of a page, of which users look at ten
+        unseen: up to so many documents stand below the ten that users look at, another number for each pair
         seed: of the simulation
         obd: folder of the Open Bandit Dataset with random/men.csv.gz and bts/men.csv.gz; left out, it is not measured
         out: Markdown file for the results; printed only when left out
@@ -46,7 +46,7 @@ class Config:
     users: int = 1500
     pages: float = 2.0
     queries: int = 400
-    documents: int = 15
+    unseen: int = 3
     seed: int = 5
     obd: Path | None = None
     out: Path | None = None
@@ -75,7 +75,8 @@ class ArmPair:
     def __init__(self, config: Config, kind: str, rng: np.random.Generator):
         self.config, self.rng = config, rng
         self.model = ClickModel(kind="dbn") if kind == "dbn" else ClickModel()
-        shape = (config.queries, config.documents)
+        self.documents = 10 + int(rng.integers(0, config.unseen + 1))
+        shape = (config.queries, self.documents)
         self.grades = rng.choice(5, size=shape, p=[0.5, 0.2, 0.15, 0.1, 0.05])
         popularity = 1 / np.arange(1, config.queries + 1)
         self.popularity = popularity / popularity.sum()
@@ -84,7 +85,7 @@ class ArmPair:
         common = rng.normal(size=shape)
         scores = [self.grades + noise * (0.6 * common + 0.8 * rng.normal(size=shape)) for noise in noises]
         self.orders = [np.argsort(-one, axis=1) for one in scores]
-        self.bias = np.zeros(config.documents)
+        self.bias = np.zeros(self.documents)
         looked_at = ClickModel().propensities(10)
         self.bias[: len(looked_at)] = looked_at
 
