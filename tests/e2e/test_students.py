@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from clients.label_corpus import main as label_corpus
 from clients.triton.connection import TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from ranking.card import fingerprint
+from ranking.encoder_inputs import INPUTS
 from ranking.errors import InputError
 from ranking.labels import LabelSet, iter_labelled
 from ranking.prior import PriorBlend
@@ -364,6 +366,27 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     encoder: pb.ModelConfig = read_config(repository / "student_encoder" / "config.pbtxt")
     assert list(encoder.version_policy.specific.versions) == [1]
     assert served.server.model_is_ready("student") and served.server.model_is_ready("student_encoder")
+
+
+def test_an_encoder_that_is_asked_directly_serves_on_whatever_it_was_sent(served):
+    """Whoever reaches the server may ask the encoder too, past the front's checks."""
+    client = grpc.InferenceServerClient(served.server.grpc)
+
+    def ask(shape: tuple[int, ...], value: int) -> None:
+        inputs = []
+        for name in INPUTS:
+            tensor = grpc.InferInput(name, list(shape), "INT32")
+            tensor.set_data_from_numpy(np.full(shape, value, np.int32))
+            inputs.append(tensor)
+        with suppress(InferenceServerException):  # an error is as good an answer as any
+            client.infer("student_encoder", inputs, client_timeout=20)
+
+    for shape in ((2, 16), (1, 100_000), (0, 16), (16, 0), (1, 1)):
+        for value in (0, -1, 10**6, 2**31 - 1, -(2**31)):
+            ask(shape, value)
+    with served.reranker() as ranker:
+        expected = checkpoint_scores(served.checkpoints["student"], "moon", TITLES, SUMMARIES)
+        np.testing.assert_allclose(ranker.rank("moon", TITLES, SUMMARIES).scores, expected, atol=1e-5)
 
 
 def test_a_model_whose_process_was_killed_serves_again_after_a_reload(served):
