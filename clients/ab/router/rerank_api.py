@@ -160,12 +160,14 @@ def _fields(number: int, given: Mapping[str, Any], rank_fields: list[str] | None
 def _given_id(number: int, given: Mapping[str, Any]) -> str | None:
     for name in ("doc_id", "id"):
         value = given.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
             value = str(value)
         if isinstance(value, str):
             if len(value) > MAX_ID_CHARACTERS - 8 or not is_visible(value):
                 raise PageRefused(f"documents[{number}].{name}: blank, or longer than {MAX_ID_CHARACTERS - 8}")
             return value
+        if value is not None:
+            raise PageRefused(f"documents[{number}].{name}: text or a whole number of 64 bits is needed")
     return None
 
 
