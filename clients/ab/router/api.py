@@ -57,6 +57,9 @@ class RankRequest(_Strict):
     request_id: Name | None = Field(None, description="names the page; made if absent. A retry keeps its id")
     platform: Annotated[str, StringConstraints(max_length=64)] = Field("", description="segment of the report")
     segments: dict[Name, Label] = Field(default_factory=dict, max_length=16, description="further segments")
+    min_probability: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="leave out documents that are less probably relevant"
+    )
     arm: str | None = Field(None, description="force this arm, for testing; only with --allow-forced-arm")
 
     @field_validator("documents")
@@ -77,6 +80,12 @@ class RankAnswer(BaseModel):
     arm: str
     ranking: list[str] = Field(description="document ids, best first")
     scores: list[float] | None = Field(description="raw scores in that order; null for the incoming order")
+    probabilities: list[float] | None = Field(
+        description="that each document is relevant, in that order; null where the model has no calibration"
+    )
+    left_out: int = Field(
+        description="documents below min_probability, which are neither in the ranking nor in the log"
+    )
     served_by: str = Field(description="model whose order this is, `interleaved`, or `incoming`")
     fallback: str = Field(description="why the arm's model did not rank it, empty if it did")
     model_version: str

@@ -51,9 +51,9 @@ class DeadlineSettings:
 class PageRanking:
     """What is shown. order: indices of the incoming documents, best first.
 
-    scores, teams: in that order or empty; served_by: the model, INTERLEAVED or INCOMING; fallback: why the arm's model
-    did not rank the page, empty if it did; arm_asked: False if the page had no time left to ask the arm's model, which
-    therefore says nothing about the arm.
+    scores, probabilities, teams: in that order or empty; served_by: the model, INTERLEAVED or INCOMING; fallback: why
+    the arm's model did not rank the page, empty if it did; arm_asked: False if the page had no time left to ask the
+    arm's model, which therefore says nothing about the arm.
     """
 
     order: list[int]
@@ -63,6 +63,19 @@ class PageRanking:
     model_version: str = ""
     teams: list[str] = field(default_factory=list)
     arm_asked: bool = True
+    probabilities: list[float] = field(default_factory=list)
+
+    def at_least(self, probability: float) -> PageRanking:
+        """The ranking without documents of a lower probability; unchanged where no probability is known."""
+        if not self.probabilities:
+            return self
+        kept = [place for place, value in enumerate(self.probabilities) if value >= probability]
+        columns = {
+            name: [values[place] for place in kept]
+            for name in ("order", "scores", "teams", "probabilities")
+            if (values := getattr(self, name))
+        }
+        return replace(self, **columns)
 
 
 async def rank_page(
@@ -122,7 +135,14 @@ def _ranking(request_id: str, arm: Arm, scored: list[ModelScores], fallback: str
     """The arm's ranking of a page that all its models have scored."""
     if not arm.interleave:
         order = descending(scored[0].values).tolist()
-        return PageRanking(order, scored[0].values[order].tolist(), arm.model, fallback, scored[0].version)
+        return PageRanking(
+            order,
+            scored[0].values[order].tolist(),
+            arm.model,
+            fallback,
+            scored[0].version,
+            probabilities=_probabilities(scored, order, [0] * len(order)),
+        )
     orders = [descending(scores.values).tolist() for scores in scored]
     order, teams = team_draft(orders[0], orders[1], request_id)
     return PageRanking(
@@ -132,4 +152,14 @@ def _ranking(request_id: str, arm: Arm, scored: list[ModelScores], fallback: str
         fallback,
         ",".join(f"{model}:{s.version}" for model, s in zip(arm.models, scored)),
         [arm.models[team] for team in teams],
+        probabilities=_probabilities(scored, order, teams),
     )
+
+
+def _probabilities(scored: list[ModelScores], order: list[int], teams: list[int]) -> list[float]:
+    """Each document's probability by its own team's model; empty unless all of these models give one."""
+    given = [scores.probabilities for scores in scored]
+    known = [values for values in given if values is not None]
+    if len(known) < len(given):
+        return []
+    return [float(known[team][document]) for document, team in zip(order, teams)]

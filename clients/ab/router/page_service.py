@@ -158,6 +158,8 @@ class PageService:
         ranking = await rank_page(
             self.scorer, page, request_id, arm or Arm("", default_model), default_model, self.settings, arrived
         )
+        if request.min_probability is not None:
+            ranking = ranking.at_least(request.min_probability)
         seconds = time.perf_counter() - arrived
         self.metrics.pages.labels(assignment.experiment, assignment.arm, ranking.served_by, ranking.fallback).inc()
         if experiment is not None and not assignment.forced and ranking.arm_asked:
@@ -170,6 +172,8 @@ class PageService:
             "arm": assignment.arm,
             "ranking": [d.doc_id for d in shown],
             "scores": ranking.scores if ranking.served_by != INCOMING else None,
+            "probabilities": ranking.probabilities or None,
+            "left_out": len(request.documents) - len(ranking.order),
             "served_by": ranking.served_by,
             "fallback": ranking.fallback,
             "model_version": ranking.model_version,
