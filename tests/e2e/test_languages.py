@@ -24,6 +24,7 @@ from ranking.schema import TABLES, read_table, write_table
 from ranking.text import StudentFormat
 from serving.temporary_server import start_triton
 from training.clicks.click_pairs import ClickPairSettings, write_clicks
+from training.clicks.privacy_gate import PrivacySettings
 from training.evaluation.checkpoint_scores import score_pairs
 from training.train_baseline import Config as TrainConfig
 from training.train_baseline import train_baseline
@@ -106,7 +107,9 @@ def flow(tmp_path_factory) -> Iterator[Flow]:
     write_table(folder / "events.parquet", "events", events())
     write_table(data / "judgments" / "train.parquet", "judgments", judgments(TITLES, "train"))
     write_table(data / "judgments" / "dev.parquet", "judgments", judgments(QUERIES, "dev"))
-    write_clicks(ClickPairSettings(events=str(folder / "events.parquet"), out=data / "clicks.parquet"))
+    nobodys = PrivacySettings(personal_data="keep")  # the queries are this file's own
+    events_path = str(folder / "events.parquet")
+    write_clicks(ClickPairSettings(events=events_path, out=data / "clicks.parquet", privacy=nobodys))
     train_baseline(
         TrainConfig(
             data=data, out=folder / "student", size="tiny-2", vocabulary_size=1200, limits=FieldLimits(16, 32, 48),
