@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import bm25s
 import numpy as np
 import pyarrow as pa
 import uvicorn
@@ -30,8 +29,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from clients.triton.connection import TritonAccess
 from clients.triton.reranker import AsyncReranker, RerankError
+from ranking.bm25 import Bm25
 from ranking.errors import InputError
 from ranking.program import run
+from ranking.request_tensors import descending
 from ranking.schema import iter_table
 
 logger = logging.getLogger("search_page")
@@ -81,10 +82,7 @@ class Documents:
         if not found:
             raise InputError(f"{folder}: no documents; a dataset folder of training.prepare_data is needed")
         self.titles, self.summaries = (list(column) for column in zip(*found.values()))
-        self._index = bm25s.BM25()
-        self._index.index(
-            bm25s.tokenize([f"{t} {s}" for t, s in found.values()], show_progress=False), show_progress=False
-        )
+        self._index = Bm25(list(found.values()))
 
     @staticmethod
     def _tables(folder: Path) -> list[tuple[Path, str]]:
@@ -94,11 +92,8 @@ class Documents:
 
     def find(self, query: str, count: int) -> list[int]:
         """Numbers of the best documents; fewer than count where fewer hold a word of the query."""
-        count = min(count, len(self.titles))
-        numbers, scores = self._index.retrieve(
-            bm25s.tokenize([query], show_progress=False), k=count, show_progress=False
-        )
-        return [int(n) for n, score in zip(numbers[0], scores[0]) if score > 0]
+        scores = next(self._index.scores([query]))
+        return [number for number in descending(scores)[:count].tolist() if scores[number] > 0]
 
 
 class SideBySideJudgment(BaseModel):

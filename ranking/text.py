@@ -280,7 +280,7 @@ class Marks:
 
 
 class PairFormat(StudentFormat):
-    """The same for encoders that are no BERT (XLM-R, RoBERTa, ModernBERT): marks and types of their tokenizer's own.
+    """The same for encoders that are no BERT (XLM-R, ModernBERT, DeBERTa): marks of their tokenizer's own, no types.
 
     A summary is tokenised with the space that stands between it and its title, which a byte-level tokenizer makes a
     part of the word: so the ids are those of `title summary` as one text. InputError if the tokenizer has no template
@@ -288,6 +288,7 @@ class PairFormat(StudentFormat):
     """
 
     name = PAIR_FORMAT
+    token_types = False
 
     def _read_marks(self) -> None:
         pads = [number for name in ("[PAD]", "<pad>") if (number := self.tokenizer.token_to_id(name)) is not None]
@@ -302,7 +303,6 @@ class PairFormat(StudentFormat):
             raise InputError("the tokenizer has no template for pairs: it does not mark where the document begins")
         ids = pair.ids
         self.marks = Marks(ids[: first[0]], ids[first[-1] + 1 : second[0]], ids[second[-1] + 1 :])
-        self.token_types = any(pair.type_ids)
 
     def _following(self, titles: Sequence[str], summaries: Sequence[str]) -> Sequence[str]:
         pairs = zip(titles, summaries)

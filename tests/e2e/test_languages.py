@@ -17,12 +17,14 @@ from build.build_student import main as build_student
 from build.triton_config import ServingLimits
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.router.local_router import LocalRouter, start_router
+from clients.search_page import Documents
 from ranking.bm25 import bm25_scores
 from ranking.limits import FieldLimits
 from ranking.schema import TABLES, read_table, write_table
 from ranking.text import StudentFormat
 from serving.temporary_server import start_triton
 from training.clicks.click_pairs import ClickPairSettings, write_clicks
+from training.clicks.privacy_gate import PrivacySettings
 from training.evaluation.checkpoint_scores import score_pairs
 from training.train_baseline import Config as TrainConfig
 from training.train_baseline import train_baseline
@@ -35,11 +37,14 @@ TITLES = {
     "German": ["Nachtzüge", "Rote Königin", "Roboterärztin", "Insel im Winter", "Die dunkle Straße", "Drachenträume"],
 }
 QUERIES = {
-    "Chinese": ["坐列车的夜晚", "皇后穿红衣", "会看病的机器人", "下雪的岛", "藏着秘密的城", "梦见一条龙"],
+    "Chinese": ["坐列车的夜晚", "皇后穿红衣", "会看病的机器人", "下雪的岛", "藏着秘密的城", "看见龙的梦"],
     # with vowel marks and other forms of alef, as nobody types them twice alike
     "Arabic": ["قِطَار في الظلام", "ملكة الحمراء", "الالي يعالج", "جزيره تحت الثلج", "اسرار الأسرار", "التّنّين نائم"],
     "Thai": ["นั่งรถไฟตอนดึก", "ราชินีในวัง", "หุ่นยนต์รักษาคน", "เกาะที่มีหิมะ", "ความลับของเธอ", "ฝันเห็นมังกร"],
-    "German": ["NACHTZÜGE fahren", "eine Königin", "Roboterärztin", "verschneite Insel", "STRASSE", "drachenträume"],
+    "German": [
+        "NACHTZÜGE fahren", "eine Königin", "Roboterärztin hilft uns", "verschneite Insel", "STRASSE",
+        "drachenträume jede Nacht",
+    ],
 }  # fmt: skip
 USERS = 8
 
@@ -88,6 +93,7 @@ def judgments(queries: dict[str, list[str]], split: str) -> pa.Table:
 class Flow:
     """What the whole flow left behind: click pairs, checkpoint, and a running router before the served model."""
 
+    data: Path
     clicks: list[dict]
     checkpoint: Path
     router: LocalRouter
@@ -101,7 +107,9 @@ def flow(tmp_path_factory) -> Iterator[Flow]:
     write_table(folder / "events.parquet", "events", events())
     write_table(data / "judgments" / "train.parquet", "judgments", judgments(TITLES, "train"))
     write_table(data / "judgments" / "dev.parquet", "judgments", judgments(QUERIES, "dev"))
-    write_clicks(ClickPairSettings(events=str(folder / "events.parquet"), out=data / "clicks.parquet"))
+    nobodys = PrivacySettings(personal_data="keep")  # the queries are this file's own
+    events_path = str(folder / "events.parquet")
+    write_clicks(ClickPairSettings(events=events_path, out=data / "clicks.parquet", privacy=nobodys))
     train_baseline(
         TrainConfig(
             data=data, out=folder / "student", size="tiny-2", vocabulary_size=1200, limits=FieldLimits(16, 32, 48),
@@ -120,7 +128,7 @@ def flow(tmp_path_factory) -> Iterator[Flow]:
         start_router(folder / "e.yaml", triton.grpc, folder / "log", "--deadline-ms", "20000") as router,
     ):
         clicks = read_table(data / "clicks.parquet", "clicks").to_pylist()
-        yield Flow(clicks, folder / "student", router)
+        yield Flow(data, clicks, folder / "student", router)
 
 
 @pytest.mark.parametrize("language", TITLES)
@@ -139,10 +147,20 @@ def test_bm25_finds_the_document_of_a_query_in_other_words(language):
 
 
 @pytest.mark.parametrize("language", TITLES)
+def test_the_search_page_finds_what_a_query_names(flow, language):
+    """Seen: the page split text at spaces alone, so that no Chinese or Thai query found anything."""
+    documents_found = Documents(flow.data)
+    for number, query in enumerate(QUERIES[language]):
+        best = documents_found.find(query, 3)[0]
+        assert documents_found.titles[best] == TITLES[language][number]
+
+
+@pytest.mark.parametrize("language", TITLES)
 def test_the_vocabulary_knows_the_language_and_long_text_without_spaces_is_cut(flow, language):
     text = StudentFormat.of_checkpoint(flow.checkpoint)
     unknown = text.tokenizer.token_to_id("[UNK]")
-    fields = [*TITLES[language], *QUERIES[language], "".join(TITLES[language]) * 200]
+    between = "" if language in ("Chinese", "Thai") else " "  # these two are written without spaces
+    fields = [*TITLES[language], *QUERIES[language], between.join(TITLES[language] * 200)]
     for pair in text.encode(fields, fields, fields):
         assert unknown not in pair.ids and len(pair.ids) <= text.max_tokens()
     # marks that carry the meaning stay: with Thai vowels stripped, these two would be one

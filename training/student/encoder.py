@@ -66,7 +66,7 @@ class StudentModelSettings:
     """Where a student starts.
 
     Args:
-        init: encoder to start from (BERT, RoBERTa, XLM-R or ModernBERT): minilm (a package, docs/students.md), a folder
+        init: encoder to start from (BERT, RoBERTa, XLM-R, ModernBERT, DeBERTa): minilm (docs/students.md), a folder
             or a hub id, a baseline or student of ours included; none: a BERT from scratch
         init_layers: layers of that checkpoint to keep, e.g. 0,2,4,6,8,10 for a BERT-6 from a BERT-12; none: all
         size: shape of a model from scratch, see docs/students.md
@@ -223,12 +223,13 @@ def _warn_of_unknown_words(data: Path) -> None:
         )
 
 
-# what of a checkpoint may be new, and where the layers and the last linear layer of the head are
+# what of a checkpoint may be new: the head, and what pools before it
 _NEW = {
     "bert": ("classifier.", "bert.pooler."),
     "roberta": ("classifier.",),
     "xlm-roberta": ("classifier.",),
     "modernbert": ("classifier.", "head."),
+    "deberta-v2": ("classifier.", "pooler."),
 }
 
 
@@ -236,7 +237,7 @@ def _from_checkpoint(settings: StudentModelSettings, init: str) -> PreTrainedMod
     try:
         config = AutoConfig.from_pretrained(init)
         family = config.model_type
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", *_MODERNBERT_DROPOUTS):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", *_OTHER_DROPOUTS):
             if hasattr(config, name):
                 setattr(config, name, settings.dropout)
         config.num_labels = 1
@@ -260,7 +261,10 @@ def _from_checkpoint(settings: StudentModelSettings, init: str) -> PreTrainedMod
     return model
 
 
-_MODERNBERT_DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout")
+# ModernBERT's and DeBERTa's names
+_OTHER_DROPOUTS = (
+    "attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout", "pooler_dropout", "cls_dropout"
+)  # fmt: skip
 
 
 def _keep_layers(model: PreTrainedModel, numbers: list[int], init: str) -> None:

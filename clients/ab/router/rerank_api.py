@@ -160,12 +160,14 @@ def _fields(number: int, given: Mapping[str, Any], rank_fields: list[str] | None
 def _given_id(number: int, given: Mapping[str, Any]) -> str | None:
     for name in ("doc_id", "id"):
         value = given.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
             value = str(value)
         if isinstance(value, str):
             if len(value) > MAX_ID_CHARACTERS - 8 or not is_visible(value):
                 raise PageRefused(f"documents[{number}].{name}: blank, or longer than {MAX_ID_CHARACTERS - 8}")
             return value
+        if value is not None:
+            raise PageRefused(f"documents[{number}].{name}: text or a whole number of 64 bits is needed")
     return None
 
 
@@ -192,7 +194,7 @@ def reranked(request: RerankRequest, page: RankRequest, answer: Mapping[str, Any
     places = {document.doc_id: place for place, document in enumerate(page.documents)}
     scores = answer["scores"] or [UNKNOWN_LOGIT] * len(places)
     if not request.raw_scores:
-        scores = answer.get("probabilities") or probability(scores, None).tolist()
+        scores = answer["probabilities"] or probability(scores, None).tolist()
     ranked = [Reranked(places[doc_id], doc_id, score) for doc_id, score in zip(answer["ranking"], scores)]
     return ranked[: request.top_n]
 
@@ -213,7 +215,7 @@ def cohere_answer(
         results.append(result)
     meta: dict[str, Any] = {"api_version": {"version": version}}
     meta |= {key: answer[key] for key in ("experiment", "arm", "served_by", "fallback", "model_version", "logged")}
-    calibrated = "calibrated" if answer.get("probabilities") else "logistic"
+    calibrated = "calibrated" if answer["probabilities"] else "logistic"
     meta["relevance_score"] = "raw" if request.raw_scores else calibrated
     if answer["scores"] is None:
         meta["warnings"] = ["no model ranked the documents in time: they stand in the order of the request"]

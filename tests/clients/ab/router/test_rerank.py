@@ -160,6 +160,8 @@ def test_rank_fields_choose_what_is_read(start, tmp_path):
         ({"documents": ["a", {"body": "b"}]}, 422, "documents[1]: has none of title, text, summary"),
         ({"documents": [{"text": ["b"]}]}, 422, "documents[0].text: text is needed, not list"),
         ({"documents": [{"text": "b", "prior": "high"}]}, 422, "documents[0].prior"),
+        ({"documents": [{"text": "b", "id": ["a"]}]}, 422, "documents[0].id: text or a whole number"),
+        ({"documents": [{"text": "b", "id": 10**30}]}, 422, "documents[0].id: text or a whole number"),
         ({"documents": ["x"] * 9}, 422, "9 are given, 8 are allowed"),
         ({"top_n": 0}, 422, "top_n"),
         ({"top_n": "3"}, 422, "top_n"),
