@@ -23,7 +23,7 @@ lint: $(STAMP)   ## ruff, mypy and bandit
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive ranking training build serving clients loadtest demo benchmarks
+	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive ranking training build serving clients loadtest demo benchmarks disranker
 
 # Two workers, each with whole files, so that a file's servers start once. Models in tests are tiny: one thread each.
 test: $(STAMP)   ## the whole test suite, real servers included

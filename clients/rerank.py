@@ -70,7 +70,7 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             content = json.loads(line)
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise DataError(path, f"not JSON: {problem}", row) from problem
         if not isinstance(content, dict) or not isinstance(content.get("title"), str):
             raise DataError(path, "an object with a text `title` is expected", row)

@@ -144,6 +144,9 @@ def test_documents_name_their_first_bad_line(tmp_path):
     path.write_text('{"title": "a", "prior": "high"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="row 1: `prior` is not a number"):
         read_documents(path)
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(DataError, match="row 1: not JSON"):
+        read_documents(path)
 
 
 def test_the_command_says_in_one_line_that_no_server_is_there(tmp_path):
