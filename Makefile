@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
-EXTRAS := train,datasets,build,serve-cpu,clients,loadtest,ray,privacy,bench,dev
+EXTRAS := train,datasets,build,serve-cpu,clients,integrations,loadtest,ray,privacy,bench,docs,dev
 
 .PHONY: help install test lint demo retrain serve stop clean
 help:            ## list the targets
@@ -13,18 +13,21 @@ help:            ## list the targets
 install: $(STAMP) ## create .venv with everything (instant once done)
 
 $(STAMP): pyproject.toml constraints.txt requirements-no-deps.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; where it has another name: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -qq --no-compile --progress-bar off -c constraints.txt -e '.[$(EXTRAS)]'
 	$(PY) -m pip install -qq --no-compile --progress-bar off --no-deps -r requirements-no-deps.txt
 	@touch $@
 
-lint: $(STAMP)   ## ruff and mypy
+lint: $(STAMP)   ## ruff, mypy and bandit
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive ranking training build serving clients loadtest demo benchmarks
 
+# Two workers, each with whole files, so that a file's servers start once. Models in tests are tiny: one thread each.
 test: $(STAMP)   ## the whole test suite, real servers included
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME for your own data
 	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo))

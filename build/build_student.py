@@ -38,7 +38,8 @@ from build.reference_scores import reference_of
 from build.runners import Runner, score_pairs
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
-from ranking.encoder_inputs import without_padding
+from ranking.encoder_families import longest_input
+from ranking.encoder_inputs import chosen, inputs_of, without_padding
 from ranking.errors import InputError
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
@@ -126,6 +127,7 @@ class Build:
     judged_scores: Path  # file that the version keeps
     lengths: list[int]  # bucket lengths in tokens, ascending
     positions: int  # tokens of the longest input that the network takes
+    inputs: tuple[str, ...]  # of the padded graph
 
     def gate(self, runner: Runner, precision: str) -> GateReport:
         """Score the judged pairs with an engine and measure them against the fp32 checkpoint's scores."""
@@ -155,9 +157,11 @@ def prepare(config: Config, folder: Path) -> Build:
             f"{config.checkpoint}: the card names tokenizer {card.vocabulary}, the folder holds {vocabulary}"
         )
     encoder = load_encoder(config.checkpoint)
-    longest, positions = text.max_tokens(), encoder.model.config.max_position_embeddings
+    longest, positions = text.max_tokens(), longest_input(encoder.model.config)
     if longest > positions:
         raise InputError(f"{config.checkpoint}: pairs of up to {longest} tokens, the model has {positions} positions")
+    if encoder.inputs != inputs_of(text.token_types):
+        raise InputError(f"{config.checkpoint}: tokenizer and model do not agree on whether there are token types")
     if encoder.model.config.vocab_size < text.tokenizer.get_vocab_size():
         raise InputError(f"{config.checkpoint}: the tokenizer has more tokens than the model has embeddings")
     positions = widen_positions(encoder)
@@ -179,20 +183,9 @@ def prepare(config: Config, folder: Path) -> Build:
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
     return Build(
-        config,
-        card,
-        text,
-        onnx,
-        difference,
-        judged.pairs,
-        reference,
-        quality,
-        probabilities,
-        live_reference,
-        judged_scores,
-        lengths,
-        positions,
-    )
+        config, card, text, onnx, difference, judged.pairs, reference, quality, probabilities, live_reference,
+        judged_scores, lengths, positions, encoder.inputs,
+    )  # fmt: skip
 
 
 def judge_quality(
@@ -227,6 +220,11 @@ def graph_source(encoder: Encoder, config: Config, longest: int) -> Encoder | En
     """
     if config.target == "openvino" or config.serving.graph == "plain":
         return encoder
+    family = encoder.model.config.model_type
+    if family != "bert":
+        raise InputError(
+            f"the graph {config.serving.graph!r} is of BERT alone: give --serving.graph plain for {family}"
+        )
     if config.serving.graph == "packed":
         return PackedEncoder(encoder.model, longest).eval()
     return PaddedEncoder(encoder.model).eval()
@@ -277,8 +275,8 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     precision = "fp16" if config.precision == "auto" else config.precision
     pairs = read_candidates(config.data, build.text, config.calibration_pairs)
     feeds = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
-    if config.serving.graph == "packed":
-        feeds = [without_padding(feed) for feed in feeds]
+    packed = config.serving.graph == "packed"
+    feeds = [without_padding(feed) if packed else chosen(feed, build.inputs) for feed in feeds]
     graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds)
     report = build.gate(tensorrt_engine.cast_runner(graph), precision)
     if not report.passed and not config.accept_drop:
@@ -303,12 +301,16 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
         "target": config.target,
         "precision": precision,
         "checkpoint": {
-            "path": str(config.checkpoint),
+            "name": config.checkpoint.resolve().name,
             "fingerprint": fingerprint(config.checkpoint),
             "card": asdict(build.card),
         },
         "onnx": {"fingerprint": fingerprint(build.onnx), "parity_error": build.parity_error},
-        "gate_data": {"data": str(config.data), "split": config.split},
+        "gate_data": {
+            "name": config.data.resolve().name,
+            "split": config.split,
+            "fingerprint": fingerprint(config.data / "judgments" / f"{config.split}.parquet"),
+        },
         "gate_limits": asdict(config.gate),
         "accept_drop": config.accept_drop,
         "quality": build.quality.as_json(),
@@ -316,6 +318,7 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
         "live_reference": build.live_reference,
         "accept_worse": config.accept_worse,
         "lengths": build.lengths,
+        "inputs": build.inputs,
         "serving": asdict(config.serving),
         "tools": tools(),
     }
@@ -323,5 +326,9 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    options = "--checkpoint runs/world/student --name student --target openvino --data data/world"
-    run(main, Config, example=f"python build/build_student.py {options}")
+    run(
+        main,
+        Config,
+        example="python build/build_student.py --checkpoint runs/world/student --name student --target openvino "
+        "--data data/world",
+    )

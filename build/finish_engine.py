@@ -131,7 +131,7 @@ def finish(config: Config) -> int:
     """Build, gate and publish. Returns the version. InputError if the engine fails the gate."""
     facts, pairs, reference = read_stage(config.staged)
     limits = ServingLimits(**facts["serving"])
-    plan = tensorrt_engine.plan_for(limits, facts["lengths"], config.workspace_gib)
+    plan = tensorrt_engine.plan_for(limits, facts["lengths"], config.workspace_gib, facts["inputs"])
     with tempfile.TemporaryDirectory(prefix="finish-engine-") as folder:
         LOGGER.info("building the engine: %s", plan)
         engine = tensorrt_engine.build_engine(config.staged / GRAPH_NAME, folder, plan, config.timing_cache)
@@ -179,5 +179,8 @@ def container_command(staged: Path, repository: Path) -> str:
 
 
 if __name__ == "__main__":
-    example = "python build/finish_engine.py --staged runs/engine/student --repository model_repository"
-    run(main, Config, example=example)
+    run(
+        main,
+        Config,
+        example="python build/finish_engine.py --staged runs/engine/student --repository model_repository",
+    )

@@ -31,7 +31,7 @@ from build.quality_gate import JUDGED_SCORES_NAME
 from build.reference_scores import REFERENCE_NAME
 from build.releases import MANIFEST_NAME, numbers, promote
 from build.triton_config import CONFIG_NAME, ServingLimits, as_text, encoder_config, encoder_name, front_config
-from ranking.card import CARD_NAME, fingerprint
+from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import new_folder, write_json
 from ranking.prior import PriorBlend
@@ -83,8 +83,8 @@ def publish(
         (folder / "ranking").mkdir()
         for source in FRONT_MODULES:
             shutil.copy2(ROOT / source, folder / source)
-        for file in ("tokenizer.json", CARD_NAME):
-            shutil.copy2(Path(checkpoint) / file, folder / file)
+        shutil.copy2(Path(checkpoint) / "tokenizer.json", folder / "tokenizer.json")
+        ScoreCard.load(checkpoint).save(folder)  # written anew: an earlier release's card could hold a path
         shutil.copy2(judged_scores, folder / JUDGED_SCORES_NAME)
         for file, content in beside.items():
             write_json(folder / file, content)
@@ -127,7 +127,7 @@ def publish_engine(
     }
     prior = PriorBlend(**facts["quality"]["prior"])
     front = front_config(name, target, limits, lengths, tags, prior, probabilities=maps.served is not None)
-    encoder = encoder_config(name, target, limits, lengths, tags, parameters)
+    encoder = encoder_config(name, target, limits, lengths, tags, parameters, facts["inputs"])
     beside = {REFERENCE_NAME: facts["live_reference"]}
     if maps.served:
         beside[PROBABILITIES_NAME] = maps.served

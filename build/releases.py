@@ -9,23 +9,26 @@ a running server in explicit control mode (`tritonserver --model-control-mode=ex
 --load-model=student_encoder ...`) changes without a gap: the encoder loads the new version beside the old one, the
 front changes over, the old encoder goes. If the new version does not load, the old one goes on serving, and the files
 are put back to say so.
+
+A server that is not to be changed by everybody who reaches it is started with
+`--grpc-restricted-protocol=model-repository,shared-memory,logging,trace:admin-key=KEY` and the same words after
+`--http-restricted-api=`; --admin-key-file names the file with that key (docs/security.md).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from build.publication_settings import RepositorySettings
+from build.running_server import RunningServer, read_admin_key, reason
 from build.triton_config import CONFIG_NAME, as_text, encoder_name, read_config, serve_versions
 from ranking.card import fingerprint
 from ranking.errors import InputError
@@ -34,7 +37,6 @@ from ranking.program import run
 
 MANIFEST_NAME = "manifest.json"
 HISTORY_NAME = "promoted.json"
-STILL_ALIVE = ("READY", "UNLOADING")
 
 LOGGER = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Config(RepositorySettings):
         version: version to promote; 0 for the newest
         url: gRPC addresses of running servers in explicit control mode, changed one after another; without any, only
             the files change. Servers that share a repository must be named in the same call
+        admin_key_file: file with the key that these servers ask for before they load or unload a model
         load_timeout_seconds: how long to wait for a load
     """
 
@@ -57,6 +60,7 @@ class Config(RepositorySettings):
     action: Literal["list", "promote", "rollback", "reload"] = "list"
     version: int = 0
     url: list[str] = field(default_factory=list)
+    admin_key_file: Path | None = None
     load_timeout_seconds: float = 300.0
 
 
@@ -68,15 +72,17 @@ def main(config: Config) -> None:
     if config.action == "list":
         print(table(config.repository, config.name))
         return
+    key = read_admin_key(config.admin_key_file)
+    servers = [RunningServer(url, config.load_timeout_seconds, key) for url in config.url]
     if config.action == "reload":
-        reload(config.name, config.url, config.load_timeout_seconds)
+        reload(config.name, servers)
         print(f"{config.name} is loaded anew on {', '.join(config.url)}")
         return
     if config.action == "rollback":
-        version = rollback(config.repository, config.name, config.url, config.load_timeout_seconds)
+        version = rollback(config.repository, config.name, servers)
     else:
         version = config.version or known[-1]
-        promote(config.repository, config.name, version, config.url, config.load_timeout_seconds)
+        promote(config.repository, config.name, version, servers)
     print(f"{config.name} serves version {version}" + ("" if config.url else " from the next start or load on"))
 
 
@@ -128,47 +134,43 @@ def read_history(repository: str | Path, name: str) -> list[int]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def promote(
-    repository: str | Path, name: str, version: int, urls: Sequence[str] = (), timeout_seconds: float = 300.0
-) -> None:
+def promote(repository: str | Path, name: str, version: int, servers: Sequence[RunningServer] = ()) -> None:
     """Serve this version: in the files and on the running servers. After an InputError everything is as it was."""
     history = read_history(repository, name)
-    _serve(Path(repository), name, version, urls, timeout_seconds)
+    _serve(Path(repository), name, version, servers)
     if history[-1:] != [version]:
         write_json(Path(repository) / name / HISTORY_NAME, [*history, version], indent=None)
 
 
-def rollback(repository: str | Path, name: str, urls: Sequence[str] = (), timeout_seconds: float = 300.0) -> int:
+def rollback(repository: str | Path, name: str, servers: Sequence[RunningServer] = ()) -> int:
     """Serve the version that was promoted before the current one; returns its number. InputError if there is none."""
     history = read_history(repository, name)
     if len(history) < 2:
         raise InputError(f"{Path(repository) / name}: nothing to roll back to; promote a version by number")
-    _serve(Path(repository), name, history[-2], urls, timeout_seconds)
+    _serve(Path(repository), name, history[-2], servers)
     write_json(Path(repository) / name / HISTORY_NAME, history[:-1], indent=None)
     return history[-2]
 
 
-def reload(name: str, urls: Sequence[str], timeout_seconds: float = 300.0) -> None:
+def reload(name: str, servers: Sequence[RunningServer]) -> None:
     """Unload and load both models, because server 24.10 does not restart a Python process that was killed.
 
     The model does not serve meanwhile. InputError if it does not load.
     """
-    if not urls:
+    if not servers:
         raise InputError("reload needs --url, the server whose models are to be loaded anew")
-    for url in urls:
-        server = triton.InferenceServerClient(url)
+    for server in servers:
         try:
             for model in (name, encoder_name(name)):
-                server.unload_model(model, client_timeout=timeout_seconds)
-                _wait_until_gone(server, model, set(_loaded(server, model)), timeout_seconds)
+                server.unload(model)
+                server.wait_until_gone(model, set(server.versions(model, "READY")))
             for model in (encoder_name(name), name):
-                server.load_model(model, client_timeout=timeout_seconds)
+                server.load(model)
         except InferenceServerException as problem:
-            reason = " ".join(str(problem.message()).split())
-            raise InputError(f"{name} does not load anew on {url}: {reason}") from problem
+            raise InputError(f"{name} does not load anew on {server.url}: {reason(problem)}") from problem
 
 
-def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeout_seconds: float) -> None:
+def _serve(repository: Path, name: str, version: int, servers: Sequence[RunningServer]) -> None:
     """Change the files and then each server; if one does not load the version, all go back."""
     homes = (repository / encoder_name(name), repository / name)
     for home in homes:
@@ -177,34 +179,30 @@ def _serve(repository: Path, name: str, version: int, urls: Sequence[str], timeo
             raise InputError(f"{home / str(version)}: no such version; published are {known}")
         check_files(home, version)
     before = {path: path.read_text(encoding="utf-8") for home in homes if (path := home / CONFIG_NAME).is_file()}
-    changed: list[tuple[str, int]] = []  # servers that have the new version, and what they had
-    for url in urls:
-        server = triton.InferenceServerClient(url)
+    changed: list[tuple[RunningServer, int]] = []  # servers that have the new version, and what they had
+    for server in servers:
         try:
-            old = _loaded(server, name)
-            _change_over(server, repository, name, version, old, timeout_seconds)
+            old = server.versions(name, "READY")
+            _change_over(server, repository, name, version, old)
         except InferenceServerException as problem:
-            reason = " ".join(str(problem.message()).split())
             for done, had in reversed(changed):
-                _change_over(triton.InferenceServerClient(done), repository, name, had, [version], timeout_seconds)
+                try:
+                    _change_over(done, repository, name, had, [version])
+                except InferenceServerException as second:  # the other servers and the files go back all the same
+                    LOGGER.error("%s: not put back to version %d of %s: %s", done.url, had, name, reason(second))
             for path, text in before.items():
                 write_text(path, text)
-            state = _restore(server, [home.name for home in homes], timeout_seconds)
-            raise InputError(f"{name} version {version} does not load on {url}: {reason}; {state}") from problem
-        changed.extend((url, number) for number in old[-1:])
-        LOGGER.info("%s: version %d replaces %s on %s", name, version, old or "none", url)
+            state = _restore(server, [home.name for home in homes])
+            raise InputError(
+                f"{name} version {version} does not load on {server.url}: {reason(problem)}; {state}"
+            ) from problem
+        changed.extend((server, number) for number in old[-1:])
+        LOGGER.info("%s: version %d replaces %s on %s", name, version, old or "none", server.url)
     for home in homes:
         _write_policy(home, version, [version])
 
 
-def _change_over(
-    server: triton.InferenceServerClient,
-    repository: Path,
-    name: str,
-    version: int,
-    old: Sequence[int],
-    timeout_seconds: float,
-) -> None:
+def _change_over(server: RunningServer, repository: Path, name: str, version: int, old: Sequence[int]) -> None:
     """Load the new encoder beside the old, replace the front, and unload the old encoder, in this order.
 
     The old encoder stays until the old front has answered its requests.
@@ -212,45 +210,31 @@ def _change_over(
     front, encoder = repository / name, repository / encoder_name(name)
     for home, wanted in ((encoder, {*old, version}), (front, {version}), (encoder, {version})):
         _write_policy(home, version, sorted(wanted))
-        server.load_model(home.name, client_timeout=timeout_seconds)
+        server.load(home.name)
         if home is front:
-            _wait_until_gone(server, name, set(old) - {version}, timeout_seconds)
-
-
-def _loaded(server: triton.InferenceServerClient, name: str) -> list[int]:
-    """Versions that this server serves, ascending. The files may be ahead of it: another server changed over first."""
-    models = server.get_model_repository_index().models
-    return sorted(int(model.version) for model in models if model.name == name and model.state == "READY")
+            server.wait_until_gone(name, set(old) - {version})
 
 
 def check_files(home: Path, version: int) -> None:
-    """InputError if a file of a published version changed since: a copy cut short, a bad disk, an edit."""
+    """InputError if a file of a published version changed since: a copy cut short, a bad disk, an edit.
+
+    A link is refused too: what it leads to can change after this look.
+    """
     for name, digest in manifest(home.parent, home.name, version)["files"].items():
         path = home / str(version) / name
-        if not path.is_file() or fingerprint(path) != digest:
+        if path.is_symlink() or not path.is_file() or fingerprint(path) != digest:
             raise InputError(f"{path}: missing or changed since it was published; this version is not served")
 
 
-def _wait_until_gone(server: triton.InferenceServerClient, name: str, old: set[int], timeout_seconds: float) -> None:
-    """Wait until these versions have finished their requests and are unloaded. InputError after timeout_seconds."""
-    end = time.monotonic() + timeout_seconds
-    while time.monotonic() < end:
-        models = server.get_model_repository_index().models
-        alive = [m.version for m in models if m.name == name and m.version in map(str, old) and m.state in STILL_ALIVE]
-        if not alive:
-            return
-        time.sleep(0.02)
-    raise InputError(
-        f"{name} version {alive} still works on requests after {timeout_seconds:g} s; both versions stay loaded"
-    )
-
-
-def _restore(server: triton.InferenceServerClient, models: list[str], timeout_seconds: float) -> str:
+def _restore(server: RunningServer, models: list[str]) -> str:
     """Ask the server to load the restored versions, and say how it stands. It does not load anew what it has loaded."""
     for model in models:
         with suppress(InferenceServerException):  # whether it serves is asked below
-            server.load_model(model, client_timeout=timeout_seconds)
-    down = [model for model in models if not server.is_model_ready(model)]
+            server.load(model)
+    try:
+        down = [model for model in models if not server.is_ready(model)]
+    except InferenceServerException as problem:
+        return f"what it serves now it does not say: {reason(problem)}"
     return f"and {', '.join(down)} do not serve: see the server's log" if down else "the old version goes on serving"
 
 

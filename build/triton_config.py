@@ -6,6 +6,7 @@ arm in their metric tags. Version numbers go together: front version 3 calls enc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from ranking.prior import PriorBlend
 Target = Literal["openvino", "tensorrt"]
 Graph = Literal["plain", "fused", "packed"]
 CONFIG_NAME = "config.pbtxt"
+LABELLING_QUEUE = 16_384  # waiting requests of 16 labellers, whose windows end at 1,024
+LABELLING_TIMEOUT_MS = 600_000  # labellers want throughput and wait; who does not says so in the request
 GRAPH_ROWS = (8, 16, 24, 32, 48, 64)  # row counts that CUDA graphs are captured for; the front pads calls to them
 # Settings whose good value depends on where the encoder runs. A GPU wants few large calls, and enough tokenising
 # processes: one core tokenises a list of 48 in 10 to 15 ms, which a GPU encodes in less than 1 ms.
@@ -64,6 +67,7 @@ class ServingLimits:
         streams: requests that OpenVINO works on at the same time
         queue_size: requests waiting for the front; a request that finds the queue full is refused at once
         queue_timeout_ms: a request that waited longer is refused; callers may ask for less
+        encoder_timeout_ms: an encoder call that waited longer is refused, and with it the request that it belongs to
         queue_delay_us: how long TensorRT's batcher waits for more requests to merge
         graph: for TensorRT: "fused" has the scale in the query's weights and a Boolean mask, "packed" also takes lists
             without padding in one call, "plain" is transformers' own graph
@@ -85,6 +89,7 @@ class ServingLimits:
     streams: int = 1
     queue_size: int = 64
     queue_timeout_ms: int = 2000
+    encoder_timeout_ms: int = 30_000
     queue_delay_us: int = 300
     graph: Graph = "fused"
     merged_lists: int = 4
@@ -92,7 +97,9 @@ class ServingLimits:
     memory_on_profile_change: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_documents", "bucket_step", "queue_size", "merged_lists"):
+        for name in (
+            "max_documents", "bucket_step", "queue_size", "queue_timeout_ms", "encoder_timeout_ms", "merged_lists",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
         if self.cached_fields < 0:
@@ -179,7 +186,7 @@ def front_config(
             for name in ("score", *(["probability"] if probabilities else []))
         ],
         instance_group=[pb.ModelInstanceGroup(count=limits.front_instances, kind=CPU)],
-        dynamic_batching=pb.ModelDynamicBatching(default_queue_policy=queue_policy(limits)),
+        dynamic_batching=bounded_queue(limits.queue_size, limits.queue_timeout_ms),
         metric_tags=dict(tags),
         parameters=as_parameters(parameters),
     )
@@ -192,16 +199,22 @@ def encoder_config(
     lengths: Sequence[int],
     tags: Mapping[str, str],
     parameters: Mapping[str, str],
+    inputs: Sequence[str] = INPUTS,
 ) -> pb.ModelConfig:
-    """The network: three INT32 inputs -> logits, or four packed ones. parameters: of the backend.
+    """The network: INT32 inputs -> logits, or four packed ones. parameters: of the backend; inputs: of a padded graph.
 
     For OpenVINO max_batch_size is 0 and the first dimension free: with a batch size the official backend refuses every
     smaller batch or pads it to the full size, and one request's buckets fill a CPU already. TensorRT merges requests
     whose bucket lengths agree, and packed lists of any length. No batch size is preferred: with one, Triton holds a
     smaller batch back for the whole queue delay.
+
+    The queue takes every call that the fronts can have under way: it never refuses their work, but that of somebody who
+    asks the encoder itself.
     """
     limits = limits.for_target(target)
     config = pb.ModelConfig(name=encoder_name(name), metric_tags=dict(tags), parameters=as_parameters(parameters))
+    waiting = limits.front_instances * most_calls(limits, lengths)
+    config.dynamic_batching.CopyFrom(bounded_queue(waiting, limits.encoder_timeout_ms))
     if target == "openvino":
         config.backend = "openvino"
         config.default_model_filename = "model.xml"
@@ -218,20 +231,22 @@ def encoder_config(
     if target == "tensorrt" and limits.graph == "packed":
         _add_packed_tensors(config, limits)
     else:
-        _add_padded_tensors(config, limits, lengths, batched=target == "tensorrt")
+        _add_padded_tensors(config, limits, lengths, inputs, batched=target == "tensorrt")
     return config
 
 
-def _add_padded_tensors(config: pb.ModelConfig, limits: ServingLimits, lengths: Sequence[int], batched: bool) -> None:
+def _add_padded_tensors(
+    config: pb.ModelConfig, limits: ServingLimits, lengths: Sequence[int], inputs: Sequence[str], batched: bool
+) -> None:
     """Inputs [batch, length], output [batch, 1], a warm-up run per bucket length, and CUDA graphs where asked for."""
     config.max_batch_size = limits.max_batch if batched else 0
     pair = [-1] if batched else [-1, -1]
-    config.input.extend(pb.ModelInput(name=tensor, data_type=pb.TYPE_INT32, dims=pair) for tensor in INPUTS)
+    config.input.extend(pb.ModelInput(name=tensor, data_type=pb.TYPE_INT32, dims=pair) for tensor in inputs)
     config.output.add(name=OUTPUT, data_type=pb.TYPE_FP32, dims=[1] if batched else [-1, 1])
     for length in lengths:
         rows = max(1, min(limits.max_batch, limits.batch_tokens // length))
         config.model_warmup.append(
-            _warmup(f"length_{length}", INPUTS, [length] if batched else [rows, length], rows if batched else 0)
+            _warmup(f"length_{length}", inputs, [length] if batched else [rows, length], rows if batched else 0)
         )
     if batched and limits.cuda_graphs:
         cuda = config.optimization.cuda
@@ -239,7 +254,7 @@ def _add_padded_tensors(config: pb.ModelConfig, limits: ServingLimits, lengths: 
         for length in lengths:
             for rows in (rows for rows in GRAPH_ROWS if rows <= limits.max_batch):
                 spec = cuda.graph_spec.add(batch_size=rows)
-                for tensor in INPUTS:
+                for tensor in inputs:
                     spec.input[tensor].dim.append(length)
 
 
@@ -261,14 +276,24 @@ def _warmup(name: str, tensors: Sequence[str], dims: Sequence[int], batch_size: 
     return pb.ModelWarmup(name=name, batch_size=batch_size, inputs=inputs, count=1)
 
 
-def queue_policy(limits: ServingLimits) -> pb.ModelQueuePolicy:
-    """Bounded, and with an end to the wait: an overloaded server says so at once, and callers fall back in time."""
-    return pb.ModelQueuePolicy(
+def most_calls(limits: ServingLimits, lengths: Sequence[int]) -> int:
+    """At most so many encoder calls come of one request of max_documents pairs; limits as of for_target()."""
+    smallest = max(1, min(limits.max_batch, limits.batch_tokens // lengths[-1]))  # rows of a full call of long pairs
+    return len(lengths) + math.ceil(limits.max_documents / smallest)
+
+
+def bounded_queue(size: int, timeout_ms: int) -> pb.ModelDynamicBatching:
+    """At most `size` waiting requests, and an end to the wait: who is too late is told so at once, and can fall back.
+
+    timeout_ms: callers may ask for less, and wait no longer than they ask.
+    """
+    policy = pb.ModelQueuePolicy(
         timeout_action=pb.ModelQueuePolicy.REJECT,
-        default_timeout_microseconds=limits.queue_timeout_ms * 1000,
+        default_timeout_microseconds=timeout_ms * 1000,
         allow_timeout_override=True,
-        max_queue_size=limits.queue_size,
+        max_queue_size=size,
     )
+    return pb.ModelDynamicBatching(default_queue_policy=policy)
 
 
 def as_parameters(values: Mapping[str, str]) -> dict[str, pb.ModelParameter]:

@@ -12,29 +12,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from clients.ab.database import DuckdbSettings
 from clients.ab.log.compaction import compact, write_summary
 from clients.ab.log.quarantine import REJECTS
 from clients.ab.log.retention import remove_old_days
+from ranking.database import DuckDbSettings
 from ranking.program import run
 
 logger = logging.getLogger("ab_compact")
 
 
 @dataclass
-class Config(DuckdbSettings):
+class Config(DuckDbSettings):
     """Compact the A/B router's log into Parquet tables by day.
 
     Args:
         log: folder of raw log files, as ab_router writes it
         out: folder for exposures/, events/, shadows/ and compact.json
-        scratch: folder for temporary files, default beside --out
         retain_days: remove raw files and Parquet days older than this many whole UTC days; 0 keeps everything
     """
 
     log: Path
     out: Path
-    scratch: Path | None = None
     retain_days: int = 0
 
     def __post_init__(self) -> None:
@@ -45,7 +43,7 @@ class Config(DuckdbSettings):
 
 def main(config: Config) -> None:
     """Compact, then remove what is too old, and print the counts."""
-    summary = compact(config.log, config.out, config, config.scratch)
+    summary = compact(config.log, config.out, config)
     if config.retain_days:
         today = datetime.now(UTC).date()
         summary.removed = remove_old_days(config.log, config.out, config.retain_days, today)

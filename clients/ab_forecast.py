@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from clients.ab.database import DuckdbSettings
 from clients.ab.forecast import bandit_log, router_pages
 from clients.ab.forecast.estimators import Limits, LoggedRows, Outlook, forecast
+from ranking.database import DuckDbSettings
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.program import run
@@ -21,7 +21,7 @@ EXIT_REFUSED = 3
 
 
 @dataclass
-class Config(DuckdbSettings):
+class Config(DuckDbSettings):
     """Estimate the clicks a page of a new arm from pages logged without it: IPS, SNIPS and doubly robust.
 
     Args:

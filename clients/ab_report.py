@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from clients.ab.database import DuckdbSettings
 from clients.ab.report.charts import p_text
 from clients.ab.report.comparison_table import ErrorRates
 from clients.ab.report.experiment_plan import plan
@@ -15,12 +14,13 @@ from clients.ab.report.report_page import metric_line, report_charts, report_fig
 from clients.ab.report.side_by_side import read_judgments
 from clients.ab.report.statistics import preference
 from clients.ab.report.trust_checks import trust_checks
+from ranking.database import DuckDbSettings
 from ranking.errors import InputError
 from ranking.program import run
 
 
 @dataclass
-class Config(DuckdbSettings):
+class Config(DuckDbSettings):
     """Say who won an A/B test, or how long one must run.
 
     Args:
@@ -59,6 +59,7 @@ class Config(DuckdbSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.temp_folder = self.temp_folder or self.out.parent
         if len(self.weights) != 2 or min(self.weights) <= 0:
             raise ValueError("weights: two positive numbers, control's and treatment's share")
         if not 0 < self.alpha < 1:

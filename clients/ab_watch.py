@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from clients.ab.database import DuckdbSettings
 from clients.ab.watch import checks
 from clients.ab.watch.checks import Watched, WatchLimits
 from clients.ab.watch.findings import RUNBOOK, Finding, judged
 from clients.ab.watch.output import write_metrics, write_page
+from ranking.database import DuckDbSettings
 from ranking.program import run
 
 EXIT_ALERT = 3
 
 
 @dataclass
-class Config(DuckdbSettings):
+class Config(DuckDbSettings):
     """Compare a day of the A/B log with the builds that served it and with the days before.
 
     Args:

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from clients.ab.database import DuckdbSettings, literal
 from clients.triton.connection import TritonAccess, TritonConnection
 from clients.triton.scoring import PageTensors, ScoringClient, ScoringFailure
+from ranking.database import DuckDbSettings, literal
 from ranking.errors import InputError
 from ranking.files import replacing, write_json
 from ranking.program import run
@@ -31,7 +31,7 @@ SCHEMA = pa.schema([("request_id", pa.string()), ("doc_id", pa.string()), ("scor
 
 
 @dataclass(kw_only=True)
-class Config(DuckdbSettings, TritonAccess):
+class Config(DuckDbSettings, TritonAccess):
     """Send logged pages to a model, one after the other, and keep its scores.
 
     Args:
@@ -104,7 +104,7 @@ def read_pages(config: Config) -> Iterator[tuple[str, str, list[str], list[str],
         rows = database.execute(f"""
             SELECT request_id, any_value(query), list(doc_id ORDER BY position), list(title ORDER BY position),
                    list(summary ORDER BY position)
-            FROM read_parquet({literal([str(file) for file in files])}) GROUP BY request_id
+            FROM read_parquet({literal(files)}) GROUP BY request_id
             HAVING bool_or(title <> '' OR summary <> '') ORDER BY any_value(timestamp) DESC, request_id
             LIMIT {int(config.pages)}
         """)

@@ -22,10 +22,11 @@ import bm25s
 import numpy as np
 import pyarrow as pa
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from clients.triton.connection import TritonAccess
 from clients.triton.reranker import AsyncReranker, RerankError
@@ -37,6 +38,8 @@ logger = logging.getLogger("search_page")
 
 PAGE = Path(__file__).parent / "pages" / "search_page.html"
 SHOWN = 10
+MAX_QUERY = 2000  # characters
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass
@@ -102,7 +105,7 @@ class SideBySideJudgment(BaseModel):
     """Which side was better. left names the arm that stood on the left, as the search answer gave it."""
 
     model_config = ConfigDict(extra="forbid")
-    query: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+    query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY)]
     left: str
     better: Literal["left", "same", "right"]
 
@@ -121,6 +124,10 @@ def make_app(config: Config) -> FastAPI:
 
     app = FastAPI(title="DisRanker search page", lifespan=rankers)
 
+    if config.host in LOOPBACK:
+        # a page of somebody else's, open in the same browser, may reach this one under a name that its owner controls
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, problem: RequestValidationError) -> JSONResponse:
         # FastAPI's own answer quotes the input, and half a surrogate pair in it has no UTF-8
@@ -132,7 +139,7 @@ def make_app(config: Config) -> FastAPI:
         return FileResponse(PAGE)
 
     @app.get("/search")
-    async def search(q: str) -> dict[str, Any]:
+    async def search(q: Annotated[str, Query(max_length=MAX_QUERY)]) -> dict[str, Any]:
         """Both rankings in random sides; the page keeps the names to itself until they are revealed."""
         query = q.strip()
         if not query:

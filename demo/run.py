@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from clients.ab.router.local_router import start_router
+from demo.preflight import check_machine, cores
 from demo.stages import ROOT, Stages, note, run_program
 from demo.summary import summarise, summarise_refusal
 from demo.verdict import reason_not_to_ship
@@ -208,7 +209,11 @@ def source_flags(given: Path | None, limit: int, smoke: bool, decoder_teacher: b
     clicks = ["--clicks-from-judgments"] if decoder_teacher else []
     if (given / "corpus.jsonl").is_file():
         # most train queries give their documents to the teacher without their grades: labels must come from somewhere
-        return ["--source", f"beir:{given}", "--judged-fraction", "0.25", *clicks, *sizes]
+        judged = ["--judged-fraction", "0.25", *clicks]
+        # most public sets are judged for the test alone: their queries are dealt out anew, enough of them to the test
+        anew = ["--resplit", "--dev-fraction", "0.2", "--test-fraction", "0.4"]
+        resplit = [] if (given / "qrels" / "train.tsv").is_file() else anew
+        return ["--source", f"beir:{given}", *judged, *resplit, *sizes]
     if (given / "dataset.json").is_file():
         return ["--source", f"dataset:{given}", *sizes]
     if given.is_file():
@@ -327,6 +332,12 @@ def main(config: Config) -> int:
     """Run the flow and print its summary. Returns 3 if the student should not be shipped."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers' warning about forks helps nobody here
     config.out = config.out if config.out.is_absolute() else ROOT / config.out
+    check_machine(config.out, config.decoder_teacher)
+    about = "12 minutes" if config.data is None else "half an hour for LIMIT=400"
+    print(
+        f"Two free cores need about {about}; this machine has {cores()}. Every stage is a command that you can run by "
+        f"hand; its output goes to {config.out / 'logs'}. Interrupted, the same command goes on from there.\n"
+    )
     summary = flow(config)
     print(summary["text"])
     return EXIT_DO_NOT_SHIP if "do_not_ship" in summary else 0

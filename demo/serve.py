@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Literal
 
 import psutil
 
+from demo.preflight import check_ports
 from demo.run import ARMS, experiment_text, only_arms
 from demo.stages import ROOT
 from ranking.errors import InputError
@@ -87,6 +88,8 @@ def start(config: Config) -> None:
         raise InputError(f"{out}: no built student there; run `make demo` first")
     if running():
         raise InputError("already serving; `make stop` first")
+    triton = dict.fromkeys(range(config.http_port, config.http_port + 3), "--http-port")
+    check_ports(triton | {config.router_port: "--router-port", config.page_port: "--page-port"})
     STATE.mkdir(parents=True, exist_ok=True)
     (STATE / "experiment.yaml").write_text(experiment_text(), encoding="utf-8")
     pids: dict[str, int] = {}
@@ -123,7 +126,7 @@ def wait_until_ready(name: str, process: subprocess.Popen, address: str, log: Pa
         try:
             with urllib.request.urlopen(address, timeout=2):
                 return
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):  # the latter: whatever listens there speaks no HTTP
             time.sleep(0.3)
     raise InputError(f"{name} is not ready after {READY_SECONDS:.0f} s; see {log}")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from ranking.errors import InputError
 from ranking.files import replacing
 
 ROOT = Path(__file__).parents[1]
+TAIL_BYTES = 16_384  # of a program's output, kept to show its progress and the end of a failure
+FAILURE_LINES = 25
+
+_log: ContextVar[Path] = ContextVar("log", default=Path(os.devnull))  # where the running stage's programs write
 
 
 @dataclass
@@ -67,8 +73,13 @@ class Stages:
         self.known[name] = record
         self._save()
         print(header, flush=True)
-        began = time.perf_counter()
-        found = work() or {}
+        log = self.folder / "logs" / f"{self.number:02}-{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        began, before_it = time.perf_counter(), _log.set(log)
+        try:
+            found = work() or {}
+        finally:
+            _log.reset(before_it)
         seconds = time.perf_counter() - began
         self.known[name] = record | {"seconds": round(seconds, 2), "found": found}
         self._save()
@@ -104,14 +115,54 @@ class Stages:
 
 
 def run_program(*command: str | Path) -> None:
-    """Run `python COMMAND...` from the repository's root, its progress on this terminal. InputError if it fails."""
+    """Run `python COMMAND...` from the repository's root: its output goes to the stage's log, one line of it here.
+
+    InputError if it fails, after the end of its output.
+    """
     words = [str(word) for word in command]
     note(f"python {shlex.join(words)}")
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        raise InputError(
-            f"stopped at: python {shlex.join(words)} (exit code {done.returncode}); run again to go on from here"
+    began, tail, latest = time.perf_counter(), b"", ""
+    with _log.get().open("ab") as output, _log.get().open("rb") as reader:
+        reader.seek(0, os.SEEK_END)
+        child = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
+        try:
+            while child.poll() is None:
+                time.sleep(0.2)
+                tail = (tail + reader.read())[-TAIL_BYTES:]
+                latest = last_words(tail) or latest
+                _progress(f"{time.perf_counter() - began:4.0f} s  {latest}")
+        finally:
+            _progress("")
+            if child.poll() is None:  # this program was stopped: the stage goes on where it was the next time
+                child.terminate()
+                child.wait()
+        tail += reader.read()
+    if child.returncode != 0:
+        print("\n".join(_lines(tail)[-FAILURE_LINES:]), file=sys.stderr)
+        raise InputError(
+            f"stopped at: python {shlex.join(words)} (exit code {child.returncode}); its whole output is in "
+            f"{_log.get()}; run again to go on from here"
+        )
+
+
+def _lines(output: bytes) -> list[str]:
+    """What stood on the terminal's lines one after the other; a progress bar's states are lines too."""
+    return [line.rstrip() for line in output.decode(errors="replace").replace("\r", "\n").split("\n") if line.strip()]
+
+
+def last_words(output: bytes) -> str:
+    """The last line of a program's output that tells a person something: no JSON. "" if there is none."""
+    told = [line.strip() for line in _lines(output) if not line.strip().startswith(("{", "}", '"', "["))]
+    return told[-1] if told else ""
+
+
+def _progress(words: str) -> None:
+    """Replace the progress line; on a terminal alone, since a file would collect all of them."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        print("\r" + f"        {words}"[:width].ljust(width) + ("" if words else "\r"), end="", flush=True)
 
 
 def note(words: str) -> None:

@@ -1,4 +1,5 @@
-# The A/B router: a light image without torch.
+# The A/B router: a light image without torch. It runs without root, writes to the log folder alone, and needs no other
+# writable place (compose.yaml gives it the account that owns the log folder).
 FROM python:3.11-slim
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -11,5 +12,5 @@ COPY loadtest/__init__.py loadtest/__init__.py
 COPY demo/__init__.py demo/__init__.py
 COPY benchmarks/__init__.py benchmarks/__init__.py
 RUN pip install --no-cache-dir -c constraints.txt ".[clients]"
-USER nobody
+USER 65534:65534
 ENTRYPOINT ["python", "clients/ab_router.py"]

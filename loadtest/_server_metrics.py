@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import urlopen
 
-_LINE = re.compile(r"^(nv_inference_\w+)\{([^}]*)\} ([\d.e+-]+)$")
+_LINE = re.compile(r"^(nv_inference_\w+)\{([^}]*)\} (-?\d+(?:\.\d+)?(?:e[+-]?\d{1,2})?)$")
 _MODEL = re.compile(r'model="([^"]+)"')
+MAX_PAGE_BYTES = 16 << 20
 _WANTED = {
     "nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count", "nv_inference_exec_count",
     "nv_inference_request_duration_us", "nv_inference_queue_duration_us", "nv_inference_compute_infer_duration_us",
@@ -27,8 +29,8 @@ def scrape(url: str, timeout_s: float = 3.0) -> ServerMetrics:
     """Read http://url/metrics. An unreachable page is no failure of the load test: it is said in the result."""
     try:
         with urlopen(f"http://{url}/metrics", timeout=timeout_s) as answer:
-            page = answer.read().decode("utf-8", "replace")
-    except (URLError, OSError, ValueError) as problem:
+            page = answer.read(MAX_PAGE_BYTES).decode("utf-8", "replace")
+    except (URLError, OSError, HTTPException, ValueError) as problem:  # HTTPException: the answer was cut off
         return ServerMetrics({}, f"{url}/metrics cannot be read: {problem}")
     counters: dict[str, dict[str, float]] = {}
     for line in page.splitlines():

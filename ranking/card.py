@@ -33,7 +33,8 @@ class ScoreCard:
         score_spread: standard deviation of raw scores on the dev split
         instruction: task that a foreign teacher's prompt states; empty for the prompt's own, or where it has none
         vocabulary: fingerprint of the tokenizer, from `fingerprint(tokenizer.json)`
-        base_model: what training started from
+        base_model: what training started from, by name: as `model_name` says it. A path is cut to its last name, since
+            a served model's card is read by everybody who may ask the model
         trained_on: name -> fingerprint of every dataset file used
         judged_queries: judged train queries that it learnt from; None where nobody counted
         metrics: dev metrics of the kept checkpoint, by name
@@ -59,6 +60,8 @@ class ScoreCard:
 
     def __post_init__(self):
         """ValueError names a field whose value means nothing."""
+        if self.base_model.startswith("/"):  # a card of an earlier release
+            self.base_model = self.base_model.rstrip("/").rpartition("/")[2]
         hints = get_type_hints(type(self))
         for name in ("role", "head", "pooling"):
             if getattr(self, name) not in get_args(hints[name]):
@@ -134,6 +137,15 @@ def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
     limits = {name: content[name] for name in names if name in content}
     rest = {name: value for name, value in content.items() if name not in names}
     return {**rest, "limits": limits, "version": CARD_VERSION}
+
+
+def model_name(model: str | Path) -> str:
+    """A model as a card names it: a folder by its name and its weights' fingerprint, a hub id or a word as it is."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return str(model)
+    weights = sorted(folder.glob("*.safetensors")) or [folder]
+    return f"{folder.resolve().name} ({fingerprint(*weights)})"
 
 
 def fingerprint(*paths: str | Path) -> str:

@@ -9,6 +9,7 @@ with start_triton(Path("model_repository")) as server:
 from __future__ import annotations
 
 import ctypes
+import http.client
 import os
 import signal
 import socket
@@ -17,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -159,7 +159,7 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return response.status == 200
-    except (OSError, urllib.error.URLError):
+    except (OSError, http.client.HTTPException):  # the latter: whatever listens there speaks no HTTP
         return False
 
 

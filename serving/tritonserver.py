@@ -5,6 +5,9 @@ binary that the `nvidia-pytriton` wheel carries is executed, with the libraries,
 `serving/backends/` put where it looks for them. Every flag passes through, and the process is replaced (execve), so the
 process id, the log and the signals are the server's own.
 
+The wheel's server is an old one with known holes (docs/security.md), so it listens on 127.0.0.1 alone unless flags give
+it other addresses. The official one listens where Triton itself would.
+
     tritonserver --model-repository model_repository
 """
 
@@ -24,6 +27,7 @@ from ranking.errors import InputError
 
 CONTAINER_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 OWN_BACKENDS = Path(__file__).parent / "backends"
+ADDRESSES = ("--http-address", "--grpc-address", "--metrics-address")
 
 
 def main() -> None:
@@ -48,6 +52,7 @@ def command(flags: Sequence[str], environment: Mapping[str, str]) -> tuple[Path,
     }
     given = {flag.partition("=")[0] for flag in flags}
     own = [f"{flag}={folder()}" for flag, folder in folders.items() if flag not in given]
+    own += [f"{flag}=127.0.0.1" for flag in ADDRESSES if flag not in given]
     binary = wheel / "bin" / "tritonserver"
     return binary, [str(binary), *own, *flags], pip_environment(wheel, environment)
 

@@ -8,16 +8,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from clients.ab.router.metrics import Metrics
+from clients.ab_router import Config as RouterConfig
+from tests.helpers.installed_packages import hide_all_but, with_all_needs
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -38,9 +37,10 @@ def test_compose_follows_the_compose_specification():
 def test_every_file_that_a_service_mounts_or_builds_from_is_there():
     for name, service in COMPOSE["services"].items():
         for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
-            made_at_run_time = source.startswith(("./model_repository", "./runs"))
-            assert made_at_run_time or (ROOT / source).exists(), f"{name}: {source}"
+            source = re.sub(r"^\$\{\w+:-(.+?)\}", r"\1", volume).split(":")[0]
+            there = source in COMPOSE["volumes"] or source == "./model_repository" or (ROOT / source).exists()
+            assert there, f"{name}: {source}"
+        assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"]), name
         if "build" in service:
             dockerfile = ROOT / service["build"]["dockerfile"]
             for line in dockerfile.read_text().splitlines():
@@ -63,37 +63,15 @@ def test_the_engine_build_finds_the_packages_that_its_image_does_not_install(tmp
 
 
 def installed_by(dockerfile: str) -> set[str]:
-    """Distributions that a Dockerfile's pip line brings, with all that they need, as this interpreter has them."""
+    """Distributions that a Dockerfile's pip line brings, with all that they need."""
     text = (ROOT / "deploy" / dockerfile).read_text().replace("\\\n", " ")
     (line,) = re.findall(r"pip install .*?-c \S+ (.*)", text)
-    wanted = [Requirement(word) for word in shlex.split(line) if not word.startswith("$")]
-    found: set[str] = set()
-    while wanted:
-        needed = wanted.pop()
-        name = canonicalize_name(needed.name)
-        extras = needed.extras or {""}
-        if name in found and not needed.extras:
-            continue
-        found.add(name)
-        for text in metadata.requires(name) or []:
-            further = Requirement(text)
-            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
-                wanted.append(further)
-    return found
+    return with_all_needs(word for word in shlex.split(line) if not word.startswith("$"))
 
 
 def run_with_only(packages: set[str], command: list[str], folder: Path) -> subprocess.CompletedProcess:
     """Run a program that can import the repository and these distributions, and nothing else that is installed here."""
-    owners = metadata.packages_distributions()
-    known = {module for module, owned in owners.items() if packages & {canonicalize_name(name) for name in owned}}
-    hidden = sorted(set(owners) - known)
-    (folder / "sitecustomize.py").write_text(
-        f"import sys\nfrom importlib.machinery import PathFinder\nhidden = set({hidden!r})\n"
-        "class Known:\n    def find_spec(self, name, path=None, target=None):\n"
-        "        absent = name.partition('.')[0] in hidden\n"
-        "        return None if absent else PathFinder.find_spec(name, path, target)\n"
-        "sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not PathFinder] + [Known()]\n"
-    )
+    hide_all_but(packages, folder)
     variables = {"PYTHONPATH": f"{folder}:{ROOT}", "PATH": "/usr/bin:/bin"}
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=variables, capture_output=True, text=True)
 
@@ -134,15 +112,73 @@ def test_the_teachers_image_has_a_vllm_that_honours_the_float32_head():
     assert (int(year), int(month)) >= (26, 10)  # vLLM 0.31; 26.07 has 0.24, and 0.26 was the first
 
 
-def students_command(arms: str, folder: Path) -> list[str]:
+def students_command(arms: str, folder: Path, key: str = "secret") -> list[str]:
     """What the students' command line becomes in the container: the arguments that tritonserver gets."""
+    (folder / "triton_admin_key").write_text(f"{key}\n")
     printer = folder / "tritonserver"
     printer.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     printer.chmod(0o755)
     shell, flag, script = COMPOSE["services"]["students-1"]["command"]
     variables = {"PATH": f"{folder}:/usr/bin:/bin", "ARMS": arms}
-    command = [shell, flag, script.replace("$$", "$")]
+    command = [shell, flag, script.replace("$$", "$").replace("/run/secrets", str(folder))]
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_the_students_do_not_start_without_the_key_that_guards_them(tmp_path):
+    guarded = "model-repository,shared-memory,logging,trace:admin-key=secret"
+    given = students_command("student", tmp_path)
+    assert {f"--http-restricted-api={guarded}", f"--grpc-restricted-protocol={guarded}"} <= set(given)
+    with pytest.raises(subprocess.CalledProcessError):
+        students_command("student", tmp_path, key="")
+    assert COMPOSE["services"]["teacher"]["command"][2].count("$$GUARDED") == 2
+
+
+def test_every_service_runs_without_root_without_rights_and_within_limits():
+    """Seen: containers as root, without limits, on a root file system that they could write to."""
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"] and not service.get("privileged"), name
+        assert service["mem_limit"] and service["pids_limit"], name
+        user = service.get("user", "")
+        if not service["image"].startswith("prom/"):  # whose images run as nobody
+            assert re.fullmatch(r"(\$\{OWNER_UID:-1000\}|\d+):(\$\{OWNER_GID:-1000\}|\d+)", user), name
+            assert not user.startswith("0"), name
+        if name not in ("build-engine", "releases"):
+            assert service["restart"] == "unless-stopped" and service["networks"], name
+
+
+def test_what_runs_models_has_no_way_out_and_what_stores_has_a_volume():
+    assert COMPOSE["networks"]["serving"]["internal"] is True
+    for name in ("students-1", "students-2", "build-engine", "releases"):
+        assert COMPOSE["services"][name]["networks"] == ["serving"]
+    for name, place in (
+        ("prometheus", "/prometheus"),
+        ("alertmanager", "/alertmanager"),
+        ("grafana", "/var/lib/grafana"),
+    ):
+        assert f"{name}-data:{place}" in COMPOSE["services"][name]["volumes"] and f"{name}-data" in COMPOSE["volumes"]
+    # a folder of the host that is not there must stop the router, not be made as root
+    assert COMPOSE["volumes"]["ab-log"]["driver_opts"] == {
+        "type": "none", "o": "bind", "device": "${PWD}/runs/ab/log",
+    }  # fmt: skip
+
+
+def test_grafana_lets_nobody_in_without_the_password_of_a_secret():
+    grafana = COMPOSE["services"]["grafana"]
+    assert grafana["environment"]["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+    assert grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"] == "/run/secrets/grafana_password"
+    assert grafana["secrets"] == ["grafana_password"]
+    provider = yaml.safe_load((ROOT / "deploy/grafana/dashboards.yaml").read_text())["providers"][0]["options"]["path"]
+    assert any(f":{provider}/" in volume for volume in grafana["volumes"])
+
+
+def test_containers_are_given_the_time_that_they_need_to_stop():
+    def seconds(name: str) -> float:
+        return float(COMPOSE["services"][name]["stop_grace_period"].rstrip("s"))
+
+    router = RouterConfig(experiment=Path("e"), log=Path("l"), raw_ids=True)
+    assert seconds("router") > router.drain_seconds + router.stop_seconds
+    assert min(seconds(name) for name in ("students-1", "students-2", "teacher")) > 30  # Triton's own exit timeout
 
 
 def test_the_students_load_the_arms_of_one_variable_and_by_default_what_the_readme_builds(tmp_path):

@@ -41,9 +41,10 @@ class Config:
         split: train, dev or test
         system: bm25, random, labels:PATH (a labels folder or Parquet file), blend:PATH (the teacher behind a labels
             folder of training.blend_labels, on the judged pairs), checkpoint:PATH (ours, or any Hugging Face
-            cross-encoder) or published:PATH (an arm's folder in the model repository: its checkpoint with the first
-            stage's score as prior), each optionally as NAME=...; the first is what the others are tested against
-        first_stage: the first stage's scores of the judged pairs (query_id, doc_id, prior), for published:PATH; BM25
+            cross-encoder) or published:ARM,CHECKPOINT (an arm's folder in the model repository and the checkpoint that
+            it was built from, with the first stage's score as prior), each optionally as NAME=...; the first is what
+            the others are tested against
+        first_stage: the first stage's scores of the judged pairs (query_id, doc_id, prior), for published:; BM25
             when left out
         curve: print quality against the number of judged train queries, and plot it into OUT/curve.png, from
             checkpoints that were trained with different --train-share
@@ -186,7 +187,7 @@ def score_system(
     if kind in ("checkpoint", "published") and where:
         from training.evaluation.checkpoint_scores import Scorer
 
-        arm = PublishedArm.read(Path(where)) if kind == "published" else None
+        arm = PublishedArm.read(where) if kind == "published" else None
         given = BM25_NAME if first_stage is None else f"first stage {first_stage.name}"
         if arm and arm.first_stage != given:
             raise InputError(f"--system {spec}: its prior was fitted on {arm.first_stage}, and {given} is given")
@@ -199,7 +200,7 @@ def score_system(
         is_teacher = card is not None and card.role == "teacher"
         return System(name, source, scores, is_teacher, True, card.calibration if card else None)
     raise InputError(
-        f"--system {spec}: bm25, random, labels:, blend:, checkpoint: or published:PATH is expected, or NAME=one"
+        f"--system {spec}: bm25, random, labels:, blend:, checkpoint: or published: is expected, or NAME=one"
     )
 
 

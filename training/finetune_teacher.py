@@ -18,7 +18,7 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import set_seed
 
-from ranking.card import CARD_NAME, ScoreCard, fingerprint
+from ranking.card import CARD_NAME, ScoreCard, fingerprint, model_name
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
@@ -29,12 +29,12 @@ from training.teacher.score_head import (
     LoraSettings,
     Pooling,
     add_lora,
-    fastest_attention,
     install_pooling,
     open_teacher,
     text_config,
 )
 from training.teacher.teacher_groups import judged_groups
+from training.trainer.attention import fastest_attention
 from training.trainer.group_batches import sample_up_to
 from training.trainer.losses import hinge, margin_mse, point_mse, ranknet
 from training.trainer.ranking_trainer import RankingTrainer, dev_metrics
@@ -164,7 +164,7 @@ def main(config: Config) -> None:
         score_mean=float(scores.mean()),
         score_spread=float(scores.std()),
         vocabulary=fingerprint(config.out / "tokenizer.json"),
-        base_model=f"{config.model}, weights drawn anew" if config.reinitialise else config.model,
+        base_model=model_name(config.model) + (", weights drawn anew" if config.reinitialise else ""),
         trained_on={
             **(base_card.trained_on if base_card is not None and not config.reinitialise else {}),
             source: fingerprint(train_file),

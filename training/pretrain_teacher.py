@@ -21,7 +21,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 from transformers import set_seed
 
-from ranking.card import ScoreCard, fingerprint
+from ranking.card import ScoreCard, fingerprint, model_name
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
@@ -36,7 +36,7 @@ from training.teacher.decoder import (
     train_bpe,
 )
 from training.teacher.language_trainer import LanguageTrainer
-from training.teacher.score_head import fastest_attention
+from training.trainer.attention import fastest_attention
 from training.trainer.text_batches import TextBatches
 from training.trainer.token_store import TokenStore
 from training.trainer.training_settings import RUN_FOLDER, TrainingSettings
@@ -128,7 +128,7 @@ def main(config: Config) -> None:
             head="none",
             pooling="last_token",
             vocabulary=fingerprint(config.out / "tokenizer.json"),
-            base_model=config.model or f"from scratch {config.from_scratch}",
+            base_model=model_name(config.model) if config.model else f"from scratch {config.from_scratch}",
             trained_on={"clicks" if config.queries == "clicked" else "clicked documents": fingerprint(clicks)},
             metrics={
                 "perplexity": metrics["eval_perplexity"],

@@ -22,11 +22,12 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ranking.bm25 import bm25_scores
+from ranking.database import DuckDbSettings, literal
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
 from ranking.schema import TABLES, write_table
-from training.clicks.duckdb_tables import DuckDbSettings, connect, file_columns, open_view, parquet_files
+from training.clicks.duckdb_tables import file_columns, open_view, parquet_files
 from training.clicks.event_columns import event_defaults
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 
@@ -109,7 +110,7 @@ def sample_candidates(config: Config) -> dict:
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sample-", dir=config.temp_folder or out.parent) as spill:
-        connection = connect(spill, config)
+        connection = config.open_database(Path(spill))
         try:
             rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
             read, refused = open_view(connection, "pool", table, files, rejects)
@@ -127,11 +128,8 @@ def sample_candidates(config: Config) -> dict:
 
 def _count_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> None:
     """Make `asked` (query_no, pages): the pool's queries and on how many pages of the log each stands."""
-    excluded = " UNION ALL ".join("SELECT query FROM read_parquet(?)" for _ in config.exclude)
-    connection.execute(
-        f"CREATE TABLE excluded AS {excluded or 'SELECT NULL::VARCHAR AS query WHERE false'}",
-        [str(path) for path in config.exclude],
-    )
+    excluded = " UNION ALL ".join(f"SELECT query FROM read_parquet({literal(path)})" for path in config.exclude)
+    connection.execute(f"CREATE TABLE excluded AS {excluded or 'SELECT NULL::VARCHAR AS query WHERE false'}")
     relations = ["pool", "excluded"]
     if config.events:
         files = parquet_files(config.events)

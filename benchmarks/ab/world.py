@@ -9,6 +9,8 @@ the measured lift the true one: the page CTR that each arm's ranking earns by ma
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ import duckdb
 
 from clients.ab.router.local_router import start_router
 from demo.run import experiment_text, only_arms
-from demo.stages import run_program
+from demo.stages import ROOT
 from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.program import run
@@ -83,15 +85,20 @@ def measure(config: Config, data: Path, repository: Path, truth: Path) -> None:
             experiment, server.grpc, config.out / "log", "--deadline-ms", "4000", "--allow-forced-arm"
         ) as router,
     ):
-        run_program(
+        run_command(
             "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(config.users),
             "--concurrency", str(config.concurrency), "--seed", str(config.seed), "--truth-out", truth,
         )  # fmt: skip
-    run_program("clients/ab_compact.py", "--log", config.out / "log", "--out", config.out / "data")
-    run_program(
+    run_command("clients/ab_compact.py", "--log", config.out / "log", "--out", config.out / "data")
+    run_command(
         "clients/ab_report.py", "--events", config.out / "data", "--out", config.out / "report.html",
         "--planned-users", str(config.users),
     )  # fmt: skip
+
+
+def run_command(*command: str | Path) -> None:
+    """Run `python COMMAND...` from the repository's root, its output on this terminal."""
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
 
 
 def click_figures(events: Path, judgments: Path) -> dict[str, list[float]]:

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ranking.click_models import ClickModel
+from ranking.database import DuckDbSettings
 from ranking.errors import InputError
 from ranking.program import run
 from ranking.schema import TABLES
-from training.clicks.duckdb_tables import DuckDbSettings
 from training.world.dataset import WorldConfig, make_world
 
 LOGGER = logging.getLogger(__name__)
@@ -46,14 +46,14 @@ class Config(DuckDbSettings):
     Args:
         events: log sizes in events
         out: the results page
-        threads: DuckDB's threads, of which the published figures have two
+        duckdb_threads: DuckDB's threads, of which the published figures have two
         temp_folder: where the generated log goes too; 60 million events take about 2 GB, removed afterwards
         note: a line on the machine for the results page
     """
 
     events: list[int] = field(default_factory=lambda: [600_000, 6_000_000, 60_000_000])
     out: Path = Path("docs/results/clicklog.md")
-    threads: int = 2
+    duckdb_threads: int = 2
     note: str = ""
 
     def __post_init__(self):
@@ -143,7 +143,7 @@ def write_log(path: Path, events: int, pool: Texts, model: ClickModel) -> None:
 def measure(log: Path, config: Config, out: Path) -> tuple[float, float]:
     """Run prepare_clicks on a log in a process of its own; returns seconds and peak resident GiB."""
     command = [sys.executable, "-m", "training.prepare_clicks", "--events", str(log), "--out", str(out)]
-    command += ["--duckdb-memory-gb", str(config.duckdb_memory_gb), "--threads", str(config.threads)]
+    command += ["--duckdb-memory-gb", str(config.duckdb_memory_gb), "--duckdb-threads", str(config.duckdb_threads)]
     started = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)  # this child's own peak, not the largest of all children
@@ -180,7 +180,7 @@ def main(config: Config) -> None:
 
 
 def _page(config: Config, rows: list[str]) -> str:
-    settings = f"--duckdb-memory-gb {config.duckdb_memory_gb:g}, {config.threads} threads"
+    settings = f"--duckdb-memory-gb {config.duckdb_memory_gb:g}, {config.duckdb_threads} threads"
     lines = [
         "# Click log to click pairs",
         "",

@@ -28,7 +28,8 @@ from ranking.limits import DEFAULT_LIMITS
 from ranking.program import run
 from ranking.schema import read_table
 from training.teacher.decoder import build_decoder, save_tokenizer, train_bpe
-from training.teacher.score_head import fastest_attention, install_pooling
+from training.teacher.score_head import install_pooling
+from training.trainer.attention import fastest_attention
 from training.trainer.group_batches import RankingGroups, sample_up_to
 from training.trainer.losses import ranknet
 from training.trainer.ranking_trainer import RankingTrainer

@@ -6,12 +6,12 @@ for raw (unbounded) wherever a service can give them: a score squeezed into 0..1
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 JsonObject = dict[str, Any]
+FLOAT32_MAX = 3.4028234663852886e38  # labels are stored as float32
 
 
 class BadAnswer(Exception):
@@ -61,11 +61,12 @@ class Dialect:
             raise BadAnswer(f"not the expected form: {problem!r}") from problem
         found: dict[int, float] = {}
         for index, score in pairs:
-            if not isinstance(index, int) or not 0 <= index < documents:
+            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < documents:
                 raise BadAnswer(f"a score for document {index!r} of {documents}")
             if index in found:
                 raise BadAnswer(f"two scores for document {index}")
-            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            # a number as JSON has it may be a whole one of a thousand digits, of which isfinite() knows nothing
+            if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= FLOAT32_MAX:
                 raise BadAnswer(f"the score of document {index} is {score!r}")
             found[index] = float(score)
         return found

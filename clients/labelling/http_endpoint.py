@@ -21,6 +21,8 @@ from ranking.errors import InputError
 ALONE_AFTER = 2  # failures of a pair before it is sent alone: one bad document must not hold up its neighbours
 REFUSED_FOR_GOOD = {401, 402, 403, 404}  # key, account, address: no pair is to blame and no waiting helps
 TOO_MANY = {429, 503}
+LONGEST_ANSWER = 16 << 20
+LONGEST_PAUSE = 3600.0
 
 
 class HttpEndpoint:
@@ -75,12 +77,17 @@ class HttpEndpoint:
         texts = [pair.texts for pair in pairs]
         async with self.budget.request(tokens_of(texts)):
             sent = monotonic()
+            seconds = self.patience.deadline_ms / 1000
             try:
-                answer = await client.post(self.url + self.teacher.dialect.path, json=self.teacher.body(texts))
-            except httpx.TimeoutException:
-                self._failed(pairs, f"no answer within {self.patience.deadline_ms / 1000:g} s")
+                # around the whole: httpx's own limit is for each piece, and a server may send one byte at a time
+                async with asyncio.timeout(seconds):
+                    answer = await _post(client, self.url + self.teacher.dialect.path, self.teacher.body(texts))
+            except (httpx.TimeoutException, TimeoutError):
+                self._failed(pairs, f"no answer within {seconds:g} s")
             except httpx.TransportError as problem:
                 self._lost(pairs, str(problem) or type(problem).__name__)
+            except (httpx.RequestError, BadAnswer) as problem:  # the first: it cannot be unpacked, it leads elsewhere
+                self._failed(pairs, f"unusable answer: {problem}")
             else:
                 self._take(pairs, answer, monotonic() - sent)
 
@@ -99,7 +106,7 @@ class HttpEndpoint:
     def _read(self, pairs: list[Pair], answer: httpx.Response, seconds: float) -> None:
         try:
             found = self.teacher.scores(answer.json(), len(pairs))
-        except (BadAnswer, ValueError) as problem:
+        except (BadAnswer, ValueError, RecursionError) as problem:  # the last: brackets nested without end
             self._failed(pairs, f"unusable answer: {problem}")
             return
         scores = {index: float(np.float32(score)) for index, score in found.items()}
@@ -158,13 +165,25 @@ class HttpEndpoint:
         self.tally.refused["teacher"] += 1
 
 
+async def _post(client: httpx.AsyncClient, url: str, body: object) -> httpx.Response:
+    """The whole answer. BadAnswer if it is longer than any answer has to be: memory is not the server's to fill."""
+    async with client.stream("POST", url, json=body) as answer:
+        content = bytearray()
+        async for piece in answer.aiter_bytes():
+            content += piece
+            if len(content) > LONGEST_ANSWER:
+                raise BadAnswer(f"it is longer than {LONGEST_ANSWER >> 20} MiB")
+        kept = {name: answer.headers[name] for name in ("content-type", "retry-after") if name in answer.headers}
+        return httpx.Response(answer.status_code, headers=kept, content=bytes(content))
+
+
 def _reason(answer: httpx.Response) -> str:
     return f"HTTP {answer.status_code} {' '.join(answer.text.split())[:200]}".strip()
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
-    """Seconds that the service asks to wait, None where it does not say so in seconds."""
+    """Seconds that the service asks to wait, LONGEST_PAUSE at most; None where it does not say so in seconds."""
     try:
-        return max(0.0, float(answer.headers["retry-after"]))
+        return min(max(0.0, float(answer.headers["retry-after"])), LONGEST_PAUSE)
     except (KeyError, ValueError):
         return None

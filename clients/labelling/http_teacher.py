@@ -132,7 +132,7 @@ async def _identity(client: httpx.AsyncClient, url: str, dialect: Dialect) -> st
         answer = await client.get(url)
         answer.raise_for_status()
         return json.dumps(dialect.identity(answer.json()), sort_keys=True)
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as problem:
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError) as problem:
         return problem
 
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 
 from clients.labelling.candidate_file import CandidateFile
 from clients.labelling.label_folder import one_writer
+from ranking.database import DuckDbSettings, literal
 from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.pair_keys import pair_keys
@@ -34,7 +34,8 @@ logger = logging.getLogger("labels")
 
 RECORD_VERSION = 1
 BATCH_ROWS = 65_536
-MEMORY, THREADS = "1GB", 2  # of DuckDB's joins and sorts: what does not fit goes to disk; each thread holds buffers
+# of the joins and sorts: what does not fit goes to disk; each thread holds buffers
+DUCKDB = DuckDbSettings(duckdb_memory_gb=1.0, duckdb_threads=2)
 RUN_SCHEMA = pa.schema(
     [
         pa.field("key_high", pa.uint64(), nullable=False),
@@ -187,14 +188,9 @@ def write_keys(candidates: CandidateFile, out: Path) -> int:
     return refused_rows
 
 
-@contextmanager
-def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB of its own that keeps to MEMORY and spills into `scratch`."""
-    with duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '{MEMORY}'; SET threads = {THREADS}")
-        connection.execute("SET preserve_insertion_order = false; SET enable_progress_bar = false")
-        connection.execute(f"SET temp_directory = {literal(scratch / '.spill')}")
-        yield connection
+def database(scratch: Path) -> duckdb.DuckDBPyConnection:
+    """A DuckDB of its own that keeps to DUCKDB and spills into `scratch`; a context manager."""
+    return DUCKDB.open_database(scratch / ".spill")
 
 
 def stream(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
@@ -221,12 +217,7 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 def parquet(files: Sequence[Path]) -> str:
     """DuckDB's table function over Parquet files."""
-    return f"read_parquet([{', '.join(map(literal, files))}])"
-
-
-def literal(path: Path | str) -> str:
-    """A path as an SQL string."""
-    return "'" + str(path).replace("'", "''") + "'"
+    return f"read_parquet({literal(files)})"
 
 
 def file_sha256(path: Path) -> str:

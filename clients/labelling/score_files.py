@@ -10,7 +10,8 @@ import duckdb
 import pyarrow as pa
 
 from clients.labelling.candidate_file import CandidateFile
-from clients.labelling.label_store import database, literal, stream
+from clients.labelling.label_store import database, stream
+from ranking.database import literal
 from ranking.errors import DataError, InputError
 
 TABULAR = {".csv": ",", ".tsv": "\t"}
@@ -62,23 +63,22 @@ class ScoreFile:
         self.path, self.candidates = path, candidates
         if not path.is_file():
             raise DataError(path, "no such file")
-        self._opened = database(scratch)
-        self._columns = columns
+        self._columns, self._scratch = columns, scratch
 
     def __enter__(self) -> ScoreFile:
-        self._connection = self._opened.__enter__()
+        self._connection = database(self._scratch)
         try:
             self._load()
         except duckdb.Error as problem:
-            self._opened.__exit__(None, None, None)
+            self._connection.close()
             raise DataError(self.path, f"cannot be read: {' '.join(str(problem).split())[:300]}") from problem
         except InputError:
-            self._opened.__exit__(None, None, None)
+            self._connection.close()
             raise
         return self
 
     def __exit__(self, *raised) -> None:
-        self._opened.__exit__(*raised)
+        self._connection.close()
 
     def counts(self) -> JoinCounts:
         """How many rows of either side found the other."""

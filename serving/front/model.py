@@ -32,7 +32,7 @@ from field_cache import FieldCache
 from request_fields import BadRequest, read_fields
 
 from ranking.calibration import probability
-from ranking.encoder_inputs import OUTPUT, Feed, pack, pad
+from ranking.encoder_inputs import OUTPUT, Feed, chosen, inputs_of, pack, pad
 from ranking.prior import PriorBlend
 from ranking.text import EncodedPair, StudentFormat
 
@@ -58,6 +58,7 @@ class TritonPythonModel:
         # row counts that the encoder has CUDA graphs for; none where it has no graphs
         self.row_steps = [int(step) for step in parameters["row_steps"].split(",") if step]
         self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
+        self.inputs = inputs_of(self.text.token_types)
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
         self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
@@ -73,7 +74,7 @@ class TritonPythonModel:
                 raise BadRequest("cancelled by the caller")
             pairs = self.text.encode(*read_fields(request, self.max_documents))
             prior = read_prior(request, len(pairs))
-            scores = await self._score(pairs)
+            scores = await self._score(pairs, request.timeout())
             if prior is not None:
                 scores = self.prior.blend(scores, prior)
         except BadRequest as problem:
@@ -92,9 +93,9 @@ class TritonPythonModel:
             answer.append(pb_utils.Tensor("probability", chances.astype(np.float32)))
         return pb_utils.InferenceResponse(answer)
 
-    async def _score(self, pairs: list[EncodedPair]) -> np.ndarray:
+    async def _score(self, pairs: list[EncodedPair], timeout_us: int) -> np.ndarray:
         calls = list(self._calls(pairs))
-        answers = await asyncio.gather(*(self._encode(feed).async_exec() for _, feed in calls))
+        answers = await asyncio.gather(*(self._encode(feed, timeout_us).async_exec() for _, feed in calls))
         scores = np.empty(len(pairs), np.float32)
         for (rows, _), answer in zip(calls, answers):
             if answer.has_error():
@@ -114,10 +115,12 @@ class TritonPythonModel:
         for bucket in cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens):
             count = len(bucket.rows)
             rows = next((step for step in self.row_steps if step >= count), count)
-            yield bucket.rows, pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
+            feed = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
+            yield bucket.rows, chosen(feed, self.inputs)
 
-    def _encode(self, feed: Feed):
+    def _encode(self, feed: Feed, timeout_us: int):
         return pb_utils.InferenceRequest(
+            timeout=timeout_us,  # as the caller gave it: a call that nobody waits for leaves the encoder's queue
             model_name=self.encoder,
             model_version=self.version,
             requested_output_names=[OUTPUT],

@@ -15,8 +15,10 @@ from build.build_student import Config
 from build.export_onnx import Encoder, export
 from build.gate import GateLimits
 from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
+from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.prior import PriorBlend
+from serving.front.buckets import cut
 from tests.helpers.tiny_student import make_judged
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +68,43 @@ def test_versions_are_numbered_listed_promoted_and_rolled_back(build):
     with pytest.raises(InputError, match=r"student_encoder/7|student/7"):
         releases.promote(repository, "student", 7)
     assert not list(repository.rglob(".*.part"))
+    card = repository / "student" / "2" / "ranker.json"
+    card.rename(repository / "elsewhere.json")
+    card.symlink_to(repository / "elsewhere.json")  # the same bytes today
+    with pytest.raises(InputError, match=r"ranker\.json: missing or changed since it was published"):
+        releases.promote(repository, "student", 2)
+
+
+def test_nothing_that_is_published_tells_a_path_of_the_machine_that_built_it(build, checkpoint, data):
+    """Seen: the manifest and the score card held absolute paths."""
+    card = ScoreCard.load(checkpoint)
+    card.base_model = str(checkpoint.parent / "base")
+    card.save(checkpoint)
+    try:
+        repository = build()
+    finally:
+        card.base_model = ""
+        card.save(checkpoint)
+    told = [str(folder).encode() for folder in (checkpoint.parent, data, Path.cwd(), Path(sys.prefix))]
+    for path in (path for path in repository.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        assert not [folder for folder in told if folder in content], path
+    assert ScoreCard.load(repository / "student" / "1").base_model == "base"
+
+
+def test_the_encoders_queue_takes_all_that_the_fronts_can_send_and_is_bounded(build):
+    """Seen: no limit, so that whoever asked the encoder itself filled the server's memory."""
+    limits = ServingLimits(max_documents=50, max_batch=4, batch_tokens=64, front_instances=3)
+    repository = build(serving=limits)
+    front, encoder = (read_config(repository / name / "config.pbtxt") for name in ("student", "student_encoder"))
+    edges = [int(edge) for edge in front.parameters["lengths"].string_value.split(",")]
+    policy = encoder.dynamic_batching.default_queue_policy
+    rng = np.random.default_rng(0)
+    calls = [
+        len(cut(rng.integers(3, edges[-1] + 1, 50).tolist(), edges, 4, 64, call_tokens)) for call_tokens in range(100)
+    ]
+    assert 3 * max(calls) <= policy.max_queue_size <= 3 * (50 + len(edges))
+    assert policy.timeout_action == policy.REJECT and policy.default_timeout_microseconds == 30_000_000
 
 
 def test_the_manifest_says_what_was_built_from_what(build, checkpoint):

@@ -102,6 +102,7 @@ def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model_repository", "teacher"]  # nothing is left beside it
 
     config = text_format.Parse((repository / "teacher" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert config.dynamic_batching.default_queue_policy.max_queue_size > 0
     assert config.backend == "vllm"
     published = repository / "teacher" / "2" / "checkpoint"
     assert ScoreCard.from_json(config.parameters["ranker_card"].string_value, "config") == ScoreCard.load(checkpoint)
@@ -114,6 +115,9 @@ def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tm
     assert arguments["max_model_len"] == TeacherFormat.of_checkpoint(checkpoint).max_tokens() + 1
     assert (arguments["dtype"], arguments["hf_overrides"]) == ("bfloat16", {"head_dtype": "float32"})
     assert (arguments["enable_prefix_caching"], arguments["logprobs_mode"]) == (True, "raw_logits")
+    # model.json has to say where the server finds the checkpoint; nothing else tells a path
+    told = [path for path in repository.rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
+    assert [path.name for path in told] == ["model.json"]
 
 
 def test_the_teacher_id_changes_with_whatever_moves_a_score_and_not_with_the_place_or_the_speed(tmp_path):

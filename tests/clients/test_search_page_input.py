@@ -14,7 +14,7 @@ from tests.helpers.graded_rankers import write_data
 @pytest.fixture
 def page(tmp_path):
     config = Config(data=write_data(tmp_path / "data"), url="127.0.0.1:1", judgments=tmp_path / "judged.csv")
-    with TestClient(make_app(config), raise_server_exceptions=False) as client:
+    with TestClient(make_app(config), "http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client, config.judgments
 
 
@@ -27,6 +27,25 @@ def test_half_a_surrogate_pair_is_the_callers_fault(page):
         assert answer.status_code in (400, 422) and answer.json()["detail"]
     assert client.get("/search?q=%ED%A0%80").status_code < 500 and not judgments.exists()
     assert client.post("/judge", content=b'{"\\ud800": 1}').status_code in (400, 422)
+
+
+def test_a_page_of_somebody_else_in_the_same_browser_cannot_judge(page):
+    """Seen: any web site could name its own address as ours and judge, or read what was searched, through a browser."""
+    client, judgments = page
+    body = '{"query": "a", "left": "baseline", "better": "left"}'
+    for media in ("text/plain", "application/x-www-form-urlencoded", ""):  # what a browser sends to others unasked
+        assert client.post("/judge", content=body, headers={"content-type": media}).status_code == 422
+    for host in ("attacker.example", "127.0.0.1.attacker.example:8090"):
+        headers = {"content-type": "application/json", "host": host}
+        assert client.post("/judge", content=body, headers=headers).status_code == 400
+        assert client.get("/search?q=a", headers={"host": host}).status_code == 400
+    assert not judgments.exists()
+    assert client.post("/judge", content=body, headers={"content-type": "application/json"}).status_code == 200
+
+
+def test_a_query_longer_than_any_query_is_refused_unsearched(page):
+    client, _ = page
+    assert client.get("/search", params={"q": "a" * 2001}).status_code == 422
 
 
 def test_a_judged_query_is_no_formula_in_a_spreadsheet(page):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demo.stages import Stages
+from demo.stages import Stages, last_words, run_program
 from ranking.errors import InputError
 
 
@@ -87,3 +87,33 @@ sys.exit("interrupted")
         Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
     Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
     assert Stages(tmp_path / "run", total=1).known["train"]["seconds"] is not None
+
+
+def test_a_programs_output_goes_to_the_stages_log_and_not_to_the_terminal(tmp_path, capfd):
+    stages = Stages(tmp_path / "run", total=1)
+    stages.run("first", "first stage", lambda: run_program("-c", "print(dict(pairs=3)); print('3 pairs')"))
+    assert (tmp_path / "run" / "logs" / "01-first.log").read_text() == "{'pairs': 3}\n3 pairs\n"
+    shown = capfd.readouterr().out
+    assert "[ 1/1] first stage" in shown and "{'pairs'" not in shown
+
+
+def test_a_failed_program_shows_the_end_of_its_output_and_where_the_rest_is(tmp_path, capfd):
+    stages = Stages(tmp_path / "run", total=1)
+    work = "import sys; print('\\n'.join(map(str, range(100)))); sys.exit('error: no such row')"
+    with pytest.raises(InputError, match=r"exit code 1.*01-first\.log; run again"):
+        stages.run("first", "first stage", lambda: run_program("-c", work))
+    shown = capfd.readouterr().err.split()
+    assert shown[-4:] == ["error:", "no", "such", "row"] and "99" in shown and "3" not in shown
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (b"step 1\rstep 2\rstep 3", "step 3"),
+        (b'5 of 9 files\n{\n  "pairs": 3\n}\n', "5 of 9 files"),
+        (b"", ""),
+        (b"\xff\xfe half a character", "\ufffd\ufffd half a character"),
+    ],
+)
+def test_the_progress_line_is_the_last_one_that_tells_something(output, told):
+    assert last_words(output) == told

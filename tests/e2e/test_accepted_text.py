@@ -21,16 +21,16 @@ from fastapi import HTTPException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clients.ab.database import DuckdbSettings
 from clients.ab.log.compaction import compact
 from clients.ab.log.writer import ExposureLog
 from clients.ab.router.api import RankRequest
-from clients.ab.router.http_app import parse_body
+from clients.ab.router.http_requests import parse_body
+from ranking.database import DuckDbSettings
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS
 from ranking.schema import TABLES, read_table
 from ranking.text import normalise
 from ranking.visible import SEPARATORS, UNDRAWN
-from training.clicks.duckdb_tables import DuckDbSettings, connect, open_view, parquet_files
+from training.clicks.duckdb_tables import open_view, parquet_files
 from training.clicks.normalised_queries import number_queries
 from training.sources.row_readers import text_field
 
@@ -127,7 +127,7 @@ def check_every_door(requests: list[RankRequest], front: types.ModuleType) -> No
                 },
             )
         log.close()
-        found = compact(Path(folder) / "log", Path(folder) / "data", DuckdbSettings())
+        found = compact(Path(folder) / "log", Path(folder) / "data", DuckDbSettings())
         names = {request.request_id or f"made {number}" for number, request in enumerate(requests)}
         assert found.exposures == len(names) and not found.damaged and not found.rejected
         rows: dict[str, list[dict[str, Any]]] = {"exposures": [], "events": []}
@@ -139,7 +139,7 @@ def check_every_door(requests: list[RankRequest], front: types.ModuleType) -> No
         assert {(row["request_id"], row["doc_id"]) for row in rows["events"]} == {
             (name, document.doc_id) for name, request in last.items() for document in request.documents
         }
-        with connect(Path(folder) / "spill", DuckDbSettings(duckdb_memory_gb=1.0, threads=1)) as connection:
+        with DuckDbSettings(duckdb_memory_gb=1.0, duckdb_threads=1).open_database(Path(folder) / "spill") as connection:
             table = TABLES["events"]
             files = parquet_files(str(Path(folder) / "data" / "events"))
             assert open_view(connection, "events", table, files, rejects=None) == (len(rows["events"]), 0)

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from build import releases
 from build.build_student import Config, main
 from build.export_onnx import example_inputs, load_encoder, torch_runner
 from build.runners import score_pairs
+from build.running_server import RunningServer
 from build.triton_config import ServingLimits, as_text, read_config
-from clients.ab.database import DuckdbSettings
 from clients.ab.log.compaction import compact
 from clients.ab.router.local_router import start_router
 from clients.label_corpus import Config as LabelConfig
@@ -37,6 +38,8 @@ from clients.triton.connection import TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from ranking.calibration import ece, probability
 from ranking.card import ScoreCard, fingerprint
+from ranking.database import DuckDbSettings
+from ranking.encoder_inputs import INPUTS
 from ranking.errors import InputError
 from ranking.first_stage import first_stage_scores
 from ranking.labels import LabelSet, iter_labelled
@@ -350,8 +353,8 @@ def under_load(served: Served, act) -> Load:
 
 
 def test_versions_change_and_roll_back_under_load_without_a_failed_request(served):
-    urls, repository = [served.server.grpc], served.repository
-    load = under_load(served, lambda: releases.promote(repository, "student", 2, urls))
+    servers, repository = [RunningServer(served.server.grpc)], served.repository
+    load = under_load(served, lambda: releases.promote(repository, "student", 2, servers))
     assert not load.failures and load.versions == {"1", "2"}
     with served.reranker() as ranker:
         newer = ranker.rank("moon", TITLES, SUMMARIES)
@@ -359,7 +362,7 @@ def test_versions_change_and_roll_back_under_load_without_a_failed_request(serve
     np.testing.assert_allclose(newer.scores, expected, atol=1e-5)
     assert releases.serving_versions(repository, "student") == [2]
 
-    back = under_load(served, lambda: releases.rollback(repository, "student", urls))
+    back = under_load(served, lambda: releases.rollback(repository, "student", servers))
     assert not back.failures and back.versions == {"1", "2"}
     with served.reranker() as ranker:
         assert ranker.rank("moon", TITLES, SUMMARIES).version == "1"
@@ -375,7 +378,7 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     home, file = ("student_encoder", "model.xml") if broken == "encoder" else ("student", "tokenizer.json")
     (repository / home / str(number) / file).write_text("<net>", encoding="utf-8")
     with pytest.raises(InputError, match=f"{file}: missing or changed since it was published"):
-        releases.promote(repository, "student", number, [served.server.grpc])
+        releases.promote(repository, "student", number, [RunningServer(served.server.grpc)])
     # the same, broken before it was published: only loading it can tell
     record = releases.manifest(repository, home, number)
     record["files"][file] = fingerprint(repository / home / str(number) / file)
@@ -383,7 +386,7 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
 
     def act() -> None:
         with pytest.raises(InputError, match=r"does not load.*the old version goes on serving"):
-            releases.promote(repository, "student", number, [served.server.grpc])
+            releases.promote(repository, "student", number, [RunningServer(served.server.grpc)])
 
     load = under_load(served, act)
     assert not load.failures and load.versions == {"1"}
@@ -393,6 +396,27 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     assert served.server.model_is_ready("student") and served.server.model_is_ready("student_encoder")
 
 
+def test_an_encoder_that_is_asked_directly_serves_on_whatever_it_was_sent(served):
+    """Whoever reaches the server may ask the encoder too, past the front's checks."""
+    client = grpc.InferenceServerClient(served.server.grpc)
+
+    def ask(shape: tuple[int, ...], value: int) -> None:
+        inputs = []
+        for name in INPUTS:
+            tensor = grpc.InferInput(name, list(shape), "INT32")
+            tensor.set_data_from_numpy(np.full(shape, value, np.int32))
+            inputs.append(tensor)
+        with suppress(InferenceServerException):  # an error is as good an answer as any
+            client.infer("student_encoder", inputs, client_timeout=20)
+
+    for shape in ((2, 16), (1, 100_000), (0, 16), (16, 0), (1, 1)):
+        for value in (0, -1, 10**6, 2**31 - 1, -(2**31)):
+            ask(shape, value)
+    with served.reranker() as ranker:
+        expected = checkpoint_scores(served.checkpoints["student"], "moon", TITLES, SUMMARIES)
+        np.testing.assert_allclose(ranker.rank("moon", TITLES, SUMMARIES).scores, expected, atol=1e-5)
+
+
 def test_a_model_whose_process_was_killed_serves_again_after_a_reload(served):
     for process in served.server.children():
         if process.status() != psutil.STATUS_ZOMBIE and "baseline_encoder_0" in " ".join(process.cmdline()):
@@ -400,7 +424,7 @@ def test_a_model_whose_process_was_killed_serves_again_after_a_reload(served):
     with served.reranker("baseline") as ranker:
         with pytest.raises(RerankError, match="not healthy"):
             ranker.rank("moon", TITLES, SUMMARIES)
-        releases.reload("baseline", [served.server.grpc])
+        releases.reload("baseline", [RunningServer(served.server.grpc)])
         assert np.isfinite(ranker.rank("moon", TITLES, SUMMARIES).scores).all()
 
 
@@ -489,7 +513,7 @@ def test_the_router_gives_probabilities_and_leaves_out_what_is_below_the_thresho
     assert whole["probabilities"] == sorted(whole["probabilities"], reverse=True) and whole["left_out"] == 0
     assert cut["ranking"] == whole["ranking"][:3] and cut["left_out"] == 2 and len(cut["scores"]) == 3
     assert nothing["ranking"] == [] and nothing["left_out"] == 5 and nothing["served_by"] == "baseline"
-    assert compact(tmp_path / "log", tmp_path / "data", DuckdbSettings()).rejected == 0
+    assert compact(tmp_path / "log", tmp_path / "data", DuckDbSettings()).rejected == 0
     rows = read_table(next((tmp_path / "data/exposures").iterdir()), "exposures").to_pylist()
     assert sorted(len(row["documents"]) for row in rows) == [0, 3, 5]
 

@@ -6,12 +6,15 @@ import hashlib
 import json
 import math
 import random
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HOSTILE = ("brackets", "thousand digits", "beyond float32", "not gzip", "without end", "drop by drop")
 
 
 def stub_score(query: str, document: str) -> float:
@@ -24,7 +27,8 @@ class StubReranker:
     """What the service does and has done.
 
     faults: share of requests by what befalls them: an HTTP status as text, "slow" (answered after `slow_seconds`),
-    "short" (half of the documents), "twice" (one index twice), "garbled" (no JSON), "nan"; key: the bearer token that
+    "short" (half of the documents), "twice" (one index twice), "garbled" (no JSON), "nan", and the hostile ones of
+    HOSTILE; key: the bearer token that
     it asks for; poison: a document with this text is refused with 413.
     """
 
@@ -116,7 +120,37 @@ def reranker(dialect: str, faults: Mapping[str, float] | None = None, **options)
             if fault in ("", "short"):
                 with stub.lock:
                     stub.answered.update((query, documents[index]) for index, _ in scores)
+            if fault in HOSTILE:
+                self.reply_as_an_enemy(fault, stub.answer(scores))
+                return
             self.reply(200, stub.answer(scores) if fault != "garbled" else "{")
+
+        def reply_as_an_enemy(self, fault: str, answer: object) -> None:
+            text = json.dumps(answer)
+            first = re.search(r"(?<=core\": )-?[\d.]+", text)
+            assert first is not None
+            data = {
+                "brackets": b"[" * 100_000,
+                "thousand digits": f"{text[: first.start()]}{'9' * 1000}{text[first.end() :]}".encode(),
+                "beyond float32": f"{text[: first.start()]}1e300{text[first.end() :]}".encode(),
+                "not gzip": b"no gzip at all",
+                "without end": b" " * (1 << 20),
+                "drop by drop": b" ",
+            }[fault]
+            endless = fault in ("without end", "drop by drop")
+            self.close_connection = True
+            try:
+                self.send_response(200)
+                self.send_header("content-length", str(1 << 40 if endless else len(data)))
+                if fault == "not gzip":
+                    self.send_header("content-encoding", "gzip")
+                self.end_headers()
+                self.wfile.write(data)
+                while endless:  # until the caller has had enough
+                    time.sleep(0.1 if fault == "drop by drop" else 0)
+                    self.wfile.write(data)
+            except OSError:
+                return
 
         def reply(self, status: int, content: object, headers: Mapping[str, str] | None = None) -> None:
             data = b"{" if content == "{" else json.dumps(content).encode()

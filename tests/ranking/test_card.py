@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ranking.card import CARD_NAME, ScoreCard, fingerprint
+from ranking.card import CARD_NAME, ScoreCard, fingerprint, model_name
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 
@@ -105,6 +105,18 @@ def test_a_damaged_card_of_the_first_version_is_refused(change, reason, tmp_path
     (tmp_path / CARD_NAME).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match=reason):
         ScoreCard.load(tmp_path)
+
+
+def test_a_card_names_what_training_started_from_and_tells_no_path(tmp_path):
+    """Seen: the card, which a server tells everybody who may ask the model, held a folder of the training machine."""
+    base = tmp_path / "some base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"weights")
+    named = model_name(base)
+    assert named == f"some base ({fingerprint(base / 'model.safetensors')})" and str(tmp_path) not in named
+    assert model_name("org/model-of-a-hub") == "org/model-of-a-hub"
+    (tmp_path / CARD_NAME).write_text(json.dumps(in_version_1() | {"base_model": str(base) + "/"}), encoding="utf-8")
+    assert ScoreCard.load(tmp_path).base_model == "some base"
 
 
 def test_a_teacher_must_not_pass_for_a_student(tmp_path):

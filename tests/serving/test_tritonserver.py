@@ -63,6 +63,15 @@ def test_a_backend_directory_of_the_users_is_kept(environment):
     assert [a for a in arguments if a.startswith("--backend-directory")] == ["--backend-directory=/mine"]
 
 
+def test_the_servers_own_addresses_are_those_of_this_machine_unless_others_are_given(environment):
+    """Seen: the pip-installed server, an old one with known holes, listened on every address of the machine."""
+    arguments = tritonserver.command(["--http-address=10.0.0.7", "--grpc-address", "10.0.0.7"], environment)[1]
+    given = [a for a in arguments if "-address" in a]
+    assert sorted(given) == ["--grpc-address", "--http-address=10.0.0.7", "--metrics-address=127.0.0.1"]
+    arguments = tritonserver.command([], environment)[1]
+    assert {f"--{door}-address=127.0.0.1" for door in ("http", "grpc", "metrics")} <= set(arguments)
+
+
 def test_servers_started_at_once_share_one_whole_backend_folder(environment):
     wheel = tritonserver.wheel_folder()
     with ThreadPoolExecutor(8) as pool:

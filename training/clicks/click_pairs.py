@@ -20,10 +20,11 @@ import duckdb
 import pyarrow as pa
 
 from ranking.click_models import SATISFIED_SECONDS
+from ranking.database import DuckDbSettings
 from ranking.errors import DataError, InputError
 from ranking.files import write_json
 from ranking.schema import TABLES, write_table
-from training.clicks.duckdb_tables import DuckDbSettings, connect, file_columns, open_view, parquet_files
+from training.clicks.duckdb_tables import file_columns, open_view, parquet_files
 from training.clicks.event_columns import LOST, event_defaults, parse_event_columns
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
 from training.clicks.privacy_gate import (
@@ -119,7 +120,7 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     out = Path(settings.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".clicks-", dir=settings.temp_folder or out.parent) as spill:
-        connection = connect(spill, settings)
+        connection = settings.open_database(Path(spill))
         try:
             rejects = out.with_suffix(".rejects.tsv") if settings.on_bad_row == "reject" else None
             read, refused = open_view(connection, "events", TABLES["events"], files, rejects, columns)

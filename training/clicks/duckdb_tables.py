@@ -11,43 +11,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ranking.database import literal, single_value
 from ranking.errors import DataError, InputError
 from ranking.limits import MAX_FIELD_BYTES
 from ranking.schema import BadRow, Rejects, Table, conform, reading
 from ranking.visible import VISIBLE_RE2
-
-
-@dataclass(kw_only=True)
-class DuckDbSettings:
-    """What DuckDB may use of the machine.
-
-    Args:
-        duckdb_memory_gb: memory that DuckDB may use before it spills to disk
-        threads: DuckDB's threads; 0 uses every core
-        temp_folder: where to spill; by default beside the output
-    """
-
-    duckdb_memory_gb: float = 3.0
-    threads: int = 0
-    temp_folder: Path | None = None
-
-    def __post_init__(self):
-        if not self.duckdb_memory_gb > 0:
-            raise ValueError(f"duckdb_memory_gb is {self.duckdb_memory_gb}: a positive number is needed")
-        if self.threads < 0:
-            raise ValueError(f"threads is {self.threads}: 0 for every core, or a number of threads")
-
-
-def connect(spill: str | Path, settings: DuckDbSettings) -> duckdb.DuckDBPyConnection:
-    """A DuckDB of its own that spills to a folder when the settings' memory is full."""
-    connection = duckdb.connect()
-    connection.execute("SET temp_directory = ?", [str(spill)])
-    connection.execute("SET memory_limit = ?", [f"{int(settings.duckdb_memory_gb * 1024)}MiB"])
-    connection.execute("SET preserve_insertion_order = false")
-    connection.execute("SET TimeZone = 'UTC'")
-    if settings.threads:
-        connection.execute("SET threads = ?", [settings.threads])
-    return connection
 
 
 def parquet_files(pattern: str) -> list[Path]:
@@ -156,11 +124,10 @@ def open_view(
     columns: how the files spell them; None checks that they are the table's. rejects: None stops at the first bad row
     with DataError; a path collects all of them as file, row, reason.
     """
-    names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
     columns = columns or file_columns(files, table)
     selected = ", ".join(f"{sql} AS {name}" for name, sql in columns.sql.items())
     source = f"""(SELECT {selected}, filename, file_row_number
-        FROM read_parquet([{names}], union_by_name = true, filename = true, file_row_number = true))"""
+        FROM read_parquet({literal(files)}, union_by_name = true, filename = true, file_row_number = true))"""
     refused = f"{view}_refused"
     total, bad = connection.execute(f"SELECT count(*), count({_reason(table)}) FROM {source}").fetchone() or (0, 0)
     connection.execute(f"""
@@ -174,7 +141,7 @@ def open_view(
         CREATE OR REPLACE TABLE repeated AS
         SELECT hash({key}) AS row_key FROM {source} GROUP BY row_key HAVING count(*) > 1
     """)
-    if (connection.execute("SELECT count(*) FROM repeated").fetchone() or (0,))[0]:
+    if single_value(connection, "SELECT count(*) FROM repeated"):
         connection.execute(f"""
             INSERT INTO {refused}
             SELECT filename, file_row_number, 'duplicate key ({key})' FROM (
@@ -183,7 +150,7 @@ def open_view(
                 FROM (SELECT *, hash({key}) AS row_key FROM {source}) SEMI JOIN repeated USING (row_key))
             ANTI JOIN {refused} USING (filename, file_row_number) WHERE turn > 1
         """)
-    count = (connection.execute(f"SELECT count(*) FROM {refused}").fetchone() or (0,))[0]
+    count = single_value(connection, f"SELECT count(*) FROM {refused}")
     keep = ""
     if count:
         _refuse(connection, refused, count, rejects)

@@ -20,19 +20,24 @@ class PublishedArm:
     first_stage: str
 
     @classmethod
-    def read(cls, folder: Path) -> PublishedArm:
-        """Of an arm's folder in the model repository, the version promoted last, or of one version's folder.
+    def read(cls, where: str) -> PublishedArm:
+        """where: "ARM,CHECKPOINT": an arm's folder in the model repository, for the version promoted last, or one
+        version's folder, and the checkpoint that it was built from, whose path no manifest tells.
 
-        InputError if nothing is published there, or its checkpoint is gone or changed.
+        InputError if nothing is published there, or it was built from another checkpoint.
         """
+        arm, comma, given = where.rpartition(",")
+        if not comma:
+            raise InputError(f"published:{where}: the checkpoint that the arm was built from is needed: ARM,CHECKPOINT")
+        folder, checkpoint = Path(arm), Path(given)
         try:
             if (folder / "promoted.json").is_file():
                 folder = folder / str(json.loads((folder / "promoted.json").read_text(encoding="utf-8"))[-1])
             content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            checkpoint = Path(content["checkpoint"]["path"])
+            built_from = content["checkpoint"]["fingerprint"]
             quality = content["quality"]
         except (OSError, ValueError, LookupError) as problem:
             raise InputError(f"{folder}: not a published arm of build/build_student.py: {problem!r}") from problem
-        if fingerprint(checkpoint) != content["checkpoint"]["fingerprint"]:
-            raise InputError(f"{checkpoint}: changed since {folder} was built from it")
+        if fingerprint(checkpoint) != built_from:
+            raise InputError(f"{checkpoint}: not what {folder} was built from, or changed since")
         return cls(checkpoint, PriorBlend(**quality["prior"]), quality["first_stage"])

@@ -103,12 +103,6 @@ def mean_state(states: Tensor, mask: Tensor) -> Tensor:
     return (states.float() * weights).sum(1) / weights.sum(1)
 
 
-def fastest_attention(model: Any, longest: int) -> None:
-    """On a CPU plain attention trains short texts a quarter faster than PyTorch's fused one, whose backward is slow."""
-    if not torch.accelerator.is_available() and longest <= 256:
-        model.set_attn_implementation("eager")
-
-
 def add_lora(model: Any, settings: LoraSettings) -> Any:
     """Wrap the model with LoRA adapters; the head trains whole and is saved with them."""
     from peft import LoraConfig, TaskType, get_peft_model

@@ -16,11 +16,11 @@ import duckdb
 import pyarrow as pa
 from tqdm import tqdm
 
-from clients.ab.database import DuckdbSettings, single_value
 from clients.ab.log.lines import DAY_MICROSECONDS
 from clients.ab.log.quarantine import Line, Quarantine
 from clients.ab.log.reader import ReadCounts, log_files, read_lines
 from clients.ab.log.records import RECORDS, SMALL_RECORDS
+from ranking.database import DuckDbSettings, single_value
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.schema import TABLES, write_table
@@ -117,20 +117,19 @@ _TABLE_QUERIES = {
 }
 
 
-def compact(raw: Path, out: Path, duckdb_settings: DuckdbSettings, scratch: Path | None = None) -> Summary:
+def compact(raw: Path, out: Path, duckdb_settings: DuckDbSettings) -> Summary:
     """Read the raw log folder, write the days that it holds into `out`, and count what was met on the way.
 
     A record that breaks its table goes to rejects.jsonl with file, line and reason, and is counted: one caller's page
-    must not end compaction, and with it retention, for everybody. scratch: folder for temporary files, `out` if None.
+    must not end compaction, and with it retention, for everybody.
     InputError: no such folder, or a record of a kind that this release does not know.
     """
     summary = Summary()
     quarantine = Quarantine()
     out.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".compact-", dir=scratch or out))
+    temporary = Path(tempfile.mkdtemp(prefix=".compact-", dir=duckdb_settings.temp_folder or out))
     try:
-        with duckdb_settings.open_database(temporary) as database:
-            database.execute("SET enable_progress_bar = false")
+        with duckdb_settings.open_database(temporary, temporary / "scratch.duckdb") as database:
             # of two exposures logged in one microsecond, the one with the higher rowid was written later
             database.execute("SET preserve_insertion_order = true")
             small = _load(database, raw, summary, quarantine)

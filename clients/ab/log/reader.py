@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 
 from clients.ab.log.lines import SUFFIX, decode
 from ranking.errors import InputError
+
+logger = logging.getLogger("ab_log")
 
 
 @dataclass
@@ -22,10 +26,18 @@ class ReadCounts:
 
 
 def log_files(folder: str | Path) -> list[Path]:
-    """The raw files of a log folder, oldest first. InputError if there is no such folder."""
+    """The raw files of a log folder, oldest first. InputError if there is no such folder.
+
+    A link, a folder or a pipe of that name is left out and named: the router makes none, and reading a pipe would never
+    end.
+    """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such log folder")
-    return sorted(Path(folder).glob(f"*{SUFFIX}"))
+    found = sorted(Path(folder).glob(f"*{SUFFIX}"))
+    files = [path for path in found if stat.S_ISREG(path.lstat().st_mode)]
+    for path in sorted(set(found) - set(files)):
+        logger.warning("%s: left out, because it is no ordinary file", path)
+    return files
 
 
 def read_lines(path: Path, counts: ReadCounts) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import duckdb
 import numpy as np
 
-from clients.ab.database import literal
 from clients.ab.report.metrics import RatioMetric
+from ranking.database import literal
 
 
 @dataclass

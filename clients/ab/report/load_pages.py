@@ -13,9 +13,9 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from clients.ab.database import DuckdbSettings, literal, single_value
 from clients.ab.report.experiment_pages import ExperimentPages, LeftOut
 from clients.ab.report.metrics import PAGE_COLUMNS
+from ranking.database import DuckDbSettings, literal, single_value
 from ranking.errors import DataError, InputError
 
 _DAY = 86_400_000_000  # microseconds
@@ -55,13 +55,13 @@ class LogSelection:
     max_pages_per_user: int | None = None
 
 
-def load_pages(chosen: LogSelection, duckdb_settings: DuckdbSettings) -> ExperimentPages:
+def load_pages(chosen: LogSelection, duckdb_settings: DuckDbSettings) -> ExperimentPages:
     """The pages of the chosen experiment.
 
     DataError on unreadable files or missing columns, InputError if an arm has none.
     """
     log = _LogFiles.find(chosen.path)
-    connection = duckdb_settings.open_database()
+    connection = duckdb_settings.open_database(duckdb_settings.temp_folder)
     try:
         log.check_columns(connection)
         return _load(connection, log, chosen)
@@ -69,7 +69,7 @@ def load_pages(chosen: LogSelection, duckdb_settings: DuckdbSettings) -> Experim
         raise DataError(chosen.path, " ".join(str(problem).split())) from problem
 
 
-def load_interleaved(chosen: LogSelection, duckdb_settings: DuckdbSettings) -> tuple[np.ndarray, np.ndarray]:
+def load_interleaved(chosen: LogSelection, duckdb_settings: DuckDbSettings) -> tuple[np.ndarray, np.ndarray]:
     """Pages won per user by (treatment's, control's) team in an experiment's interleaved pages, float [users] each.
 
     DataError if the log is unreadable or holds no row per page, InputError if no page of it is interleaved.
@@ -80,7 +80,9 @@ def load_interleaved(chosen: LogSelection, duckdb_settings: DuckdbSettings) -> t
             chosen.path, "interleaved pages are in the exposures of a compacted log, this is an events table"
         )
     try:
-        wins = _interleaved_wins(duckdb_settings.open_database(), log, chosen, chosen.experiment)
+        wins = _interleaved_wins(
+            duckdb_settings.open_database(duckdb_settings.temp_folder), log, chosen, chosen.experiment
+        )
     except duckdb.Error as problem:
         raise DataError(chosen.path, " ".join(str(problem).split())) from problem
     if wins is None:
@@ -93,7 +95,7 @@ class _LogFiles:
     """The Parquet files of a log. has_exposures: one row per page, else one per shown document."""
 
     path: Path
-    files: list[str]
+    files: list[Path]
     has_exposures: bool
 
     @classmethod
@@ -106,7 +108,7 @@ class _LogFiles:
             files, has_exposures = sorted(path.parent.glob(path.name)), False
         if not files:
             raise DataError(path, "no Parquet file there; run clients/ab_compact.py on the router's log first")
-        return cls(path, [str(file) for file in files], has_exposures)
+        return cls(path, files, has_exposures)
 
     @property
     def source(self) -> str:

@@ -13,7 +13,8 @@ from ranking.request_tensors import MAX_PRIOR
 from ranking.visible import is_visible
 
 
-def _short_enough(text: str) -> str:
+def short_enough(text: str) -> str:
+    """The text, as a pydantic check: an error if it has more bytes than a field may have."""
     if len(text) > MAX_FIELD_BYTES // 4 and field_bytes(text) > MAX_FIELD_BYTES:  # a character has at most four bytes
         raise PydanticCustomError("too_long", "longer than {limit} bytes", {"limit": MAX_FIELD_BYTES})
     return text
@@ -26,7 +27,7 @@ def _not_blank(text: str) -> str:
 
 
 # Pages become rows of the exposures and events tables and requests to Triton: what those refuse must not get in.
-Text = Annotated[str, AfterValidator(_short_enough)]
+Text = Annotated[str, AfterValidator(short_enough)]
 Query = Annotated[Text, AfterValidator(_not_blank)]
 Label = Annotated[str, StringConstraints(max_length=MAX_ID_CHARACTERS)]
 Name = Annotated[Label, AfterValidator(_not_blank)]

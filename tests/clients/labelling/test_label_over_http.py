@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from clients.label_over_http import Config, main
 from clients.labelling.http_costs import Prices
 from clients.labelling.http_dialects import DIALECTS, BadAnswer
+from clients.labelling.http_endpoint import _retry_after
 from clients.labelling.http_teacher import AnswerLog, CharacterLimits, logit
 from ranking.errors import InputError
 from ranking.labels import LabelSet, read_labels
-from tests.helpers.stub_reranker import reranker, stub_score
+from tests.helpers.stub_reranker import HOSTILE, reranker, stub_score
 
 FAULTS = {"429": 0.08, "500": 0.08, "503": 0.04, "slow": 0.02, "short": 0.1, "garbled": 0.05, "twice": 0.05}
 
@@ -37,6 +39,21 @@ def test_under_faults_every_pair_is_labelled_once_with_its_own_score(dialect, wr
     # a short answer's scores are kept, so nothing that was answered is asked again
     assert len(stub.answered) == 200 and set(stub.answered.values()) == {1}
     assert not list((tmp_path / "labels").glob("answers-*"))
+
+
+def test_a_hostile_service_costs_neither_the_run_nor_a_label(write_candidates, tmp_path):
+    """Seen: deep brackets, a score of a thousand digits and a false gzip ended the labeller; an endless answer filled
+    its memory, and one that came drop by drop held a connection for ever."""
+    candidates = write_candidates(60)
+    with reranker("tei", dict.fromkeys(HOSTILE, 0.08)) as stub:
+        assert main(config(candidates, tmp_path / "labels", stub, deadline_ms=1500, retries=30)) == 0
+    labels = read_labels(tmp_path / "labels")
+    assert labels.column("teacher_score").to_numpy().tolist() == expected_scores(candidates).tolist()
+
+
+def test_a_service_cannot_ask_for_a_pause_without_end():
+    for asked, seconds in (("inf", 3600.0), ("1e12", 3600.0), ("-5", 0.0), ("nan", 0.0), ("0.5", 0.5), ("x", None)):
+        assert _retry_after(httpx.Response(429, headers={"retry-after": asked})) == seconds
 
 
 def test_a_run_that_is_cut_off_again_and_again_pays_for_no_answer_twice_and_ends_with_the_same_bytes(

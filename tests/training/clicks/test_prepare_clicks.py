@@ -171,7 +171,7 @@ def test_little_memory_and_one_thread_give_the_same_file(pbm_log, tmp_path):
     for name, memory, threads in (("a", 2.0, 2), ("b", 0.15, 1)):
         write_clicks(
             ClickPairSettings(
-                events=str(path), out=tmp_path / f"{name}.parquet", duckdb_memory_gb=memory, threads=threads
+                events=str(path), out=tmp_path / f"{name}.parquet", duckdb_memory_gb=memory, duckdb_threads=threads
             )
         )
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()

@@ -191,20 +191,22 @@ def test_a_published_arm_is_a_row_with_its_prior(data, tmp_path):
     version = tmp_path / "arm" / "2"
     version.mkdir(parents=True)
     manifest = {
-        "checkpoint": {"path": str(student), "fingerprint": fingerprint(student)},
+        "checkpoint": {"name": student.name, "fingerprint": fingerprint(student)},
         "quality": {"prior": {"weight": 1.0, "mean": 2.0, "spread": 0.5}, "first_stage": "bm25"},
     }
     (version / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "arm" / "promoted.json").write_text("[1, 2]")
-    content = evaluate(data, tmp_path / "out", "bm25", f"student + prior=published:{tmp_path / 'arm'}")
+    content = evaluate(data, tmp_path / "out", "bm25", f"student + prior=published:{tmp_path / 'arm'},{student}")
     alone, arm = (content["systems"][name]["metrics"] for name in ("bm25", "student + prior"))
     assert arm["ndcg@5"] == pytest.approx(alone["ndcg@5"]) and arm["pnr"] == pytest.approx(alone["pnr"])
     with pytest.raises(InputError, match=r"fitted on bm25, and first stage mine\.parquet is given"):
-        evaluate(data, tmp_path / "o", f"published:{version}", first_stage=tmp_path / "mine.parquet")
+        evaluate(data, tmp_path / "o", f"published:{version},{student}", first_stage=tmp_path / "mine.parquet")
     (student / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match="changed since"):
-        evaluate(data, tmp_path / "o", f"published:{version}")
+    with pytest.raises(InputError, match=r"not what .* was built from"):
+        evaluate(data, tmp_path / "o", f"published:{version},{student}")
     with pytest.raises(InputError, match="not a published arm"):
+        evaluate(data, tmp_path / "o", f"published:{tmp_path},{student}")
+    with pytest.raises(InputError, match="ARM,CHECKPOINT"):
         evaluate(data, tmp_path / "o", f"published:{tmp_path}")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ranking.card import ScoreCard
+from ranking.card import ScoreCard, model_name
 from ranking.errors import InputError
 from ranking.schema import TABLES, read_table, write_table
 from tests.training.student.test_students import TINY, data  # noqa: F401
@@ -49,7 +49,7 @@ def test_clicks_teach_a_ranker_that_judgments_go_on_from(data, shown, tmp_path):
     assert (card.role, card.judged_queries, set(card.trained_on)) == ("baseline", 0, {"shown_documents", "dev"})
     settings = TINY | {"init": str(tmp_path / "clicked")}
     tuned = train_baseline(BaselineConfig(data=data, out=tmp_path / "tuned", **settings))
-    assert tuned.judged_queries == 24 and tuned.base_model == str(tmp_path / "clicked")
+    assert tuned.judged_queries == 24 and tuned.base_model == model_name(tmp_path / "clicked")
     assert ScoreCard.load(tmp_path / "tuned").limits == card.limits
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from clients.ab.database import DuckdbSettings
 from clients.ab.log.compaction import Summary, compact
 from clients.ab.log.lines import DAY_MICROSECONDS, encode
 from clients.ab.log.records import RECORDS, complete
 from clients.ab.log.retention import remove_old_days
 from clients.ab_compact import Config, main
+from ranking.database import DuckDbSettings
 from ranking.errors import InputError
 from ranking.schema import read_table
 
@@ -58,7 +58,7 @@ def write_log(folder: Path, records: list[dict], tail: bytes = b"", name: str = 
 
 
 def compact_again(tmp_path: Path) -> Summary:
-    return compact(tmp_path / "log", tmp_path / "out", DuckdbSettings())
+    return compact(tmp_path / "log", tmp_path / "out", DuckDbSettings())
 
 
 def compacted(tmp_path: Path, records: list[dict]) -> Summary:
@@ -143,6 +143,20 @@ def test_a_torn_tail_and_damage_are_counted_and_the_rest_is_kept(tmp_path):
     main(Config(tmp_path / "log", tmp_path / "out"))
     summary = json.loads((tmp_path / "out/compact.json").read_text())
     assert (summary["exposures"], summary["torn_tails"], summary["damaged"]) == (1, 1, [f"{path}:2"])
+
+
+def test_links_pipes_and_folders_in_the_log_are_left_out_and_named(tmp_path, caplog):
+    """Seen: a folder of a log file's name ended every compaction, and a pipe held it for ever."""
+    log = tmp_path / "log"
+    write_log(log, [exposure("r1")])
+    write_log(tmp_path / "elsewhere", [exposure("r2")])
+    (log / "2024-10-04T130000-1-2.ablog").symlink_to(next((tmp_path / "elsewhere").iterdir()))
+    (log / "2024-10-04T140000-1-3.ablog").mkdir()
+    os.mkfifo(log / "2024-10-04T150000-1-4.ablog")
+    assert compact_again(tmp_path).exposures == 1
+    assert sum("no ordinary file" in record.message for record in caplog.records) >= 3
+    remove_old_days(log, tmp_path / "out", 1, date(2030, 1, 1))
+    assert (tmp_path / "elsewhere" / "2024-10-04T120000.000000-1-1.ablog").is_file()
 
 
 def test_pages_without_text_or_scores_and_interleaved_pages_pass(tmp_path):

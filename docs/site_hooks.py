@@ -1,0 +1,146 @@
+"""What the site adds to the pages: a reference of every program's flags, read from the code, and the results' menu."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("training", "build", "clients", "demo", "ranking", "serving")
+STAGES = {
+    "training": "Data and training",
+    "build": "Building",
+    "clients": "Labelling, serving, A/B test",
+    "demo": "Demo",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A class of settings as its source has it: summary, meaning by field, (field, type, default) in order, bases."""
+
+    summary: str
+    meanings: dict[str, str]
+    fields: list[tuple[str, str, str]]
+    bases: list[str]
+
+
+@cache
+def all_settings() -> dict[tuple[str, str], Settings]:
+    """(file, class) -> its settings, of every class in the program folders."""
+    found = {}
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef):
+                    found[str(path.relative_to(ROOT)), node.name] = _settings(node)
+    return found
+
+
+def _settings(node: ast.ClassDef) -> Settings:
+    summary, _, arguments = (ast.get_docstring(node) or "").partition("\nArgs:\n")
+    # a meaning goes on in lines that are further in than its name
+    entries = re.findall(r"^    (\w+): (.+(?:\n     +.+)*)", arguments, flags=re.M)
+    fields = [
+        (item.target.id, ast.unparse(item.annotation), "" if item.value is None else _default(item.value))
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    ]
+    meanings = {name: " ".join(text.split()) for name, text in entries}
+    return Settings(summary.strip(), meanings, fields, [ast.unparse(base) for base in node.bases])
+
+
+def _default(value: ast.expr) -> str:
+    if isinstance(value, ast.Call):  # field(default_factory=lambda: ["bm25"])
+        given = {word.arg: word.value for word in value.keywords}
+        factory = given.get("default_factory")
+        return ast.unparse(factory.body) if isinstance(factory, ast.Lambda) else ""
+    return ast.unparse(value)
+
+
+def settings_of(name: str, near: str) -> Settings | None:
+    """The class of this name: in the file `near`, else the only one elsewhere; None if there is none."""
+    known = all_settings()
+    return known.get((near, name)) or next((each for (_, found), each in known.items() if found == name), None)
+
+
+def flags(settings: Settings, near: str, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(flag, default, meaning) of a class and the groups that it inherits or holds."""
+    for base in settings.bases:
+        if group := settings_of(base, near):
+            yield from flags(group, near, prefix)
+    for name, kind, default in settings.fields:
+        group = settings_of(kind, near) if kind.isidentifier() and kind[0].isupper() and kind != "Path" else None
+        if group and group.fields:
+            yield from flags(group, near, f"{prefix}{name}.")
+        elif not name.startswith("_") and kind != "ClassVar":
+            flag = f"--{prefix}{name}".replace("_", "-")
+            yield flag, default, settings.meanings.get(name, "")
+
+
+def _last_word(found: Iterator[tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
+    """Flag -> (default, meaning): a class may give an inherited flag another default, with or without a meaning."""
+    known: dict[str, tuple[str, str]] = {}
+    for flag, default, meaning in found:
+        known[flag] = (default, meaning or known.get(flag, ("", ""))[1])
+    return known
+
+
+def programs() -> Iterator[tuple[str, str, Settings, str]]:
+    """(file, command, settings, example) of every file that ends in `run(main, Config, example=...)`."""
+    for folder in STAGES:
+        for path in sorted((ROOT / folder).glob("*.py")):
+            near = str(path.relative_to(ROOT))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "run" and len(node.args) == 2:
+                    settings = settings_of(ast.unparse(node.args[1]), near)
+                    example = next((w.value for w in node.keywords if w.arg == "example"), None)
+                    if settings is not None and isinstance(example, ast.Constant):
+                        module = folder in ("training", "demo")
+                        command = f"python -m {folder}.{path.stem}" if module else f"python {near}"
+                        yield near, command, settings, str(example.value)
+
+
+def reference() -> str:
+    """The page of all programs, as Markdown."""
+    lines = [
+        "# Programs",
+        "",
+        "Every program takes its settings as flags, or as a YAML file with `--config` (flags win). Bad input ends in "
+        "one line and exit code 1, a wrong flag in exit code 2.",
+    ]
+    folder = ""
+    for near, command, settings, example in programs():
+        if folder != (folder := near.split("/")[0]):
+            lines += ["", f"## {STAGES[folder]}"]
+        lines += ["", f"### {command}", "", settings.summary, "", f"```\n{example}\n```", ""]
+        lines += ["| flag | default | meaning |", "|---|---|---|"]
+        for flag, (default, meaning) in _last_word(flags(settings, near)).items():
+            cells = [f"`{flag}`", f"`{default}`" if default else "", meaning]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def on_config(config: Any) -> Any:
+    """Add the results to the menu, each page by its own title."""
+    pages = sorted((ROOT / "docs" / "results").glob("*.md"))
+    config.nav.append({"Results": [f"results/{page.name}" for page in pages]})
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the reference of the programs."""
+    from mkdocs.structure.files import File
+
+    files.append(File.generated(config, "programs.md", content=reference()))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to files of the repository, which the site does not hold, become their paths."""
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?!results/)[^)]+\.(?:yaml|py|toml))\)", r"`\2`", markdown)

@@ -1,0 +1,50 @@
+"""Prometheus' and Alertmanager's own tools read what deploy/ gives them, and every alert fires when it should."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+CASES = Path(__file__).with_name("alert_cases.yaml")
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt: prometheus)")
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@needs_promtool
+def test_prometheus_reads_its_configuration_and_the_rules(tmp_path):
+    for name in ("prometheus.yaml", "alerts.yaml"):  # side by side, as compose mounts them
+        shutil.copy(DEPLOY / name, tmp_path / name)
+    assert "1 rule files found" in run("promtool", "check", "config", tmp_path / "prometheus.yaml")
+    targets = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())["alerting"]["alertmanagers"]
+    assert targets == [{"static_configs": [{"targets": ["alertmanager:9093"]}]}]
+
+
+@needs_promtool
+def test_every_alert_fires_when_it_should_and_not_before():
+    run("promtool", "test", "rules", CASES)
+
+
+def test_every_alert_has_a_firing_and_a_quiet_case():
+    rules = {rule["alert"] for rule in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]}
+    cases = [case for test in yaml.safe_load(CASES.read_text())["tests"] for case in test["alert_rule_test"]]
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == rules
+    assert {case["alertname"] for case in cases if not case["exp_alerts"]} == rules
+
+
+@pytest.mark.skipif(shutil.which("amtool") is None, reason="needs amtool (apt: prometheus-alertmanager)")
+def test_the_alertmanager_reads_its_configuration_and_pages_go_to_the_pager():
+    configuration = DEPLOY / "alertmanager.yaml"
+    assert "2 receivers" in run("amtool", "check-config", configuration)
+    for severity, receiver in (("page", "page"), ("ticket", "ticket")):
+        routed = run("amtool", "config", "routes", "test", f"--config.file={configuration}", f"severity={severity}")
+        assert routed.splitlines()[0] == receiver  # below it amtool may warn of its own settings on this machine

@@ -1,0 +1,69 @@
+"""The documentation as a site: it builds without a warning, and its reference knows every program and flag."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OF_EVERY_PROGRAM = {"--config", "--help", "--print-config"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_page_is_in_the_site_with_its_links_whole(site):
+    pages = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    assert pages - {path.relative_to(site) for path in site.rglob("*.html")} == set()
+
+
+def test_a_page_fetches_nothing_from_elsewhere(site):
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+"', page) == []
+
+
+def site_hooks():
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "site_hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["site_hooks"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_has_every_program():
+    programs = {near for near, *_ in site_hooks().programs()}
+    ended_by_run = {
+        str(path.relative_to(ROOT))
+        for folder in ("training", "build", "clients", "demo")
+        for path in (ROOT / folder).glob("*.py")
+        if re.search(
+            r"^    run\($|^    run\(main|^    run\(\w+, \w*Config", path.read_text(encoding="utf-8"), flags=re.M
+        )
+    }
+    assert programs == ended_by_run and len(programs) > 20
+
+
+@pytest.mark.parametrize("near", ["clients/ab_report.py", "build/releases.py"])
+def test_the_reference_has_the_flags_of_help(near):
+    """Read from the source, not run: so it must agree with what the program itself says."""
+    hooks = site_hooks()
+    settings = next(settings for name, _, settings, _ in hooks.programs() if name == near)
+    documented = {flag for flag, *_ in hooks.flags(settings, near)}
+    shown = subprocess.run([sys.executable, near, "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert documented == set(re.findall(r"^  (--[a-z][a-z.-]+)", shown, flags=re.M)) - {
+        "--config",
+        "--help",
+        "--print-config",
+    }
