@@ -149,10 +149,10 @@ def main(config: Config) -> None:
             "`python -m benchmarks.ab.interleaving`, two shared x86-64 cores, no GPU",
             "",
             f"One page of {config.documents} results a user, clicks by a dynamic Bayesian network, 80% power at alpha",
-            f"0.05. The A/B test is on page CTR. Sizes are planned from {config.users:,} simulated users; the last column",
-            "is the power that simulated interleaving tests of that size really have. Under `competing pairs`, the",
-            "router's scheme, a document that both rankings want next is nobody's. A/A tests: two rankings of one quality",
-            f"that differ, {config.null_users} users each.",
+            f"0.05. The A/B test is on page CTR. Sizes are planned from {config.users:,} simulated users; the last",
+            "column is the power that simulated interleaving tests of that size really have. Under `competing pairs`,",
+            "the router's scheme, a document that both rankings want next is nobody's. A/A tests: two rankings of one",
+            f"quality that differ, {config.null_users} users each.",
             "",
         ]
         config.out.write_text("\n".join([*about, report]) + "\n", encoding="utf-8")
