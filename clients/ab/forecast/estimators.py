@@ -52,7 +52,7 @@ class LoggedRows:
 
     def by_page(self, values: Floats) -> Floats:
         """Sums of row values over pages, float [p]."""
-        return np.bincount(self.page, values, minlength=len(self.user))
+        return np.bincount(self.page, values, minlength=len(self.user)).astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def rows_of(pages: ScoredPages, bias: PositionBias) -> LoggedRows:
     shown, wanted = bias.at(pages.place), bias.at(pages.new_place)
     weight = np.divide(wanted, shown, out=np.zeros(len(shown)), where=shown > 0)
     relevance = cross_fitted_relevance(pages, shown)
-    by_page = {"minlength": len(pages.user)}
+    count = len(pages.user)
     return LoggedRows(
         pages.page,
         pages.clicked,
@@ -129,8 +129,8 @@ def rows_of(pages: ScoredPages, bias: PositionBias) -> LoggedRows:
         shown,
         shown * relevance,
         pages.user,
-        np.bincount(pages.page, wanted, **by_page),
-        np.bincount(pages.page, wanted * relevance, **by_page),
+        np.bincount(pages.page, wanted, minlength=count).astype(np.float64),
+        np.bincount(pages.page, wanted * relevance, minlength=count).astype(np.float64),
         _log_error(pages, weight, bias),
     )
 

@@ -70,12 +70,13 @@ class PageRanking:
         if not self.probabilities:
             return self
         kept = [place for place, value in enumerate(self.probabilities) if value >= probability]
-        columns = {
-            name: [values[place] for place in kept]
-            for name in ("order", "scores", "teams", "probabilities")
-            if (values := getattr(self, name))
-        }
-        return replace(self, **columns)
+        return replace(
+            self,
+            order=[self.order[place] for place in kept],
+            scores=[self.scores[place] for place in kept],
+            teams=[self.teams[place] for place in kept] if self.teams else [],
+            probabilities=[self.probabilities[place] for place in kept],
+        )
 
 
 async def rank_page(
