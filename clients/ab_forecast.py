@@ -110,5 +110,9 @@ def told(outlook: Outlook, alpha: float) -> str:
 
 
 if __name__ == "__main__":
-    options = "--data runs/ab/data --model student --propensities runs/clicks.report.json"
-    run(main, Config, example=f"python clients/ab_forecast.py {options}")
+    run(
+        main,
+        Config,
+        example="python clients/ab_forecast.py --data runs/ab/data --model student --propensities "
+        "runs/clicks.report.json",
+    )

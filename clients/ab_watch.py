@@ -98,5 +98,8 @@ def look(watched: Watched, judgments: Path | None) -> list[Finding]:
 
 
 if __name__ == "__main__":
-    options = "--data runs/ab/data --repository model_repository --page runs/watch.html"
-    run(main, Config, example=f"python clients/ab_watch.py {options}")
+    run(
+        main,
+        Config,
+        example="python clients/ab_watch.py --data runs/ab/data --repository model_repository --page runs/watch.html",
+    )

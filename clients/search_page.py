@@ -28,7 +28,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from clients.judging.sheet import Sheet, draw_queries
+from clients.ab.judging.sheet import Sheet, draw_queries
 from clients.triton.connection import TritonAccess
 from clients.triton.reranker import AsyncReranker, RerankError
 from ranking.errors import InputError

@@ -283,10 +283,12 @@ def load_test(out: Path, data: Path, repository: Path, seconds: int) -> dict[str
     with start_triton(repository, *only_arms(*ARMS)) as server:
         for arm in ARMS:
             result = out / f"load-{arm}.json"
+            result.unlink(missing_ok=True)  # of an interrupted run
             run_program(
                 "-m", "locust", "-f", "loadtest/", "--headless", "--only-summary", "-u", "8", "-r", "100",
                 "-t", f"{seconds}s", "--arms", arm, "--list-sizes", "24", "--data", data, "--grpc-url", server.grpc,
                 "--metrics-url", server.metrics, "--json-out", result,
+                accept=(0, 1),  # 1: requests failed, as on a machine too busy for the rate; the summary counts them
             )  # fmt: skip
             row = json.loads(result.read_text())["arms"][arm]
             found[arm] = {"p50_ms": row["p50_ms"], "p99_ms": row["p99_ms"], "errors": row["failed"] + row["unanswered"]}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.judging.agreement import VALUES, advantage_interval, krippendorff_alpha
+from clients.ab.judging.agreement import VALUES, advantage_interval, krippendorff_alpha
 from ranking.database import DuckDbSettings, literal
 from ranking.errors import InputError
 from ranking.files import write_text

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
+from clients.ab.judging.agreement import advantage_interval, krippendorff_alpha
+from clients.ab.judging.sheet import Sheet, SheetQuery, draw_queries
 from clients.ab.report.side_by_side import read_judgments
-from clients.judging.agreement import advantage_interval, krippendorff_alpha
-from clients.judging.sheet import Sheet, SheetQuery, draw_queries
 from clients.search_page import Config, make_app
 from ranking.errors import InputError
 from ranking.schema import TABLES, write_table
