@@ -245,18 +245,21 @@ class StudentFormat:
 
     def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
         """One EncodedPair per row; the three sequences have one entry per pair."""
+        queries, titles, summaries = self._placed(queries, titles, summaries)
         query_ids = self.field_ids(queries, self.limits.max_query_tokens)
         title_ids = self.field_ids(titles, self.limits.max_title_tokens)
-        summary_ids = self.field_ids(self._following(titles, summaries), self.limits.max_summary_tokens)
+        summary_ids = self.field_ids(summaries, self.limits.max_summary_tokens)
         marks, pairs = self.marks, []
         for query, title, summary in zip(query_ids, title_ids, summary_ids):
             ids = [*marks.first, *query, *marks.between, *title, *summary, *marks.last]
             pairs.append(EncodedPair(ids, document_start=len(marks.first) + len(query) + len(marks.between)))
         return pairs
 
-    def _following(self, titles: Sequence[str], summaries: Sequence[str]) -> Sequence[str]:
-        """The summaries as they are tokenised behind their titles."""
-        return summaries
+    def _placed(
+        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
+    ) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+        """The fields as they are tokenised at their places; BERT's tokenizer reads a word alike everywhere."""
+        return queries, titles, summaries
 
     def tokenise_fields(self, raw: Sequence[str], limit: int) -> list[list[int]]:
         """Token ids of each field, no special tokens, cut to `limit`; a field that comes twice is tokenised once."""
@@ -304,13 +307,16 @@ class PairFormat(StudentFormat):
         ids = pair.ids
         self.marks = Marks(ids[: first[0]], ids[first[-1] + 1 : second[0]], ids[second[-1] + 1 :])
 
-    def _following(self, titles: Sequence[str], summaries: Sequence[str]) -> Sequence[str]:
-        pairs = zip(titles, summaries)
-        return [f" {summary.lstrip()}" if title.strip() else summary.lstrip() for title, summary in pairs]
+    def _placed(
+        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
+    ) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+        """A field that begins with a space is a summary behind a title; no other field does."""
+        placed = [f" {s.lstrip()}" if t.strip() else s.lstrip() for t, s in zip(titles, summaries)]
+        return [q.lstrip() for q in queries], [t.lstrip() for t in titles], placed
 
     def _field_text(self, raw: str, limit: int) -> str:
         clean = self._clean(raw, limit)
-        return f" {clean}" if raw.startswith(" ") and clean and raw[1:2].strip() else clean
+        return f" {clean}" if clean and raw.startswith(" ") else clean
 
 
 def check_format(card: ScoreCard, name: str, folder: str | Path) -> None:

@@ -98,7 +98,7 @@ async def routed(url: str, documents: int, path: bytes) -> tuple[Ask, Callable[[
     connections: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
 
     async def ask(number: int, page: int) -> None:
-        if number not in connections:
+        if number not in connections or connections[number][0].at_eof():  # the router ends what is idle for 5 s
             connections[number] = await asyncio.open_connection(host, int(port))
         reader, writer = connections[number]
         user = f"u{number}-{page % 100}"

@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 import pytest
+from fastapi.testclient import TestClient
 
 from benchmarks.ab.toy_rankers import write_toy_repository
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.router.local_router import LocalRouter, start_router
+from demo.engine_page import COOKIE, Config, make_app
+from ranking.schema import write_table
 from serving.temporary_server import start_triton
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +161,34 @@ def test_litellm_reranks_by_three_providers_forms(router, provider):
 def post(router: LocalRouter, path: str, body: dict) -> httpx.Response:
     with httpx.Client(base_url=router.url, headers={"authorization": f"Bearer {KEY}"}, trust_env=False) as client:
         return client.post(path, json=body)
+
+
+def test_an_engine_retrieves_the_router_ranks_the_page_shows_and_clicks_come_back(router, tmp_path):
+    module("tantivy")
+    texts = {"a": ("night", "alpha"), "b": ("train", "alpha alpha"), "c": ("夜行列车", "雨"), "d": ("moon", "beta")}
+    rows = [
+        {"query_id": "1", "doc_id": doc_id, "query": "q", "title": title, "summary": summary}
+        for doc_id, (title, summary) in texts.items()
+    ]
+    write_table(tmp_path / "candidates.parquet", "candidates", pa.Table.from_pylist(rows))
+    (tmp_path / "key").write_text(KEY + "\n")
+    config = Config(data=tmp_path, router=router.url, key_file=tmp_path / "key", deadline_ms=20_000)
+    with TestClient(make_app(config)) as client:
+        client.cookies.set(COOKIE, "in-student")
+        answer = client.get("/search", params={"q": 'alpha AND (beta:"x'}).json()
+        assert [r["doc_id"] for r in answer["results"]] == ["b", "a", "d"] and answer["ranked"]
+        click = {"request_id": answer["request_id"], "doc_id": "b"}
+        assert client.post("/click", json=click).json() == {"accepted": 1}
+        page = next(p for p in pages(router) if p["request_id"] == answer["request_id"])
+        assert (page["user_id"], page["arm"], page["documents"][0]) == ("in-student", "student", "b")
+        assert client.get("/search", params={"q": "列车"}).json()["results"][0]["doc_id"] == "c"
+        assert client.get("/search", params={"q": "!!!"}).json()["found"] == 0
+        assert "the router ranks them" in client.get("/").text
+    silent = Config(data=tmp_path, router="http://127.0.0.1:1")
+    with TestClient(make_app(silent)) as client:
+        told = client.get("/search", params={"q": "moon"}).json()
+        assert (told["ranked"], told["results"][0]["doc_id"]) == (False, "d") and client.cookies.get(COOKIE)
+        assert client.post("/click", json=click).status_code == 502
 
 
 # What the engines send, by their documentation: Elasticsearch's `cohere` and `jinaai` inference services, the request
