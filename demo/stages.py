@@ -125,7 +125,12 @@ def run_program(*command: str | Path, accept: tuple[int, ...] = (0,)) -> None:
     with _log.get().open("ab") as output, _log.get().open("rb") as reader:
         reader.seek(0, os.SEEK_END)
         child = subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, *words],
+            cwd=ROOT,
+            env={"TQDM_MININTERVAL": "1", **os.environ},  # a log needs no ten states of a progress bar a second
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         try:
             while child.poll() is None:

@@ -86,8 +86,13 @@ class ArmPair:
         scores = [self.grades + noise * (0.6 * common + 0.8 * rng.normal(size=shape)) for noise in noises]
         self.orders = [np.argsort(-one, axis=1) for one in scores]
         self.bias = np.zeros(self.documents)
-        looked_at = ClickModel().propensities(10)
-        self.bias[: len(looked_at)] = looked_at
+        if kind == "pbm":
+            self.bias[:10] = self.model.propensities(10)
+        else:  # how often each place is looked at under the logging ranker, whatever stands there
+            queries = rng.choice(config.queries, 50_000, p=self.popularity)
+            shown = np.take_along_axis(self.grades, self.orders[0], axis=1)[queries, :10]
+            looked_at = self.model.simulate(shown, rng).examined.mean(0)
+            self.bias[:10] = looked_at / looked_at[0]
 
     def visits(self, order: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Clicks [pages, documents] by place; nobody looks below the tenth."""

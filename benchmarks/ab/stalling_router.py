@@ -17,10 +17,10 @@ from ranking.program import run
 _sync = os.fdatasync
 
 
-def _slow_sync(descriptor: Any) -> None:
+def _slow_sync(fd: Any) -> None:
     with suppress(FileNotFoundError):  # no stall now
         time.sleep(float(Path(os.environ["STALL_FILE"]).read_text() or 0))
-    _sync(descriptor)
+    _sync(fd)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
+from ranking.database import literal
 from ranking.errors import DataError
 from ranking.schema import reading
 from training.clicks.duckdb_tables import parquet_files
@@ -41,12 +42,11 @@ def drop_forced_pages(connection: duckdb.DuckDBPyConnection, exposures: Path | N
             missing = [name for name in _NEEDED if name not in pq.read_schema(file).names]
         if missing:
             raise DataError(file, f"no column {', '.join(missing)}: this is not the table `exposures` of an A/B log")
-    names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
     connection.execute(f"""
         CREATE TABLE pages AS
         SELECT request_id, bool_or(forced) AS forced, any_value(fallback) AS fallback,
                any_value(served_by) AS served_by, bool_or(len(teams) > 0) AS interleaved
-        FROM read_parquet([{names}], union_by_name = true) GROUP BY request_id
+        FROM read_parquet({literal(files)}, union_by_name = true) GROUP BY request_id
     """)
     connection.execute("""
         CREATE VIEW real_pages AS

@@ -39,7 +39,7 @@ def read_bandit_log(database: duckdb.DuckDBPyConnection, path: Path) -> BanditLo
     try:
         columns = database.execute(f"""
             SELECT item_id::BIGINT AS item, "position"::BIGINT AS position, click::DOUBLE AS click,
-                   propensity_score::DOUBLE AS probability FROM read_csv({literal(str(path))})
+                   propensity_score::DOUBLE AS probability FROM read_csv({literal(path)})
         """).fetchnumpy()
     except duckdb.Error as problem:
         raise DataError(path, f"not a bandit log: {' '.join(str(problem).split())[:200]}") from problem

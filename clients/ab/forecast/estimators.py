@@ -10,6 +10,9 @@ the ratio of two probabilities.
            NeurIPS 2015)
     DR     mean over pages of  direct + sum weight * (click - predicted)   (Dudik, Langford and Li, ICML 2011)
 
+Documents that the log showed where nobody looks say nothing. IPS counts them as never clicked, SNIPS and DR about as
+the others; every interval is widened to hold both, from never to as often as the others.
+
 Few clicks with large weights are skewed to the right, so intervals are symmetric on the logarithm's scale. The unit of
 variance is the user.
 """
@@ -49,7 +52,7 @@ class LoggedRows:
 
     def by_page(self, values: Floats) -> Floats:
         """Sums of row values over pages, float [p]."""
-        return np.bincount(self.page, values, minlength=len(self.user))
+        return np.bincount(self.page, values, minlength=len(self.user)).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -176,13 +179,21 @@ def forecast(rows: LoggedRows, limits: Limits, alpha: float = 0.05) -> Outlook:
     snips = ips.mean() / used.mean() * rows.target_mass.mean()
     per_page = snips + (ips - ips.mean() / used.mean() * used) * rows.target_mass.mean() / used.mean()
     dr = rows.direct + rows.by_page(rows.weight * (rows.click - rows.predicted))
-    for name, values in (("IPS", ips), ("SNIPS", per_page), ("DR", dr)):
-        outlook.forecasts.append(_estimate(name, values, logged, rows, alpha))
+    unseen = 1 - overlap.unsupported
+    for name, values, widened in (
+        ("IPS", ips, (1.0, 1 / unseen)), ("SNIPS", per_page, (unseen, 1.0)), ("DR", dr, (unseen, 1.0))
+    ):  # fmt: skip
+        outlook.forecasts.append(_estimate(name, values, logged, rows, alpha, widened))
     return outlook
 
 
-def _estimate(name: str, values: Floats, logged: Floats, rows: LoggedRows, alpha: float) -> Forecast:
-    """The mean of page values, float [p], and its ratio to the logged mean, with user-clustered log-scale intervals."""
+def _estimate(
+    name: str, values: Floats, logged: Floats, rows: LoggedRows, alpha: float, widened: tuple[float, float]
+) -> Forecast:
+    """The mean of page values, float [p], and its ratio to the logged mean, with user-clustered log-scale intervals.
+
+    widened: factors of the lower and the upper end, for what the log did not show.
+    """
     z = float(stats.norm.isf(alpha / 2))
     value, base = float(values.mean()), float(logged.mean())
     if value <= 0:  # a doubly robust estimate may be; it has no logarithm, and no lift
@@ -193,9 +204,11 @@ def _estimate(name: str, values: Floats, logged: Floats, rows: LoggedRows, alpha
     lift_error = np.hypot(_clustered(own - (logged / base - 1), rows.user), rows.log_error)
     reach, lift_reach = np.exp(z * error), np.exp(z * lift_error)
     ratio = value / base
+    below, above = widened
     return Forecast(
-        name, value, value / reach, value * reach, ratio - 1, ratio / lift_reach - 1, ratio * lift_reach - 1
-    )
+        name, value, below * value / reach, above * value * reach, ratio - 1,
+        below * ratio / lift_reach - 1, above * ratio * lift_reach - 1,
+    )  # fmt: skip
 
 
 def _clustered(influence: Floats, user: NDArray[np.int64]) -> float:

@@ -81,9 +81,9 @@ def read_pages(
         if not any(folder.glob("*.parquet")):
             advice = "give the experiment a `shadow` share, or score pages yourself and give --scores"
             raise InputError(f"{folder}: no {name} there" + (f"; {advice}" if name == "shadows" else ""))
-    given = f"read_parquet({literal(str(folders['exposures'] / '*.parquet'))})"
+    given = f"read_parquet({literal(sorted(folders['exposures'].glob('*.parquet')))})"
     if scores is None:
-        shadows = literal(str(folders["shadows"] / "*.parquet"))
+        shadows = literal(sorted(folders["shadows"].glob("*.parquet")))
         other = f"""SELECT request_id, unnest(documents) AS doc_id, unnest(scores) AS score
             FROM read_parquet({shadows}) WHERE model = {literal(model)} AND failure = ''"""
     else:
@@ -91,7 +91,7 @@ def read_pages(
             names = pq.read_schema(scores).names
         if missing := {"request_id", "doc_id", "score"} - set(names):
             raise DataError(scores, f"no column {', '.join(sorted(missing))}")
-        other = f"SELECT request_id, doc_id, score FROM read_parquet({literal(str(scores))})"
+        other = f"SELECT request_id, doc_id, score FROM read_parquet({literal(scores)})"
     wanted = [f"{name} = {literal(value)}" for name, value in (("experiment", experiment), ("arm", arm)) if value]
     rows = database.execute(f"""
         WITH shown AS (
@@ -121,7 +121,7 @@ def rows_of(pages: ScoredPages, bias: PositionBias) -> LoggedRows:
     shown, wanted = bias.at(pages.place), bias.at(pages.new_place)
     weight = np.divide(wanted, shown, out=np.zeros(len(shown)), where=shown > 0)
     relevance = cross_fitted_relevance(pages, shown)
-    by_page = {"minlength": len(pages.user)}
+    count = len(pages.user)
     return LoggedRows(
         pages.page,
         pages.clicked,
@@ -129,8 +129,8 @@ def rows_of(pages: ScoredPages, bias: PositionBias) -> LoggedRows:
         shown,
         shown * relevance,
         pages.user,
-        np.bincount(pages.page, wanted, **by_page),
-        np.bincount(pages.page, wanted * relevance, **by_page),
+        np.bincount(pages.page, wanted, minlength=count).astype(np.float64),
+        np.bincount(pages.page, wanted * relevance, minlength=count).astype(np.float64),
         _log_error(pages, weight, bias),
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from clients.ab.experiment.definition import Arm
-from clients.ab.experiment.interleaving import team_draft
+from clients.ab.experiment.interleaving import AGREED, team_draft
 from clients.ab.router.guarded_scorer import GuardedScorer
 from clients.triton.scoring import ModelScores, PageTensors, ScoringFailure
 from ranking.request_tensors import descending
@@ -70,12 +70,13 @@ class PageRanking:
         if not self.probabilities:
             return self
         kept = [place for place, value in enumerate(self.probabilities) if value >= probability]
-        columns = {
-            name: [values[place] for place in kept]
-            for name in ("order", "scores", "teams", "probabilities")
-            if (values := getattr(self, name))
-        }
-        return replace(self, **columns)
+        return replace(
+            self,
+            order=[self.order[place] for place in kept],
+            scores=[self.scores[place] for place in kept],
+            teams=[self.teams[place] for place in kept] if self.teams else [],
+            probabilities=[self.probabilities[place] for place in kept],
+        )
 
 
 async def rank_page(
@@ -147,19 +148,22 @@ def _ranking(request_id: str, arm: Arm, scored: list[ModelScores], fallback: str
     order, teams = team_draft(orders[0], orders[1], request_id)
     return PageRanking(
         order,
-        [float(scored[team].values[i]) for i, team in zip(order, teams)],
+        [float(scored[max(team, 0)].values[i]) for i, team in zip(order, teams)],
         INTERLEAVED,
         fallback,
         ",".join(f"{model}:{s.version}" for model, s in zip(arm.models, scored)),
-        [arm.models[team] for team in teams],
+        ["" if team == AGREED else arm.models[team] for team in teams],
         probabilities=_probabilities(scored, order, teams),
     )
 
 
 def _probabilities(scored: list[ModelScores], order: list[int], teams: list[int]) -> list[float]:
-    """Each document's probability by its own team's model; empty unless all of these models give one."""
+    """Each document's probability by its own team's model, the first one's where both agreed.
+
+    Empty unless all of these models give one.
+    """
     given = [scores.probabilities for scores in scored]
     known = [values for values in given if values is not None]
     if len(known) < len(given):
         return []
-    return [float(known[team][document]) for document, team in zip(order, teams)]
+    return [float(known[max(team, 0)][document]) for document, team in zip(order, teams)]

@@ -64,7 +64,7 @@ class Watched:
         """Make the table `page` of both spans, with the column `today`. InputError if the day has no page."""
         folder = self.data / "exposures"
         days = [self.day - timedelta(days=back) for back in range(self.days_before + 1)]
-        files = [str(path) for day in days if (path := folder / f"{day}.parquet").is_file()]
+        files = [path for day in days if (path := folder / f"{day}.parquet").is_file()]
         if not (folder / f"{self.day}.parquet").is_file():
             raise InputError(f"{folder}: no pages of {self.day}; run ab_compact.py first")
         self.database.execute(f"""
@@ -175,7 +175,7 @@ def text_findings(watched: Watched) -> list[Finding]:
     if not versions or not file.is_file():
         return []
     rows = watched.database.execute(f"""
-        SELECT query, title, summary FROM read_parquet({literal(str(file))}) WHERE title <> '' OR summary <> ''
+        SELECT query, title, summary FROM read_parquet({literal(file)}) WHERE title <> '' OR summary <> ''
         ORDER BY hash(request_id, doc_id) LIMIT {int(watched.text_pairs)}
     """).fetchall()
     if len(rows) < MIN_USERS:
