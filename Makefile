@@ -3,9 +3,9 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
-EXTRAS := train,datasets,build,serve-cpu,clients,loadtest,ray,bench,docs,dev
+EXTRAS := train,datasets,build,serve-cpu,clients,integrations,loadtest,ray,privacy,bench,docs,dev
 
-.PHONY: help install test lint demo serve stop clean
+.PHONY: help install test lint demo retrain serve stop clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -23,7 +23,7 @@ lint: $(STAMP)   ## ruff, mypy and bandit
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive ranking training build serving clients loadtest demo benchmarks
+	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive ranking training build serving clients loadtest demo benchmarks disranker
 
 # Two workers, each with whole files, so that a file's servers start once. Models in tests are tiny: one thread each.
 test: $(STAMP)   ## the whole test suite, real servers included
@@ -31,6 +31,12 @@ test: $(STAMP)   ## the whole test suite, real servers included
 
 demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME for your own data
 	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo))
+
+retrain: $(STAMP) ## new clicks to the next A/B test: SINCE=2026-11-14, RUN=runs/demo (a demo run), OUT=runs/retrain, ARGS=...
+	$(PY) -m demo.retrain --log $(or $(RUN),runs/demo)/ab/data --data $(or $(RUN),runs/demo)/data \
+	  --student $(or $(RUN),runs/demo)/student --repository $(or $(RUN),runs/demo)/model_repository \
+	  --pretrained $(or $(RUN),runs/demo)/pretrained --last-teacher $(or $(RUN),runs/demo)/teacher \
+	  --out $(or $(OUT),runs/retrain) $(if $(SINCE),--since $(SINCE)) $(ARGS)
 
 serve: $(STAMP)  ## tritonserver, A/B router and search page on the models of OUT (default: the last demo run)
 	$(PY) -m demo.serve start $(if $(OUT),--out $(OUT))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +30,16 @@ from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
 from build.gate import GateLimits, GateReport, Reference, gate_scores
 from build.judged_pairs import JudgedPairs, read_candidates, read_judged
+from build.probabilities import ProbabilityMaps, fit_maps
 from build.publication_settings import PublicationSettings, check_model_name
 from build.publish import publish_engine, refusal, tools
 from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, QualityReport, measure_quality, serving_arm
+from build.reference_scores import reference_of
 from build.runners import Runner, score_pairs
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
-from ranking.encoder_inputs import without_padding
+from ranking.encoder_families import longest_input
+from ranking.encoder_inputs import chosen, inputs_of, without_padding
 from ranking.errors import InputError
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
@@ -63,6 +66,7 @@ class Config(PublicationSettings):
         gate: what a build may cost; see docs/build.md before widening
         gate_queries: judged queries to gate on, drawn at random with a fixed seed
         calibration_pairs: candidates that INT8 is calibrated on
+        reference_pairs: candidates whose scores the version keeps, for ab_watch to compare live ones with
         accept_drop: publish although the engine moved the ranking; the objections are recorded in the manifest
         first_stage: what ranks before any model, as a Parquet table query_id, doc_id, prior of the judged pairs; BM25
             when left out. The arm is compared with it, and its weight as a prior is fitted on it
@@ -84,6 +88,7 @@ class Config(PublicationSettings):
     gate: GateLimits = field(default_factory=GateLimits)
     gate_queries: int = 200
     calibration_pairs: int = 256
+    reference_pairs: int = 1000
     accept_drop: bool = False
     first_stage: Path | None = None
     serves_now: str = ""
@@ -97,8 +102,9 @@ class Config(PublicationSettings):
         offered = {"openvino": ("auto", *openvino_engine.PRECISIONS), "tensorrt": ("auto", *tensorrt_engine.PRECISIONS)}
         if self.precision not in offered[self.target]:
             raise ValueError(f"precision {self.precision}: {self.target} offers {', '.join(offered[self.target])}")
-        if self.gate_queries < 1:
-            raise ValueError("gate_queries: at least 1 is needed")
+        for name in ("gate_queries", "reference_pairs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: at least 1 is needed")
         if self.accept_worse != "" and not is_visible(self.accept_worse):
             raise ValueError("accept_worse is blank: say why the arm is published although it is worse")
         self.serving = self.serving.for_target(self.target)
@@ -116,9 +122,12 @@ class Build:
     pairs: list[EncodedPair]  # [n], the judged pairs that the gate scores
     reference: Reference
     quality: QualityReport
+    probabilities: ProbabilityMaps
+    live_reference: dict[str, Any]  # scores and text figures of candidates, for ab_watch
     judged_scores: Path  # file that the version keeps
     lengths: list[int]  # bucket lengths in tokens, ascending
     positions: int  # tokens of the longest input that the network takes
+    inputs: tuple[str, ...]  # of the padded graph
 
     def gate(self, runner: Runner, precision: str) -> GateReport:
         """Score the judged pairs with an engine and measure them against the fp32 checkpoint's scores."""
@@ -148,9 +157,11 @@ def prepare(config: Config, folder: Path) -> Build:
             f"{config.checkpoint}: the card names tokenizer {card.vocabulary}, the folder holds {vocabulary}"
         )
     encoder = load_encoder(config.checkpoint)
-    longest, positions = text.max_tokens(), encoder.model.config.max_position_embeddings
+    longest, positions = text.max_tokens(), longest_input(encoder.model.config)
     if longest > positions:
         raise InputError(f"{config.checkpoint}: pairs of up to {longest} tokens, the model has {positions} positions")
+    if encoder.inputs != inputs_of(text.token_types):
+        raise InputError(f"{config.checkpoint}: tokenizer and model do not agree on whether there are token types")
     if encoder.model.config.vocab_size < text.tokenizer.get_vocab_size():
         raise InputError(f"{config.checkpoint}: the tokenizer has more tokens than the model has embeddings")
     positions = widen_positions(encoder)
@@ -159,7 +170,12 @@ def prepare(config: Config, folder: Path) -> Build:
     if not np.isfinite(scores).all():
         raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
     reference = Reference(scores, judged.grades, judged.groups, judged.queries)
-    quality = judge_quality(config, judged, reference)
+    first_stage = first_stage_scores(config.first_stage, config.data, judged.table)
+    quality = judge_quality(config, judged, reference, first_stage)
+    probabilities = fit_maps(card.calibration, reference, first_stage, quality.prior)
+    if probabilities.served:
+        reference = replace(reference, calibration=probabilities.alone)
+    live_reference = reference_of(config.data, text, torch_runner(encoder), config.reference_pairs)
     judged_scores = JudgedScores(*_ids(judged), scores).save(folder / JUDGED_SCORES_NAME)
     lengths = bucket_lengths(config.serving, config.target, longest)
     LOGGER.info("exporting %s to ONNX", config.checkpoint)
@@ -167,13 +183,15 @@ def prepare(config: Config, folder: Path) -> Build:
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
     return Build(
-        config, card, text, onnx, difference, judged.pairs, reference, quality, judged_scores, lengths, positions
-    )
+        config, card, text, onnx, difference, judged.pairs, reference, quality, probabilities, live_reference,
+        judged_scores, lengths, positions, encoder.inputs,
+    )  # fmt: skip
 
 
-def judge_quality(config: Config, judged: JudgedPairs, reference: Reference) -> QualityReport:
+def judge_quality(
+    config: Config, judged: JudgedPairs, reference: Reference, first_stage: NDArray[np.float32]
+) -> QualityReport:
     """Compare the checkpoint with what ranks today. InputError if it is worse and nobody accepts that."""
-    first_stage = first_stage_scores(config.first_stage, config.data, judged.table)
     opponents: dict[str, NDArray[np.float32]] = {}
     if config.serves_now != "none":
         arm = config.serves_now or config.name
@@ -202,6 +220,11 @@ def graph_source(encoder: Encoder, config: Config, longest: int) -> Encoder | En
     """
     if config.target == "openvino" or config.serving.graph == "plain":
         return encoder
+    family = encoder.model.config.model_type
+    if family != "bert":
+        raise InputError(
+            f"the graph {config.serving.graph!r} is of BERT alone: give --serving.graph plain for {family}"
+        )
     if config.serving.graph == "packed":
         return PackedEncoder(encoder.model, longest).eval()
     return PaddedEncoder(encoder.model).eval()
@@ -252,8 +275,8 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     precision = "fp16" if config.precision == "auto" else config.precision
     pairs = read_candidates(config.data, build.text, config.calibration_pairs)
     feeds = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
-    if config.serving.graph == "packed":
-        feeds = [without_padding(feed) for feed in feeds]
+    packed = config.serving.graph == "packed"
+    feeds = [without_padding(feed) if packed else chosen(feed, build.inputs) for feed in feeds]
     graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds)
     report = build.gate(tensorrt_engine.cast_runner(graph), precision)
     if not report.passed and not config.accept_drop:
@@ -291,8 +314,11 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
         "gate_limits": asdict(config.gate),
         "accept_drop": config.accept_drop,
         "quality": build.quality.as_json(),
+        "probabilities": build.probabilities.as_json(),
+        "live_reference": build.live_reference,
         "accept_worse": config.accept_worse,
         "lengths": build.lengths,
+        "inputs": build.inputs,
         "serving": asdict(config.serving),
         "tools": tools(),
     }

@@ -24,11 +24,15 @@ import torch
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 
+from ranking.encoder_inputs import INPUTS
+
 MASKED = -1e4  # far below any attention logit, its exponential is exactly zero in fp32, and fp16 can hold it
 
 
 class EngineEncoder(nn.Module):
     """What both layouts share: the trained modules, with query, key and value in one product per layer."""
+
+    inputs = INPUTS  # of the same model's padded graph
 
     def __init__(self, model: BertForSequenceClassification):
         super().__init__()

@@ -1,14 +1,16 @@
-"""Checkpoint -> ONNX: a BERT ranker with dynamic batch and length, checked against PyTorch before anyone relies on it.
+"""Checkpoint -> ONNX: a ranker with dynamic batch and length, checked against PyTorch before anyone relies on it.
 
-The padded graph takes input_ids, attention_mask and token_type_ids (int32 [batch, length]) and gives logits (float32
-[batch, 1]). The packed graph takes input_ids, token_type_ids and position_ids (int32 [tokens]) and lengths (int32
-[batch]) and gives logits (float32 [batch]). An exporter may drop an input that it believes unused. A ranker without its
-token types would still run, but rank differently; so the export fails unless some node reads each input.
+The padded graph takes input_ids, attention_mask and, where the encoder has token types, token_type_ids (int32 [batch,
+length]) and gives logits (float32 [batch, 1]). The packed graph, of BERT alone, takes input_ids, token_type_ids and
+position_ids (int32 [tokens]) and lengths (int32 [batch]) and gives logits (float32 [batch]). An exporter may drop an
+input that it believes unused. A ranker without its token types would still run, but rank differently; so the export
+fails unless some node reads each input.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from transformers import BertForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from build.engine_encoder import EngineEncoder, PackedEncoder
 from build.runners import Runner
 from ranking.card import ScoreCard
-from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS, Feed, without_padding
+from ranking.encoder_families import ENCODER_FAMILIES, has_token_types, longest_input, refused_family
+from ranking.encoder_inputs import OUTPUT, PACKED_INPUTS, Feed, chosen, inputs_of, without_padding
 from ranking.errors import InputError
 
 OPSET = 19  # from 19 on, QuantizeLinear takes fp16
@@ -30,17 +33,17 @@ PARITY_TOLERANCE = 1e-4  # of a raw fp32 logit: summation order only
 
 
 class Encoder(torch.nn.Module):
-    """The model as a function of three int tensors [batch, length] to raw logits float32 [batch, 1]."""
+    """The model as a function of int tensors [batch, length], named `inputs`, to raw logits float32 [batch, 1]."""
 
-    def __init__(self, model: BertForSequenceClassification):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+        self.inputs = inputs_of(has_token_types(model.config))
 
-    def forward(self, input_ids, attention_mask, token_type_ids):
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
         """Raw logits, float32 [batch, 1]."""
-        return self.model(
-            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True
-        ).logits
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types, return_dict=True).logits
 
 
 def load_encoder(checkpoint: str | Path) -> Encoder:
@@ -49,11 +52,14 @@ def load_encoder(checkpoint: str | Path) -> Encoder:
     transformers_logging.disable_progress_bar()
     try:
         # eager attention is plain MatMul and Softmax in the graph: every engine recognises and fuses it
-        loaded: Any = BertForSequenceClassification.from_pretrained(
+        family = AutoConfig.from_pretrained(checkpoint).model_type
+        if family not in ENCODER_FAMILIES:
+            raise InputError(f"{checkpoint}: {refused_family(family)}")
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as problem:
-        raise InputError(f"{checkpoint}: not a loadable BERT ranker: {' '.join(str(problem).split())}") from problem
+        raise InputError(f"{checkpoint}: not a loadable ranker: {' '.join(str(problem).split())}") from problem
     model, report = loaded
     lacking = sorted(report["missing_keys"])
     if lacking:  # transformers would fill them with random numbers and only warn
@@ -66,20 +72,23 @@ def load_encoder(checkpoint: str | Path) -> Encoder:
 
 
 def widen_positions(encoder: Encoder, multiple: int = 32) -> int:
-    """Make the number of positions a multiple, since engines take padded lengths; returns it.
+    """Make the longest input a multiple, since engines take padded lengths; returns it.
 
-    The new positions are zero rows that padding alone can reach, and padding is masked.
+    BERT's new positions are zero rows that padding alone can reach, and padding is masked. RoBERTa gives all padding
+    one position, and ModernBERT has no table of positions, so that these need no more rows.
     """
-    config, embeddings = encoder.model.config, encoder.model.bert.embeddings
-    known = embeddings.position_embeddings.weight.detach()
-    lacking = -len(known) % multiple
-    if lacking:
+    config = encoder.model.config
+    longest = longest_input(config)
+    lacking = -longest % multiple
+    if lacking and config.model_type == "bert":
+        embeddings = encoder.model.bert.embeddings
+        known = embeddings.position_embeddings.weight.detach()
         wider = torch.cat([known, known.new_zeros(lacking, known.shape[1])])
         embeddings.position_embeddings = torch.nn.Embedding.from_pretrained(wider)
         config.max_position_embeddings = len(wider)
         embeddings.register_buffer("position_ids", torch.arange(len(wider))[None], persistent=False)
         embeddings.register_buffer("token_type_ids", torch.zeros_like(embeddings.position_ids), persistent=False)
-    return config.max_position_embeddings
+    return longest + lacking
 
 
 def torch_runner(encoder: Encoder | EngineEncoder) -> Runner:
@@ -87,7 +96,7 @@ def torch_runner(encoder: Encoder | EngineEncoder) -> Runner:
 
     def run(feed: Feed) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return encoder(*(torch.from_numpy(feed[name]).long() for name in INPUTS)).numpy()[:, 0]
+            return encoder(*(torch.from_numpy(feed[name]).long() for name in encoder.inputs)).numpy()[:, 0]
 
     return run
 
@@ -118,9 +127,9 @@ def export(encoder: Encoder | EngineEncoder, path: str | Path) -> Path:
         tokens = torch.export.Dim("tokens", min=2, max=1 << 24)
         shapes = ({0: tokens}, {0: tokens}, {0: tokens}, {0: batch})
     else:
-        names = INPUTS
-        length = torch.export.Dim("length", min=2, max=config.max_position_embeddings)
-        shapes = tuple({0: batch, 1: length} for _ in INPUTS)
+        names = encoder.inputs
+        length = torch.export.Dim("length", min=2, max=longest_input(config))
+        shapes = tuple({0: batch, 1: length} for _ in names)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's deprecations of its own internals
         torch.onnx.export(
@@ -135,12 +144,12 @@ def export(encoder: Encoder | EngineEncoder, path: str | Path) -> Path:
             external_data=False,
             verbose=False,
         )
-    check_graph(path)
+    check_graph(path, names)
     return Path(path)
 
 
-def check_graph(path: str | Path) -> None:
-    """InputError unless the graph reads all inputs of its layout, with dynamic sizes, and gives one logit a pair."""
+def check_graph(path: str | Path, names: Sequence[str]) -> None:
+    """InputError unless the graph reads these inputs, with dynamic sizes, and gives one logit a pair."""
     model = onnx.load(str(path))
     onnx.checker.check_model(model, full_check=True)
     graph = model.graph
@@ -151,7 +160,7 @@ def check_graph(path: str | Path) -> None:
         for value in (*graph.input, *graph.output)
     }
     packed = is_packed(graph)
-    for name in PACKED_INPUTS if packed else INPUTS:
+    for name in names:
         if name not in shapes or name not in read:
             raise InputError(
                 f"{path}: the exported graph does not use {name}; its ranking would differ from the model's"
@@ -180,11 +189,13 @@ def parity(encoder: Encoder, path: str | Path) -> float:
     config = encoder.model.config
     worst, scale = 0.0, 1.0
     for seed, (batch, length) in enumerate(((1, 5), (1, 40), (4, 33), (7, 64))):
-        length = min(length, config.max_position_embeddings)
+        length = min(length, longest_input(config))
         feed = example_inputs(batch, length, config.vocab_size, seed)
         with torch.no_grad():
-            expected = encoder(*(torch.from_numpy(feed[name]).long() for name in INPUTS)).numpy()
-        scores = session.run([OUTPUT], without_padding(feed) if packed else feed)[0].reshape(expected.shape)
+            expected = encoder(*(torch.from_numpy(feed[name]).long() for name in encoder.inputs)).numpy()
+        scores = session.run([OUTPUT], without_padding(feed) if packed else chosen(feed, encoder.inputs))[0].reshape(
+            expected.shape
+        )
         worst = max(worst, float(np.abs(scores - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))
     if not worst <= PARITY_TOLERANCE * scale:

@@ -21,6 +21,7 @@ import numpy as np
 
 from build import tensorrt_engine
 from build.gate import GateLimits, Reference, gate_scores
+from build.probabilities import ProbabilityMaps
 from build.publication_settings import PublicationSettings
 from build.publish import publish_engine, refusal
 from build.quality_gate import JUDGED_SCORES_NAME
@@ -130,7 +131,7 @@ def finish(config: Config) -> int:
     """Build, gate and publish. Returns the version. InputError if the engine fails the gate."""
     facts, pairs, reference = read_stage(config.staged)
     limits = ServingLimits(**facts["serving"])
-    plan = tensorrt_engine.plan_for(limits, facts["lengths"], config.workspace_gib)
+    plan = tensorrt_engine.plan_for(limits, facts["lengths"], config.workspace_gib, facts["inputs"])
     with tempfile.TemporaryDirectory(prefix="finish-engine-") as folder:
         LOGGER.info("building the engine: %s", plan)
         engine = tensorrt_engine.build_engine(config.staged / GRAPH_NAME, folder, plan, config.timing_cache)
@@ -166,7 +167,9 @@ def read_stage(folder: Path) -> tuple[dict[str, Any], list[EncodedPair], Referen
         EncodedPair(arrays["ids"][end - n : end].tolist(), int(start))
         for n, end, start in zip(arrays["lengths"], ends, arrays["document_starts"])
     ]
-    reference = Reference(arrays["reference"], arrays["grades"], arrays["groups"], facts["queries"])
+    maps = ProbabilityMaps(**facts["probabilities"])
+    calibration = maps.alone if maps.served else None
+    reference = Reference(arrays["reference"], arrays["grades"], arrays["groups"], facts["queries"], calibration)
     return facts, pairs, reference
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ranking.calibration import ece, probability
 from ranking.metrics import JudgedRanking, kendall_tau
 
 SAFER = {"int8": "bf16", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
@@ -49,18 +50,23 @@ class GateLimits:
 class Reference:
     """What an engine is measured against: the fp32 checkpoint's scores of judged pairs.
 
-    scores: float32 [n]; grades: int [n]; groups: int [n], index into queries; queries: their texts.
+    scores: float32 [n]; grades: int [n]; groups: int [n], index into queries; queries: their texts; calibration: the
+    map from score to probability that is to be served, if there is one.
     """
 
     scores: NDArray[np.float32]
     grades: NDArray[np.int64]
     groups: NDArray[np.int64]
     queries: list[str]
+    calibration: dict[str, Any] | None = None
 
 
 @dataclass
 class GateReport:
-    """What the gate measured for one engine, and what it objects to (empty: passed)."""
+    """What the gate measured for one engine, and what it objects to (empty: passed).
+
+    ece: calibration error of the engine's probabilities on the judged pairs; None where the arm gives none.
+    """
 
     precision: str
     queries: int
@@ -74,6 +80,7 @@ class GateReport:
     ndcg5: float
     worst_query: str
     worst_query_tau: float
+    ece: float | None
     objections: list[str]
 
     @property
@@ -129,11 +136,19 @@ def gate_scores(reference: Reference, scores: NDArray[np.float32], precision: st
         ndcg5=float(ndcg_after.mean()),
         worst_query=queries[worst],
         worst_query_tau=float(known[worst]),
+        ece=_ece(reference, safe),
         objections=[],
     )
     report.objections = _objections(report, limits)
     LOGGER.info("gate: %s", report.line())
     return report
+
+
+def _ece(reference: Reference, scores: NDArray[np.float32]) -> float | None:
+    if reference.calibration is None:
+        return None
+    served = probability(scores, reference.calibration).astype(np.float32)  # as the front model gives them
+    return ece(served, reference.grades > 0)
 
 
 def _objections(report: GateReport, limits: GateLimits) -> list[str]:

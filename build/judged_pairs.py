@@ -56,9 +56,16 @@ def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: 
 
 
 def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[EncodedPair]:
-    """Up to `count` real pairs: candidates, else train judgments. InputError if the dataset has neither.
+    """Up to `count` real pairs: candidates, else train judgments. InputError if the dataset has neither."""
+    source, fields = read_candidate_fields(data, count)
+    LOGGER.info("calibrating on %d pairs of %s", len(fields[0]), source)
+    return text.encode(*fields)
 
-    Every k-th row is taken, because neighbouring rows belong to one query.
+
+def read_candidate_fields(data: str | Path, count: int) -> tuple[str, tuple[list[str], list[str], list[str]]]:
+    """(file name, (queries, titles, summaries)) of up to `count` real pairs: candidates, else train judgments.
+
+    Every k-th row is taken, because neighbouring rows belong to one query. InputError if the dataset has neither.
     """
     for table, path in (("candidates", "candidates.parquet"), ("judgments", "judgments/train.parquet")):
         if not (Path(data) / path).is_file():
@@ -70,7 +77,7 @@ def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[E
             if len(fields[0]) >= 64 * count:
                 break
         if fields[0]:
-            LOGGER.info("calibrating on %d pairs of %s", min(count, len(fields[0])), path)
             step = max(1, len(fields[0]) // count)
-            return text.encode(*(column[::step][:count] for column in fields))
+            queries, titles, summaries = (column[::step][:count] for column in fields)
+            return path, (queries, titles, summaries)
     raise InputError(f"{data}: neither candidates nor train judgments to calibrate on")

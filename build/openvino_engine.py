@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from build.runners import Runner, batches, openvino_runner, pad_to_longest
-from ranking.encoder_inputs import INPUTS, Feed
+from ranking.encoder_inputs import Feed, chosen
 from ranking.text import EncodedPair
 
 PRECISIONS = ("int8", "bf16", "fp32")
@@ -68,9 +68,10 @@ def build_ir(
     import openvino
 
     model = openvino.Core().read_model(str(onnx_path))
-    model.reshape({name: openvino.PartialShape([-1, openvino.Dimension(1, positions)]) for name in INPUTS})
+    names = [port.get_any_name() for port in model.inputs]
+    model.reshape({name: openvino.PartialShape([-1, openvino.Dimension(1, positions)]) for name in names})
     if precision == "int8":
-        model = _quantise(model, calibration)
+        model = _quantise(model, [chosen(feed, names) for feed in calibration])
     path = Path(folder) / MODEL_FILE
     openvino.save_model(model, str(path), compress_to_fp16=False)
     return path

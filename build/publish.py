@@ -2,8 +2,9 @@
 
     <repository>/<name>/config.pbtxt                    which version serves (build/releases.py changes it)
     <repository>/<name>/3/                              model.py and its modules, ranking/, tokenizer.json,
-                                                        ranker.json, manifest.json, judged_scores.npz, config.pbtxt
-                                                        as this version wants it
+                                                        ranker.json, manifest.json, judged_scores.npz,
+                                                        probabilities.json, reference.json,
+                                                        config.pbtxt as this version wants it
     <repository>/<name>_encoder/3/                      model.xml + model.bin | model.plan, manifest.json, config.pbtxt
 
 A numbered folder is never written again. Triton ignores folders whose names are no numbers, so the new version is
@@ -25,7 +26,9 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from build.gate import GateReport
+from build.probabilities import ProbabilityMaps
 from build.quality_gate import JUDGED_SCORES_NAME
+from build.reference_scores import REFERENCE_NAME
 from build.releases import MANIFEST_NAME, numbers, promote
 from build.triton_config import CONFIG_NAME, ServingLimits, as_text, encoder_config, encoder_name, front_config
 from ranking.card import ScoreCard, fingerprint
@@ -36,11 +39,14 @@ from ranking.prior import PriorBlend
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 FRONT_SOURCES = tuple(f"serving/front/{name}.py" for name in ("model", "buckets", "field_cache", "request_fields"))
-# ranking/text.py, ranking/encoder_inputs.py, ranking/prior.py and all that they import of ours
+# ranking/text.py, encoder_inputs.py, prior.py, calibration.py and all that they import of ours
 FRONT_MODULES = tuple(
     f"ranking/{name}.py"
-    for name in ("__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs", "prior")
-)
+    for name in (
+        "__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs", "prior", "calibration"
+    )
+)  # fmt: skip
+PROBABILITIES_NAME = "probabilities.json"
 
 
 def publish(
@@ -52,8 +58,12 @@ def publish(
     encoder: pb.ModelConfig,
     manifest: Mapping[str, Any],
     judged_scores: Path,
+    beside: Mapping[str, Any],
 ) -> int:
-    """Write the next version of both models and return its number. The front comes last: it makes the version exist."""
+    """Write the next version of both models and return its number. The front comes last: it makes the version exist.
+
+    beside: further JSON files of the front's version folder, by name.
+    """
     homes = [Path(repository) / encoder_name(name), Path(repository) / name]
     version = max((number for home in homes for number in numbers(home)), default=0) + 1
     record = {
@@ -76,6 +86,8 @@ def publish(
         shutil.copy2(Path(checkpoint) / "tokenizer.json", folder / "tokenizer.json")
         ScoreCard.load(checkpoint).save(folder)  # written anew: an earlier release's card could hold a path
         shutil.copy2(judged_scores, folder / JUDGED_SCORES_NAME)
+        for file, content in beside.items():
+            write_json(folder / file, content)
 
     for home, config, fill in zip(homes, (encoder, front), (fill_encoder, fill_front)):
         _add_version(home, version, config, record, fill)
@@ -105,15 +117,21 @@ def publish_engine(
         "precision": facts["precision"],
         "checkpoint": facts["checkpoint"]["fingerprint"],
     }
+    maps = ProbabilityMaps(**facts["probabilities"])
     manifest = {
-        **{key: value for key, value in facts.items() if key not in ("queries", "pad_id", "name")},
+        **{k: v for k, v in facts.items() if k not in ("queries", "pad_id", "name", "live_reference")},
+        "probabilities": maps.described(report.ece),
         "gate": report.as_json(),
         "accepted_drop": report.objections,
         "built_with": tools(),
     }
-    front = front_config(name, target, limits, lengths, tags, PriorBlend(**facts["quality"]["prior"]))
-    encoder = encoder_config(name, target, limits, lengths, tags, parameters)
-    version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores)
+    prior = PriorBlend(**facts["quality"]["prior"])
+    front = front_config(name, target, limits, lengths, tags, prior, probabilities=maps.served is not None)
+    encoder = encoder_config(name, target, limits, lengths, tags, parameters, facts["inputs"])
+    beside = {REFERENCE_NAME: facts["live_reference"]}
+    if maps.served:
+        beside[PROBABILITIES_NAME] = maps.served
+    version = publish(repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores, beside)
     LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])
     if report.objections:
         LOGGER.warning("--accept-drop: published although %s", "; ".join(report.objections))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ranking.encoder_inputs import Feed, pad
+from ranking.encoder_inputs import Feed, chosen, pad
 from ranking.text import EncodedPair
 
 LENGTH_MULTIPLE = 8  # TensorRT's bucket lengths are multiples of it, so a padded batch fits the last one
@@ -26,7 +26,7 @@ def padded_length(length: int) -> int:
 
 
 def pad_to_longest(pairs: Sequence[EncodedPair], pad_id: int) -> Feed:
-    """The three inputs of a batch, padded to its longest pair's padded_length()."""
+    """All inputs of a batch, padded to its longest pair's padded_length()."""
     return pad(pairs, padded_length(max(len(pair.ids) for pair in pairs)), pad_id)
 
 
@@ -57,9 +57,10 @@ def openvino_runner(model_path: str | Path, settings: dict[str, str | int]) -> R
 
     compiled = openvino.Core().compile_model(str(model_path), "CPU", settings)
     request = compiled.create_infer_request()
+    names = [port.get_any_name() for port in compiled.inputs]
 
     def run(feed: Feed) -> NDArray[np.float32]:
-        request.infer(feed)
+        request.infer(chosen(feed, names))
         return request.get_output_tensor(0).data[:, 0].astype(np.float32)
 
     return run

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from build.cast_graph import cast_to_fp16, quantise_qdq
 from build.runners import Runner
 from build.triton_config import ServingLimits
-from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS, Feed, without_padding
+from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS, Feed, chosen, without_padding
 from ranking.errors import InputError
 
 PRECISIONS = ("int8", "fp16", "fp32")
@@ -35,13 +35,14 @@ class EnginePlan:
 
     lengths: bucket lengths in tokens, ascending; each has its own profile, and batches are padded to exactly that
     length. max_batch: largest batch of every profile. optimal_batch: the batch that kernels are chosen for.
-    workspace_gib: scratch memory that tactics may use.
+    workspace_gib: scratch memory that tactics may use. inputs: of the graph.
     """
 
     lengths: tuple[int, ...]
     max_batch: int
     optimal_batch: int
     workspace_gib: float = 4.0
+    inputs: tuple[str, ...] = INPUTS
 
     def shapes(self) -> list[Shapes]:
         """Of each profile. Triton would pick the profile whose optimal shape is nearest to the request's.
@@ -49,7 +50,7 @@ class EnginePlan:
         Each profile takes a single length, so exactly one fits a padded request and there is nothing to choose.
         """
         return [
-            dict.fromkeys(INPUTS, ((1, length), (self.optimal_batch, length), (self.max_batch, length)))
+            dict.fromkeys(self.inputs, ((1, length), (self.optimal_batch, length), (self.max_batch, length)))
             for length in self.lengths
         ]
 
@@ -64,7 +65,7 @@ class EnginePlan:
         """A padded batch as calls of the engine: the profile's number, and inputs padded to its length."""
         rows, length = feed[INPUTS[0]].shape
         index, edge = self.profile_for(length)
-        padded = {name: np.pad(value, ((0, 0), (0, edge - length))) for name, value in feed.items()}
+        padded = {name: np.pad(feed[name], ((0, 0), (0, edge - length))) for name in self.inputs}
         starts = range(0, rows, self.max_batch)
         return [(index, {name: value[at : at + self.max_batch] for name, value in padded.items()}) for at in starts]
 
@@ -104,13 +105,18 @@ class PackedPlan:
 Plan = EnginePlan | PackedPlan
 
 
-def plan_for(limits: ServingLimits, lengths: Sequence[int], workspace_gib: float) -> Plan:
-    """The plan of a build. limits: with the target's defaults in them; lengths: as bucket_lengths() gives them."""
+def plan_for(
+    limits: ServingLimits, lengths: Sequence[int], workspace_gib: float, inputs: Sequence[str] = INPUTS
+) -> Plan:
+    """The plan of a build.
+
+    limits: with the target's defaults in them; lengths: as bucket_lengths() gives them; inputs: of the padded graph.
+    """
     usual = min(TYPICAL_LIST, limits.max_batch)
     if limits.graph == "packed":
         pairs, tokens = limits.max_batch * limits.merged_lists, limits.batch_tokens * limits.merged_lists
         return PackedPlan(lengths[-1], tokens, pairs, usual, workspace_gib)
-    return EnginePlan(tuple(lengths), limits.max_batch, usual, workspace_gib)
+    return EnginePlan(tuple(lengths), limits.max_batch, usual, workspace_gib, tuple(inputs))
 
 
 def profiles(plan: Plan) -> list[Any]:
@@ -145,10 +151,11 @@ def cast_runner(path: str | Path) -> Runner:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    packed = PACKED_INPUTS[-1] in {value.name for value in session.get_inputs()}
+    names = [value.name for value in session.get_inputs()]
+    packed = PACKED_INPUTS[-1] in names
 
     def run(feed: Feed) -> NDArray[np.float32]:
-        logits = session.run([OUTPUT], without_padding(feed) if packed else feed)[0]
+        logits = session.run([OUTPUT], without_padding(feed) if packed else chosen(feed, names))[0]
         return logits.reshape(-1).astype(np.float32)
 
     return run

@@ -145,10 +145,12 @@ def front_config(
     lengths: Sequence[int],
     tags: Mapping[str, str],
     prior: PriorBlend,
+    probabilities: bool = False,
 ) -> pb.ModelConfig:
     """The model that callers see: query BYTES [1], title, summary BYTES [n], optional prior FP32 [n] -> score FP32 [n].
 
-    prior: how much of the first stage's score the arm blends in where a caller sends it.
+    prior: how much of the first stage's score the arm blends in where a caller sends it; probabilities: whether it also
+    gives probability FP32 [n].
     """
     text = pb.TYPE_STRING
     on_gpu = target == "tensorrt"
@@ -179,7 +181,10 @@ def front_config(
             pb.ModelInput(name="summary", data_type=text, dims=[-1]),
             pb.ModelInput(name="prior", data_type=pb.TYPE_FP32, dims=[-1], optional=True),
         ],
-        output=[pb.ModelOutput(name="score", data_type=pb.TYPE_FP32, dims=[-1])],
+        output=[
+            pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[-1])
+            for name in ("score", *(["probability"] if probabilities else []))
+        ],
         instance_group=[pb.ModelInstanceGroup(count=limits.front_instances, kind=CPU)],
         dynamic_batching=bounded_queue(limits.queue_size, limits.queue_timeout_ms),
         metric_tags=dict(tags),
@@ -194,8 +199,9 @@ def encoder_config(
     lengths: Sequence[int],
     tags: Mapping[str, str],
     parameters: Mapping[str, str],
+    inputs: Sequence[str] = INPUTS,
 ) -> pb.ModelConfig:
-    """The network: three INT32 inputs -> logits, or four packed ones. parameters: of the backend.
+    """The network: INT32 inputs -> logits, or four packed ones. parameters: of the backend; inputs: of a padded graph.
 
     For OpenVINO max_batch_size is 0 and the first dimension free: with a batch size the official backend refuses every
     smaller batch or pads it to the full size, and one request's buckets fill a CPU already. TensorRT merges requests
@@ -225,20 +231,22 @@ def encoder_config(
     if target == "tensorrt" and limits.graph == "packed":
         _add_packed_tensors(config, limits)
     else:
-        _add_padded_tensors(config, limits, lengths, batched=target == "tensorrt")
+        _add_padded_tensors(config, limits, lengths, inputs, batched=target == "tensorrt")
     return config
 
 
-def _add_padded_tensors(config: pb.ModelConfig, limits: ServingLimits, lengths: Sequence[int], batched: bool) -> None:
+def _add_padded_tensors(
+    config: pb.ModelConfig, limits: ServingLimits, lengths: Sequence[int], inputs: Sequence[str], batched: bool
+) -> None:
     """Inputs [batch, length], output [batch, 1], a warm-up run per bucket length, and CUDA graphs where asked for."""
     config.max_batch_size = limits.max_batch if batched else 0
     pair = [-1] if batched else [-1, -1]
-    config.input.extend(pb.ModelInput(name=tensor, data_type=pb.TYPE_INT32, dims=pair) for tensor in INPUTS)
+    config.input.extend(pb.ModelInput(name=tensor, data_type=pb.TYPE_INT32, dims=pair) for tensor in inputs)
     config.output.add(name=OUTPUT, data_type=pb.TYPE_FP32, dims=[1] if batched else [-1, 1])
     for length in lengths:
         rows = max(1, min(limits.max_batch, limits.batch_tokens // length))
         config.model_warmup.append(
-            _warmup(f"length_{length}", INPUTS, [length] if batched else [rows, length], rows if batched else 0)
+            _warmup(f"length_{length}", inputs, [length] if batched else [rows, length], rows if batched else 0)
         )
     if batched and limits.cuda_graphs:
         cuda = config.optimization.cuda
@@ -246,7 +254,7 @@ def _add_padded_tensors(config: pb.ModelConfig, limits: ServingLimits, lengths: 
         for length in lengths:
             for rows in (rows for rows in GRAPH_ROWS if rows <= limits.max_batch):
                 spec = cuda.graph_spec.add(batch_size=rows)
-                for tensor in INPUTS:
+                for tensor in inputs:
                     spec.input[tensor].dim.append(length)
 
 

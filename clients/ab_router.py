@@ -2,7 +2,8 @@
 
     python clients/ab_router.py --experiment clients/experiments/example.yaml --url 127.0.0.1:8001 --log runs/ab/log
 
-POST /rank, POST /events, GET /health, /health/live, /health/ready, /metrics, /docs (docs/ab-router.md).
+POST /rank, POST /events, GET /health, /health/live, /health/ready, /metrics, /docs (docs/ab-router.md); for clients of
+other services POST /v1/rerank, /v2/rerank, /rerank, GET /v1/models, /info (docs/integrations.md).
 PageService.rank in clients/ab/router/page_service.py is the main path; services with an HTTP server of their own call
 it directly.
 """
@@ -28,6 +29,7 @@ from clients.ab.router.http_app import create_app
 from clients.ab.router.http_limits import HttpLimits
 from clients.ab.router.http_protocol import limited_protocol
 from clients.ab.router.page_service import ServiceSettings
+from clients.ab.router.rerank_api import RerankSettings
 from ranking.errors import InputError
 from ranking.program import run
 
@@ -35,7 +37,7 @@ logger = logging.getLogger("ab_router")
 
 
 @dataclass(kw_only=True)
-class Config(ServiceSettings, HttpLimits):
+class Config(ServiceSettings, HttpLimits, RerankSettings):
     """Rank search pages by arm of an experiment, with fallbacks, and log every exposure.
 
     Args:
@@ -57,6 +59,7 @@ class Config(ServiceSettings, HttpLimits):
     def __post_init__(self) -> None:
         ServiceSettings.__post_init__(self)
         HttpLimits.__post_init__(self)
+        RerankSettings.__post_init__(self)
         if self.drain_seconds < 0 or self.stop_seconds <= 0:
             raise ValueError("drain_seconds must be 0 or more, and stop_seconds above 0")
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -112,7 +115,7 @@ def main(config: Config) -> int:
     sys.setswitchinterval(0.0005)
     if config.api_keys is None and config.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("anybody who reaches %s may ask: give --api-keys, or let only a front end reach it", config.host)
-    app = create_app(config, config, __doc__ or "")
+    app = create_app(config, config, __doc__ or "", config)
     settings = uvicorn.Config(
         app,
         config.host,

@@ -49,11 +49,13 @@ def main(config: Config) -> None:
         titles, summaries = ([d[name] for d in documents] for name in ("title", "summary"))
         priors = [d["prior"] for d in documents]
         ranked = ranker.rank(config.query, titles, summaries, config.version, priors)
-    print(f"{'rank':>4}  {'score':>9}  {'doc_id':12}  title")
+    chances = ranked.probabilities
+    print(f"{'rank':>4}  {'score':>9}  {'' if chances is None else 'probability  '}{'doc_id':12}  title")
     for place, index in enumerate(ranked.order[: config.top or None], start=1):
         document = documents[index]
         title = " ".join(document["title"].split())
-        print(f"{place:>4}  {ranked.scores[index]:>9.4f}  {document['doc_id']:12}  {title[:90]}")
+        chance = "" if chances is None else f"{chances[index]:>11.4f}  "
+        print(f"{place:>4}  {ranked.scores[index]:>9.4f}  {chance}{document['doc_id']:12}  {title[:90]}")
 
 
 def read_documents(path: Path) -> list[dict[str, Any]]:
@@ -68,7 +70,7 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             content = json.loads(line)
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise DataError(path, f"not JSON: {problem}", row) from problem
         if not isinstance(content, dict) or not isinstance(content.get("title"), str):
             raise DataError(path, "an object with a text `title` is expected", row)

@@ -1,15 +1,15 @@
 """A search page for judging by eye: one query, two arms' rankings side by side, named only after you have judged.
 
-    python clients/search_page.py --data data/world --url 127.0.0.1:8001
+    python clients/search_page.py --data data/world --url 127.0.0.1:8001 --log runs/ab/data
 
 Judgments go to a CSV of good, same, bad (treatment seen beside control), which `clients/ab_report.py --judgments`
-reads.
+reads. With --log the page hands out queries of the log to raters, by frequency (docs/judging.md). Grades of single
+documents go to a table that `prepare_data --source table:` reads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import csv
 import logging
 import random
 import sys
@@ -18,21 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import bm25s
 import numpy as np
 import pyarrow as pa
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from clients.ab.judging.sheet import Sheet, draw_queries
 from clients.triton.connection import TritonAccess
 from clients.triton.reranker import AsyncReranker, RerankError
+from ranking.bm25 import Bm25
 from ranking.errors import InputError
+from ranking.limits import MAX_ID_CHARACTERS
 from ranking.program import run
-from ranking.schema import iter_table
+from ranking.request_tensors import descending
+from ranking.schema import MAX_GRADE, iter_table
 
 logger = logging.getLogger("search_page")
 
@@ -53,6 +56,12 @@ class Config(TritonAccess):
         treatment: model of the other side
         candidates: documents that BM25 finds for the arms to rank
         judgments: CSV that judgments are added to
+        grades: CSV of graded documents, the middle grade of each pair; every rater's own go to a .raters.csv beside it
+        log: folder of ab_compact whose queries are handed out
+        queries_per_band: queries of each third of the log's pages: frequent, middling and rare ones
+        min_users: queries of fewer users are shown to no rater
+        alpha: error rate of the interval at which judging may stop
+        seed: of the drawn queries
         deadline_ms: time for both rankings
         host: address to listen on
         port: port to listen on
@@ -64,6 +73,12 @@ class Config(TritonAccess):
     treatment: str = "student"
     candidates: int = 48
     judgments: Path = Path("runs/judgments.csv")
+    grades: Path = Path("runs/grades.csv")
+    log: Path | None = None
+    queries_per_band: int = 20
+    min_users: int = 5
+    alpha: float = 0.05
+    seed: int = 0
     deadline_ms: float = 5000.0
     host: str = "127.0.0.1"
     port: int = 8090
@@ -80,11 +95,9 @@ class Documents:
                 found.update(zip(ids, zip(titles, summaries)))
         if not found:
             raise InputError(f"{folder}: no documents; a dataset folder of training.prepare_data is needed")
+        self.ids = list(found)
         self.titles, self.summaries = (list(column) for column in zip(*found.values()))
-        self._index = bm25s.BM25()
-        self._index.index(
-            bm25s.tokenize([f"{t} {s}" for t, s in found.values()], show_progress=False), show_progress=False
-        )
+        self._index = Bm25(list(found.values()))
 
     @staticmethod
     def _tables(folder: Path) -> list[tuple[Path, str]]:
@@ -94,25 +107,45 @@ class Documents:
 
     def find(self, query: str, count: int) -> list[int]:
         """Numbers of the best documents; fewer than count where fewer hold a word of the query."""
-        count = min(count, len(self.titles))
-        numbers, scores = self._index.retrieve(
-            bm25s.tokenize([query], show_progress=False), k=count, show_progress=False
-        )
-        return [int(n) for n, score in zip(numbers[0], scores[0]) if score > 0]
+        scores = next(self._index.scores([query]))
+        return [number for number in descending(scores)[:count].tolist() if scores[number] > 0]
+
+
+Rater = Annotated[str, StringConstraints(max_length=100)]
 
 
 class SideBySideJudgment(BaseModel):
-    """Which side was better. left names the arm that stood on the left, as the search answer gave it."""
+    """Which side was better. left names the arm that stood on the left, as the search answer gave it.
+
+    `skip` needs a reason; rater: a name or number of the person, empty for nobody in particular.
+    """
 
     model_config = ConfigDict(extra="forbid")
     query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY)]
     left: str
-    better: Literal["left", "same", "right"]
+    better: Literal["left", "same", "right", "skip"]
+    rater: Rater = ""
+    reason: Annotated[str, StringConstraints(max_length=200)] = ""
+
+
+class Grade(BaseModel):
+    """A grade of one document for a query, from 0 (irrelevant) to 4 (best)."""
+
+    model_config = ConfigDict(extra="forbid")
+    query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY)]
+    doc_id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARACTERS)]
+    grade: Annotated[int, Field(ge=0, le=MAX_GRADE, strict=True)]
+    rater: Rater = ""
 
 
 def make_app(config: Config) -> FastAPI:
     """The page as an ASGI application, with the documents indexed. InputError if the dataset folder holds none."""
     documents = Documents(config.data)
+    drawn = (
+        [] if config.log is None else draw_queries(config.log, config.queries_per_band, config.seed, config.min_users)
+    )
+    places = {doc_id: number for number, doc_id in enumerate(documents.ids)}
+    sheet = Sheet(config.judgments, config.grades, drawn, config.alpha)
     arms = (config.control, config.treatment)
 
     @asynccontextmanager
@@ -157,7 +190,12 @@ def make_app(config: Config) -> FastAPI:
             {
                 "arm": arm,
                 "results": [
-                    {"title": titles[i], "summary": summaries[i], "score": round(float(ranking.scores[i]), 3)}
+                    {
+                        "doc_id": documents.ids[numbers[i]],
+                        "title": titles[i],
+                        "summary": summaries[i],
+                        "score": round(float(ranking.scores[i]), 3),
+                    }
                     for i in ranking.order[:SHOWN].tolist()
                 ],
             }
@@ -172,25 +210,39 @@ def make_app(config: Config) -> FastAPI:
         """Append a judgment, as seen from the treatment."""
         if judgment.left not in arms:
             raise HTTPException(422, f"left is {judgment.left!r}: one of {', '.join(arms)} is meant")
+        if judgment.better == "skip":
+            if not judgment.reason.strip():
+                raise HTTPException(422, "reason is empty: say why the query cannot be judged")
+            sheet.add(judgment.query, "", judgment.rater, judgment.reason)
+            return {"verdict": ""}
         verdict = "same"
         if judgment.better != "same":
             winner = judgment.left if judgment.better == "left" else next(a for a in arms if a != judgment.left)
             verdict = "good" if winner == config.treatment else "bad"
-        config.judgments.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not config.judgments.exists()
-        with config.judgments.open("a", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            if fresh:
-                writer.writerow(["query", "verdict"])
-            writer.writerow([_as_plain_cell(judgment.query), verdict])
+        sheet.add(judgment.query, verdict, judgment.rater, "")
         return {"verdict": verdict}
 
+    @app.get("/next")
+    async def next_query(rater: Annotated[str, Query(max_length=100)] = "") -> dict[str, Any]:
+        """The rater's next query of the log, null where none is left."""
+        return sheet.next_for(rater)
+
+    @app.get("/standing")
+    async def standing() -> dict[str, Any]:
+        """Counts, advantage with its interval, agreement, and whether judging may stop."""
+        return sheet.standing()
+
+    @app.post("/grade")
+    async def grade(given: Grade) -> dict[str, int]:
+        """Add a grade of one document."""
+        if given.doc_id not in places:
+            raise HTTPException(422, f"doc_id {given.doc_id!r} is no document of {config.data}")
+        place = places[given.doc_id]
+        row = {"query": given.query, "doc_id": given.doc_id, "grade": given.grade}
+        sheet.add_grade(given.rater, row | {"title": documents.titles[place], "summary": documents.summaries[place]})
+        return {"grade": given.grade}
+
     return app
-
-
-def _as_plain_cell(text: str) -> str:
-    """The text for a CSV that a spreadsheet opens: what it would run as a formula gets an apostrophe before it."""
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text[:1] in "\t\r" else text
 
 
 def main(config: Config) -> None:

@@ -114,10 +114,10 @@ class Stages:
             aside.write_text(json.dumps(self.known, indent=2, default=str), encoding="utf-8")
 
 
-def run_program(*command: str | Path) -> None:
+def run_program(*command: str | Path, accept: tuple[int, ...] = (0,)) -> None:
     """Run `python COMMAND...` from the repository's root: its output goes to the stage's log, one line of it here.
 
-    InputError if it fails, after the end of its output.
+    accept: exit codes after which the stage goes on. InputError after any other, and the end of its output.
     """
     words = [str(word) for word in command]
     note(f"python {shlex.join(words)}")
@@ -125,7 +125,12 @@ def run_program(*command: str | Path) -> None:
     with _log.get().open("ab") as output, _log.get().open("rb") as reader:
         reader.seek(0, os.SEEK_END)
         child = subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, *words],
+            cwd=ROOT,
+            env={"TQDM_MININTERVAL": "1", **os.environ},  # a log needs no ten states of a progress bar a second
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         try:
             while child.poll() is None:
@@ -139,7 +144,7 @@ def run_program(*command: str | Path) -> None:
                 child.terminate()
                 child.wait()
         tail += reader.read()
-    if child.returncode != 0:
+    if child.returncode not in accept:
         print("\n".join(_lines(tail)[-FAILURE_LINES:]), file=sys.stderr)
         raise InputError(
             f"stopped at: python {shlex.join(words)} (exit code {child.returncode}); its whole output is in "

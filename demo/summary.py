@@ -14,6 +14,7 @@ from ranking.files import write_json
 from ranking.labels import LabelSet
 from ranking.metrics import JudgedRanking
 from ranking.prior import PriorBlend
+from ranking.significance import paired_bootstrap, randomisation_test
 
 SYSTEMS = ("bm25", "baseline", "teacher", "student")
 AB_METRICS = {"page_ctr": "page CTR", "user_ctr": "user CTR", "dwell": "dwell per click"}
@@ -63,6 +64,7 @@ def summarise(out: Path, stages: Stages, experiment: str) -> dict[str, Any]:
     """Write OUT/summary.json; returns it with `text`, the table for the terminal."""
     summary = {
         "quality": {**quality(out), "student + bm25": with_prior(out)},
+        "student against baseline": student_lead(out),
         "labelling": labelling(out),
         "serving": stages.known["load"]["found"],
         "ab": {"experiment": experiment, **ab(out)},
@@ -85,6 +87,22 @@ def summarise_refusal(out: Path, stages: Stages, reason: str) -> dict[str, Any]:
     return {**summary, "text": "\n".join([*quality_lines(summary), "", ending, f"Evaluation: {out / 'evaluation'}"])}
 
 
+def student_lead(out: Path) -> dict[str, float]:
+    """How far the student is above the baseline in NDCG@5: mean over the queries, interval, p, number of queries."""
+    scores = pq.read_table(out / "evaluation" / "scores.parquet")
+    groups = np.unique(scores.column("query_id").to_numpy(zero_copy_only=False), return_inverse=True)[1]
+    grades = scores.column("grade").to_numpy()
+    of_queries = {
+        name: JudgedRanking(scores.column(name).to_numpy(), grades, groups).ndcg(5) for name in ("student", "baseline")
+    }
+    ours, theirs = of_queries["student"], of_queries["baseline"]
+    lead = paired_bootstrap(ours, theirs)
+    return {
+        "lead": lead.value, "low": lead.low, "high": lead.high, "p": randomisation_test(ours, theirs),
+        "queries": len(ours),
+    }  # fmt: skip
+
+
 def with_prior(out: Path) -> dict[str, float]:
     """NDCG@5 and PNR of the published student with BM25 as prior, from the scores that the evaluation kept."""
     scores = pq.read_table(out / "evaluation" / "scores.parquet")
@@ -105,9 +123,12 @@ def quality_lines(summary: dict[str, Any]) -> list[str]:
 
 def text(summary: dict[str, Any], out: Path) -> str:
     """The summary as lines for the terminal."""
-    labels = summary["labelling"]
+    labels, lead = summary["labelling"], summary["student against baseline"]
     lines = [
         *quality_lines(summary),
+        "",
+        f"student against baseline: NDCG@5 {lead['lead']:+.3f} [{lead['low']:+.3f}, {lead['high']:+.3f}], "
+        f"p {lead['p']:.4f}, {lead['queries']} test queries",
         "",
         f"labels     {labels['pairs']:,} pairs at {labels['pairs_per_second']:.0f} a second, {labels['lost']} lost, "
         f"{labels['duplicated']} duplicated, {labels['rejected']} rejected",

@@ -11,6 +11,8 @@ COPY serving/__init__.py serving/__init__.py
 COPY loadtest/__init__.py loadtest/__init__.py
 COPY demo/__init__.py demo/__init__.py
 COPY benchmarks/__init__.py benchmarks/__init__.py
+COPY disranker disranker
+COPY docs/architecture.md docs/architecture.md
 RUN pip install --no-cache-dir -c constraints.txt ".[clients]"
 USER 65534:65534
 ENTRYPOINT ["python", "clients/ab_router.py"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import geventhttpclient
@@ -19,6 +19,8 @@ from tritonclient.utils import InferenceServerException
 from loadtest._request_pool import RankRequest
 from ranking.request_tensors import SCORE, read_scores, request_tensors
 
+# what the parsers raise for an answer that is none; a simulated caller that dies of it would send no more
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 CONNECTIONS = 512  # requests in flight per process over HTTP; gRPC multiplexes
 
 
@@ -82,8 +84,8 @@ class HttpTarget:
             answer = self._client.infer(arm, _tensors(tritonclient.http, request, self._inputs))
         except InferenceServerException as problem:
             raise RequestFailed(_reason(problem)) from problem
-        except (OSError, geventhttpclient.response.HTTPParseError) as problem:
-            raise RequestFailed(f"{type(problem).__name__}") from problem
+        except (OSError, geventhttpclient.response.HTTPParseError, *MALFORMED) as problem:
+            raise RequestFailed(type(problem).__name__) from problem
         return arm, _scores(answer, request)
 
 
@@ -123,7 +125,13 @@ class RouterTarget:
             raise RequestFailed(type(problem).__name__) from problem
         if answer.status_code != 200:
             raise RequestFailed(f"HTTP {answer.status_code}")
-        ranked = json.loads(content)
+        try:
+            return self._read(json.loads(content), request)
+        except MALFORMED as problem:
+            raise RequestFailed(f"no answer of a router: {type(problem).__name__}") from problem
+
+    @staticmethod
+    def _read(ranked: dict[str, Any], request: RankRequest) -> tuple[str, np.ndarray]:
         if ranked["fallback"]:
             raise RequestFailed(f"fallback: {ranked['fallback']}")
         order, scores = ranked["ranking"], ranked["scores"]
@@ -138,7 +146,7 @@ class RouterTarget:
 def _scores(answer, request: RankRequest) -> np.ndarray:
     try:
         return read_scores(answer.as_numpy(SCORE), len(request.doc_ids))
-    except ValueError as problem:
+    except MALFORMED as problem:
         raise RequestFailed(f"wrong answer: {problem}") from problem
 
 

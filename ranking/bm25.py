@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 import bm25s
@@ -16,15 +17,26 @@ from ranking.text import normalise
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG at import
 K1, B = 0.9, 0.4  # Anserini's values for short texts; better than 1.2 and 0.75 on MSRD's dev split (docs/decisions.md)
 
-# Chinese, Japanese and Korean are written without spaces between words: their letters are indexed in overlapping pairs
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-_WORDS = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]+")
+# Chinese, Japanese, Korean, Thai, Lao, Burmese and Khmer are written without spaces between words, or with few: their
+# letters are indexed in overlapping pairs
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# vowel signs and the like, which Python's \w leaves out: without them a word of Hindi or Tamil falls apart
+_SIGNS = "".join(chr(code) for code in range(0x0300, 0xABFF) if unicodedata.category(chr(code))[0] == "M")
+_WORDS = re.compile(rf"[{_UNSPACED}]+|(?:[^\W{_UNSPACED}][{_SIGNS}]*)+")
+_ASCII_WORDS = re.compile(r"\w+")  # the same of plain text, several times faster
+
+# Arabic as searchers type it, by the rules of Lucene's ArabicNormalizer: one alef, one yeh, one heh, no vowel marks
+_ARABIC = str.maketrans(
+    {"آ": "ا", "أ": "ا", "إ": "ا", "ى": "ي", "ة": "ه", "\u0640": ""} | {chr(code): "" for code in range(0x064B, 0x0653)}
+)
 
 
 def words(text: str) -> list[str]:
     """Index terms of a text: case-folded words, plural s cut, letter pairs for scripts without spaces."""
     terms: list[str] = []
-    for word in _WORDS.findall(normalise(text).casefold()):
+    text = normalise(text).casefold()
+    found = _ASCII_WORDS.findall(text) if text.isascii() else _WORDS.findall(text.translate(_ARABIC))
+    for word in found:
         if re.match(f"[{_UNSPACED}]", word):
             terms += [word[i : i + 2] for i in range(len(word) - 1)] or [word]
         else:

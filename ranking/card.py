@@ -38,7 +38,7 @@ class ScoreCard:
         trained_on: name -> fingerprint of every dataset file used
         judged_queries: judged train queries that it learnt from; None where nobody counted
         metrics: dev metrics of the kept checkpoint, by name
-        calibration: optional monotone map from raw score to probability, see training/evaluation/calibration_fit.py
+        calibration: optional monotone map from raw score to probability, see ranking/calibration_fit.py
     """
 
     role: Literal["pretrained", "teacher", "student", "baseline"]

@@ -5,18 +5,28 @@ Building, gating and serving all fill an encoder through this file; a published 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranking.text import EncodedPair
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # padded: each int32 [batch, length]
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # padded: each int32 [batch, length]; the last is BERT's
 PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "lengths")  # int32 [tokens], and lengths int32 [batch]
 OUTPUT = "logits"
 
 Feed = dict[str, NDArray[np.int32]]  # the inputs of one layout by name
+
+
+def inputs_of(token_types: bool) -> tuple[str, ...]:
+    """The padded inputs that an encoder takes; token_types: whether it has token types."""
+    return INPUTS if token_types else INPUTS[:2]
+
+
+def chosen(feed: Feed, names: Iterable[str]) -> Feed:
+    """The inputs of these names, of a feed that may hold more."""
+    return {name: feed[name] for name in names}
 
 
 def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int, rows: int | None = None) -> Feed:

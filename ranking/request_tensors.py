@@ -1,6 +1,7 @@
 """The tensors of a ranking request, as every student and baseline takes and gives them; NumPy only, no network.
 
-    query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]  ->  score FP32 [n]
+    query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]
+    ->  score FP32 [n], optional probability FP32 [n]
 
 Whoever sends a request (rerank client, A/B router, load test) makes its own protocol's objects from these arrays.
 """
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCORE = "score"  # name of the output tensor
+PROBABILITY = "probability"  # name of the output of a model that has a calibration
 MAX_PRIOR = 1e30  # well within float32
 
 
@@ -58,6 +60,17 @@ def read_scores(values: NDArray | None, documents: int) -> NDArray[np.float32]:
         raise ValueError(f"{values.dtype} scores of shape {list(values.shape)} for {documents} documents")
     if not np.isfinite(values).all():
         raise ValueError("a score is NaN or infinite")
+    return values
+
+
+def read_probabilities(values: NDArray | None, documents: int) -> NDArray[np.float32] | None:
+    """A server's `probability` tensor, checked; None if the model gives none. ValueError says what is wrong."""
+    if values is None:
+        return None
+    if values.dtype.kind != "f" or values.shape != (documents,):
+        raise ValueError(f"{values.dtype} probabilities of shape {list(values.shape)} for {documents} documents")
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("a probability is NaN or outside 0 to 1")
     return values
 
 

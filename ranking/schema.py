@@ -23,6 +23,7 @@ from ranking.limits import MAX_FIELD_BYTES
 from ranking.visible import VISIBLE_RE2
 
 MAX_GRADE = 4
+DROPPED_QUERY = "(dropped)"  # stands for the query of a page where the router was told to keep none
 
 _TEXT, _F32, _TIME = pa.string(), pa.float32(), pa.timestamp("us", tz="UTC")
 

@@ -7,7 +7,8 @@ Teacher, both training stages and the vLLM prompt:
 The query comes first, so that a prefix cache serves all candidates of a query; the end-of-sequence token comes last,
 and its state is the pair's representation. The teacher's input is a string, because the stock vLLM backend takes text.
 
-Student and baseline: `[CLS] query [SEP] title summary [SEP]` with token types 0 and 1, built from token ids.
+Student and baseline: `[CLS] query [SEP] title summary [SEP]` with token types 0 and 1, built from token ids; for
+encoders other than BERT with the marks of their own tokenizer, and without token types where it has none.
 
 Every field is normalised (NFKC, control characters and line breaks to single spaces), has special-token text
 neutralised ("</s>" in a document becomes "< /s>"), and is cut to its own token limit, so that a long query can never
@@ -32,6 +33,7 @@ from ranking.visible import SEPARATORS, python_class
 
 TEACHER_FORMAT = "query-title-summary-eos"
 STUDENT_FORMAT = "cls-query-sep-title-summary-sep"
+PAIR_FORMAT = "tokenizer-pair-query-title-summary"
 FORMAT_VERSION = 1
 
 # An over-long field is cut to this many characters per allowed token before it is tokenised: 5 MB of text costs
@@ -190,53 +192,131 @@ class TeacherFormat:
 
 
 class StudentFormat:
-    """Turns fields into BERT inputs for one tokenizer: `[CLS] query [SEP] title summary [SEP]`.
+    """Turns fields into a student's inputs for one tokenizer: `[CLS] query [SEP] title summary [SEP]`.
 
     Built from ids, not by the tokenizer's own pair template, so that every field keeps its own limit. The query is
     tokenised once however many documents it has.
 
-    field_ids: what tokenises fields, tokenise_fields() unless a caller puts a cache before it.
+    field_ids: what tokenises fields, tokenise_fields() unless a caller puts a cache before it; token_types: whether
+    the tokens from document_start on have the type 1, or the encoder has no types.
     """
+
+    name = STUDENT_FORMAT
+    token_types = True
 
     def __init__(self, tokenizer: Tokenizer, limits: FieldLimits):
         self.tokenizer, self.limits = tokenizer, limits
         self.field_ids: Callable[[Sequence[str], int], list[list[int]]] = self.tokenise_fields
         self._clean = FieldCleaner(tokenizer)
-        names = ("[CLS]", "[SEP]", "[PAD]")
-        ids = [number for name in names if (number := tokenizer.token_to_id(name)) is not None]
-        if len(ids) < len(names):
-            missing = [name for name in names if tokenizer.token_to_id(name) is None]
-            raise InputError(f"the tokenizer has no {', '.join(missing)}: not a BERT tokenizer")
-        self.cls_id, self.sep_id, self.pad_id = ids
+        self.pad_id = 0
+        self.marks = Marks([], [], [])
+        self._read_marks()
 
-    @classmethod
-    def of_checkpoint(cls, folder: str | Path) -> StudentFormat:
+    def _read_marks(self) -> None:
+        names = ("[CLS]", "[SEP]", "[PAD]")
+        ids = [number for name in names if (number := self.tokenizer.token_to_id(name)) is not None]
+        if len(ids) < len(names):
+            missing = [name for name in names if self.tokenizer.token_to_id(name) is None]
+            raise InputError(f"the tokenizer has no {', '.join(missing)}: not a BERT tokenizer")
+        cls_id, sep_id, self.pad_id = ids
+        self.marks = Marks([cls_id], [sep_id], [sep_id])
+
+    @property
+    def cls_id(self) -> int:
+        """The mark that a pair begins with."""
+        return self.marks.first[0]
+
+    @property
+    def sep_id(self) -> int:
+        """The mark that a pair ends with."""
+        return self.marks.last[-1]
+
+    @staticmethod
+    def of_checkpoint(folder: str | Path) -> StudentFormat:
         """The format of a student or baseline checkpoint folder, with its card's limits. InputError on a mismatch."""
         card = ScoreCard.load(folder).require(folder, "student", "baseline")
-        check_format(card, STUDENT_FORMAT, folder)
-        return cls(load_tokenizer(folder), card.limits)
+        kind = PairFormat if card.text_format == PAIR_FORMAT else StudentFormat
+        check_format(card, kind.name, folder)
+        return kind(load_tokenizer(folder), card.limits)
 
     def max_tokens(self) -> int:
-        """Upper bound of a pair's length in tokens: field limits, [CLS] and two [SEP]."""
-        return self.limits.total_tokens() + 3
+        """Upper bound of a pair's length in tokens: field limits and marks."""
+        return self.limits.total_tokens() + sum(map(len, (self.marks.first, self.marks.between, self.marks.last)))
 
     def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
         """One EncodedPair per row; the three sequences have one entry per pair."""
+        queries, titles, summaries = self._placed(queries, titles, summaries)
         query_ids = self.field_ids(queries, self.limits.max_query_tokens)
         title_ids = self.field_ids(titles, self.limits.max_title_tokens)
         summary_ids = self.field_ids(summaries, self.limits.max_summary_tokens)
-        pairs = []
+        marks, pairs = self.marks, []
         for query, title, summary in zip(query_ids, title_ids, summary_ids):
-            ids = [self.cls_id, *query, self.sep_id, *title, *summary, self.sep_id]
-            pairs.append(EncodedPair(ids, document_start=len(query) + 2))
+            ids = [*marks.first, *query, *marks.between, *title, *summary, *marks.last]
+            pairs.append(EncodedPair(ids, document_start=len(marks.first) + len(query) + len(marks.between)))
         return pairs
+
+    def _placed(
+        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
+    ) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+        """The fields as they are tokenised at their places; BERT's tokenizer reads a word alike everywhere."""
+        return queries, titles, summaries
 
     def tokenise_fields(self, raw: Sequence[str], limit: int) -> list[list[int]]:
         """Token ids of each field, no special tokens, cut to `limit`; a field that comes twice is tokenised once."""
         distinct = list(dict.fromkeys(raw))
-        encoded = self.tokenizer.encode_batch_fast([self._clean(t, limit) for t in distinct], add_special_tokens=False)
+        texts = [self._field_text(text, limit) for text in distinct]
+        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ids = {text: encoding.ids[:limit] for text, encoding in zip(distinct, encoded)}
         return [ids[text] for text in raw]
+
+    def _field_text(self, raw: str, limit: int) -> str:
+        return self._clean(raw, limit)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Token ids that stand before the query, between query and document, and behind the document."""
+
+    first: list[int]
+    between: list[int]
+    last: list[int]
+
+
+class PairFormat(StudentFormat):
+    """The same for encoders that are no BERT (XLM-R, ModernBERT, DeBERTa): marks of their tokenizer's own, no types.
+
+    A summary is tokenised with the space that stands between it and its title, which a byte-level tokenizer makes a
+    part of the word: so the ids are those of `title summary` as one text. InputError if the tokenizer has no template
+    for pairs or no padding token.
+    """
+
+    name = PAIR_FORMAT
+    token_types = False
+
+    def _read_marks(self) -> None:
+        pads = [number for name in ("[PAD]", "<pad>") if (number := self.tokenizer.token_to_id(name)) is not None]
+        if not pads:
+            raise InputError("the tokenizer has no padding token ([PAD] or <pad>), so documents cannot be batched")
+        self.pad_id = pads[0]
+        pair = self.tokenizer.encode("a", "b")
+        texts = [index for index, text in enumerate(pair.sequence_ids) if text is not None]
+        first = [index for index in texts if pair.sequence_ids[index] == 0]
+        second = [index for index in texts if pair.sequence_ids[index] == 1]
+        if self.tokenizer.num_special_tokens_to_add(True) < 2 or not first or not second:
+            raise InputError("the tokenizer has no template for pairs: it does not mark where the document begins")
+        ids = pair.ids
+        self.marks = Marks(ids[: first[0]], ids[first[-1] + 1 : second[0]], ids[second[-1] + 1 :])
+
+    def _placed(
+        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
+    ) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+        """A field that begins with a space is a summary behind a title; no other field does."""
+        placed = [f" {s.lstrip()}" if t.strip() else s.lstrip() for t, s in zip(titles, summaries)]
+        return [q.lstrip() for q in queries], [t.lstrip() for t in titles], placed
+
+    def _field_text(self, raw: str, limit: int) -> str:
+        clean = self._clean(raw, limit)
+        return f" {clean}" if clean and raw.startswith(" ") else clean
 
 
 def check_format(card: ScoreCard, name: str, folder: str | Path) -> None:

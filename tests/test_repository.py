@@ -18,9 +18,10 @@ REGISTRIES = [
     "npm" + "js.org", "npm" + "js.com", "crates" + ".io", "conda" + ".anaconda.org", "yarn" + "pkg.com",
     "proxy.golang" + ".org", "rubygems" + ".org", "index" + "-url =", "--index" + "-url", "--extra-index" + "-url",
 ]  # fmt: skip
-# a container's own mount point under /work is no machine path, a checkout there is
+# a container's own mount point under /work is no machine path, a checkout there is; KServe mounts at /mnt/models
 MACHINE_PATH = re.compile(
-    r"(?<![\w.~}/-])/(?:work/(?:main|shared|\.)|(?:" + "|".join(("root", "home", "Users", "mnt")) + r")/[\w.-]+)"
+    r"(?<![\w.~}/-])/(?:work/(?:main|shared|\.)|"
+    r"(?:" + "|".join(("root", "home", "Users", "mnt(?!/models)")) + r")/[\w.-]+)"
 )
 TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|ghp_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9]{40,})\b")
 

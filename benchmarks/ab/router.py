@@ -1,5 +1,7 @@
 """What the A/B router adds to a page: the same pages through it and straight to Triton, side by side, in turns.
 
+The router is asked by its own `/rank` and by `/v2/rerank`, Cohere's form (docs/integrations.md).
+
 python -m benchmarks.ab.router --clients 8 --model-ms 10
 
 A real tritonserver serves toy rankers that wait `model_ms` without using the processor, as a model on an accelerator
@@ -35,7 +37,7 @@ default_model: baseline
 experiments:
   - {name: bench, arms: [{name: baseline, model: baseline}, {name: student, model: student}]}
 """
-HEAD = b"POST /rank HTTP/1.1\r\nHost: router\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST %s HTTP/1.1\r\nHost: router\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
 @dataclass
@@ -88,23 +90,27 @@ async def direct(address: str, documents: int) -> tuple[Ask, Callable[[], Corout
     return ask, client.close
 
 
-async def routed(url: str, documents: int) -> tuple[Ask, Callable[[], Coroutine[Any, Any, None]]]:
-    """Ask the router over HTTP on kept-open connections, one per client."""
+async def routed(url: str, documents: int, path: bytes) -> tuple[Ask, Callable[[], Coroutine[Any, Any, None]]]:
+    """Ask the router over HTTP on kept-open connections, one per client. path: /rank or /v2/rerank."""
     host, port = url.removeprefix("http://").split(":")
     query, titles, summaries = page_texts(documents)
     listed = [{"doc_id": f"d{i}", "title": t, "summary": s} for i, (t, s) in enumerate(zip(titles, summaries))]
     connections: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
 
     async def ask(number: int, page: int) -> None:
-        if number not in connections:
+        if number not in connections or connections[number][0].at_eof():  # the router ends what is idle for 5 s
             connections[number] = await asyncio.open_connection(host, int(port))
         reader, writer = connections[number]
-        body = json.dumps({"user_id": f"u{number}-{page % 100}", "query": query, "documents": listed}).encode()
-        writer.write(HEAD % len(body) + body)
+        user = f"u{number}-{page % 100}"
+        body = json.dumps({"user_id": user, "user": user, "query": query, "documents": listed}).encode()
+        if path == b"/rank":  # it takes no field that it does not know
+            body = body.replace(f'"user": "{user}", '.encode(), b"", 1)
+        writer.write(HEAD % (path, len(body)) + body)
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         answer = json.loads(await reader.readexactly(length))
-        assert answer["logged"] and not answer["fallback"], answer
+        told = answer.get("meta", answer)
+        assert told["logged"] and not told["fallback"] and told["arm"], answer
 
     async def close() -> None:
         for _, writer in connections.values():
@@ -137,7 +143,8 @@ def measure(config: Config, triton: str, router: str) -> dict[str, list[list[flo
     with asyncio.Runner() as loop:
         paths = {
             "direct": loop.run(direct(triton, config.documents)),
-            "router": loop.run(routed(router, config.documents)),
+            "router": loop.run(routed(router, config.documents, b"/rank")),
+            "rerank": loop.run(routed(router, config.documents, b"/v2/rerank")),
         }
         for ask, _ in paths.values():
             loop.run(turn(ask, config.clients, 1.0, 0))  # connections, caches
@@ -163,9 +170,10 @@ def main(config: Config) -> None:
             before = psutil.Process(router.process.pid).cpu_times()
             turns = measure(config, triton.grpc, router.url)
             after = psutil.Process(router.process.pid).cpu_times()
-    pages = sum(map(len, turns["router"]))
+    pages = sum(len(turn) for name in ("router", "rerank") for turn in turns[name])
     figures = {name: np.percentile(np.concatenate(t), [50, 95, 99]).round(2).tolist() for name, t in turns.items()}
     by_round = [float(np.median(r) - np.median(d)) for d, r in zip(turns["direct"], turns["router"])]
+    of_rerank = [float(np.median(v) - np.median(r)) for r, v in zip(turns["router"], turns["rerank"])]
     processor = (after.user + after.system - before.user - before.system) * 1000 / pages
     load = psutil.getloadavg()[0]
     print(f"{config.clients} clients, {config.documents} documents, model {config.model_ms:g} ms, "
@@ -175,8 +183,11 @@ def main(config: Config) -> None:
         print(f"{name:8} p50 {p50:7.2f} ms  p95 {p95:7.2f} ms  p99 {p99:7.2f} ms  {rate:7.0f} pages/s")
     print(f"overhead at p50 {np.median(by_round):.2f} ms (rounds: {', '.join(f'{x:.2f}' for x in by_round)}); "
           f"router's processor time about {processor:.2f} ms a page")  # fmt: skip
+    print(f"/v2/rerank over /rank at p50 {np.median(of_rerank):.2f} ms "
+          f"(rounds: {', '.join(f'{x:.2f}' for x in of_rerank)})")  # fmt: skip
     if config.out:
         content = {"figures_ms_p50_p95_p99": figures, "overhead_p50_ms_by_round": by_round, "processor_ms": processor}
+        content["rerank_over_rank_p50_ms_by_round"] = of_rerank
         config.out.write_text(json.dumps(content, indent=2))
 
 

@@ -15,7 +15,8 @@ max_batch_size: 0
 input [
   { name: "query" data_type: TYPE_STRING dims: [ 1 ] },
   { name: "title" data_type: TYPE_STRING dims: [ -1 ] },
-  { name: "summary" data_type: TYPE_STRING dims: [ -1 ] }
+  { name: "summary" data_type: TYPE_STRING dims: [ -1 ] },
+  { name: "prior" data_type: TYPE_FP32 dims: [ -1 ] optional: true }
 ]
 output [ { name: "score" data_type: TYPE_FP32 dims: [ -1 ] } ]
 instance_group [ { kind: KIND_CPU count: %d } ]

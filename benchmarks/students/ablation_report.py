@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranking.calibration import ece, probability
+from ranking.calibration_fit import fit
 from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.metrics import JudgedRanking
 from ranking.significance import paired_bootstrap, randomisation_test
-from training.evaluation.calibration_fit import fit
 
 
 def write_report(rows: list[dict[str, Any]], out: Path, beats: dict[str, str | None], report: Path | None) -> str:

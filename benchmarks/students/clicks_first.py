@@ -26,6 +26,7 @@ from ranking.errors import InputError
 from ranking.program import run
 from training import blend_labels, distill_student, evaluate, prepare_clicks, train_baseline
 from training.clicks.click_pairs import ClickPairSettings
+from training.clicks.privacy_gate import OPEN_GATE
 from training.evaluation.blend import UNTRAINED
 
 
@@ -51,7 +52,12 @@ def main(config: Config) -> None:
         raise InputError(f"{data}: no events.parquet; a dataset with a click log is needed")
     if not shown.is_file():
         prepare_clicks.main(
-            ClickPairSettings(events=str(data / "events.parquet"), out=out / "clicks.parquet", shown_documents=shown)
+            ClickPairSettings(
+                events=str(data / "events.parquet"),
+                out=out / "clicks.parquet",
+                shown_documents=shown,
+                privacy=OPEN_GATE,
+            )
         )
     same = {"data": data, "seed": config.seed}
     few = train_as_shipped(train_baseline, "baseline_minilm.yaml", out / "baseline-few", **same)

@@ -36,7 +36,8 @@ class RerankError(InputError):
 class RankedDocuments:
     """Scores in document order, float32 [n], and the documents' order, best first, int [n] (ties keep document order).
 
-    model, version, url: what answered.
+    model, version, url: what answered; probabilities: that a document is relevant, float32 [n] in document order; None
+    from a model that has no calibration.
     """
 
     scores: NDArray[np.float32]
@@ -44,6 +45,7 @@ class RankedDocuments:
     model: str
     version: str
     url: str
+    probabilities: NDArray[np.float32] | None = None
 
 
 class _Servers:
@@ -79,7 +81,8 @@ class _Servers:
     def answered(self, number: int, scored: ModelScores) -> RankedDocuments:
         self._first = number
         order = descending(scored.values)
-        return RankedDocuments(scored.values, order, self.model, scored.version, str(self.connections[number]))
+        url = str(self.connections[number])
+        return RankedDocuments(scored.values, order, self.model, scored.version, url, scored.probabilities)
 
     def failed(self, number: int, failure: ScoringFailure) -> str:
         """What to say of a failed attempt; RerankError at once if another server would say the same."""

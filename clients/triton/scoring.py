@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from clients.triton.connection import TritonConnection
-from ranking.request_tensors import SCORE, read_scores
+from ranking.request_tensors import PROBABILITY, SCORE, read_probabilities, read_scores
 
 # gRPC and HTTP name the same refusal differently
 _REASONS = {
@@ -39,6 +39,9 @@ RENEW_AFTER = 5
 _GRACE_SECONDS = 0.05
 
 
+# what tritonclient's parsers raise for an answer that is none: no JSON, no outputs, sizes that do not fit
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+
 SERVED_LIMITS = ("max_documents", "max_field_bytes")  # parameters of a front model's configuration
 
 
@@ -60,10 +63,14 @@ class ScoringFailure(Exception):
 
 @dataclass(frozen=True)
 class ModelScores:
-    """One model's scores of a page. values: float32 [n], in the order sent; version: as the server reports it."""
+    """One model's scores of a page. values: float32 [n], in the order sent; version: as the server reports it.
+
+    probabilities: float32 [n], None from a model that has no calibration.
+    """
 
     values: NDArray[np.float32]
     version: str
+    probabilities: NDArray[np.float32] | None = None
 
 
 class PageTensors:
@@ -94,13 +101,18 @@ class ScoringClient:
     def __init__(self, connection: TritonConnection, deadline_ms: float):
         self.connection = connection
         self._client = connection.sync_client(deadline_ms)
+        self._lost: tuple[type[Exception], ...] = (InferenceServerException, OSError, *_MALFORMED)
+        if not connection.is_grpc:
+            from geventhttpclient.response import HTTPParseError  # an answer that is cut off, or no HTTP
+
+            self._lost += (HTTPParseError,)
 
     def score(self, model: str, page: PageTensors, deadline_ms: float, version: str = "") -> ModelScores:
         """The page's scores by a model. ScoringFailure says why there are none."""
         arguments = self.connection.infer_arguments(model, page.inputs(self.connection), deadline_ms, version)
         try:
             answer = self._client.infer(**arguments)
-        except (InferenceServerException, OSError) as problem:
+        except self._lost as problem:
             raise _failure(problem, deadline_ms) from problem
         return _read(answer, page.documents)
 
@@ -119,7 +131,8 @@ class AsyncScoringClient:
     def __init__(self, connection: TritonConnection, deadline_ms: float):
         import aiohttp  # here rather than in a call, where it would hold up the loop for longer than a page takes
 
-        self._lost = (InferenceServerException, OSError, aiohttp.ClientError)  # TimeoutError is an OSError
+        # TimeoutError is an OSError
+        self._lost = (InferenceServerException, OSError, aiohttp.ClientError, *_MALFORMED)
         self.connection, self.renewals = connection, 0
         self._deadline_ms = deadline_ms
         self._client = connection.async_client(deadline_ms)
@@ -147,13 +160,13 @@ class AsyncScoringClient:
         try:
             async with asyncio.timeout(deadline_ms / 1000):
                 answer = await self._client.get_model_config(model, headers=self.connection.credentials.headers())
+            if self.connection.is_grpc:
+                given = {name: value.string_value for name, value in answer.config.parameters.items()}
+            else:
+                given = {name: value.get("string_value", "") for name, value in answer.get("parameters", {}).items()}
+            return {name: int(given[name]) for name in SERVED_LIMITS if given.get(name, "").isdecimal()}
         except self._lost as problem:
             raise _failure(problem, deadline_ms) from problem
-        if isinstance(answer, dict):
-            given = {name: value.get("string_value", "") for name, value in answer.get("parameters", {}).items()}
-        else:
-            given = {name: value.string_value for name, value in answer.config.parameters.items()}
-        return {name: int(given[name]) for name in SERVED_LIMITS if given.get(name, "").isdecimal()}
 
     async def close(self) -> None:
         """Close the connection."""
@@ -187,14 +200,19 @@ def _failure(problem: Exception, deadline_ms: float) -> ScoringFailure:
         return ScoringFailure(_REASONS.get(status, "error"), detail, status in _REFUSALS, callers_fault)
     if isinstance(problem, TimeoutError):
         return ScoringFailure("timeout", f"no answer in {deadline_ms:.0f} ms")
-    return ScoringFailure("unavailable", " ".join(str(problem).split()) or type(problem).__name__)
+    text = " ".join(str(problem).split())
+    if isinstance(problem, _MALFORMED):
+        return ScoringFailure("error", f"the answer makes no sense: {type(problem).__name__}: {text}")
+    return ScoringFailure("unavailable", text or type(problem).__name__)
 
 
 def _read(answer: Any, documents: int) -> ModelScores:
     try:
         values = read_scores(answer.as_numpy(SCORE), documents)
-    except ValueError as problem:
-        raise ScoringFailure("bad_scores", str(problem)) from problem
-    response = answer.get_response()
-    version = response.get("model_version", "") if isinstance(response, dict) else response.model_version
-    return ModelScores(values, version)
+        probabilities = read_probabilities(answer.as_numpy(PROBABILITY), documents)
+        response = answer.get_response()
+        version = response.get("model_version", "") if isinstance(response, dict) else response.model_version
+    except _MALFORMED as problem:
+        text = str(problem) if isinstance(problem, ValueError) else f"no answer of a model: {problem!r}"
+        raise ScoringFailure("bad_scores", text) from problem
+    return ModelScores(values, version, probabilities)

@@ -1,12 +1,13 @@
 """The Triton model behind `student`, `baseline` and any further arm: text in, scores out.
 
-    query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]  ->  score FP32 [n]
+    query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]
+    ->  score FP32 [n], and where the arm has a calibration probability FP32 [n]
 
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into calls (length buckets, or
 packed lists without padding, as the build chose) and sends each to `<name>_encoder`, version for version, which runs on
 TensorRT, OpenVINO or whatever the build chose. A version folder holds this file, buckets.py, request_fields.py, the
-tokenizer, the score card and the `ranking` modules that make the text, so a version goes on reading text as it was
-built to. In a container it needs `pip install tokenizers`, nothing else.
+tokenizer, the score card, the calibration and the `ranking` modules that make the text, so a version goes on reading
+text as it was built to. In a container it needs `pip install tokenizers`, nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from buckets import cut, fill
 from field_cache import FieldCache
 from request_fields import BadRequest, read_fields
 
-from ranking.encoder_inputs import OUTPUT, Feed, pack, pad
+from ranking.calibration import probability
+from ranking.encoder_inputs import OUTPUT, Feed, chosen, inputs_of, pack, pad
 from ranking.prior import PriorBlend
 from ranking.text import EncodedPair, StudentFormat
 
@@ -49,10 +51,14 @@ class TritonPythonModel:
         self.call_tokens = int(parameters["call_tokens"])
         self.edges = [int(edge) for edge in parameters["lengths"].split(",")]
         self.prior = PriorBlend(*(float(parameters[f"prior_{name}"]) for name in ("weight", "mean", "spread")))
+        calibration = Path(__file__).parent / "probabilities.json"
+        # maps from score to probability, of scores alone and with a prior; None for an arm that gives none
+        self.calibration = json.loads(calibration.read_text()) if calibration.is_file() else None
         self.packed = parameters["layout"] == "packed"
         # row counts that the encoder has CUDA graphs for; none where it has no graphs
         self.row_steps = [int(step) for step in parameters["row_steps"].split(",") if step]
         self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
+        self.inputs = inputs_of(self.text.token_types)
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
         self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
@@ -79,7 +85,13 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(f"{self.encoder}: {problem}", pb_utils.TritonError.UNAVAILABLE)
             )
-        return pb_utils.InferenceResponse([pb_utils.Tensor("score", scores)])
+        answer = [pb_utils.Tensor("score", scores)]
+        if self.calibration is not None and "probability" in request.requested_output_names():
+            # a list without any prior keeps the model's own scores
+            blended = prior is not None and not np.isnan(prior).all()
+            chances = probability(scores, self.calibration["with_prior" if blended else "alone"])
+            answer.append(pb_utils.Tensor("probability", chances.astype(np.float32)))
+        return pb_utils.InferenceResponse(answer)
 
     async def _score(self, pairs: list[EncodedPair], timeout_us: int) -> np.ndarray:
         calls = list(self._calls(pairs))
@@ -103,7 +115,8 @@ class TritonPythonModel:
         for bucket in cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens):
             count = len(bucket.rows)
             rows = next((step for step in self.row_steps if step >= count), count)
-            yield bucket.rows, pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
+            feed = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
+            yield bucket.rows, chosen(feed, self.inputs)
 
     def _encode(self, feed: Feed, timeout_us: int):
         return pb_utils.InferenceRequest(

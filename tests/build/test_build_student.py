@@ -68,6 +68,11 @@ def test_versions_are_numbered_listed_promoted_and_rolled_back(build):
     with pytest.raises(InputError, match=r"student_encoder/7|student/7"):
         releases.promote(repository, "student", 7)
     assert not list(repository.rglob(".*.part"))
+    card = repository / "student" / "2" / "ranker.json"
+    card.rename(repository / "elsewhere.json")
+    card.symlink_to(repository / "elsewhere.json")  # the same bytes today
+    with pytest.raises(InputError, match=r"ranker\.json: missing or changed since it was published"):
+        releases.promote(repository, "student", 2)
 
 
 def test_nothing_that_is_published_tells_a_path_of_the_machine_that_built_it(build, checkpoint, data):

@@ -115,6 +115,9 @@ def test_what_is_published_says_what_it_is_and_a_new_version_replaces_the_old(tm
     assert arguments["max_model_len"] == TeacherFormat.of_checkpoint(checkpoint).max_tokens() + 1
     assert (arguments["dtype"], arguments["hf_overrides"]) == ("bfloat16", {"head_dtype": "float32"})
     assert (arguments["enable_prefix_caching"], arguments["logprobs_mode"]) == (True, "raw_logits")
+    # model.json has to say where the server finds the checkpoint; nothing else tells a path
+    told = [path for path in repository.rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
+    assert [path.name for path in told] == ["model.json"]
 
 
 def test_the_teacher_id_changes_with_whatever_moves_a_score_and_not_with_the_place_or_the_speed(tmp_path):

@@ -114,6 +114,16 @@ def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settin
     assert ("training.blend_labels" in parsed) == ("data" in settings and "teacher_init" not in settings)
 
 
+@pytest.mark.parametrize("splits", [["test"], ["train", "test"]])
+def test_a_collection_judged_for_the_test_alone_is_split_anew(tmp_path, splits):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").touch()
+    for split in splits:
+        (tmp_path / "qrels" / f"{split}.tsv").touch()
+    flags = run.source_flags(tmp_path, limit=40, smoke=False, decoder_teacher=False)
+    assert ("--resplit" in flags) == ("train" not in splits)
+
+
 def test_own_data_start_from_minilm_and_the_world_from_scratch(tmp_path):
     assert Config().student_init == "scratch" and Config().decoder_teacher
     own = Config(data=tmp_path)

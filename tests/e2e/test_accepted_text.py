@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from clients.ab.log.compaction import compact
 from clients.ab.log.writer import ExposureLog
 from clients.ab.router.api import RankRequest
-from clients.ab.router.http_app import parse_body
+from clients.ab.router.http_requests import parse_body
 from ranking.database import DuckDbSettings
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS
 from ranking.schema import TABLES, read_table

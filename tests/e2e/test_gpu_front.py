@@ -81,7 +81,7 @@ def publish_stand_in(repository: Path, name: str, limits: ServingLimits, checkpo
     judged_scores = folder / "judged_scores.npz"
     np.savez(judged_scores)  # no gate judged this stand-in
     files = [folder / "model.onnx", folder / "model.py"]
-    version = publish(repository, name, checkpoint, files, front, encoder, {}, judged_scores)
+    version = publish(repository, name, checkpoint, files, front, encoder, {}, judged_scores, {})
     promote(repository, name, version)
 
 

@@ -11,9 +11,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -28,16 +30,22 @@ from build.export_onnx import example_inputs, load_encoder, torch_runner
 from build.runners import score_pairs
 from build.running_server import RunningServer
 from build.triton_config import ServingLimits, as_text, read_config
+from clients.ab.log.compaction import compact
 from clients.ab.router.local_router import start_router
 from clients.label_corpus import Config as LabelConfig
 from clients.label_corpus import main as label_corpus
 from clients.triton.connection import TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
-from ranking.card import fingerprint
+from ranking.calibration import ece, probability
+from ranking.card import ScoreCard, fingerprint
+from ranking.database import DuckDbSettings
+from ranking.encoder_inputs import INPUTS
 from ranking.errors import InputError
+from ranking.first_stage import first_stage_scores
 from ranking.labels import LabelSet, iter_labelled
-from ranking.prior import PriorBlend
+from ranking.prior import PriorBlend, standardised
 from ranking.request_tensors import request_tensors
+from ranking.schema import read_table, write_table
 from ranking.text import StudentFormat
 from serving.temporary_server import TritonServer, start_triton
 from tests.helpers.tiny_student import make_judged, make_student, sentence
@@ -69,17 +77,39 @@ def served(tmp_path_factory) -> Iterator[Served]:
         "baseline": make_student(folder / "baseline", "baseline", seed=2),
         "newer": make_student(folder / "newer", seed=3),
     }
+    liked = _data_that_likes(checkpoints["baseline"], data)
+    card = ScoreCard.load(checkpoints["baseline"])
+    card.calibration = {"kind": "platt", "slope": 0.8, "intercept": -0.3}
+    card.save(checkpoints["baseline"])
     for checkpoint, name in (("student", "student"), ("baseline", "baseline"), ("newer", "student")):
         first = not (repository / name).exists()
         main(
             Config(
-                checkpoints[checkpoint], name, "openvino", data,
+                checkpoints[checkpoint], name, "openvino", liked if name == "baseline" else data,
                 repository=repository, precision="fp32", serving=LIMITS, promote=first,
             )
         )  # fmt: skip
     _add_merging_encoder(repository)
     with start_triton(repository, "--model-control-mode=explicit", "--load-model=*") as server:
         yield Served(server, repository, checkpoints)
+
+
+def _data_that_likes(checkpoint: Path, data: Path) -> Path:
+    """The judged data with grades that follow a checkpoint's score and BM25, so that both tell of relevance."""
+    folder = data.with_name("liked")
+    shutil.copytree(data, folder)
+    path = folder / "judgments" / "dev.parquet"
+    table = read_table(path, "judgments")
+    text = StudentFormat.of_checkpoint(checkpoint)
+    pairs = text.encode(*(table.column(name).to_pylist() for name in ("query", "title", "summary")))
+    scores = score_pairs(torch_runner(load_encoder(checkpoint)), pairs, text.pad_id)
+    _, groups = np.unique(table.column("query_id").to_pylist(), return_inverse=True)
+    bm25, _ = standardised(first_stage_scores(None, folder, table).astype(np.float64), groups)
+    merit = (scores - scores.mean()) / scores.std() + bm25 + np.random.default_rng(0).normal(0, 0.5, len(scores))
+    grades = np.digitize(merit, np.quantile(merit, [0.5, 0.8])).astype(np.int8)
+    place = table.schema.get_field_index("grade")
+    write_table(path, "judgments", table.set_column(place, table.schema.field(place), pa.array(grades)))
+    return folder
 
 
 def _add_merging_encoder(repository: Path) -> None:
@@ -366,6 +396,27 @@ def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     assert served.server.model_is_ready("student") and served.server.model_is_ready("student_encoder")
 
 
+def test_an_encoder_that_is_asked_directly_serves_on_whatever_it_was_sent(served):
+    """Whoever reaches the server may ask the encoder too, past the front's checks."""
+    client = grpc.InferenceServerClient(served.server.grpc)
+
+    def ask(shape: tuple[int, ...], value: int) -> None:
+        inputs = []
+        for name in INPUTS:
+            tensor = grpc.InferInput(name, list(shape), "INT32")
+            tensor.set_data_from_numpy(np.full(shape, value, np.int32))
+            inputs.append(tensor)
+        with suppress(InferenceServerException):  # an error is as good an answer as any
+            client.infer("student_encoder", inputs, client_timeout=20)
+
+    for shape in ((2, 16), (1, 100_000), (0, 16), (16, 0), (1, 1)):
+        for value in (0, -1, 10**6, 2**31 - 1, -(2**31)):
+            ask(shape, value)
+    with served.reranker() as ranker:
+        expected = checkpoint_scores(served.checkpoints["student"], "moon", TITLES, SUMMARIES)
+        np.testing.assert_allclose(ranker.rank("moon", TITLES, SUMMARIES).scores, expected, atol=1e-5)
+
+
 def test_a_model_whose_process_was_killed_serves_again_after_a_reload(served):
     for process in served.server.children():
         if process.status() != psutil.STATUS_ZOMBIE and "baseline_encoder_0" in " ".join(process.cmdline()):
@@ -409,6 +460,62 @@ def test_the_router_passes_priors_on(served, tmp_path):
         direct = ranker.rank("red night", TITLES, SUMMARIES, priors=priors)
     assert answer["ranking"] == [str(number) for number in direct.order] and answer["served_by"] == "student"
     np.testing.assert_allclose(answer["scores"], direct.scores[direct.order], atol=1e-6)
+
+
+def test_probabilities_are_those_of_the_fitted_map_over_both_protocols(served):
+    card = ScoreCard.load(served.checkpoints["baseline"])
+    with (
+        served.reranker("baseline") as ranker,
+        Reranker([f"http://{served.server.http}"], "baseline", deadline_ms=20_000) as http,
+    ):
+        over_grpc, over_http = (r.rank("red night", TITLES, SUMMARIES) for r in (ranker, http))
+        blended = ranker.rank("red night", TITLES, SUMMARIES, priors=[3.0, None, 12.5, 0.0, 7.0])
+        unknown = ranker.rank("red night", TITLES, SUMMARIES, priors=[None] * 5)
+    expected = probability(over_grpc.scores, card.calibration)
+    np.testing.assert_allclose(over_grpc.probabilities, expected, atol=1e-6)
+    assert over_grpc.probabilities.tobytes() == over_http.probabilities.tobytes() == unknown.probabilities.tobytes()
+    maps = json.loads((served.repository / "baseline/1/probabilities.json").read_text())
+    np.testing.assert_allclose(blended.probabilities, probability(blended.scores, maps["with_prior"]), atol=1e-6)
+    assert maps["alone"] == card.calibration != maps["with_prior"]
+
+
+def test_the_calibration_error_that_is_served_is_the_one_that_the_manifest_names(served):
+    about = releases.manifest(served.repository, "baseline", 1)["probabilities"]
+    assert about["method"] == "platt" and about["fitted_on"].startswith("dev judgments")
+    judged = read_table(served.repository.parent / "liked/judgments/dev.parquet", "judgments").to_pylist()
+    served_chances, relevant = [], []
+    with served.reranker("baseline") as ranker:
+        for query in dict.fromkeys(row["query_id"] for row in judged):
+            rows = [row for row in judged if row["query_id"] == query]
+            titles, summaries = ([row[name] for row in rows] for name in ("title", "summary"))
+            served_chances.append(ranker.rank(rows[0]["query"], titles, summaries).probabilities)
+            relevant += [row["grade"] > 0 for row in rows]
+    assert ece(np.concatenate(served_chances), relevant) == pytest.approx(about["ece"], abs=1e-6)
+
+
+def test_the_router_gives_probabilities_and_leaves_out_what_is_below_the_threshold(served, tmp_path):
+    (tmp_path / "experiment.yaml").write_text("default_model: baseline\nexperiments: []\n")
+    documents = [
+        {"doc_id": str(number), "title": title, "summary": summary}
+        for number, (title, summary) in enumerate(zip(TITLES, SUMMARIES))
+    ]
+    body = {"user_id": "u", "query": "red night", "documents": documents}
+    with (
+        start_router(
+            tmp_path / "experiment.yaml", served.server.grpc, tmp_path / "log", "--deadline-ms", "20000"
+        ) as router,
+        httpx.Client(base_url=router.url, timeout=30) as client,
+    ):
+        whole = client.post("/rank", json=body).json()
+        middle = float(np.median(whole["probabilities"]))
+        cut = client.post("/rank", json={**body, "min_probability": middle}).json()
+        nothing = client.post("/rank", json={**body, "min_probability": 1.0}).json()
+    assert whole["probabilities"] == sorted(whole["probabilities"], reverse=True) and whole["left_out"] == 0
+    assert cut["ranking"] == whole["ranking"][:3] and cut["left_out"] == 2 and len(cut["scores"]) == 3
+    assert nothing["ranking"] == [] and nothing["left_out"] == 5 and nothing["served_by"] == "baseline"
+    assert compact(tmp_path / "log", tmp_path / "data", DuckDbSettings()).rejected == 0
+    rows = read_table(next((tmp_path / "data/exposures").iterdir()), "exposures").to_pylist()
+    assert sorted(len(row["documents"]) for row in rows) == [0, 3, 5]
 
 
 def test_a_prior_that_cannot_be_one_is_refused_with_its_place(served):

@@ -14,7 +14,7 @@ Arrows = dict[str, set[str]]  # a folder -> the folders that its files import; p
 
 ROOT = Path(__file__).parents[2]
 SERVED = ("ranking", "training", "build", "serving", "clients", "loadtest")
-TOP_FOLDERS = (*SERVED, "demo", "benchmarks")
+TOP_FOLDERS = (*SERVED, "demo", "benchmarks", "disranker")
 ROW = re.compile(r"^\| `([\w/]+)` \| (.*?) \|", flags=re.M)
 TREE_LINE = re.compile(r"( *)(\S+)(?:\s{2,}\S.*)?$")
 

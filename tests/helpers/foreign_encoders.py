@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
     ModernBertConfig,
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
@@ -74,10 +75,30 @@ def modernbert_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
+def deberta_tokenizer() -> PreTrainedTokenizerFast:
+    """As DeBERTa-v3's: pieces of a Unigram model, BERT's marks, and token types that the model does not read."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    marks = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=marks, unk_token="[UNK]", show_progress=False)
+    tokenizer.train_from_iterator([*CORPUS, "größe 44"], trainer)
+    _pairs(tokenizer, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+DEBERTA = {
+    "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
+    "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False, "pooler_hidden_size": 32,
+}  # fmt: skip
+
 ENCODERS: dict[str, tuple[type, Callable[[], PreTrainedTokenizerFast], dict]] = {
     "bert": (BertConfig, bert_tokenizer, {}),
     "xlm-roberta": (XLMRobertaConfig, xlm_roberta_tokenizer, {"type_vocab_size": 1}),
     "modernbert": (ModernBertConfig, modernbert_tokenizer, {"local_attention": 16}),
+    "deberta-v2": (DebertaV2Config, deberta_tokenizer, DEBERTA),
 }
 
 

@@ -95,9 +95,14 @@ class TcpProxy(_Background):
     """
 
     def __init__(self, target: str):
-        self._host, port = target.split(":")
-        self._port, self.url, self.connections = int(port), "", 0
+        self.lead_to(target)
+        self.url, self.connections = "", 0
         self._frozen: set[int] = set()
+
+    def lead_to(self, target: str) -> None:
+        """New connections go to another address."""
+        self._host, port = target.split(":")
+        self._port = int(port)
 
     def freeze(self) -> None:
         self._frozen = set(range(self.connections + 1))
@@ -111,14 +116,20 @@ class TcpProxy(_Background):
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         number = self.connections
-        back_reader, back_writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            back_reader, back_writer = await asyncio.open_connection(self._host, self._port)
+        except OSError:  # nobody is there now
+            writer.close()
+            return
         await asyncio.gather(
             self._copy(number, reader, back_writer), self._copy(number, back_reader, writer), return_exceptions=True
         )
 
     async def _copy(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            if number not in self._frozen:
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+        try:
+            while data := await reader.read(1 << 16):
+                if number not in self._frozen:
+                    writer.write(data)
+                    await writer.drain()
+        finally:
+            writer.close()

@@ -18,6 +18,7 @@ from ranking.limits import FieldLimits
 from ranking.text import (
     FORMAT_VERSION,
     TEACHER_FORMAT,
+    PairFormat,
     StudentFormat,
     TeacherFormat,
     load_tokenizer,
@@ -227,6 +228,30 @@ def test_a_card_that_does_not_fit_is_refused(changes, reason, tmp_path):
     save_checkpoint(tmp_path, byte_level(), **changes)
     with pytest.raises(InputError, match=reason):
         TeacherFormat.of_checkpoint(tmp_path)
+
+
+def test_a_format_by_the_tokenizers_own_template_reads_the_document_as_one_text():
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["[SEP]"])
+    marks = [("<s>", 1), ("[SEP]", tokenizer.token_to_id("[SEP]"))]
+    template = {"single": "<s> $A [SEP]", "pair": "<s> $A [SEP] [SEP] $B [SEP]"}
+    tokenizer.post_processor = processors.TemplateProcessing(**template, special_tokens=marks)
+    text = PairFormat(tokenizer, FieldLimits(40, 40, 40))
+    for query, title, summary in (
+        ("running shoes", "Light", "and red"),
+        ("a", "", "red"),
+        ("a", "b", ""),
+        ("", "", ""),
+    ):
+        expected = tokenizer.encode(query, f"{title} {summary}".strip()).ids
+        [plain] = text.encode([query], [title], [summary])
+        # space around a field is no part of it
+        [spaced] = text.encode([f" {query} "], [f"  {title}"], [f"\t{summary} "])
+        assert plain.ids == spaced.ids == expected
+        assert plain.ids[plain.document_start - 2 : plain.document_start] == [marks[1][1]] * 2
+    assert not text.token_types and text.max_tokens() == 120 + 4
+    with pytest.raises(InputError, match="no template for pairs"):
+        PairFormat(byte_level(), LIMITS)
 
 
 def test_tokenizers_that_cannot_serve_are_refused(tmp_path):

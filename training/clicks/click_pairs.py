@@ -27,7 +27,15 @@ from ranking.schema import TABLES, write_table
 from training.clicks.duckdb_tables import file_columns, open_view, parquet_files
 from training.clicks.event_columns import LOST, event_defaults, parse_event_columns
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
-from training.clicks.propensities import Propensities, estimate_propensities
+from training.clicks.privacy_gate import (
+    PrivacySettings,
+    ReadableQueries,
+    cap_clicks,
+    drop_rare_queries,
+    require_users,
+)
+from training.clicks.propensities import Propensities, Unlinked, estimate_propensities
+from training.clicks.router_pages import drop_forced_pages, exposures_beside
 from training.clicks.shown_documents import shown_documents
 from training.sources.held_out import held_out_files, held_out_queries
 
@@ -43,6 +51,9 @@ class ClickPairSettings(DuckDbSettings):
         out: the clicks file to write; counts and propensities go to a .report.json beside it
         shown_documents: also write every shown document of the queries with a satisfied click to this file, with its
             clicks and expected examinations: what train_baseline --learn-from clicks reads
+        exposures: the pages of an A/B log, so that forced ones are left out and others counted; by default the folder
+            `exposures` beside a folder `events`
+        privacy: what of people may reach training (docs/privacy.md)
         columns: OURS=THEIRS for columns that the log names otherwise, such as query=search_term
         exclude: Parquet files with a query column whose queries, and near-identical ones, are left out of the log
         exclude_held_out: leave out the dev and test queries of the judgments folder beside the output, too
@@ -51,6 +62,8 @@ class ClickPairSettings(DuckDbSettings):
         debias: weight clicks by inverse propensity; --no-debias counts every satisfied click as one
         propensities: known examination probabilities of positions 1, 2, ... (the last holds for all later ones), as
             from a randomisation experiment; none estimates them from the log
+        unlinked: positions that were clicked, but that no document shares with those above: "extrapolate" their
+            propensity, or "cut" them with their clicks
         max_weight: cap of one click's weight; lower it if few clicks at deep positions dominate
         estimation_events: estimate propensities on a sample of pairs with about this many events
         bot_rate_quantile: drop users whose click rate is above this quantile of all users'; 1 keeps all
@@ -62,6 +75,8 @@ class ClickPairSettings(DuckDbSettings):
     events: str
     out: Path
     shown_documents: Path | None = None
+    exposures: Path | None = None
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     columns: list[str] = field(default_factory=list)
     exclude: list[Path] = field(default_factory=list)
     exclude_held_out: bool = True
@@ -69,6 +84,7 @@ class ClickPairSettings(DuckDbSettings):
     min_impressions: int = 1
     debias: bool = True
     propensities: list[float] = field(default_factory=list)
+    unlinked: Unlinked = "extrapolate"
     max_weight: float = 20.0
     estimation_events: int = 5_000_000
     bot_rate_quantile: float = 0.999
@@ -99,6 +115,8 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     for name in columns.absent:
         if LOST[name]:
             LOGGER.warning("the log has no %s: %s", name, LOST[name])
+    require_users(settings.privacy, columns.absent)
+    readable = ReadableQueries(settings.privacy)
     out = Path(settings.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".clicks-", dir=settings.temp_folder or out.parent) as spill:
@@ -107,17 +125,30 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
             rejects = out.with_suffix(".rejects.tsv") if settings.on_bad_row == "reject" else None
             read, refused = open_view(connection, "events", TABLES["events"], files, rejects, columns)
             report: dict[str, Any] = {"events_read": read, "events_rejected": refused, "absent": columns.absent}
+            report |= drop_forced_pages(connection, settings.exposures or exposures_beside(settings.events))
             report |= _drop_bots(connection, settings)
-            report["distinct_queries"], report["normalised_queries"] = number_queries(connection, "people")
+            report["distinct_queries"], report["normalised_queries"] = number_queries(
+                connection, "people", rewrite=readable
+            )
             report |= _exclude_queries(connection, settings)
-            report["events_kept"] -= report["excluded_events"]
+            report["privacy"] = drop_rare_queries(connection, settings.privacy)
+            report["privacy"]["clicks_over_cap"] = cap_clicks(
+                connection, settings.satisfied(), settings.privacy, "user_id" not in columns.absent
+            )
+            report["privacy"] |= {f"queries_{reason}": count for reason, count in sorted(readable.counts.items())}
+            report["privacy"]["personal_by_kind"] = dict(sorted(readable.by_kind.items()))
             connection.execute("""
-                CREATE VIEW impressions AS
-                SELECT kept.*, query_no FROM kept JOIN spellings ON kept.query = spellings.raw
+                CREATE VIEW kept AS
+                SELECT people.*, query_no FROM people JOIN spellings ON people.query = raw
+                ANTI JOIN over_cap USING (request_id, doc_id)
             """)
+            (report["events_kept"],) = connection.execute("SELECT count(*) FROM kept").fetchone() or (0,)
+            if not report["events_kept"]:
+                raise DataError(settings.events, _nothing_left(report))
             propensities = _propensities(connection, settings, report["events_kept"])
             report["position_bias"] = propensities.report() if propensities else None
             _sum_clicks(connection, settings, propensities)
+            report["pairs_without_text"] = _drop_pairs_without_text(connection)
             report["clicks"] = write_table(out, "clicks", _clicks(connection))
             if settings.shown_documents is not None:
                 shown = shown_documents(connection, settings.satisfied(), propensities)
@@ -128,17 +159,36 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
             connection.close()
     if not report["clicks"]:
         out.unlink()
+        if report["pairs_without_text"]:
+            raise DataError(
+                settings.events, "no clicked document has a title or summary: the log was kept without text"
+            )
         raise DataError(settings.events, f"no satisfied click: no click stayed {settings.dwell_seconds:g} s or more")
     report["settings"] = json.loads(json.dumps(asdict(settings), default=str))
     write_json(out.with_suffix(".report.json"), report)
     return report
 
 
+def _nothing_left(report: dict[str, Any]) -> str:
+    """Why no event of the log may be learnt from, by the report's counts."""
+    gate = report["privacy"]
+    if gate.get("queries_not_stored"):
+        return "its queries were dropped or hashed where it was written, so there is no text to learn from"
+    reasons = {
+        "are near-identical to held-out queries": report["excluded_queries"],
+        "have too few users (--privacy.min-users)": gate["rare_queries"],
+        "hold personal data (--privacy.personal-data)": gate.get("queries_personal", 0),
+    }
+    told = ", ".join(f"{count} {what}" for what, count in reasons.items() if count)
+    return f"no event is left to learn from: of {report['distinct_queries']} queries {told or 'none is readable'}"
+
+
 def _drop_bots(connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings) -> dict[str, int]:
     """Make `bots` (users above either quantile) and the view `people` without them; returns counts."""
     connection.execute("""
         CREATE TABLE users AS
-        SELECT user_id, count(*) AS impressions, count(*) FILTER (clicked) / count(*) AS rate FROM events GROUP BY ALL
+        SELECT user_id, count(*) AS impressions, count(*) FILTER (clicked) / count(*) AS rate
+        FROM real_pages GROUP BY ALL
     """)
     connection.execute(
         """
@@ -155,19 +205,22 @@ def _drop_bots(connection: duckdb.DuckDBPyConnection, settings: ClickPairSetting
             "enough": settings.bot_min_impressions,
         },
     )
-    connection.execute("CREATE VIEW people AS SELECT * FROM events ANTI JOIN bots USING (user_id)")
+    connection.execute("CREATE VIEW people AS SELECT * FROM real_pages ANTI JOIN bots USING (user_id)")
     users, events = connection.execute("SELECT count(*), coalesce(sum(impressions), 0) FROM users").fetchone() or (0, 0)
     bots, dropped = connection.execute("SELECT count(*), coalesce(sum(impressions), 0) FROM bots").fetchone() or (0, 0)
     if not events:
         raise InputError("the log has no events")
+    (pages,) = connection.execute("""
+        SELECT count(DISTINCT request_id) FROM real_pages SEMI JOIN bots USING (user_id)
+    """).fetchone() or (0,)
     LOGGER.info("bot filter: dropped %d of %d users with %d of %d events", bots, users, dropped, events)
-    return {"users": users, "bot_users": bots, "bot_events": int(dropped), "events_kept": int(events - dropped)}
+    return {"users": users, "bot_users": bots, "bot_events": int(dropped), "bot_pages": pages}
 
 
 def _exclude_queries(connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings) -> dict[str, Any]:
-    """Make the view `kept`: people's events of queries that are not near-identical to an excluded one; returns counts.
+    """Take the number from every query that is near-identical to an excluded one; returns counts.
 
-    The excluded queries lose their number in `spellings`, so that nothing made from there sees them.
+    Nothing made from `spellings` sees them from then on.
     """
     files = [Path(path) for path in settings.exclude]
     if settings.exclude_held_out:
@@ -186,7 +239,6 @@ def _exclude_queries(connection: duckdb.DuckDBPyConnection, settings: ClickPairS
         SELECT count(*) FROM people JOIN spellings ON people.query = raw SEMI JOIN excluded_queries USING (query_no)
     """).fetchone() or (0,)
     connection.execute("DELETE FROM spellings WHERE query_no IN (SELECT query_no FROM excluded_queries)")
-    connection.execute("CREATE VIEW kept AS SELECT people.* FROM people SEMI JOIN spellings ON people.query = raw")
     if files:
         LOGGER.info(
             "%d queries of the log with %d events are near-identical to one of %s and left out",
@@ -202,7 +254,7 @@ def _propensities(
         return None
     if settings.propensities:
         return Propensities.given(settings.propensities)
-    return estimate_propensities(connection, "impressions", events, settings.estimation_events)
+    return estimate_propensities(connection, "kept", events, settings.estimation_events, settings.unlinked)
 
 
 def _sum_clicks(
@@ -211,39 +263,53 @@ def _sum_clicks(
     """Make `weights` (query_no, doc_id, weight) from satisfied clicks, after the impression limit."""
     satisfied = settings.satisfied()
     connection.execute("CREATE TABLE position_weights (position INTEGER, weight DOUBLE)")
-    positions = connection.execute("SELECT DISTINCT position FROM impressions WHERE " + satisfied).fetchall()
-    rows = [(p, min(settings.max_weight, 1 / propensities.at(p)) if propensities else 1.0) for (p,) in positions]
+    positions = [p for (p,) in connection.execute(f"SELECT DISTINCT position FROM kept WHERE {satisfied}").fetchall()]
+    if propensities is None:
+        rows = [(position, 1.0) for position in positions]
+    else:  # a position that was cut has propensity 0, and its clicks do not count
+        seen = {position: propensities.at(position) for position in positions if propensities.at(position) > 0}
+        rows = [(position, min(settings.max_weight, 1 / propensity)) for position, propensity in seen.items()]
     if rows:
         connection.executemany("INSERT INTO position_weights VALUES (?, ?)", rows)
     # rounded: the order in which threads add floats must not change the file
     connection.execute(f"""
         CREATE TABLE weights AS
         SELECT query_no, doc_id, round(sum(weight), 4) AS weight
-        FROM impressions JOIN position_weights USING (position) WHERE {satisfied} GROUP BY ALL
+        FROM kept JOIN position_weights USING (position) WHERE {satisfied} GROUP BY ALL
     """)
     if settings.min_impressions > 1:
         connection.execute(
             """
             CREATE OR REPLACE TABLE weights AS
             WITH shown AS (SELECT query_no, doc_id, count(*) AS times
-                           FROM impressions SEMI JOIN weights USING (query_no, doc_id) GROUP BY ALL)
+                           FROM kept SEMI JOIN weights USING (query_no, doc_id) GROUP BY ALL)
             SELECT weights.* FROM weights JOIN shown USING (query_no, doc_id) WHERE times >= ?
             """,
             [settings.min_impressions],
         )
-    # a document's text as it last was when it satisfied somebody
+    # the text of the page: a snippet made for one query must not be learnt with another
     connection.execute(f"""
         CREATE TABLE texts AS
-        SELECT doc_id, arg_max({{'title': title, 'summary': summary}}, (timestamp, title, summary)) AS text
-        FROM kept WHERE {satisfied} GROUP BY doc_id
+        SELECT query_no, doc_id, arg_max({{'title': title, 'summary': summary}}, (timestamp, title, summary)) AS text
+        FROM kept WHERE {satisfied} GROUP BY query_no, doc_id
     """)
+
+
+def _drop_pairs_without_text(connection: duckdb.DuckDBPyConnection) -> int:
+    """Remove pairs with neither title nor summary from `texts`: there is nothing to predict. Returns how many."""
+    blank = "trim(text.title) = '' AND trim(text.summary) = ''"
+    (count,) = connection.execute(
+        f"SELECT count(*) FROM texts JOIN weights USING (query_no, doc_id) WHERE {blank}"
+    ).fetchone() or (0,)
+    connection.execute(f"DELETE FROM texts WHERE {blank}")
+    return count
 
 
 def _clicks(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
     """The clicks table in pieces, by query and document."""
     result = connection.sql("""
         SELECT query, doc_id, text.title AS title, text.summary AS summary, weight::FLOAT AS weight
-        FROM weights JOIN queries USING (query_no) JOIN texts USING (doc_id) ORDER BY query, doc_id
+        FROM weights JOIN queries USING (query_no) JOIN texts USING (query_no, doc_id) ORDER BY query, doc_id
     """)
     for batch in result.to_arrow_reader(BATCH_ROWS):
         yield pa.Table.from_batches([batch])

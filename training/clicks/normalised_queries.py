@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import duckdb
 import pyarrow as pa
 
@@ -16,17 +18,21 @@ def normalise_query(text: str) -> str:
     return normalise(normalise(text).lower())
 
 
-def number_queries(connection: duckdb.DuckDBPyConnection, *relations: str) -> tuple[int, int]:
+def number_queries(
+    connection: duckdb.DuckDBPyConnection, *relations: str, rewrite: Callable[[str], str] | None = None
+) -> tuple[int, int]:
     """Make `spellings` (raw -> query_no) and `queries` (query_no -> normalised text) from the relations' `query`.
 
     Python sees each distinct spelling once, so the cost follows the vocabulary of queries and not the number of rows.
-    A spelling that is blank once normalised has no number. Returns how many spellings and how many queries there are.
+    A spelling that is blank once normalised has no number. rewrite: makes of a normalised query
+    what is kept of it. Returns how many spellings and how many queries there are.
     """
     connection.execute("CREATE TABLE spelled (raw VARCHAR, query VARCHAR)")
     distinct = " UNION ".join(f"SELECT query FROM {relation}" for relation in relations)
     for batch in connection.cursor().sql(f"SELECT DISTINCT query FROM ({distinct})").to_arrow_reader(BATCH_ROWS):
         raw = batch.column(0)
-        clean = pa.array([normalise_query(text) for text in raw.to_pylist()], pa.string())
+        texts = [normalise_query(text) for text in raw.to_pylist()]
+        clean = pa.array([rewrite(text) if rewrite and text else text for text in texts], pa.string())
         found = pa.table({"raw": raw, "query": clean})  # noqa: F841 (DuckDB reads it by name)
         connection.execute("INSERT INTO spelled SELECT raw, query FROM found")
     # numbered by text: the numbers, and with them every hash of them, are the same in every run

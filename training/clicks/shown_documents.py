@@ -21,10 +21,10 @@ def shown_documents(
 ) -> Iterator[pa.Table]:
     """The `shown_documents` table in pieces, by query and document.
 
-    connection: has `kept`, `impressions`, `queries` and `weights` of training/clicks/click_pairs.py; satisfied: the SQL
+    connection: has `kept`, `queries` and `weights` of training/clicks/click_pairs.py; satisfied: the SQL
     condition of a satisfied click; propensities: None counts every impression as one examination.
     """
-    positions = connection.execute("SELECT DISTINCT position FROM impressions ORDER BY 1").fetchall()
+    positions = connection.execute("SELECT DISTINCT position FROM kept ORDER BY 1").fetchall()
     connection.execute("CREATE TABLE examination (position INTEGER, propensity DOUBLE)")
     rows = [(position, propensities.at(position) if propensities else 1.0) for (position,) in positions]
     connection.executemany("INSERT INTO examination VALUES (?, ?)", rows)
@@ -32,18 +32,18 @@ def shown_documents(
     connection.execute(f"""
         CREATE TABLE shown_counts AS
         SELECT query_no, doc_id, count(*) FILTER ({satisfied}) AS clicks, round(sum(propensity), 4) AS examinations
-        FROM impressions SEMI JOIN weights USING (query_no) JOIN examination USING (position) GROUP BY ALL
+        FROM kept SEMI JOIN weights USING (query_no) JOIN examination USING (position) GROUP BY ALL
     """)
-    # a document's text as it was last shown
+    # a document's text as it was last shown for that query
     connection.execute("""
         CREATE TABLE shown_texts AS
-        SELECT doc_id, arg_max({'title': title, 'summary': summary}, (timestamp, title, summary)) AS text
-        FROM kept SEMI JOIN shown_counts USING (doc_id) GROUP BY doc_id
+        SELECT query_no, doc_id, arg_max({'title': title, 'summary': summary}, (timestamp, title, summary)) AS text
+        FROM kept SEMI JOIN shown_counts USING (query_no, doc_id) GROUP BY query_no, doc_id
     """)
     result = connection.sql("""
         SELECT query, doc_id, text.title AS title, text.summary AS summary,
                clicks::FLOAT AS clicks, examinations::FLOAT AS examinations
-        FROM shown_counts JOIN queries USING (query_no) JOIN shown_texts USING (doc_id) ORDER BY query, doc_id
+        FROM shown_counts JOIN queries USING (query_no) JOIN shown_texts USING (query_no, doc_id) ORDER BY query, doc_id
     """)
     for batch in result.to_arrow_reader(BATCH_ROWS):
         yield pa.Table.from_batches([batch])

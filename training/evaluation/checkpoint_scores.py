@@ -61,7 +61,7 @@ class Scorer:
         return (
             _teacher_scorer(checkpoint, model, card)
             if card.role == "teacher"
-            else _bert_scorer(checkpoint, model, card)
+            else _student_scorer(checkpoint, model, card)
         )
 
     @torch.inference_mode()
@@ -181,13 +181,13 @@ def _mean_state(states: Tensor, mask: Tensor) -> Tensor:
     return (states * weights).sum(1) / weights.sum(1)
 
 
-def _bert_scorer(checkpoint: str | Path, model: Any, card: ScoreCard) -> Scorer:
+def _student_scorer(checkpoint: str | Path, model: Any, card: ScoreCard) -> Scorer:
     text_format = StudentFormat.of_checkpoint(checkpoint)
 
     def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> TokenStore:
         return TokenStore.of_pairs(text_format.encode(queries, titles, summaries))
 
-    return Scorer(model, card, encode, _logit, text_format.pad_id, token_types=True)
+    return Scorer(model, card, encode, _logit, text_format.pad_id, text_format.token_types)
 
 
 def _plain_scorer(checkpoint: str | Path, model: Any) -> Scorer:

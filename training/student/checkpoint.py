@@ -10,11 +10,12 @@ from typing import Literal
 
 import numpy as np
 
+from ranking import calibration_fit
 from ranking.card import ScoreCard, fingerprint
 from ranking.metrics import JudgedRanking, mean
-from ranking.text import FORMAT_VERSION, STUDENT_FORMAT
-from training.evaluation import calibration_fit
+from ranking.text import FORMAT_VERSION
 from training.student.encoder import StudentModel, scale_head
+from training.student.model_card import describe_for_others, limit_other_tokenizers, write_model_card
 from training.trainer.group_batches import RankingGroups
 from training.trainer.ranking_trainer import RankingTrainer
 
@@ -60,7 +61,7 @@ def save_student(
     grades = dev.targets.astype(np.int64)
     card = ScoreCard(
         role=role,
-        text_format=STUDENT_FORMAT,
+        text_format=student.text_format.name,
         format_version=FORMAT_VERSION,
         limits=student.text_format.limits,
         head="linear",
@@ -74,13 +75,17 @@ def save_student(
         metrics=_dev_figures(scores, grades, dev.group_of_document()),
     )
     if trainer.args.process_index == 0:
+        describe_for_others(student.model.config)
         student.model.save_pretrained(out)
         for file in student.tokenizer_folder.iterdir():
             shutil.copyfile(file, out / file.name)
+        limit_other_tokenizers(out, student.text_format.max_tokens())
+        write_model_card(out, card)
         card.save(out)  # last: a folder with a card is a whole checkpoint
     if calibrate is not None:  # after saving: judgments that cannot be calibrated on must not cost the training
         card.calibration = calibration_fit.fit(calibrate, scores, grades > 0)
         if trainer.args.process_index == 0:
+            write_model_card(out, card)
             card.save(out)
     trainer.accelerator.wait_for_everyone()
     figures = ", ".join(f"{name} {value:.4f}" for name, value in card.metrics.items())

@@ -1,4 +1,4 @@
-"""The BERT cross-encoder that students and baselines are: where its weights and its vocabulary come from.
+"""The cross-encoder that students and baselines are: where its weights and its vocabulary come from.
 
 Four starting points: a pretrained checkpoint (`--init minilm`, a folder or a hub id), some layers of a deeper one
 (`--init-layers 0,2,4,6,8,10`),
@@ -17,13 +17,22 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    set_seed,
+)
 
 from ranking.card import CARD_NAME, ScoreCard, model_name
+from ranking.encoder_families import ENCODER_FAMILIES, longest_input, refused_family
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.pretrained import checkpoint_of
-from ranking.text import StudentFormat, load_tokenizer
+from ranking.text import PairFormat, StudentFormat, load_tokenizer
 from training.student.vocabulary import train_wordpiece
 from training.trainer.attention import fastest_attention
 
@@ -57,8 +66,8 @@ class StudentModelSettings:
     """Where a student starts.
 
     Args:
-        init: BERT to start from: minilm (a package, docs/students.md), a folder or a hub id, a baseline or student of
-            ours included; none: from scratch
+        init: encoder to start from (BERT, RoBERTa, XLM-R, ModernBERT, DeBERTa): minilm (docs/students.md), a folder
+            or a hub id, a baseline or student of ours included; none: a BERT from scratch
         init_layers: layers of that checkpoint to keep, e.g. 0,2,4,6,8,10 for a BERT-6 from a BERT-12; none: all
         size: shape of a model from scratch, see docs/students.md
         vocabulary_size: WordPiece tokens of a model from scratch
@@ -90,7 +99,7 @@ class StudentModelSettings:
 class StudentModel:
     """A model to train: its text format, its tokenizer (saved with it), and what it started from, for the card."""
 
-    model: BertForSequenceClassification
+    model: PreTrainedModel
     text_format: StudentFormat
     tokenizer_folder: Path
     base: str
@@ -121,12 +130,13 @@ def create_student(
     else:
         if (Path(init) / CARD_NAME).is_file():
             limits = ScoreCard.load(init).require(init, "student", "baseline").limits
-        text_format = StudentFormat(load_tokenizer(folder), limits)
         model = _from_checkpoint(settings, init)
+        kind = StudentFormat if model.config.model_type == "bert" else PairFormat
+        text_format = kind(load_tokenizer(folder), limits)
         base = model_name(str(settings.init)) + (
             f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else ""
         )
-    positions, rows = model.config.max_position_embeddings, cast(Any, model.get_input_embeddings()).weight.shape[0]
+    positions, rows = longest_input(model.config), cast(Any, model.get_input_embeddings()).weight.shape[0]
     if text_format.max_tokens() > positions:
         raise InputError(
             f"{base}: {text_format.max_tokens()} tokens a pair, {positions} positions: lower the field limits"
@@ -140,7 +150,18 @@ def create_student(
     return StudentModel(model, text_format, folder, base)
 
 
+def _check_family(init: str) -> None:
+    """InputError for an encoder that cannot be a student, before its tokenizer is opened."""
+    try:
+        family = AutoConfig.from_pretrained(init).model_type
+    except (OSError, ValueError):
+        return  # the tokenizer's reader says what is wrong with the folder
+    if family not in ENCODER_FAMILIES:
+        raise InputError(f"{init}: {refused_family(family)}")
+
+
 def _tokenizer_of(init: str):
+    _check_family(init)
     try:
         tokenizer = AutoTokenizer.from_pretrained(init, use_fast=True)
     except (OSError, ValueError) as problem:
@@ -202,40 +223,69 @@ def _warn_of_unknown_words(data: Path) -> None:
         )
 
 
-def _from_checkpoint(settings: StudentModelSettings, init: str) -> BertForSequenceClassification:
+# what of a checkpoint may be new: the head, and what pools before it
+_NEW = {
+    "bert": ("classifier.", "bert.pooler."),
+    "roberta": ("classifier.",),
+    "xlm-roberta": ("classifier.",),
+    "modernbert": ("classifier.", "head."),
+    "deberta-v2": ("classifier.", "pooler."),
+}
+
+
+def _from_checkpoint(settings: StudentModelSettings, init: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(init)
-        if config.model_type != "bert":
-            raise InputError(f"{init}: a {config.model_type} model; students are BERT")
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = settings.dropout
+        family = config.model_type
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", *_OTHER_DROPOUTS):
+            if hasattr(config, name):
+                setattr(config, name, settings.dropout)
         config.num_labels = 1
-        opened: Any = BertForSequenceClassification.from_pretrained(
+        if family == "modernbert":
+            config.classifier_pooling = "cls"
+        opened: Any = AutoModelForSequenceClassification.from_pretrained(
             init, config=config, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError) as problem:
-        raise InputError(f"{init}: cannot be opened as a BERT: {_line(problem)}") from problem
-    model: BertForSequenceClassification = opened[0]
+        raise InputError(f"{init}: cannot be opened as an encoder: {_line(problem)}") from problem
+    model: PreTrainedModel = opened[0]
     # the head, and the pooler before it, may be new; an encoder with made-up layers would train and be worthless
-    lost = sorted(key for key in opened[1]["missing_keys"] if not key.startswith(("classifier.", "bert.pooler.")))
+    lost = sorted(key for key in opened[1]["missing_keys"] if not key.startswith(_NEW[family]))
     if lost:
-        raise InputError(f"{init}: its weights lack {lost[0]} and {len(lost) - 1} more: not a whole BERT encoder")
+        raise InputError(f"{init}: its weights lack {lost[0]} and {len(lost) - 1} more: not a whole encoder")
     if settings.init_layers:
-        layers = cast(nn.ModuleList, model.bert.encoder.layer)
-        if max(settings.init_layers) >= len(layers):
-            raise InputError(f"{init}: init_layers {settings.init_layers}, but it has layers 0 to {len(layers) - 1}")
-        model.bert.encoder.layer = nn.ModuleList(layers[i] for i in settings.init_layers)
-        model.config.num_hidden_layers = len(settings.init_layers)
+        _keep_layers(model, settings.init_layers, init)
     if (Path(init) / CARD_NAME).is_file():
         card = ScoreCard.load(init)
         scale_head(model, 1 / card.score_spread, -card.score_mean / card.score_spread)
     return model
 
 
+# ModernBERT's and DeBERTa's names
+_OTHER_DROPOUTS = (
+    "attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout", "pooler_dropout", "cls_dropout"
+)  # fmt: skip
+
+
+def _keep_layers(model: PreTrainedModel, numbers: list[int], init: str) -> None:
+    """Leave only these layers of the encoder. InputError if it lacks one, or its layers differ by their number."""
+    if model.config.model_type == "modernbert":
+        # its layers read the whole text or a window of it by their number
+        raise InputError(f"{init}: init_layers is not for ModernBERT, whose layers differ by their place")
+    stack = cast(Any, model).base_model.encoder
+    if max(numbers) >= len(stack.layer):
+        raise InputError(f"{init}: init_layers {numbers}, but it has layers 0 to {len(stack.layer) - 1}")
+    stack.layer = nn.ModuleList(stack.layer[i] for i in numbers)
+    model.config.num_hidden_layers = len(numbers)
+
+
 @torch.no_grad()
-def scale_head(model: BertForSequenceClassification, factor: float, offset: float) -> None:
-    """Make every score `factor * score + offset`, exactly, by the head's weight and bias alone."""
-    model.classifier.weight.mul_(factor)
-    model.classifier.bias.mul_(factor).add_(offset)
+def scale_head(model: PreTrainedModel, factor: float, offset: float) -> None:
+    """Make every score `factor * score + offset`, exactly, by the weight and bias of the head's last layer alone."""
+    head: Any = model.classifier
+    last = getattr(head, "out_proj", head)  # RoBERTa's head has a layer before it
+    last.weight.mul_(factor)
+    last.bias.mul_(factor).add_(offset)
 
 
 def _line(problem: Exception) -> str:

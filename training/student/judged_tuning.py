@@ -75,7 +75,7 @@ def tune_on_judgments(
         None,
         loss=losses.ranknet,
         pad_id=student.text_format.pad_id,
-        token_types=True,
+        token_types=student.text_format.token_types,
         sample_group=graded_sampler(tuning.judged_documents),
         out=work,
     )

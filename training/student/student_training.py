@@ -8,13 +8,15 @@ from typing import Literal, Self
 
 from safetensors.torch import load_file, save_file
 
+from ranking.calibration_fit import Kind
 from ranking.card import ScoreCard
+from ranking.errors import InputError
 from ranking.files import replacing
-from training.evaluation.calibration_fit import Kind
 from training.student.checkpoint import ScoreScale, save_student
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
 from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
 from training.student.masked_lm_warm_up import WarmUpSettings, warm_up
+from training.student.model_card import push_to_hub
 from training.student.word_embedding_start import WordEmbeddingSettings, fit_word_embeddings
 from training.trainer.group_batches import GroupSampler, RankingGroups
 from training.trainer.ranking_trainer import RankingLoss, RankingTrainer
@@ -31,12 +33,14 @@ class StudentTrainingSettings(TrainingSettings, StudentModelSettings, WarmUpSett
         calibrate: fit a map from score to probability on dev judgments; isotonic wants thousands, platt hundreds
         least_steps: optimiser steps at least, whatever the epochs: a small set is passed over more often, and dev is
             then evaluated four times in all
+        push_to_hub: repository (owner/name) of a model hub to upload the finished checkpoint to; made private if new
     """
 
     data: Path
     out: Path
     calibrate: Kind | None = None
     least_steps: int = 0
+    push_to_hub: str | None = None
 
     def __post_init__(self):
         TrainingSettings.__post_init__(self)
@@ -64,6 +68,8 @@ def start_student(settings: StudentTrainingSettings) -> StudentModel:
     student = create_student(settings, settings.data, work, settings.seed, settings.resume)
     if not settings.warm_up_epochs:
         return student
+    if student.model.config.model_type != "bert":
+        raise InputError(f"warm_up_epochs: of BERT alone; {student.base} is a {student.model.config.model_type} model")
     kept = work / "warm_up.safetensors"
     if not (settings.resume and kept.is_file()):
         of_warm_up = TrainingSettings(
@@ -119,14 +125,14 @@ def train_student(
         dev,
         loss=loss,
         pad_id=student.text_format.pad_id,
-        token_types=True,
+        token_types=student.text_format.token_types,
         sample_group=sample_group,
         out=settings.out,
     )
     trainer.start()
     if judged is not None and tuning is not None:
         tune_on_judgments(student, settings, tuning, judged, dev, work=settings.out / RUN_FOLDER / "judged")
-    return save_student(
+    card = save_student(
         student,
         trainer,
         dev,
@@ -137,3 +143,6 @@ def train_student(
         judged_queries=judged_queries,
         calibrate=settings.calibrate,
     )
+    if settings.push_to_hub and trainer.args.process_index == 0:
+        push_to_hub(settings.out, settings.push_to_hub)
+    return card

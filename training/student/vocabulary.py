@@ -6,11 +6,13 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.normalizers import NFC, NFD, BertNormalizer, Replace
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from tokenizers.pre_tokenizers import BertPreTokenizer, Split
+from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
 from transformers import PreTrainedTokenizerFast
@@ -22,6 +24,8 @@ from ranking.text import normalise
 LOGGER = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# letters of Thai, Lao, Burmese and Khmer with their marks; Chinese characters are split off by BertNormalizer
+_UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]\\p{M}*"
 MAX_TEXTS = 2_000_000  # the vocabulary of a larger set hardly differs, and the trainer counts words in memory
 
 
@@ -37,8 +41,11 @@ def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> 
     if not present:
         raise InputError(f"{data}: no candidates, clicks or train judgments to take a vocabulary from")
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
+    # BERT strips every mark, which takes the vowels out of Thai and Hindi: here accents alone, as of Latin or Greek
+    accents = [NFD(), Replace(Regex("[\u0300-\u036f]"), ""), NFC()]
+    tokenizer.normalizer = NormalizerSequence([BertNormalizer(lowercase=True, strip_accents=False), *accents])
+    # a Thai sentence is one "word" to BERT's splitter, and one longer than 100 characters would be unknown as a whole
+    tokenizer.pre_tokenizer = PreTokenizerSequence([Split(Regex(_UNSPACED), "isolated"), BertPreTokenizer()])
     tokenizer.decoder = WordPieceDecoder()
     trainer = WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
     tokenizer.train_from_iterator(_distinct_texts(present), trainer)

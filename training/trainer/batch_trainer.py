@@ -36,7 +36,7 @@ from training.trainer.training_settings import TrainingSettings, training_argume
 LOGGER = logging.getLogger(__name__)
 
 _SETTINGS = "settings.json"
-_MAY_CHANGE = ("resume", "report_to", "loader_workers", "log_steps")  # nothing here moves the loss curve
+_MAY_CHANGE = ("resume", "report_to", "push_to_hub", "loader_workers", "log_steps")  # nothing here moves the loss curve
 
 
 class BatchTrainer(Trainer):

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ranking.errors import InputError
 from ranking.metrics import JudgedRanking, mean
+from training.trainer.attention import scoring_attention
 from training.trainer.batch_trainer import BatchTrainer
 from training.trainer.group_batches import GroupBatches, GroupSampler, RankingGroups
 from training.trainer.token_store import split_by_tokens
@@ -111,7 +112,7 @@ class RankingTrainer(BatchTrainer):
             # as many forwards on every process: past the end the last chunk is computed and thrown away
             chunk = chunks[min(first + process, len(chunks) - 1)]
             inputs = self._prepare_inputs(groups.store.pad(chunk, self.pad_id, self.token_types))
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), scoring_attention(self.model):
                 output = model(**inputs).logits.float().reshape(-1)
             if first + process < len(chunks):
                 scores[torch.from_numpy(chunk)] = output

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+
+from ranking.errors import InputError
 
 # below the output folder: optimiser states and logs; the checkpoint itself lies in the output folder
 RUN_FOLDER = "training"
@@ -32,7 +38,7 @@ class TrainingSettings:
         eval_steps: optimiser steps between evaluations on dev; 0 for one per epoch
         patience: evaluations without a better dev score after which training stops; 0 never stops early
         log_steps: optimiser steps between log lines
-        report_to: where curves go: tensorboard, wandb, mlflow ... or none
+        report_to: trackers that get the curves and these settings: tensorboard, mlflow, wandb ... (commas), or none
         loader_workers: processes that prepare batches beside the training process
         seed: everything random follows from it
         resume: continue the run that lies in the output folder, as if it had not been interrupted
@@ -91,7 +97,7 @@ def training_arguments(settings: TrainingSettings, out: Path, best_metric: str |
         every |= {"eval_strategy": every["save_strategy"], "eval_steps": settings.eval_steps or None}
         every |= {"load_best_model_at_end": True, "metric_for_best_model": best_metric}
         every |= {"greater_is_better": not best_metric.endswith("loss")}
-    return TrainingArguments(
+    arguments = _ReportedArguments(
         output_dir=str(out / RUN_FOLDER),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -107,7 +113,7 @@ def training_arguments(settings: TrainingSettings, out: Path, best_metric: str |
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,  # it would replace a NaN loss by the mean of the others
-        report_to=settings.report_to,
+        report_to=_trackers(settings.report_to),
         dataloader_num_workers=settings.loader_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -120,3 +126,25 @@ def training_arguments(settings: TrainingSettings, out: Path, best_metric: str |
         seed=settings.seed,
         **every,
     )
+    arguments.settings = {f"settings/{name}": value for name, value in asdict(settings).items()}
+    return arguments
+
+
+class _ReportedArguments(TrainingArguments):
+    """The Trainer's arguments with the program's own settings beside them, in what every tracker is told."""
+
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments and the settings, as JSON can hold them."""
+        return super().to_dict() | json.loads(json.dumps(dict(self.settings), default=str))
+
+
+def _trackers(names: str) -> list[str]:
+    """The trackers of a `report_to`, which are installed. InputError names one that is not."""
+    wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
+    known = get_available_reporting_integrations()
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise InputError(f"report_to: {missing[0]} is not installed here; there is {', '.join(known) or 'none'}")
+    return wanted

@@ -25,6 +25,7 @@ from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.schema import MAX_GRADE, write_table
 from training.clicks.click_pairs import ClickPairSettings, write_clicks
+from training.clicks.privacy_gate import OPEN_GATE
 from training.world.click_log import event_tables, simulate_log
 from training.world.documents import Documents, make_documents
 from training.world.lexicon import Lexicon, load_lexicon
@@ -187,7 +188,8 @@ def write_world(config: WorldConfig, out: str | Path) -> dict:
         bar.update()
         model, examined = _write_events(world, out / "events.parquet")
         bar.update()
-        report = write_clicks(ClickPairSettings(events=str(out / "events.parquet"), out=out / "clicks.parquet"))
+        simulated = ClickPairSettings(events=str(out / "events.parquet"), out=out / "clicks.parquet", privacy=OPEN_GATE)
+        report = write_clicks(simulated)
         bar.update()
     concepts = world.lexicon.concepts
     files = ["clicks.parquet", "candidates.parquet", *(f"judgments/{split}.parquet" for split in SPLITS)]

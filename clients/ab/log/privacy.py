@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ranking.errors import InputError
+from ranking.schema import DROPPED_QUERY
 
-DROPPED_QUERY = "(dropped)"
 StoredQueries = Literal["keep", "hash", "drop"]
 StoredSegments = Literal["keep", "hash", "drop"]
 

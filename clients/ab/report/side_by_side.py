@@ -23,7 +23,9 @@ def read_judgments(path: Path) -> GoodSameBad:
             verdicts = pq.read_table(path, columns=["verdict"]).column("verdict").to_pylist()
         else:
             with path.open(encoding="utf-8", newline="") as stream:
-                verdicts = [row["verdict"] for row in csv.DictReader(stream)]
+                # a row without a verdict but with a reason is a query that a rater skipped
+                rows = [row for row in csv.DictReader(stream) if row["verdict"] or not row.get("reason")]
+            verdicts = [row["verdict"] for row in rows]
     except (OSError, KeyError, ValueError) as problem:
         raise DataError(path, f"no readable column `verdict`: {problem}") from problem
     for number, given in enumerate(verdicts, 1):

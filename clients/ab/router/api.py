@@ -13,7 +13,8 @@ from ranking.request_tensors import MAX_PRIOR
 from ranking.visible import is_visible
 
 
-def _short_enough(text: str) -> str:
+def short_enough(text: str) -> str:
+    """The text, as a pydantic check: an error if it has more bytes than a field may have."""
     if len(text) > MAX_FIELD_BYTES // 4 and field_bytes(text) > MAX_FIELD_BYTES:  # a character has at most four bytes
         raise PydanticCustomError("too_long", "longer than {limit} bytes", {"limit": MAX_FIELD_BYTES})
     return text
@@ -26,7 +27,7 @@ def _not_blank(text: str) -> str:
 
 
 # Pages become rows of the exposures and events tables and requests to Triton: what those refuse must not get in.
-Text = Annotated[str, AfterValidator(_short_enough)]
+Text = Annotated[str, AfterValidator(short_enough)]
 Query = Annotated[Text, AfterValidator(_not_blank)]
 Label = Annotated[str, StringConstraints(max_length=MAX_ID_CHARACTERS)]
 Name = Annotated[Label, AfterValidator(_not_blank)]
@@ -56,6 +57,9 @@ class RankRequest(_Strict):
     request_id: Name | None = Field(None, description="names the page; made if absent. A retry keeps its id")
     platform: Annotated[str, StringConstraints(max_length=64)] = Field("", description="segment of the report")
     segments: dict[Name, Label] = Field(default_factory=dict, max_length=16, description="further segments")
+    min_probability: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="leave out documents that are less probably relevant"
+    )
     arm: str | None = Field(None, description="force this arm, for testing; only with --allow-forced-arm")
 
     @field_validator("documents")
@@ -76,6 +80,12 @@ class RankAnswer(BaseModel):
     arm: str
     ranking: list[str] = Field(description="document ids, best first")
     scores: list[float] | None = Field(description="raw scores in that order; null for the incoming order")
+    probabilities: list[float] | None = Field(
+        description="that each document is relevant, in that order; null where the model has no calibration"
+    )
+    left_out: int = Field(
+        description="documents below min_probability, which are neither in the ranking nor in the log"
+    )
     served_by: str = Field(description="model whose order this is, `interleaved`, or `incoming`")
     fallback: str = Field(description="why the arm's model did not rank it, empty if it did")
     model_version: str

@@ -1,7 +1,7 @@
-"""The router behind HTTP: paths, status codes, the size of a body, the OpenAPI page. Nothing below here knows of HTTP.
+"""The router behind HTTP: its own paths, status codes, refusals, the OpenAPI page.
 
-Bodies are validated in one pass from bytes, rather than by FastAPI's parameter machinery: that is several times faster
-for 48 documents, and the reasons read better.
+The paths of other services' clients are added by rerank_routes.py. PageService and what is below it know nothing of
+HTTP.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 
 from clients.ab.router.api import EventsAnswer, EventsRequest, RankAnswer, RankRequest
 from clients.ab.router.api_keys import NotAuthorised, TooManyRequests
-from clients.ab.router.body import BodyReader, BodyRefused
+from clients.ab.router.body import BodyRefused
 from clients.ab.router.http_limits import HttpLimits
+from clients.ab.router.http_requests import RequestReader, as_json, body_of, parse_body
 from clients.ab.router.page_ranking import PageRefused
 from clients.ab.router.page_service import (
     ForcedArmNotAllowed,
@@ -33,9 +34,10 @@ from clients.ab.router.page_service import (
     ServiceSettings,
     UnknownArm,
 )
+from clients.ab.router.rerank_api import RerankRequest, RerankSettings, error_content
+from clients.ab.router.rerank_routes import add_rerank_routes
 
-M = TypeVar("M", bound=BaseModel)
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "not JSON"},
     401: {"description": "no key, or an unknown one (where the router asks for keys)"},
     403: {"description": "forced arm not allowed"},
@@ -55,10 +57,12 @@ _STATUS: dict[type[Exception], int] = {
 }
 
 
-def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) -> FastAPI:
+def create_app(
+    settings: ServiceSettings, limits: HttpLimits, description: str, rerank: RerankSettings | None = None
+) -> FastAPI:
     """The router as an ASGI application. `app.state.service` is the PageService once it has started.
 
-    description: of the whole, for the OpenAPI page.
+    description: of the whole, for the OpenAPI page; rerank: settings of the paths of rerank_routes.py.
     """
 
     @asynccontextmanager
@@ -70,48 +74,31 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
         await service.stop()
 
     app = FastAPI(title="DisRanker A/B router", version="1", description=description, lifespan=lifespan)
-    _describe(app, RankRequest, EventsRequest)
-    reader = BodyReader(limits)
-    working = asyncio.Semaphore(limits.max_in_flight)
+    _describe(app, RankRequest, EventsRequest, RerankRequest)
+    reader = RequestReader(limits, lambda: app.state.service.keys)
+    add_rerank_routes(app, reader, limits, rerank or RerankSettings(), REFUSALS)
 
-    async def read(request: Request) -> bytes:
-        if app.state.service.keys is not None:
-            app.state.service.keys.admit(request.headers.get("authorization"))
-        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media != "application/json":
-            raise HTTPException(415, f"the content type is {media[:80]!r}; application/json is taken")
-        return await reader.read(request.stream(), request.headers.get("content-length"))
-
-    @asynccontextmanager
-    async def admitted() -> AsyncIterator[None]:
-        if working.locked():
-            raise HTTPException(503, f"{limits.max_in_flight} requests are being worked on; try again in a second")
-        async with working:
-            yield
-
-    @app.post("/rank", response_model=RankAnswer, openapi_extra=_body_of(RankRequest), responses=_REFUSALS)
+    @app.post("/rank", response_model=RankAnswer, openapi_extra=body_of(RankRequest), responses=REFUSALS)
     async def rank(request: Request) -> Response:
         """Rank a page by its user's arm. Always answers within the deadline, which starts when the body is there."""
-        body = await read(request)
+        body = await reader.read(request)
         arrived = time.perf_counter()
-        async with admitted():
+        async with reader.working():
             page = parse_body(RankRequest, body)
             del body
-            if len(page.documents) > limits.max_documents:
-                count = len(page.documents)
-                raise HTTPException(422, f"documents: {count} are given, {limits.max_documents} are allowed")
+            reader.check_documents(len(page.documents))
             await asyncio.sleep(0)  # a large page must not be parsed, sent and logged in one go
             answer, after = await app.state.service.rank(page, arrived)
         background = BackgroundTask(after) if after else None
-        return Response(_json(answer), media_type="application/json", background=background)
+        return Response(as_json(answer), media_type="application/json", background=background)
 
-    @app.post("/events", response_model=EventsAnswer, openapi_extra=_body_of(EventsRequest), responses=_REFUSALS)
+    @app.post("/events", response_model=EventsAnswer, openapi_extra=body_of(EventsRequest), responses=REFUSALS)
     async def events(request: Request) -> Response:
         """Take clicks and dwell times; they are on disk when this answers."""
-        body = await read(request)
-        async with admitted():
+        body = await reader.read(request)
+        async with reader.working():
             answer = await app.state.service.take_events(parse_body(EventsRequest, body))
-        return Response(_json(answer), media_type="application/json")
+        return Response(as_json(answer), media_type="application/json")
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -123,7 +110,7 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
         """200 while requests may be sent here, 503 once it is being stopped; it goes on answering until it ends."""
         draining = app.state.service.draining
         content = {"status": "draining" if draining else "ready"}
-        return Response(_json(content), 503 if draining else 200, media_type="application/json")
+        return Response(as_json(content), 503 if draining else 200, media_type="application/json")
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -136,7 +123,7 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
         app.state.service.refresh_gauges()
         return Response(generate_latest(app.state.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def refusal(status: int, reason: str, retry_after: float = 1.0) -> Response:
+    def refusal(request: Request, status: int, reason: str, retry_after: float = 1.0) -> Response:
         app.state.service.metrics.refused.labels(status).inc()
         # the rest of a refused body is not read, so that the connection is of no use any more
         headers = {"connection": "close"} if status in (401, 408, 413, 415, 429) else {}
@@ -145,20 +132,20 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
         if status == 401:
             headers["www-authenticate"] = "Bearer"
         # a reason may quote half a surrogate pair of the request
-        content = json.dumps({"detail": reason}, ensure_ascii=True)
+        content = json.dumps(error_content(request.url.path, status, reason), ensure_ascii=True)
         return Response(content, status, headers, media_type="application/json")
 
     @app.exception_handler(HTTPException)
     async def refuse(request: Request, problem: HTTPException) -> Response:
-        return refusal(problem.status_code, problem.detail)
+        return refusal(request, problem.status_code, problem.detail)
 
     @app.exception_handler(BodyRefused)
     async def refuse_body(request: Request, problem: BodyRefused) -> Response:
-        return refusal(problem.status, str(problem))
+        return refusal(request, problem.status, str(problem))
 
     @app.exception_handler(TooManyRequests)
     async def refuse_rate(request: Request, problem: TooManyRequests) -> Response:
-        return refusal(429, str(problem), problem.retry_after)
+        return refusal(request, 429, str(problem), problem.retry_after)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, problem: ClientDisconnect) -> Response:
@@ -168,43 +155,15 @@ def create_app(settings: ServiceSettings, limits: HttpLimits, description: str) 
     for kind, status in _STATUS.items():
 
         async def refuse_kind(request: Request, problem: Exception, status: int = status) -> Response:
-            return refusal(status, str(problem))
+            return refusal(request, status, str(problem))
 
         app.add_exception_handler(kind, refuse_kind)
 
     return app
 
 
-def _json(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-
-
-def parse_body(model: type[M], body: bytes) -> M:
-    """The body as a model.
-
-    HTTPException 400 for what is not JSON, 422 for a field that makes no sense; both say why. Of many things wrong the
-    first is told.
-    """
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as problem:
-        first, *more = problem.errors(include_url=False, include_context=False, include_input=False)
-        path = ""
-        for part in first["loc"]:
-            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-        reason = f"{path}: {first['msg']}" if path else first["msg"]
-        reason += f" (and {len(more)} more)" if more else ""
-        raise HTTPException(400 if first["type"] == "json_invalid" else 422, reason) from problem
-
-
-def _body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """openapi_extra of a route whose body parse_body reads."""
-    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
-
-
 def _describe(app: FastAPI, *models: type[BaseModel]) -> None:
-    """Put the bodies' schemas into the app's OpenAPI document, where _body_of refers to them."""
+    """Put the bodies' schemas into the app's OpenAPI document, where body_of refers to them."""
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:

@@ -10,10 +10,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+PROGRAM = Path(__file__).parents[2] / "ab_router.py"
 
 
 @dataclass
@@ -27,23 +29,27 @@ class LocalRouter:
 
 @contextmanager
 def start_router(
-    experiment: Path, triton_url: str, log: Path, *flags: str, timeout: float = 60.0
+    experiment: Path,
+    triton_url: str,
+    log: Path,
+    *flags: str,
+    timeout: float = 60.0,
+    command: Sequence[str] = (sys.executable, str(PROGRAM)),
 ) -> Iterator[LocalRouter]:
-    """Start `ab_router.py` and wait until it listens; SIGTERM at the end.
+    """Start `ab_router.py`, or another command that takes its flags, and wait until it listens; SIGTERM at the end.
 
     The users beside a test or demo are made up, so their ids are stored as they are unless the flags name a salt.
     RuntimeError with its output if it does not start.
     """
     log.mkdir(parents=True, exist_ok=True)
     output = log / f"router-{time.time_ns()}.txt"
-    program = Path(__file__).parents[2] / "ab_router.py"
     if "--salt-file" not in flags:
         flags += ("--raw-ids",)
     if "--drain-seconds" not in flags:
         flags += ("--drain-seconds", "0")  # no balancer sends requests here that would have to be told
     named = ["--experiment", str(experiment), "--url", triton_url, "--log", str(log), "--port", "0", *flags]
     with output.open("wb") as stream:
-        process = subprocess.Popen([sys.executable, str(program), *named], stderr=stream, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen([*command, *named], stderr=stream, stdin=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + timeout
         while not (found := re.search(r"listening on (\S+)", output.read_text(errors="replace"))):

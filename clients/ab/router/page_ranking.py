@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from clients.ab.experiment.definition import Arm
-from clients.ab.experiment.interleaving import team_draft
+from clients.ab.experiment.interleaving import AGREED, team_draft
 from clients.ab.router.guarded_scorer import GuardedScorer
 from clients.triton.scoring import ModelScores, PageTensors, ScoringFailure
 from ranking.request_tensors import descending
@@ -51,9 +51,9 @@ class DeadlineSettings:
 class PageRanking:
     """What is shown. order: indices of the incoming documents, best first.
 
-    scores, teams: in that order or empty; served_by: the model, INTERLEAVED or INCOMING; fallback: why the arm's model
-    did not rank the page, empty if it did; arm_asked: False if the page had no time left to ask the arm's model, which
-    therefore says nothing about the arm.
+    scores, probabilities, teams: in that order or empty; served_by: the model, INTERLEAVED or INCOMING; fallback: why
+    the arm's model did not rank the page, empty if it did; arm_asked: False if the page had no time left to ask the
+    arm's model, which therefore says nothing about the arm.
     """
 
     order: list[int]
@@ -63,6 +63,20 @@ class PageRanking:
     model_version: str = ""
     teams: list[str] = field(default_factory=list)
     arm_asked: bool = True
+    probabilities: list[float] = field(default_factory=list)
+
+    def at_least(self, probability: float) -> PageRanking:
+        """The ranking without documents of a lower probability; unchanged where no probability is known."""
+        if not self.probabilities:
+            return self
+        kept = [place for place, value in enumerate(self.probabilities) if value >= probability]
+        return replace(
+            self,
+            order=[self.order[place] for place in kept],
+            scores=[self.scores[place] for place in kept],
+            teams=[self.teams[place] for place in kept] if self.teams else [],
+            probabilities=[self.probabilities[place] for place in kept],
+        )
 
 
 async def rank_page(
@@ -122,14 +136,34 @@ def _ranking(request_id: str, arm: Arm, scored: list[ModelScores], fallback: str
     """The arm's ranking of a page that all its models have scored."""
     if not arm.interleave:
         order = descending(scored[0].values).tolist()
-        return PageRanking(order, scored[0].values[order].tolist(), arm.model, fallback, scored[0].version)
+        return PageRanking(
+            order,
+            scored[0].values[order].tolist(),
+            arm.model,
+            fallback,
+            scored[0].version,
+            probabilities=_probabilities(scored, order, [0] * len(order)),
+        )
     orders = [descending(scores.values).tolist() for scores in scored]
     order, teams = team_draft(orders[0], orders[1], request_id)
     return PageRanking(
         order,
-        [float(scored[team].values[i]) for i, team in zip(order, teams)],
+        [float(scored[max(team, 0)].values[i]) for i, team in zip(order, teams)],
         INTERLEAVED,
         fallback,
         ",".join(f"{model}:{s.version}" for model, s in zip(arm.models, scored)),
-        [arm.models[team] for team in teams],
+        ["" if team == AGREED else arm.models[team] for team in teams],
+        probabilities=_probabilities(scored, order, teams),
     )
+
+
+def _probabilities(scored: list[ModelScores], order: list[int], teams: list[int]) -> list[float]:
+    """Each document's probability by its own team's model, the first one's where both agreed.
+
+    Empty unless all of these models give one.
+    """
+    given = [scores.probabilities for scores in scored]
+    known = [values for values in given if values is not None]
+    if len(known) < len(given):
+        return []
+    return [float(known[max(team, 0)][document]) for document, team in zip(order, teams)]

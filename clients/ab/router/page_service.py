@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from clients.ab.experiment.definition import Arm, Experiment
 from clients.ab.experiment.file import ExperimentFile
-from clients.ab.experiment.split import Assignment, bucket
+from clients.ab.experiment.split import OUTSIDE, Assignment, bucket
 from clients.ab.log.privacy import PrivacySettings
 from clients.ab.log.records import PAGE_TEXT, complete
 from clients.ab.log.writer import ExposureLog
@@ -146,14 +146,16 @@ class PageService:
         await asyncio.to_thread(self.exposure_log.close)
 
     async def rank(
-        self, request: RankRequest, arrived: float
+        self, request: RankRequest, arrived: float, in_experiments: bool = True
     ) -> tuple[dict[str, Any], Callable[[], Awaitable[None]] | None]:
         """The answer to one page, logged, and what is to be awaited after it has left, if anything.
 
-        arrived: time.perf_counter() when the whole request was there. ForcedArmNotAllowed or UnknownArm if it names an
-        arm, PageRefused if a model says that the page is wrong or it is larger than a model serves.
+        arrived: time.perf_counter() when the whole request was there; in_experiments: False for a page whose user
+        nobody knows: the default model ranks it, and it is logged like a page of a user outside every experiment.
+        ForcedArmNotAllowed or UnknownArm if it names an arm, PageRefused if a model says that the page is wrong or it
+        is larger than a model serves.
         """
-        assignment, experiment, arm = self._assign(request)
+        assignment, experiment, arm = self._assign(request) if in_experiments else (OUTSIDE, None, None)
         self.limits.check(request, {self.file.current.default_model, *(arm.models if arm else ())})
         request_id = request.request_id or uuid.uuid4().hex
         titles, summaries, priors = zip(*((d.title, d.summary, d.prior) for d in request.documents))
@@ -162,6 +164,8 @@ class PageService:
         ranking = await rank_page(
             self.scorer, page, request_id, arm or Arm("", default_model), default_model, self.settings, arrived
         )
+        if request.min_probability is not None:
+            ranking = ranking.at_least(request.min_probability)
         seconds = time.perf_counter() - arrived
         self.metrics.pages.labels(assignment.experiment, assignment.arm, ranking.served_by, ranking.fallback).inc()
         if experiment is not None and not assignment.forced and ranking.arm_asked:
@@ -174,6 +178,8 @@ class PageService:
             "arm": assignment.arm,
             "ranking": [d.doc_id for d in shown],
             "scores": ranking.scores if ranking.served_by != INCOMING else None,
+            "probabilities": ranking.probabilities or None,
+            "left_out": len(request.documents) - len(ranking.order),
             "served_by": ranking.served_by,
             "fallback": ranking.fallback,
             "model_version": ranking.model_version,

@@ -1,8 +1,7 @@
-"""Candidates and labels on s3:// (moto's server): kill -9 and errors leave no trace there either."""
+"""Candidates and labels on s3:// (moto's server): a kill -9 and errors leave no trace there either."""
 
 from __future__ import annotations
 
-import random
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def bucket():
         yield url
 
 
-def test_kills_and_errors_on_a_bucket_lose_and_double_nothing(
+def test_a_kill_and_errors_on_a_bucket_lose_and_double_nothing(
     bucket, label, stub, start_stub, write_candidates, tmp_path, monkeypatch
 ):
     candidates = write_candidates(ROWS)
@@ -35,19 +34,14 @@ def test_kills_and_errors_on_a_bucket_lose_and_double_nothing(
     monkeypatch.setenv("DISRANKER_PUBLISH_SECONDS", "0.1")
     faulty = start_stub("--latency", "0.05", "--capacity", "16", "--error-rate", "0.05")
     out, flags = f"{bucket}/labels", ("--url", faulty.url, "--in-flight", "16", *SHARD)
-    draw, shards = random.Random(2), []
-    for _ in range(2):
-        process = label(f"{bucket}/candidates.parquet", out, *flags)
-        wanted = (shards or [0])[-1] + 1
-        until = time.monotonic() + 60
-        while published(out) < wanted and process.poll() is None:
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        time.sleep(draw.uniform(0.0, 0.5))
-        process.kill()
-        process.communicate()
-        shards.append(published(out))
-    assert 0 < shards[0] < shards[1] < ROWS // 100, shards
+    process = label(f"{bucket}/candidates.parquet", out, *flags)
+    until = time.monotonic() + 60
+    while published(out) < 3 and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert 3 <= published(out) < ROWS // 100
 
     code, text = label.run(f"{bucket}/candidates.parquet", out, *flags)
     assert code == 0, text

@@ -18,8 +18,9 @@ from tritonclient.utils import InferenceServerException
 from clients.rerank import read_documents
 from clients.triton.connection import Credentials, TritonAccess, TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
-from clients.triton.scoring import _failure
+from clients.triton.scoring import AsyncScoringClient, ScoringFailure, _failure
 from ranking.errors import DataError, InputError
+from tests.helpers.broken_http import BROKEN_ANSWERS, answering
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,6 +42,35 @@ def test_the_scheme_picks_the_protocol_and_grpc_is_the_default():
     for wrong in ("ftp://a:1", "grpc://nohost", "http://a", "http://a:99999"):
         with pytest.raises(InputError, match=r"scheme|[pP]ort"):
             TritonConnection(wrong)
+
+
+@pytest.mark.parametrize("name", BROKEN_ANSWERS)
+def test_an_answer_that_is_none_is_a_failure_with_a_reason_over_every_protocol(name):
+    """Seen: over HTTP most of these came through as whatever the parser raised, in the router as a 500 for the page."""
+
+    async def ask(url: str) -> None:
+        ranker = AsyncReranker([url], deadline_ms=3000)
+        try:
+            await ranker.rank("q", ["a", "b"], ["", ""])
+        finally:
+            await ranker.close()
+
+    async def limits(url: str) -> None:
+        client = AsyncScoringClient(TritonConnection(url), 3000)
+        try:
+            assert await client.served_limits("student", 3000) == {}  # an answer that names none
+        except ScoringFailure as problem:
+            assert str(problem)
+        finally:
+            await client.close()
+
+    with answering(BROKEN_ANSWERS[name]) as address:
+        for url in (f"http://{address}", f"grpc://{address}"):
+            with pytest.raises(RerankError), Reranker([url], deadline_ms=3000) as ranker:
+                ranker.rank("q", ["a", "b"], ["", ""])
+            with pytest.raises(RerankError):
+                asyncio.run(ask(url))
+            asyncio.run(limits(url))
 
 
 def test_a_stream_over_http_is_refused_before_anything_is_sent():
@@ -113,6 +143,9 @@ def test_documents_name_their_first_bad_line(tmp_path):
     assert [(d["doc_id"], d["prior"]) for d in read_documents(path)] == [("7", 3), ("2", None)]
     path.write_text('{"title": "a", "prior": "high"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="row 1: `prior` is not a number"):
+        read_documents(path)
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(DataError, match="row 1: not JSON"):
         read_documents(path)
 
 

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,16 @@ from hypothesis import strategies as st
 from ranking.click_models import ClickModel
 from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, read_table, write_table
-from training.clicks.click_pairs import ClickPairSettings, write_clicks
+from training.clicks import click_pairs
+from training.clicks.click_pairs import write_clicks
 from training.clicks.normalised_queries import normalise_query
+from training.clicks.privacy_gate import OPEN_GATE
 from training.clicks.propensities import log_propensities
 from training.world.click_log import event_tables, simulate_log
 from training.world.dataset import WorldConfig, make_world
 
+# nobody's privacy is at stake in logs that are made here; test_privacy_gate.py is about the gate
+ClickPairSettings = partial(click_pairs.ClickPairSettings, privacy=OPEN_GATE)
 NOON = dt.datetime(2026, 1, 5, 12, tzinfo=dt.UTC)
 ALL_USERS = {"bot_rate_quantile": 1.0, "bot_volume_quantile": 1.0}
 
@@ -193,11 +198,61 @@ def test_least_squares_believes_the_pair_of_positions_with_more_clicks():
     np.testing.assert_allclose(np.exp(log_propensities(sums)), [1, 0.5, 0.25], rtol=1e-3)
 
 
-def test_positions_that_share_no_pair_with_the_top_cannot_be_corrected(tmp_path):
-    rows = [event(i, "d1", position=1 + i % 2, user=f"u{i}") for i in range(10)]
-    rows += [event(100 + i, "d2", position=3, user=f"u{i}") for i in range(5)]
-    with pytest.raises(InputError, match=r"position 3 .*--propensities"):
-        clicks_of(tmp_path, rows, debias=True)
+def position_bias(tmp_path, rows: list[dict], **settings) -> dict:
+    path = write_events(tmp_path / "events.parquet", rows)
+    out = tmp_path / "clicks.parquet"
+    return write_clicks(ClickPairSettings(events=str(path), out=out, **ALL_USERS, **settings))["position_bias"]
+
+
+def test_a_log_in_which_every_document_keeps_its_place_cannot_be_corrected(tmp_path):
+    rows = [event(i, f"d{i % 3}", position=1 + i % 3, user=f"u{i}") for i in range(30)]
+    with pytest.raises(InputError, match=r"both at position 1 and at another one.*--propensities"):
+        position_bias(tmp_path, rows)
+
+
+def half_as_likely_at_each_place() -> list[dict]:
+    """Documents shown at two neighbours of positions 1 to 3; a position is clicked half as often as the one above."""
+    rows = []
+    for first in (1, 2):
+        for n in range(240):
+            for position in (first, first + 1):
+                request = 100_000 * first + 10 * n + position
+                clicked = n % (2 ** (position - 1)) == 0
+                rows.append(event(request, f"d{first}", position=position, clicked=clicked, user=f"u{n}"))
+    return rows
+
+
+def test_positions_that_nobody_clicked_are_no_examinations(tmp_path):
+    rows = half_as_likely_at_each_place()
+    rows += [event(900_000 + i, "d1", position=4 + i, clicked=False, user=f"u{i}") for i in range(17)]
+    found = position_bias(tmp_path, rows, shown_documents=tmp_path / "shown.parquet")
+    assert found["positions_unseen"] == list(range(4, 21)) and not found["positions_extrapolated"]
+    assert [found["propensities"][p] for p in ("1", "2", "3", "20")] == pytest.approx([1, 0.5, 0.25, 0], abs=1e-3)
+    shown = {row["doc_id"]: row for row in read_table(tmp_path / "shown.parquet", "shown_documents").to_pylist()}
+    assert shown["d1"]["examinations"] == pytest.approx(240 * 1 + 240 * 0.5, rel=1e-3)
+
+
+def test_clicked_positions_without_a_shared_pair_are_extrapolated_or_cut(tmp_path):
+    rows = half_as_likely_at_each_place()
+    rows += [event(900_000 + i, "deep", position=6, user=f"u{i}") for i in range(10)]
+    found = position_bias(tmp_path, rows)
+    assert found["positions_extrapolated"] == [6]
+    eta = -np.polyfit(np.log([1, 2, 3]), np.log([1, 0.5, 0.25]), 1)[0]
+    assert found["propensities"]["6"] == pytest.approx(0.25 * (3 / 6) ** eta, rel=1e-2)
+    found = position_bias(tmp_path, rows, unlinked="cut")
+    assert found["positions_cut"] == [6] and found["propensities"]["6"] == 0
+    pairs = weights(read_table(tmp_path / "clicks.parquet", "clicks").to_pylist())
+    assert set(pairs) == {("red tent", "d1"), ("red tent", "d2")}
+
+
+def test_each_query_keeps_the_snippet_that_was_made_for_it(tmp_path):
+    rows = [
+        event(1, "d1", summary="for red tents"),
+        event(2, "d1", query="tent for two", summary="for two"),
+        event(3, "d2", title="", summary=" "),
+    ]
+    found = {row["query"]: row["summary"] for row in clicks_of(tmp_path, rows)}
+    assert found == {"red tent": "for red tents", "tent for two": "for two"}
 
 
 def test_a_folder_and_a_glob_read_all_their_files(tmp_path):
@@ -291,6 +346,9 @@ def test_the_command_line_writes_clicks_and_ends_in_one_line_on_bad_input(tmp_pa
         "--out",
         str(tmp_path / "clicks.parquet"),
         "--no-debias",
+        "--privacy.min-users",
+        "1",
+        "--privacy.max-user-clicks=0",
     ]
     done = subprocess.run([*command, "--events", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,8 @@ import pytest
 
 from ranking.errors import InputError
 from ranking.schema import TABLES, read_table
-from tests.training.clicks.test_prepare_clicks import ALL_USERS, event, write_events
-from training.clicks.click_pairs import ClickPairSettings, write_clicks
+from tests.training.clicks.test_prepare_clicks import ALL_USERS, ClickPairSettings, event, write_events
+from training.clicks.click_pairs import write_clicks
 from training.student.clicked_groups import click_rates
 
 

@@ -20,6 +20,7 @@ from ranking.errors import DataError, InputError
 from ranking.schema import read_table
 from training import evaluate, prepare_data
 from training.clicks.click_pairs import ClickPairSettings, write_clicks
+from training.clicks.privacy_gate import OPEN_GATE
 from training.prepare_data import Config
 from training.pretrain_teacher import _pieces
 from training.sources.grade_scales import as_flag, by_rank, parse_grades
@@ -465,6 +466,7 @@ def test_grades_and_a_click_log_without_arms_become_a_dataset_that_stage_1_reads
         "--out",
         str(out / "clicks.parquet"),
     ]
+    command += ["--privacy.min-users", "1"]
     done = subprocess.run([*command, "--columns", ",".join(NAMES)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ("the log has no dwell_seconds: every click counts" in done.stderr) == (not with_dwell)
@@ -488,7 +490,11 @@ def test_a_log_in_csv_is_refused_with_the_command_that_converts_it(tmp_path):
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     report = write_clicks(
         ClickPairSettings(
-            events=str(tmp_path / "log.parquet"), out=tmp_path / "clicks.parquet", columns=NAMES, debias=False
+            events=str(tmp_path / "log.parquet"),
+            out=tmp_path / "clicks.parquet",
+            columns=NAMES,
+            debias=False,
+            privacy=OPEN_GATE,
         )
     )
     assert report["events_read"] == len(log_rows()) and report["clicks"] > 0
@@ -517,7 +523,7 @@ def test_a_log_may_keep_held_out_queries_only_where_asked(tmp_path):
     out, log = tmp_path / "out", tmp_path / "log.parquet"
     prepare(f"table:{csv_table(tmp_path / 'grades.csv', graded_rows())}", out)
     pq.write_table(pa.Table.from_pylist(log_rows()), log)
-    settings = {"events": str(log), "columns": NAMES, "debias": False}
+    settings = {"events": str(log), "columns": NAMES, "debias": False, "privacy": OPEN_GATE}
     kept = write_clicks(ClickPairSettings(out=out / "clicks.parquet", exclude_held_out=False, **settings))
     default = write_clicks(ClickPairSettings(out=out / "clicks.parquet", **settings))
     given = write_clicks(

@@ -14,6 +14,7 @@ from ranking.schema import read_table
 from tests.training.sources.test_own_data import QUERIES, beir, judged
 from training import prepare_data
 from training.clicks.click_pairs import ClickPairSettings, write_clicks
+from training.clicks.privacy_gate import OPEN_GATE
 from training.prepare_data import Config
 from training.sources.simulated_clicks import click_model
 
@@ -39,7 +40,10 @@ def pages(out: Path) -> dict[str, list[dict]]:
 
 def test_the_log_gives_back_baidus_bias_through_prepare_clicks(folder, tmp_path):
     content = simulate(folder, tmp_path, simulate_clicks="baidu", page_views=40_000, ranking_noise=1.0)
-    report = write_clicks(ClickPairSettings(events=str(tmp_path / "events.parquet"), out=tmp_path / "clicks.parquet"))
+    settings = ClickPairSettings(
+        events=str(tmp_path / "events.parquet"), out=tmp_path / "clicks.parquet", privacy=OPEN_GATE
+    )
+    report = write_clicks(settings)
     found = list(report["position_bias"]["propensities"].values())
     assert content["examination"][:5] == list(BAIDU_EXAMINATION[:5])
     np.testing.assert_allclose(found, BAIDU_EXAMINATION[: len(found)], rtol=0.15)

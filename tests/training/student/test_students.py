@@ -163,7 +163,7 @@ def test_a_checkpoint_that_is_no_whole_bert_is_refused(data, tmp_path, baseline)
     (tmp_path / "short" / "tokenizer_config.json").write_bytes((baseline / "tokenizer_config.json").read_bytes())
     config.num_hidden_layers = 2
     config.save_pretrained(tmp_path / "short")
-    with pytest.raises(InputError, match="not a whole BERT encoder"):
+    with pytest.raises(InputError, match="not a whole encoder"):
         create_student(StudentModelSettings(init=str(tmp_path / "short")), data, tmp_path / "work", seed=1)
     with pytest.raises(InputError, match="no tokenizer"):
         create_student(StudentModelSettings(init=str(tmp_path / "nowhere")), data, tmp_path / "work", seed=1)

@@ -161,10 +161,17 @@ def test_training_learns_keeps_the_best_and_logs_what_ranking_needs(tmp_path):
     assert step["score_min"] < step["score_max"] and 0 <= step["pair_accuracy"] <= 1
 
 
-def test_curves_go_to_tensorboard(tmp_path):
+def test_curves_ranking_metrics_and_settings_go_to_tensorboard(tmp_path):
     make_trainer(tmp_path, make_groups(seed=9), epochs=1, report_to="tensorboard").start()
     events = list(tmp_path.rglob("events.out.tfevents*"))
-    assert events and b"pair_accuracy" in events[0].read_bytes()
+    told = events[0].read_bytes()
+    for name in (b"train/pair_accuracy", b"eval/ndcg@5", b"settings/forward_tokens"):
+        assert name in told
+
+
+def test_a_tracker_that_is_not_installed_is_named_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"report_to: no-such-tracker is not installed here; there is .*tensorboard"):
+        make_trainer(tmp_path, make_groups(seed=9), report_to="tensorboard,no-such-tracker")
 
 
 def test_early_stopping_ends_training(tmp_path):

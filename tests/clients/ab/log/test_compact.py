@@ -145,6 +145,20 @@ def test_a_torn_tail_and_damage_are_counted_and_the_rest_is_kept(tmp_path):
     assert (summary["exposures"], summary["torn_tails"], summary["damaged"]) == (1, 1, [f"{path}:2"])
 
 
+def test_links_pipes_and_folders_in_the_log_are_left_out_and_named(tmp_path, caplog):
+    """Seen: a folder of a log file's name ended every compaction, and a pipe held it for ever."""
+    log = tmp_path / "log"
+    write_log(log, [exposure("r1")])
+    write_log(tmp_path / "elsewhere", [exposure("r2")])
+    (log / "2024-10-04T130000-1-2.ablog").symlink_to(next((tmp_path / "elsewhere").iterdir()))
+    (log / "2024-10-04T140000-1-3.ablog").mkdir()
+    os.mkfifo(log / "2024-10-04T150000-1-4.ablog")
+    assert compact_again(tmp_path).exposures == 1
+    assert sum("no ordinary file" in record.message for record in caplog.records) >= 3
+    remove_old_days(log, tmp_path / "out", 1, date(2030, 1, 1))
+    assert (tmp_path / "elsewhere" / "2024-10-04T120000.000000-1-1.ablog").is_file()
+
+
 def test_pages_without_text_or_scores_and_interleaved_pages_pass(tmp_path):
     bare = exposure("r1", served_by="incoming", scores=[], model_version="", query="(dropped)")
     del bare["title"], bare["summary"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import pytest
 
@@ -91,7 +92,18 @@ def test_damage_in_the_middle_is_named_and_the_rest_is_read(tmp_path):
     assert counts.damaged == [f"{path}:2"] and counts.torn == 0
 
 
-@pytest.mark.parametrize("line", [b"", b"zzzzzzzz {}", b"00000000 {}", encode({"a": 1})[:-3], b"\0" * 50])
+NESTED = b"[" * 100_000
+DAMAGED = [
+    b"",
+    b"zzzzzzzz {}",
+    b"00000000 {}",
+    encode({"a": 1})[:-3],
+    b"\0" * 50,
+    b"%08x " % zlib.crc32(NESTED) + NESTED,
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))
 def test_no_damaged_line_passes_for_a_record(line):
     assert decode(line) is None
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ranking.calibration import ece, probability
+from ranking.calibration_fit import fit
 from ranking.errors import InputError
-from training.evaluation.calibration_fit import fit
 
 
 def judged(n: int, seed: int, slope: float = 2.0, offset: float = 7.0):

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import isotonic_regression, minimize
 
 from ranking.errors import InputError
 
@@ -33,14 +32,14 @@ def fit(kind: Kind, scores: ArrayLike, relevant: ArrayLike) -> dict[str, Any]:
 
 
 def _isotonic(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    curve = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=True, out_of_bounds="clip").fit(x, y.astype(float))
+    scores, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    fitted = isotonic_regression(np.bincount(place, y) / counts, weights=counts.astype(np.float64)).x
+    # only the ends of a flat stretch are knots
+    inner = np.zeros(len(scores), bool)
+    inner[1:-1] = (fitted[1:-1] == fitted[:-2]) & (fitted[1:-1] == fitted[2:])
     # float error of the pooled means must not make the stored map fall
-    probabilities = np.maximum.accumulate(np.clip(curve.y_thresholds_, 0.0, 1.0))
-    return {
-        "kind": "isotonic",
-        "scores": [float(value) for value in curve.X_thresholds_],
-        "probabilities": [float(value) for value in probabilities],
-    }
+    probabilities = np.maximum.accumulate(np.clip(fitted[~inner], 0.0, 1.0))
+    return {"kind": "isotonic", "scores": scores[~inner].tolist(), "probabilities": probabilities.tolist()}
 
 
 def _platt(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:

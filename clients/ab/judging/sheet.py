@@ -1,0 +1,160 @@
+"""The judging sheet: which queries are to be judged, and the files of what people said."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clients.ab.judging.agreement import VALUES, advantage_interval, krippendorff_alpha
+from ranking.database import DuckDbSettings, literal
+from ranking.errors import InputError
+from ranking.files import write_text
+from ranking.schema import DROPPED_QUERY
+
+BANDS = ("head", "torso", "tail")  # a third of the pages each: frequent, middling and rare queries
+COLUMNS = ("query", "verdict", "rater", "band", "reason")
+GRADE_COLUMNS = ("query", "doc_id", "title", "summary", "grade")
+
+
+@dataclass(frozen=True)
+class SheetQuery:
+    """A query to judge. band: one of BANDS, empty for one that a rater typed."""
+
+    query: str
+    band: str
+
+
+def draw_queries(log: Path, per_band: int, seed: int, min_users: int) -> list[SheetQuery]:
+    """Queries of a compacted A/B log, per_band of each third of its pages, taken in turn from the bands.
+
+    min_users: a query of fewer users may be a person's own and is shown to no rater. InputError if the log has none.
+    """
+    files = sorted((log / "exposures").glob("*.parquet"))
+    if not files:
+        raise InputError(f"{log / 'exposures'}: no day there; run ab_compact.py first")
+    with DuckDbSettings().open_database() as database:
+        rows = database.execute(f"""
+            WITH asked AS (
+                SELECT query, count(*) AS pages, count(DISTINCT user_id) AS users FROM read_parquet({literal(files)})
+                WHERE NOT forced AND query <> {literal(DROPPED_QUERY)} GROUP BY query),
+            shared AS (SELECT *, sum(pages) OVER (ORDER BY pages DESC, query) - pages / 2 AS place,
+                              sum(pages) OVER () AS total FROM asked WHERE users >= {int(min_users)})
+            SELECT query, least(2, floor(3 * place / total))::INTEGER AS band FROM shared
+            QUALIFY row_number() OVER (PARTITION BY band ORDER BY hash(query || {int(seed)})) <= {int(per_band)}
+            ORDER BY hash(query || {int(seed)})
+        """).fetchall()
+    if not rows:
+        raise InputError(f"{log}: no query that {min_users} users share, so none that a rater may see")
+    by_band = [[SheetQuery(query, BANDS[band]) for query, band in rows if band == number] for number in range(3)]
+    return [part[turn] for turn in range(per_band) for part in by_band if turn < len(part)]
+
+
+class Sheet:
+    """Judgments and grades on disk, and what is still open for a rater. InputError if a file is of another kind."""
+
+    def __init__(self, judgments: Path, grades: Path, queries: Sequence[SheetQuery], alpha: float):
+        self.judgments, self.grades, self.queries, self.alpha = judgments, grades, list(queries), alpha
+        self._rows = _read(judgments, COLUMNS)
+        self._graded = _read(grades.with_suffix(".raters.csv"), (*GRADE_COLUMNS, "rater"))
+
+    def next_for(self, rater: str) -> dict[str, Any]:
+        """The rater's next query, None where all are judged or skipped; with how many are done."""
+        seen = {row["query"] for row in self._rows if row["rater"] == rater}
+        left = [one for one in self.queries if one.query not in seen]
+        done = len(self.queries) - len(left)
+        return {"query": left[0].query if left else None, "done": done, "total": len(self.queries)}
+
+    def add(self, query: str, verdict: str, rater: str, reason: str) -> None:
+        """Append a judgment, or a skip: verdict empty, with its reason. A rater's later word on a query replaces it."""
+        band = next((one.band for one in self.queries if one.query == query), "")
+        row = dict(zip(COLUMNS, (query, verdict, rater, band, reason)))
+        self._rows.append(row)
+        _append(self.judgments, COLUMNS, row)
+
+    def add_grade(self, rater: str, row: dict[str, Any]) -> None:
+        """Append a rater's grade, and write the table that prepare_data reads: the middle grade of each pair."""
+        self._graded.append({name: str(row[name]) for name in GRADE_COLUMNS} | {"rater": rater})
+        _append(self.grades.with_suffix(".raters.csv"), (*GRADE_COLUMNS, "rater"), self._graded[-1])
+        pairs: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+        for one in self._graded:
+            pairs[one["query"], one["doc_id"]][one["rater"]] = one  # a rater's later grade replaces the earlier one
+        lines = []
+        for by_rater in pairs.values():
+            middle = sorted(by_rater.values(), key=lambda one: int(one["grade"]))[(len(by_rater) - 1) // 2]
+            lines.append({name: middle[name] for name in GRADE_COLUMNS})
+        write_text(self.grades, _as_csv(GRADE_COLUMNS, lines))
+
+    def standing(self) -> dict[str, Any]:
+        """Counts, advantage with its always-valid interval, agreement, and whether one may stop.
+
+        A query counts once: the mean of its raters' last words, rounded to good, same or bad.
+        """
+        last: dict[str, dict[str, float]] = defaultdict(dict)
+        for number, row in enumerate(self._rows):
+            if row["verdict"]:
+                # without a name, two judgments of a query are two people's
+                last[row["query"]][row["rater"] or f"unnamed {number}"] = VALUES[row["verdict"]]
+        names = {value: name for name, value in VALUES.items()}
+        verdicts = [names[_rounded(sum(of.values()) / len(of))] for of in last.values()]
+        advantage, low, high = advantage_interval(verdicts, self.alpha)
+        agreement = krippendorff_alpha(last)
+        return {
+            "queries": len(verdicts),
+            **{name: verdicts.count(name) for name in VALUES},
+            "advantage": advantage,
+            "low": low,
+            "high": high,
+            "decided": bool(verdicts) and (low > 0 or high < 0),
+            "agreement": None if math.isnan(agreement) else agreement,
+            "skipped": sum(not row["verdict"] for row in self._rows),
+        }
+
+
+def _rounded(mean: float) -> int:
+    return 1 if mean >= 0.5 else -1 if mean <= -0.5 else 0
+
+
+def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if list(reader.fieldnames or ()) != list(columns):
+            raise InputError(
+                f"{path}: its columns are not {', '.join(columns)}: name another file, or move this one away"
+            )
+        return [{name: plain_text(value) for name, value in row.items()} for row in reader]
+
+
+def _append(path: Path, columns: Sequence[str], row: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        if fresh:
+            writer.writerow(columns)
+        writer.writerow([plain_cell(row[name]) for name in columns])
+
+
+def _as_csv(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([plain_cell(row[name]) for name in columns] for row in rows)
+    return stream.getvalue()
+
+
+def plain_cell(text: str) -> str:
+    """The text for a CSV that a spreadsheet opens: what it would run as a formula gets an apostrophe before it."""
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text[:1] in ("\t", "\r") else text
+
+
+def plain_text(cell: str) -> str:
+    """The text that plain_cell wrote."""
+    return cell[1:] if cell[:1] == "'" and plain_cell(cell[1:]) == cell else cell

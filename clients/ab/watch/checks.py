@@ -1,0 +1,263 @@
+"""The checks of one day: SQL over the compacted log, and the version folders of the models that served."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+
+from clients.ab.report.statistics import Estimate, UserTotals, compare_arms, estimate, quantile
+from clients.ab.watch.drift import score_drift
+from clients.ab.watch.findings import Finding
+from ranking.calibration import ece, probability
+from ranking.database import literal
+from ranking.errors import InputError
+from ranking.schema import read_table
+from ranking.text import StudentFormat
+from ranking.text_figures import text_figures
+
+MIN_USERS = 30  # of a segment or an arm: below, a day says nothing
+
+
+@dataclass(frozen=True)
+class WatchLimits:
+    """From where a change is large enough to tell somebody. What is a test must be significant besides.
+
+    Args:
+        psi: population stability index of an arm's scores; 0.1 is usually called a small shift, 0.25 a large one
+        new_queries: rise of the share of pages whose query was not seen in the days before
+        unknown_tokens: rise of the share of tokens that the vocabulary does not know
+        cut_fields: rise of the share of queries, titles or summaries that are cut
+        ece: calibration error on fresh judgments above the build's
+        ctr_drop: relative fall of page CTR
+        latency_rise: relative rise of the 99th percentile of latency
+    """
+
+    psi: float = 0.2
+    new_queries: float = 0.1
+    unknown_tokens: float = 0.02
+    cut_fields: float = 0.05
+    ece: float = 0.05
+    ctr_drop: float = 0.05
+    latency_rise: float = 0.5
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is looked at: the day, the days before it that it is compared with, and the places."""
+
+    database: duckdb.DuckDBPyConnection
+    data: Path
+    repository: Path | None
+    day: date
+    days_before: int
+    text_pairs: int
+    limits: WatchLimits
+
+    def load(self) -> None:
+        """Make the table `page` of both spans, with the column `today`. InputError if the day has no page."""
+        folder = self.data / "exposures"
+        days = [self.day - timedelta(days=back) for back in range(self.days_before + 1)]
+        files = [path for day in days if (path := folder / f"{day}.parquet").is_file()]
+        if not (folder / f"{self.day}.parquet").is_file():
+            raise InputError(f"{folder}: no pages of {self.day}; run ab_compact.py first")
+        self.database.execute(f"""
+            CREATE TABLE page AS
+            SELECT request_id, user_id, served_by, model_version, fallback, query, platform, documents, scores, clicks,
+                   latency_ms, (timestamp AT TIME ZONE 'UTC')::DATE AS day, day = DATE '{self.day}' AS today
+            FROM read_parquet({literal(files)}) WHERE NOT forced
+        """)
+        if not self.value("SELECT count(*) FROM page WHERE today"):
+            raise InputError(f"{folder}: every page of {self.day} was forced: nothing to watch")
+
+    def value(self, query: str) -> Any:
+        """The one value of a query."""
+        row = self.database.execute(query).fetchone()
+        return row[0] if row else None
+
+    def versions(self) -> list[tuple[str, str, Path]]:
+        """(arm's model, version, its folder) of the models that ranked today and whose folder is at hand."""
+        found = self.database.execute("""
+            SELECT DISTINCT served_by, model_version FROM page
+            WHERE today AND served_by NOT IN ('incoming', 'interleaved') AND model_version <> '' ORDER BY ALL
+        """).fetchall()
+        if self.repository is None:
+            return []
+        folders = [(model, version, self.repository / model / version) for model, version in found]
+        return [one for one in folders if (one[2] / "reference.json").is_file()]
+
+
+def score_findings(watched: Watched) -> list[Finding]:
+    """Scores of each model today against those that its version was built with."""
+    findings = []
+    for model, version, folder in watched.versions():
+        reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["scores"]
+        # one document of one page of each user: independent draws, as the test wants them
+        live = watched.database.execute(
+            """
+            SELECT scores[1 + (hash(request_id) % len(scores)::UBIGINT)::INTEGER] FROM page
+            WHERE today AND served_by = ? AND model_version = ? AND len(scores) > 0
+            QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY hash(request_id)) = 1
+            """,
+            [model, version],
+        ).fetchnumpy()
+        (values,) = live.values()
+        if len(values) < MIN_USERS:
+            continue
+        drift = score_drift(reference, np.asarray(values))
+        limit = watched.limits.psi
+        where = {"model": model, "version": version}
+        findings.append(Finding("score_drift", where, drift.psi, 0.0, f"{limit:g}", drift.psi > limit, drift.p))
+    return findings
+
+
+def query_findings(watched: Watched) -> list[Finding]:
+    """The share of pages whose query the days before did not have, against the same share of the day before it."""
+    if watched.value("SELECT count(DISTINCT day) FROM page") < 3:
+        return []  # the last day before is measured as today is: against what came before it
+    rows = watched.database.execute("""
+        WITH first_seen AS (SELECT query, min(day) AS first FROM page GROUP BY query),
+        before AS (SELECT max(day) AS day FROM page WHERE NOT today)
+        SELECT today, user_id, sum((first = page.day)::INT)::DOUBLE AS new, count(*)::DOUBLE AS pages
+        FROM page JOIN first_seen USING (query) WHERE today OR page.day = (SELECT day FROM before) GROUP BY ALL
+    """).fetchnumpy()
+    return _compared(watched, "query_mix", {}, rows, "new", "pages", watched.limits.new_queries, absolute=True)
+
+
+def click_findings(watched: Watched) -> list[Finding]:
+    """Page CTR of every arm's model and platform against the days before."""
+    findings = []
+    for column in ("served_by", "platform"):
+        names = [row[0] for row in watched.database.execute(f"SELECT DISTINCT {column} FROM page").fetchall()]
+        for name in sorted(names):
+            rows = watched.database.execute(
+                f"""
+                SELECT today, user_id, sum((clicks > 0)::INT)::DOUBLE AS clicked, count(*)::DOUBLE AS pages
+                FROM page WHERE {column} = ? GROUP BY ALL
+                """,
+                [name],
+            ).fetchnumpy()
+            where = {"model" if column == "served_by" else column: name or "(none)"}
+            findings += _compared(
+                watched, "click_rate", where, rows, "clicked", "pages", watched.limits.ctr_drop, absolute=False
+            )
+    return findings
+
+
+def latency_findings(watched: Watched) -> list[Finding]:
+    """The 99th percentile of latency against the days before."""
+    rows = watched.database.execute("""
+        SELECT today, latency_ms, dense_rank() OVER (ORDER BY user_id) - 1 AS user FROM page
+    """).fetchnumpy()
+    today = np.asarray(rows["today"], bool)
+    if today.all() or today.sum() < MIN_USERS:
+        return []
+    before, now = (
+        quantile(np.asarray(rows["latency_ms"], float)[of], _numbered(np.asarray(rows["user"])[of]), 0.99)
+        for of in (~today, today)
+    )
+    rise = watched.limits.latency_rise
+    limit = f"{before.value * (1 + rise):.1f} ms"
+    p = compare_arms(before, now).p
+    return [Finding("latency", {}, now.value, before.value, limit, now.value > before.value * (1 + rise), p)]
+
+
+def text_findings(watched: Watched) -> list[Finding]:
+    """Unknown tokens and cut fields of today's pages against the build's candidates, as each version reads them."""
+    file = watched.data / "events" / f"{watched.day}.parquet"
+    versions = watched.versions()
+    if not versions or not file.is_file():
+        return []
+    rows = watched.database.execute(f"""
+        SELECT query, title, summary FROM read_parquet({literal(file)}) WHERE title <> '' OR summary <> ''
+        ORDER BY hash(request_id, doc_id) LIMIT {int(watched.text_pairs)}
+    """).fetchall()
+    if len(rows) < MIN_USERS:
+        return []
+    findings = []
+    for model, version, folder in versions:
+        built = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["text"]
+        live = text_figures(StudentFormat.of_checkpoint(folder), *(list(column) for column in zip(*rows)))
+        for name in ("unknown", "cut_query", "cut_title", "cut_summary"):
+            check = "unknown_tokens" if name == "unknown" else "cut_fields"
+            rise = getattr(watched.limits, check)
+            value, before = float(getattr(live, name)), float(built[name])
+            where = {"model": model, "version": version, "field": name.removeprefix("cut_")}
+            findings.append(Finding(check, where, value, before, f"{before + rise:.3f}", value > before + rise))
+    return findings
+
+
+def calibration_findings(watched: Watched, judgments: Path | None) -> list[Finding]:
+    """Calibration error of what was served today on fresh judgments, against the build's.
+
+    judgments: a table of judgments; its (query, doc_id) are looked up among the day's pages.
+    """
+    if judgments is None:
+        return []
+    table = read_table(judgments, "judgments")
+    watched.database.register("judged", table.select(["query", "doc_id", "grade"]))
+    findings = []
+    for model, version, folder in watched.versions():
+        if not (folder / "probabilities.json").is_file():
+            continue
+        found = watched.database.execute(
+            """
+            SELECT any_value(score) AS score, any_value(grade) AS grade FROM (
+                SELECT query, unnest(documents) AS doc_id, unnest(scores) AS score FROM page
+                WHERE today AND served_by = ? AND model_version = ?) JOIN judged USING (query, doc_id)
+            GROUP BY query, doc_id
+            """,
+            [model, version],
+        ).fetchnumpy()
+        if len(found["score"]) < MIN_USERS:
+            continue
+        maps = json.loads((folder / "probabilities.json").read_text(encoding="utf-8"))
+        built = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["probabilities"]["ece"]
+        value = ece(probability(np.asarray(found["score"]), maps["alone"]), np.asarray(found["grade"]) > 0)
+        limit = built + watched.limits.ece
+        where = {"model": model, "version": version}
+        findings.append(Finding("calibration", where, value, built, f"{limit:.3f}", value > limit))
+    return findings
+
+
+def latest_day(data: Path) -> date:
+    """The last day that compaction wrote. InputError if there is none."""
+    days = sorted(path.stem for path in (data / "exposures").glob("*.parquet") if pq.read_metadata(path).num_rows)
+    if not days:
+        raise InputError(f"{data / 'exposures'}: no day there; run ab_compact.py first")
+    return date.fromisoformat(days[-1])
+
+
+def _compared(
+    watched: Watched,
+    check: str,
+    where: dict[str, str],
+    rows: dict[str, Any],
+    numerator: str,
+    denominator: str,
+    change: float,
+    absolute: bool,
+) -> list[Finding]:
+    """A ratio of user totals today against the days before: a rise by `change`, or a relative fall if not absolute."""
+    today = np.asarray(rows["today"], bool)
+    if min(today.sum(), (~today).sum()) < MIN_USERS:
+        return []
+    both: list[Estimate] = []
+    for of in (~today, today):
+        totals = UserTotals(np.asarray(rows[numerator], float)[of], np.asarray(rows[denominator], float)[of])
+        both.append(estimate(totals))
+    before, now = both
+    limit = before.value + change if absolute else before.value * (1 - change)
+    large = now.value > limit if absolute else now.value < limit
+    p = compare_arms(before, now).p
+    return [Finding(check, where, now.value, before.value, f"{limit:.4f}", large, p)]
+
+
+def _numbered(users: np.ndarray) -> np.ndarray:
+    return np.unique(users, return_inverse=True)[1]

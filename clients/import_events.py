@@ -1,0 +1,215 @@
+"""Make an events table of search logs that others wrote: User Behavior Insights (UBI), or Google Analytics 4's export.
+
+    python clients/import_events.py --ubi-queries ubi_queries.ndjson --ubi-events ubi_events.ndjson \\
+        --documents products.jsonl --out data/shop/events.parquet
+    python clients/import_events.py --ga4 'ga4/*.ndjson' --documents products.jsonl --out data/shop/events.parquet
+
+The table is what `training.prepare_clicks` reads (docs/integrations.md says how the fields are read). Counts go to a
+.report.json beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from ranking.database import DuckDbSettings, literal, single_value
+from ranking.errors import InputError
+from ranking.files import write_json
+from ranking.program import run
+from ranking.schema import TABLES, write_table
+
+logger = logging.getLogger("import_events")
+
+BLOCK_ROWS = 50_000
+
+
+@dataclass
+class Config(DuckDbSettings):
+    """Make an events table of a UBI or GA4 log.
+
+    Args:
+        documents: texts of the documents: .jsonl or .parquet with doc_id, title and summary
+        out: the events table to write
+        ubi_queries: JSON lines of the index ubi_queries; a glob in quotes
+        ubi_events: JSON lines of the index ubi_events; a glob in quotes
+        ga4: JSON lines of the table events_* of GA4's BigQuery export; a glob in quotes
+        clicks: names of the events that count as clicks
+        session_minutes: a click without a query's id belongs to the user's last page of so many minutes before; and a
+            user who does nothing for so long has left
+        last_dwell_seconds: dwell of a click after which the user did nothing more
+    """
+
+    documents: Path
+    out: Path
+    ubi_queries: str | None = None
+    ubi_events: str | None = None
+    ga4: str | None = None
+    clicks: list[str] = field(default_factory=lambda: ["click", "item_click", "product_click", "select_item"])
+    session_minutes: float = 30.0
+    last_dwell_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ubi = (self.ubi_queries is not None, self.ubi_events is not None)
+        if any(ubi) != all(ubi) or all(ubi) == (self.ga4 is not None):
+            raise ValueError("give --ubi-queries with --ubi-events, or --ga4")
+        for name in ("session_minutes", "last_dwell_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: a positive number is needed")
+
+
+# Both readers make three views: page (request_id, user_id, moment, query), shown (request_id, doc_id, position) and act
+# (user_id, moment, doc_id, request_id or null, click). Times are microseconds since 1970.
+_AT = """CASE WHEN try_cast({0} AS DOUBLE) IS NULL THEN epoch_us(try_cast({0} AS TIMESTAMPTZ))
+    WHEN try_cast({0} AS DOUBLE) > 1e14 THEN try_cast({0} AS DOUBLE)::BIGINT
+    WHEN try_cast({0} AS DOUBLE) > 1e11 THEN (try_cast({0} AS DOUBLE) * 1000)::BIGINT
+    ELSE (try_cast({0} AS DOUBLE) * 1000000)::BIGINT END"""
+
+_UBI = f"""
+CREATE VIEW page AS SELECT line->>'$.query_id' AS request_id, line->>'$.client_id' AS user_id,
+    {_AT.format("line->>'$.timestamp'")} AS moment, line->>'$.user_query' AS query FROM ubi_queries;
+CREATE VIEW shown AS SELECT request_id, hits[number] AS doc_id, number AS position FROM (
+    SELECT request_id, hits, unnest(range(1, len(hits) + 1))::INTEGER AS number FROM (
+        SELECT line->>'$.query_id' AS request_id, (line->>'$.query_response_hit_ids[*]')::VARCHAR[] AS hits
+        FROM ubi_queries));
+CREATE VIEW act AS SELECT line->>'$.client_id' AS user_id, {_AT.format("line->>'$.timestamp'")} AS moment,
+    line->>'$.event_attributes.object.object_id' AS doc_id, line->>'$.query_id' AS request_id,
+    list_contains(getvariable('clicks'), line->>'$.action_name') AS click FROM ubi_events;
+"""
+
+# a parameter of GA4 is {"key": ..., "value": {"string_value": ...}}
+_PARAMETER = """list_filter((line->'$.event_params')::JSON[], lambda p: (p->>'$.key') = '{0}')[1]
+    ->>'$.value.string_value'"""
+_GA4 = f"""
+CREATE TABLE hit AS SELECT (line->>'$.user_pseudo_id') || ':' || (line->>'$.event_timestamp') AS request_id,
+    line->>'$.user_pseudo_id' AS user_id, {_AT.format("line->>'$.event_timestamp'")} AS moment,
+    line->>'$.event_name' AS name, coalesce((line->'$.items')::JSON[], []) AS items,
+    {_PARAMETER.format("search_term")} AS query FROM ga4;
+CREATE VIEW page AS SELECT request_id, user_id, moment, query FROM hit
+    WHERE name IN ('view_item_list', 'view_search_results') AND query IS NOT NULL AND len(items) > 0
+    QUALIFY row_number() OVER (PARTITION BY request_id) = 1;
+CREATE VIEW shown AS SELECT request_id, items[number]->>'$.item_id' AS doc_id,
+    number AS position FROM (SELECT request_id, items, unnest(range(1, len(items) + 1))::INTEGER AS number
+    FROM hit SEMI JOIN page USING (request_id) WHERE name IN ('view_item_list', 'view_search_results'));
+CREATE VIEW act AS SELECT user_id, moment, items[1]->>'$.item_id' AS doc_id, NULL::VARCHAR AS request_id,
+    list_contains(getvariable('clicks'), name) AS click FROM hit;
+"""
+
+# a click's dwell lasts until the user's next event of any kind; a page's documents are those whose text is known
+_JOIN = """
+CREATE TABLE pages AS SELECT request_id, coalesce(nullif(user_id, ''), request_id) AS user_id, moment, query FROM page
+    WHERE request_id IS NOT NULL AND moment IS NOT NULL AND query IS NOT NULL
+    QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY moment) = 1;
+CREATE TABLE listed AS SELECT request_id, doc_id, min(position)::INTEGER AS position FROM shown
+    WHERE doc_id IS NOT NULL GROUP BY ALL;
+CREATE TABLE timed AS SELECT *, lead(moment) OVER (PARTITION BY user_id ORDER BY moment) - moment AS pause FROM (
+    SELECT user_id, moment, doc_id, request_id, click FROM act WHERE moment IS NOT NULL
+    UNION ALL SELECT user_id, moment, NULL, NULL, FALSE FROM pages);
+CREATE TABLE clicked AS SELECT user_id, moment, doc_id, request_id,
+    CASE WHEN pause IS NULL OR pause > getvariable('session') THEN getvariable('last_dwell')
+    ELSE pause / 1e6 END AS dwell
+    FROM timed WHERE click AND doc_id IS NOT NULL;
+CREATE TABLE linked AS
+    SELECT c.request_id, c.doc_id, c.dwell FROM clicked c WHERE c.request_id IS NOT NULL
+    UNION ALL SELECT p.request_id, c.doc_id, c.dwell FROM clicked c ASOF JOIN pages p
+    ON c.user_id = p.user_id AND c.moment >= p.moment
+    WHERE c.request_id IS NULL AND c.moment - p.moment <= getvariable('session');
+CREATE TABLE touched AS SELECT request_id, doc_id, max(dwell) AS dwell FROM linked
+    SEMI JOIN listed USING (request_id, doc_id) GROUP BY ALL;
+CREATE TABLE event AS SELECT p.request_id, l.doc_id, p.user_id, make_timestamptz(p.moment) AS timestamp, p.query,
+    coalesce(d.title, '') AS title, coalesce(d.summary, '') AS summary, l.position,
+    t.request_id IS NOT NULL AS clicked, coalesce(t.dwell, 0)::FLOAT AS dwell_seconds, '' AS arm
+    FROM pages p JOIN listed l USING (request_id) JOIN document d USING (doc_id)
+    LEFT JOIN touched t USING (request_id, doc_id);
+"""
+
+
+def main(config: Config) -> None:
+    """Read, join, write. InputError if the log has no page whose documents are known."""
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".events-", dir=config.temp_folder or config.out.parent) as spill:
+        database = config.open_database(Path(spill))
+        try:
+            report = _import(database, config)
+        except duckdb.Error as problem:
+            raise InputError(f"the log cannot be read: {' '.join(str(problem).split())[:300]}") from problem
+        finally:
+            database.close()
+    write_json(config.out.with_suffix(".report.json"), report)
+    print(json.dumps(report, indent=2))
+
+
+def _import(database: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]:
+    database.execute("SET VARIABLE clicks = ?", [config.clicks])
+    database.execute("SET VARIABLE session = ?", [int(config.session_minutes * 60e6)])
+    database.execute("SET VARIABLE last_dwell = ?", [config.last_dwell_seconds])
+    _read_documents(database, config.documents)
+    given = {"ubi_queries": config.ubi_queries, "ubi_events": config.ubi_events, "ga4": config.ga4}
+    for name, pattern in given.items():
+        if pattern is not None:
+            _read_lines(database, name, pattern)
+    database.execute(_GA4 if config.ga4 is not None else _UBI)
+    database.execute(_JOIN)
+
+    def count(query: str) -> int:
+        return int(single_value(database, f"SELECT count(*) FROM {query}"))
+
+    report = {
+        "pages": count("pages"),
+        "pages_written": count("(SELECT DISTINCT request_id FROM event)"),
+        "documents_shown": count("listed"),
+        "documents_without_text": count("listed ANTI JOIN document USING (doc_id)"),
+        "clicks": count("clicked"),
+        "clicks_on_no_shown_document": count("clicked") - count("linked SEMI JOIN listed USING (request_id, doc_id)"),
+    }
+    if not count("event"):
+        raise InputError(f"no page with documents of {config.documents}: {json.dumps(report)}")
+    report["events_written"] = write_table(config.out, "events", _blocks(database))
+    return report
+
+
+def _read_documents(database: duckdb.DuckDBPyConnection, path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"--documents {path}: no such file")
+    reader = "read_parquet" if path.suffix == ".parquet" else "read_json"
+    columns = {row[0] for row in database.execute(f"DESCRIBE SELECT * FROM {reader}({literal(path)})").fetchall()}
+    if not {"doc_id", "title"} <= columns:
+        raise InputError(f"--documents {path}: the columns doc_id and title are needed, summary may be there")
+    summary = "summary" if "summary" in columns else "''"
+    database.execute(
+        f"CREATE TABLE document AS SELECT doc_id::VARCHAR AS doc_id, any_value(title) AS title, "
+        f"any_value({summary}) AS summary FROM {reader}({literal(path)}) GROUP BY ALL"
+    )
+
+
+def _read_lines(database: duckdb.DuckDBPyConnection, name: str, pattern: str) -> None:
+    """A table of JSON objects, one a line; what a search engine exports lies under `_source` there."""
+    text = pattern.replace("'", "''")
+    if not single_value(database, f"SELECT count(*) FROM glob('{text}')"):
+        raise InputError(f"--{name.replace('_', '-')} {pattern}: no such file")
+    database.execute(
+        f"CREATE TABLE {name} AS SELECT coalesce(json->'$._source', json) AS line "
+        f"FROM read_json_objects('{text}', format = 'newline_delimited')"
+    )
+
+
+def _blocks(database: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
+    found = database.cursor().sql("SELECT * FROM event ORDER BY timestamp, request_id, position")
+    for batch in found.to_arrow_reader(BLOCK_ROWS):
+        yield pa.Table.from_batches([batch]).cast(TABLES["events"].schema)
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        Config,
+        example="python clients/import_events.py --ga4 'ga4/*.ndjson' --documents products.jsonl --out e.parquet",
+    )

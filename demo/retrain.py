@@ -1,0 +1,304 @@
+"""From new clicks to the next A/B test in one command (docs/retraining.md).
+
+python -m demo.retrain --log runs/ab/data --since 2026-11-14 --data runs/demo/data --student runs/demo/student \
+    --repository runs/demo/model_repository --pretrained runs/demo/pretrained --out runs/retrain
+
+Each stage is a command of the product. A stage that is done is not run again, so an interrupted run goes on. It stops
+at a gate with the reason: too little was clicked, the teacher or the student got worse, the student failed on replayed
+pages.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from demo.run import only, only_arms
+from demo.stages import ROOT, Stages, note, run_program
+from ranking.card import ScoreCard
+from ranking.errors import InputError
+from ranking.files import write_json, write_text
+from ranking.program import run
+from ranking.schema import TABLES, read_table, write_table
+from serving.temporary_server import start_triton
+
+EXIT_STOPPED = 3
+NDCG = "ndcg@5"
+
+
+@dataclass
+class Config:
+    """Retrain on what was clicked since a day, and write the experiment that tries the result.
+
+    Args:
+        log: folder of ab_compact: events and exposures by day
+        data: dataset folder with judgments and candidates that the serving student was trained on
+        student: checkpoint of the serving student, which the new one starts from
+        repository: model repository that serves; the new student is published there, and not promoted over it
+        out: folder of this run; a second run goes on where the first one stopped
+        since: first UTC day of the log that is learnt from, as 2026-11-14; all of it when left out
+        teacher: "renew": continue the decoder's pre-training and fine-tune it again; "keep": label new pairs alone, by
+            the teacher that is in the repository
+        pretrained: checkpoint of stage 1 that "renew" continues
+        last_teacher: the last teacher's checkpoint, which a new one must not be worse than
+        teacher_model: the teacher's Triton model in the repository
+        teacher_kind: decoder, served by vLLM, or ranker: a published arm
+        store: label store: pairs that this teacher has labelled before are not asked again
+        arm: name of the new arm and its Triton model
+        serving_arm: arm that serves now, the control of the experiment
+        student_config: settings of the student's training
+        teacher_size: which settings of training/configs the teacher's stages take: small or 0.5b_24gb
+        label_queries: queries of the log whose documents are labelled, the most clicked first
+        min_pairs: new click pairs below which nothing is trained
+        teacher_tolerance: NDCG@5 on dev that a new teacher may lose against the last one
+        replay_pages: logged pages that the new student must answer before anybody sees it
+        replay_deadline_ms: time of such a page
+        coverage: share of users in the experiment that is written
+        accept_worse: publish the student although it is worse; the reason, kept in its manifest
+        click_flags: further flags of prepare_clicks in one text, such as "--privacy.min-users 3 --dwell-seconds 10"
+    """
+
+    log: Path
+    data: Path
+    student: Path
+    repository: Path
+    out: Path
+    since: str = ""
+    teacher: Literal["renew", "keep"] = "renew"
+    pretrained: Path | None = None
+    last_teacher: Path | None = None
+    teacher_model: str = "teacher"
+    teacher_kind: Literal["decoder", "ranker"] = "decoder"
+    store: Path = Path("runs/label_store")
+    arm: str = "student_next"
+    serving_arm: str = "student"
+    student_config: str = "training/configs/student_minilm.yaml"
+    teacher_size: Literal["small", "0.5b_24gb"] = "small"
+    label_queries: int = 2000
+    min_pairs: int = 200
+    teacher_tolerance: float = 0.01
+    replay_pages: int = 500
+    replay_deadline_ms: float = 200.0
+    coverage: float = 0.05
+    accept_worse: str = ""
+    click_flags: str = ""
+
+    def __post_init__(self) -> None:
+        if self.since:
+            date.fromisoformat(self.since)
+        if self.teacher == "renew" and self.pretrained is None:
+            raise ValueError("pretrained: the checkpoint of stage 1 is needed to renew the teacher; or --teacher keep")
+        if self.arm == self.serving_arm:
+            raise ValueError(f"arm is {self.arm}: another name than the serving arm's is needed for an A/B test")
+        if not 0 < self.coverage <= 1:
+            raise ValueError(f"coverage is {self.coverage}: a share of users above 0 and up to 1 is needed")
+
+
+def flow(config: Config) -> dict[str, Any]:
+    """Every stage that is not finished, in order; returns what the summary says. InputError at a gate that refuses."""
+    out, data = config.out, config.out / "data"
+    stages = Stages(out, total=7 + 4 * (config.teacher == "renew"))
+    files = days_since(config.log, config.since)
+    stages.run("log", f"{len(files)} days of the log", lambda: link_days(config.log, files, out / "log"), files)
+    clicks = stages.run(
+        "clicks", "new clicks, through the privacy gate", lambda: new_clicks(config), config.click_flags
+    )
+    if clicks["pairs"] < config.min_pairs:
+        raise InputError(
+            f"stopped: {clicks['pairs']} new click pairs, {config.min_pairs} are needed (--min-pairs); nothing changed"
+        )
+    stages.run("data", "old candidates and new ones", lambda: merge(config), config.label_queries)
+    models = config.repository
+    if config.teacher == "renew":
+        renew_teacher(stages, config)
+        models = out / "model_repository"
+    stages.run("label", "labels of what the store lacks", lambda: label(config, models), made=out / "labels")
+    stages.program(
+        "student", "the student, started from the serving one",
+        "-m", "training.distill_student", "--config", config.student_config, "--data", data, "--labels", out / "labels",
+        "--init", config.student, "--out", out / "student", made=out / "student",
+    )  # fmt: skip
+    accept = ["--accept-worse", config.accept_worse] if config.accept_worse else []
+    stages.program(
+        "gate", "the gate, against what serves now",
+        "build/build_student.py", "--checkpoint", out / "student", "--name", config.arm, "--target", "openvino",
+        "--data", data, "--repository", config.repository, "--serves-now", config.serving_arm, *accept,
+    )  # fmt: skip
+    replay = stages.run(
+        "replay", f"{config.replay_pages} logged pages in the shadow", lambda: replayed(config), config.replay_pages
+    )
+    experiment = out / "experiment.yaml"
+    write_text(experiment, experiment_text(config))
+    return {"clicks": clicks, "replay": replay, "experiment": str(experiment)}
+
+
+def days_since(log: Path, since: str) -> list[str]:
+    """Names of the day files of the log from a day on. InputError if there is none."""
+    files = sorted(file.name for file in (log / "events").glob("*.parquet") if file.stem >= since)
+    if not files:
+        raise InputError(f"{log / 'events'}: no day{f' since {since}' if since else ''}; run ab_compact.py first")
+    return files
+
+
+def link_days(log: Path, files: list[str], folder: Path) -> None:
+    """Link the days' events, and exposures where there are any, into a folder that looks like the log."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for table in ("events", "exposures"):
+        for name in files:
+            if (source := (log / table / name).absolute()).is_file():
+                (folder / table).mkdir(parents=True, exist_ok=True)
+                (folder / table / name).symlink_to(source)
+
+
+def new_clicks(config: Config) -> dict[str, Any]:
+    """Click pairs and shown documents of the days; dev and test queries of the dataset stay out."""
+    data = config.out / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir()
+    shutil.copytree(config.data / "judgments", data / "judgments")
+    run_program(
+        "-m", "training.prepare_clicks", "--events", config.out / "log" / "events", "--out", data / "clicks.parquet",
+        "--shown-documents", data / "shown_documents.parquet", *config.click_flags.split(),
+    )  # fmt: skip
+    report = json.loads((data / "clicks.report.json").read_text(encoding="utf-8"))
+    return {"pairs": report["clicks"], "rare_queries": report["privacy"]["rare_queries"]}
+
+
+def merge(config: Config) -> dict[str, Any]:
+    """Write the run's candidates: the dataset's own, so that nothing is unlearnt, and what clicked queries showed."""
+    data = config.out / "data"
+    old = read_table(config.data / "candidates.parquet", "candidates")
+    shown = read_table(data / "shown_documents.parquet", "shown_documents")
+    clicks = (
+        shown.group_by("query")
+        .aggregate([("clicks", "sum")])
+        .sort_by([("clicks_sum", "descending"), ("query", "ascending")])
+    )
+    chosen = clicks.column("query").slice(0, config.label_queries)
+    known = pc.is_in(chosen, value_set=old.column("query").unique())
+    chosen = chosen.filter(pc.invert(known))
+    rows = shown.filter(pc.is_in(shown.column("query"), value_set=chosen.combine_chunks())).sort_by("query")
+    ids = pc.binary_join_element_wise(pa.scalar("log"), rows.column("query"), ":")
+    new = pa.table(
+        [ids, *(rows.column(name) for name in ("doc_id", "query", "title", "summary"))],
+        names=TABLES["candidates"].schema.names,
+    ).cast(TABLES["candidates"].schema)
+    write_table(data / "candidates.parquet", "candidates", pa.concat_tables([old, new]))
+    return {"old_pairs": len(old), "new_pairs": len(new), "new_queries": len(chosen)}
+
+
+def renew_teacher(stages: Stages, config: Config) -> None:
+    """Continue stage 1 on the new clicks and fine-tune again. InputError if the teacher got worse on dev."""
+    out, data, size = config.out, config.out / "data", config.teacher_size
+    start = ["likelihood_small"] if size == "small" else [f"finetune_{size}", "--loss", "likelihood", "--epochs", "1"]
+    assert config.pretrained is not None, "__post_init__ has checked it"
+    stages.program(
+        "pretrain", "continued pre-training of the last decoder on the new clicks",
+        "-m", "training.pretrain_teacher", "--config", f"training/configs/pretrain_{size}.yaml", "--data", data,
+        "--from-scratch=", "--model", config.pretrained, "--out", out / "pretrained", made=out / "pretrained",
+    )  # fmt: skip
+    stages.program(
+        "start", "its likelihood becomes its score",
+        "-m", "training.finetune_teacher", "--config", f"training/configs/{start[0]}.yaml", "--data", data,
+        "--model", out / "pretrained", "--out", out / "start", *start[1:], made=out / "start",
+    )  # fmt: skip
+    stages.program(
+        "finetune", "fine-tuning on the judgments",
+        "-m", "training.finetune_teacher", "--config", f"training/configs/finetune_{size}.yaml", "--data", data,
+        "--model", out / "start", "--out", out / "teacher", made=out / "teacher",
+    )  # fmt: skip
+    if config.last_teacher is not None:
+        new, last = (ScoreCard.load(folder).metrics.get(NDCG) for folder in (out / "teacher", config.last_teacher))
+        if new is not None and last is not None and new < last - config.teacher_tolerance:
+            raise InputError(
+                f"stopped: the new teacher's {NDCG} on dev is {new:.4f}, the last one's {last:.4f}, and "
+                f"{config.teacher_tolerance:g} may be lost; --teacher keep labels with the last one"
+            )
+    stages.program(
+        "build_teacher", "teacher to a Triton model (backend vllm)",
+        "build/build_teacher.py", "--checkpoint", out / "teacher", "--repository", out / "model_repository",
+    )  # fmt: skip
+
+
+def label(config: Config, models: Path) -> None:
+    """Label the candidates by the served teacher, through the store."""
+    name = config.teacher_model
+    flags = only_arms(name) if config.teacher_kind == "ranker" else only(name)
+    note(f"starting tritonserver with {name} ...")
+    with start_triton(models, *flags) as server:
+        run_program(
+            "clients/label_corpus.py", "--candidates", config.out / "data" / "candidates.parquet",
+            "--out", config.out / "labels", "--store", config.store, "--url", server.grpc, "--model", name,
+            "--teacher", models / name, "--teacher-kind", config.teacher_kind,
+        )  # fmt: skip
+
+
+def replayed(config: Config) -> dict[str, Any]:
+    """Send logged pages to the new student. InputError if too many of them fail."""
+    scores = config.out / "replay.parquet"
+    note(f"starting tritonserver with {config.arm} ...")
+    with start_triton(config.repository, *only_arms(config.arm)) as server:
+        run_program(
+            "clients/replay_pages.py", "--data", config.log, "--model", config.arm, "--out", scores,
+            "--url", server.grpc, "--pages", str(config.replay_pages),
+            "--deadline-ms", str(config.replay_deadline_ms),
+        )  # fmt: skip
+    return json.loads(scores.with_suffix(".report.json").read_text(encoding="utf-8"))
+
+
+def experiment_text(config: Config) -> str:
+    """The A/B test of the new arm: few users at first, guardrails that cut them by themselves."""
+    name = f"{config.arm}-{config.since or 'all'}"
+    definition = {
+        "default_model": config.serving_arm,
+        "experiments": [
+            {
+                "name": name,
+                "seed": f"{name}-{ScoreCard.load(config.out / 'student').vocabulary[:6]}",
+                "coverage": config.coverage,
+                "arms": [{"name": arm, "model": arm, "weight": 0.5} for arm in (config.serving_arm, config.arm)],
+                "control": config.serving_arm,
+                "shadow": 0.01,
+                "guardrails": {"max_error_share": 0.05, "max_p99_ms": config.replay_deadline_ms, "min_pages": 200},
+            }
+        ],
+    }
+    ramp = "# Raise `coverage` as the report stays clean: 0.05, 0.2, 0.5, 1.0. Nobody changes arm by that.\n"
+    return ramp + yaml.safe_dump(definition, sort_keys=False)
+
+
+def main(config: Config) -> int:
+    """Run the flow and say what comes next; at a gate that refuses, say why. Returns the exit code."""
+    for name in ("log", "data", "student", "repository", "out", "pretrained", "last_teacher", "store"):
+        if (path := getattr(config, name)) is not None and not path.is_absolute():
+            setattr(config, name, ROOT / path)
+    config.out.mkdir(parents=True, exist_ok=True)
+    try:
+        found = flow(config)
+    except InputError as problem:
+        write_json(config.out / "summary.json", {"stopped": str(problem)})
+        print(problem)
+        return EXIT_STOPPED
+    write_json(config.out / "summary.json", found)
+    print(
+        f"{config.arm} is published beside {config.serving_arm}: promote nothing, give the router "
+        f"{found['experiment']} and read clients/ab_report.py after its planned users"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        Config,
+        example="python -m demo.retrain --log runs/demo/ab/data --data runs/demo/data --student runs/demo/student "
+        "--repository runs/demo/model_repository --pretrained runs/demo/pretrained --out runs/retrain",
+    )

@@ -1,0 +1,1 @@
+"""`python -m disranker`: every program of this repository under one command."""

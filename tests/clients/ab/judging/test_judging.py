@@ -1,0 +1,156 @@
+"""People as judges: queries of the log by frequency, what they said on disk, agreement, an interval for every look."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fastapi.testclient import TestClient
+
+from clients.ab.judging.agreement import advantage_interval, krippendorff_alpha
+from clients.ab.judging.sheet import Sheet, SheetQuery, draw_queries
+from clients.ab.report.side_by_side import read_judgments
+from clients.search_page import Config, make_app
+from ranking.errors import InputError
+from ranking.schema import TABLES, write_table
+from tests.helpers.graded_rankers import write_data
+
+
+def log_of(folder, pages: dict[str, int], users: int = 10):
+    """A compacted log in which each query has so many pages, by up to so many users."""
+    rows = []
+    for query, count in pages.items():
+        for number in range(count):
+            rows.append(
+                {
+                    "request_id": f"{query}-{number}", "user_id": f"u{number % users}", "experiment": "", "arm": "",
+                    "timestamp": dt.datetime(2026, 1, 5, tzinfo=dt.UTC), "served_by": "student", "fallback": "",
+                    "model_version": "1", "latency_ms": 1.0, "query": query, "query_length": 1, "platform": "",
+                    "segments": "{}", "forced": False, "documents": ["a"], "scores": [1.0], "teams": [], "clicks": 0,
+                    "clicked_positions": [], "dwell_seconds": 0.0, "config": "",
+                }
+            )  # fmt: skip
+    (folder / "exposures").mkdir(parents=True)
+    table = pa.Table.from_pylist(rows, TABLES["exposures"].schema)
+    write_table(folder / "exposures" / "2026-01-05.parquet", "exposures", table)
+    return folder
+
+
+def test_queries_come_in_turn_from_the_thirds_of_the_pages(tmp_path):
+    pages = {"head": 100, **{f"torso {i}": 20 for i in range(5)}, **{f"tail {i}": 5 for i in range(20)}, "private": 3}
+    drawn = draw_queries(log_of(tmp_path / "log", pages | {"(dropped)": 50}), per_band=2, seed=0, min_users=5)
+    assert [one.band for one in drawn] == ["head", "torso", "tail", "torso", "tail"]
+    assert all(one.query.startswith(one.band) for one in drawn)
+    others = draw_queries(tmp_path / "log", per_band=2, seed=1, min_users=5)
+    assert {one.query for one in others} != {one.query for one in drawn}
+    with pytest.raises(InputError, match="no query that 99 users share"):
+        draw_queries(tmp_path / "log", per_band=2, seed=0, min_users=99)
+
+
+def test_a_rater_goes_on_where_she_stopped_and_others_have_their_own_list(tmp_path):
+    queries = [SheetQuery("a", "head"), SheetQuery("=b", "tail")]
+    sheet = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", queries, 0.05)
+    sheet.add("a", "good", "ann", "")
+    assert sheet.next_for("ann") == {"query": "=b", "done": 1, "total": 2}
+    sheet.add("=b", "", "ann", "not my language")
+    again = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", queries, 0.05)  # the page was started anew
+    assert again.next_for("ann") == {"query": None, "done": 2, "total": 2}
+    assert again.next_for("ben")["query"] == "a" and again.standing()["skipped"] == 1
+    with (tmp_path / "j.csv").open(newline="") as stream:
+        assert [row["band"] for row in csv.DictReader(stream)] == ["head", "tail"]
+    (tmp_path / "old.csv").write_text("query,verdict\na,good\n")
+    with pytest.raises(InputError, match="its columns are not query, verdict, rater"):
+        Sheet(tmp_path / "old.csv", tmp_path / "g.csv", queries, 0.05)
+
+
+def test_a_query_counts_once_however_many_judge_it(tmp_path):
+    sheet = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", [], 0.05)
+    for query, verdicts in {"a": "good good bad", "b": "good good", "c": "bad same"}.items():
+        for number, verdict in enumerate(verdicts.split()):
+            sheet.add(query, verdict, f"r{number}", "")
+    sheet.add("b", "same", "r1", "")  # r1 thought again
+    found = sheet.standing()
+    assert (found["queries"], found["good"], found["same"], found["bad"]) == (3, 1, 1, 1)
+    assert found["advantage"] == 0 and not found["decided"] and found["low"] < 0 < found["high"]
+    assert read_judgments_without_skips(tmp_path / "j.csv") == (4, 2, 2)
+
+
+def read_judgments_without_skips(path) -> tuple[int, int, int]:
+    found = read_judgments(path)
+    return found.good, found.same, found.bad
+
+
+def test_alpha_is_krippendorffs():
+    # his worked example of interval data (2011, "Computing Krippendorff's Alpha-Reliability", section D): 0.849
+    rows = {
+        "A": [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
+        "B": [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
+        "C": [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
+        "D": [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
+    }
+    units = {
+        str(unit): {rater: values[unit] for rater, values in rows.items() if values[unit] is not None}
+        for unit in range(12)
+    }
+    assert krippendorff_alpha(units) == pytest.approx(0.849, abs=0.0005)
+    assert krippendorff_alpha({"a": {"x": 1, "y": 1}, "b": {"x": -1, "y": -1}}) == 1
+    assert np.isnan(krippendorff_alpha({"a": {"x": 1}})) and np.isnan(krippendorff_alpha({}))
+
+
+def test_the_interval_may_be_looked_at_after_every_judgment():
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(200):
+        verdicts = rng.choice(["good", "same", "bad"], 150, p=[0.4, 0.2, 0.4]).tolist()
+        looks = [advantage_interval(verdicts[:count]) for count in range(1, 151)]
+        wrong += any(low > 0 or high < 0 for _, low, high in looks)
+    assert wrong <= 10  # at most 5% of 200 in the long run
+    mean, low, high = advantage_interval(["good"] * 80 + ["same"] * 20)
+    assert mean == 0.8 and 0.3 < low < mean < high == 1.0 and advantage_interval([]) == (0.0, -1.0, 1.0)
+
+
+@pytest.fixture
+def page(tmp_path):
+    config = Config(
+        data=write_data(tmp_path / "data"), url="127.0.0.1:1", judgments=tmp_path / "judged.csv",
+        grades=tmp_path / "grades.csv", log=log_of(tmp_path / "log", {"red film": 30, "blue film": 10}),
+    )  # fmt: skip
+    app = make_app(config)
+    with TestClient(app, "http://127.0.0.1") as client:
+        yield client, config
+
+
+def test_the_page_hands_out_queries_takes_skips_with_a_reason_and_says_how_it_stands(page):
+    client, config = page
+    first = client.get("/next", params={"rater": "ann"}).json()
+    assert first["total"] == 2 and first["done"] == 0 and first["query"] in ("red film", "blue film")
+    judged = {"query": first["query"], "left": "student", "better": "left", "rater": "ann"}
+    assert client.post("/judge", json=judged).json() == {"verdict": "good"}
+    second = client.get("/next", params={"rater": "ann"}).json()
+    skip = {"query": second["query"], "left": "student", "better": "skip", "rater": "ann"}
+    assert client.post("/judge", json=skip).status_code == 422
+    assert client.post("/judge", json=skip | {"reason": "not my language"}).json() == {"verdict": ""}
+    assert client.get("/next", params={"rater": "ann"}).json()["query"] is None
+    standing = client.get("/standing").json()
+    assert (standing["queries"], standing["good"], standing["skipped"], standing["agreement"]) == (1, 1, 1, None)
+    assert read_judgments(config.judgments).good == 1  # the report leaves skips out
+
+
+def test_grades_become_a_table_of_judgments(page, tmp_path):
+    client, config = page
+    from clients.search_page import Documents
+
+    documents = Documents(config.data)
+    doc_id = documents.ids[0]
+    for rater, grade in (("ann", 4), ("ben", 1), ("cat", 3), ("ben", 2)):
+        body = {"query": "red film", "doc_id": doc_id, "grade": grade, "rater": rater}
+        assert client.post("/grade", json=body).status_code == 200
+    with config.grades.open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["grade"] == "3" and row["title"] == documents.titles[0]  # the middle of 4, 2 and 3
+    for wrong in ({"grade": 5}, {"grade": True}, {"doc_id": "nowhere"}):
+        body = {"query": "red film", "doc_id": doc_id, "grade": 1, "rater": "ann"} | wrong
+        assert client.post("/grade", json=body).status_code == 422

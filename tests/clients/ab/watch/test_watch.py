@@ -1,0 +1,193 @@
+"""The daily watch on made-up days: quiet where nothing changed, and an alert of the right kind where something did."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from clients.ab.watch.drift import score_drift, stability_index
+from clients.ab.watch.findings import RUNBOOK, Finding, judged
+from clients.ab_watch import EXIT_ALERT, Config, main
+from ranking.calibration import ece, probability
+from ranking.errors import InputError
+from ranking.schema import TABLES, read_table, write_table
+from ranking.text import StudentFormat
+from ranking.text_figures import text_figures
+from tests.helpers.tiny_student import make_student
+
+ROOT = Path(__file__).parents[4]
+DAYS = [dt.date(2026, 1, day) for day in range(1, 5)]
+USERS = 150
+PLATT = {"kind": "platt", "slope": 1.0, "intercept": 0.0}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A version folder of `student` as a build leaves it, as far as the watch reads it."""
+    folder = make_student(tmp_path_factory.mktemp("repository") / "student" / "1")
+    scores = np.random.default_rng(0).normal(size=1000)
+    figures = text_figures(StudentFormat.of_checkpoint(folder), ["red film"], ["night train"], ["a ghost story"])
+    reference = {"source": "candidates.parquet", "scores": sorted(scores), "text": vars(figures)}
+    (folder / "reference.json").write_text(json.dumps(reference))
+    (folder / "probabilities.json").write_text(json.dumps({"alone": PLATT, "with_prior": PLATT}))
+    (folder / "manifest.json").write_text(json.dumps({"probabilities": {"ece": 0.02}}))
+    return folder.parents[1]
+
+
+@pytest.fixture(scope="module")
+def days_before(tmp_path_factory) -> Path:
+    """Compacted days of like pages."""
+    folder = tmp_path_factory.mktemp("days")
+    for number, day in enumerate(DAYS[:-1]):
+        make_day(folder, day, seed=number)
+    return folder
+
+
+@pytest.fixture
+def make_last_day(tmp_path, days_before):
+    """A function (what is different on the last day) -> the folder of all days."""
+
+    def make(**change) -> Path:
+        shutil.copytree(days_before, tmp_path / "data")
+        return make_day(tmp_path / "data", DAYS[-1], seed=9, **change)
+
+    return make
+
+
+def make_day(folder: Path, day: dt.date, seed: int, **change) -> Path:
+    """One day of pages as compaction writes it, two of each user."""
+    rng = np.random.default_rng(seed)
+    usual = {"shift": 0.0, "ctr": 0.5, "new": 0.02, "latency": 10.0, "title": "night train", "platform": "web"}
+    of = usual | change
+    pages, events = [], []
+    for page in range(2 * USERS):
+        request = f"{day}-{page}"
+        new = rng.random() < of["new"]
+        query = f"blue film {page}{day.day}" if new else f"red film {page % 20}"
+        documents = [f"{d}-{rng.integers(1000)}" for d in "abc"]
+        shared = {
+            "request_id": request, "user_id": f"{day}-u{page % USERS}", "query": query,
+            "timestamp": dt.datetime.combine(day, dt.time(12), dt.UTC), "arm": "student",
+        }  # fmt: skip
+        scores = np.sort(rng.normal(of["shift"], 1, 3))[::-1].tolist()
+        clicks = int(rng.random() < of["ctr"])
+        pages.append(shared | {
+            "experiment": "exp", "served_by": "student", "fallback": "", "model_version": "1",
+            "latency_ms": float(rng.gamma(4, of["latency"] / 4)), "query_length": len(query),
+            "platform": of["platform"], "segments": "{}", "forced": False, "documents": documents,
+            "scores": scores, "teams": [], "clicks": clicks, "clicked_positions": [1] * clicks,
+            "dwell_seconds": 0.0, "config": "c",
+        })  # fmt: skip
+        events += [
+            shared | {
+                "doc_id": doc, "title": of["title"], "summary": "a ghost story", "position": place + 1,
+                "clicked": False, "dwell_seconds": 0.0,
+            }
+            for place, doc in enumerate(documents)
+        ]  # fmt: skip
+    for name, rows in (("exposures", pages), ("events", events)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        write_table(folder / name / f"{day}.parquet", name, pa.Table.from_pylist(rows, TABLES[name].schema))
+    return folder
+
+
+def watch(tmp_path, repository, **settings) -> tuple[int, dict[tuple[str, str], float]]:
+    """(exit code, alert of each check and its model, platform and field)"""
+    metrics = tmp_path / "watch.prom"
+    code = main(Config(data=tmp_path / "data", repository=repository, metrics=metrics, **settings))
+    found = {}
+    for line in metrics.read_text().splitlines():
+        if line.startswith("disranker_watch_alert{"):
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+            found[labels.pop("check"), labels["field"] or labels["model"] or labels["platform"]] = float(
+                line.split()[-1]
+            )
+    return code, found
+
+
+def test_a_day_like_those_before_raises_no_alert(tmp_path, repository, make_last_day, capsys):
+    make_last_day()
+    code, found = watch(tmp_path, repository, page=tmp_path / "watch.html")
+    assert code == 0 and set(found.values()) == {0.0}, found
+    assert {check for check, _ in found} == set(RUNBOOK) - {"calibration"}
+    assert capsys.readouterr().out == f"2026-01-04: 300 pages, {len(found)} checks, 0 alerts\n"
+    assert "0 of" in (page := (tmp_path / "watch.html").read_text()) and "score_drift" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "alerts"),
+    [
+        ({"shift": 1.0}, {("score_drift", "student")}),
+        ({"new": 0.4}, {("query_mix", "")}),
+        ({"ctr": 0.2}, {("click_rate", "student"), ("click_rate", "web")}),
+        ({"latency": 40.0}, {("latency", "")}),
+        ({"title": "夜行列車と幽霊"}, {("unknown_tokens", "unknown")}),
+        ({"title": "night train " * 20}, {("cut_fields", "title")}),
+    ],
+)
+def test_what_changed_is_what_is_alerted(tmp_path, repository, make_last_day, capsys, change, alerts):
+    make_last_day(**change)
+    code, found = watch(tmp_path, repository)
+    assert code == EXIT_ALERT and {what for what, alert in found.items() if alert} == alerts
+    told = capsys.readouterr().out
+    assert all(f"ALERT {check} " in told and RUNBOOK[check] in told for check, _ in alerts)
+
+
+def test_an_alert_needs_to_be_large_and_more_than_an_accident_of_many_looks():
+    def finding(p: float, large: bool = True) -> Finding:
+        return Finding("click_rate", {}, 0.4, 0.5, "0.475", large, p)
+
+    found = judged([finding(0.004), finding(0.0001), finding(0.0001, large=False), *[finding(0.9)] * 7], alpha=0.01)
+    assert [one.alert for one in found] == [False, True, False, *[False] * 7]
+    assert found[0].adjusted == pytest.approx(0.032) and found[1].adjusted == pytest.approx(0.001)
+
+
+def test_calibration_is_measured_on_fresh_judgments(tmp_path, repository, make_last_day):
+    data = make_last_day()
+    pages = read_table(data / "exposures" / "2026-01-04.parquet", "exposures").to_pylist()
+    rows, scores, grades = [], [], []
+    rng = np.random.default_rng(0)
+    for page in pages:
+        chance = 1 / (1 + np.exp(-page["scores"][0]))
+        grade = int(rng.random() < chance / 3)  # relevant three times more rarely than the map says
+        row = {"query_id": page["request_id"], "doc_id": page["documents"][0], "query": page["query"]}
+        rows.append(row | {"title": "t", "summary": "", "grade": grade})
+        scores.append(page["scores"][0])
+        grades.append(grade)
+    write_table(tmp_path / "fresh.parquet", "judgments", pa.Table.from_pylist(rows, TABLES["judgments"].schema))
+    code, found = watch(tmp_path, repository, judgments=tmp_path / "fresh.parquet")
+    assert code == EXIT_ALERT and found["calibration", "student"] == 1
+    value = re.search(r'watch_value\{check="calibration".*\} (\S+)', (tmp_path / "watch.prom").read_text())
+    assert float(value[1]) == pytest.approx(ece(probability(scores, PLATT), np.array(grades) > 0), abs=0.03)
+
+
+def test_a_day_without_pages_is_named(tmp_path, make_last_day):
+    make_last_day()
+    with pytest.raises(InputError, match=r"no pages of 2026-01-09; run ab_compact.py first"):
+        main(Config(data=tmp_path / "data", day="2026-01-09"))
+    with pytest.raises(InputError, match="no day there"):
+        main(Config(data=tmp_path / "nowhere"))
+
+
+def test_the_index_and_the_distance_are_their_textbook_values():
+    assert stability_index(np.array([0.5, 0.5]), np.array([0.8, 0.2])) == pytest.approx(
+        0.3 * np.log(1.6) - 0.3 * np.log(0.4)
+    )
+    drift = score_drift(np.arange(100), np.arange(100) + 50)
+    assert drift.ks == pytest.approx(0.5) and drift.psi > 1
+    same = score_drift(np.arange(100), np.arange(100))
+    assert (same.psi, same.ks, same.p) == (pytest.approx(0), 0, 1)
+
+
+def test_every_check_has_an_alert_rule():
+    rules = yaml.safe_load((ROOT / "deploy/watch_alerts.yaml").read_text())["groups"][0]["rules"]
+    for check in RUNBOOK:
+        assert any(check in rule["expr"] and rule["annotations"]["runbook"] for rule in rules), check

@@ -1,0 +1,102 @@
+"""Retraining: what it takes from the log, where it stops, the experiment that it writes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+import pyarrow as pa
+import pytest
+
+from clients.ab.experiment.file import ExperimentFile
+from demo import retrain
+from demo.retrain import EXIT_STOPPED, Config, days_since, experiment_text, link_days, main, merge
+from ranking.errors import InputError
+from ranking.schema import TABLES, read_table, write_table
+from tests.helpers.tiny_student import make_judged, make_student
+
+
+def settings(tmp_path, **more) -> Config:
+    given = {"teacher": "keep", "since": "2026-01-06", "min_pairs": 5} | more
+    return Config(
+        log=tmp_path / "log", data=tmp_path / "data", student=tmp_path / "student", repository=tmp_path / "repository",
+        out=tmp_path / "out", **given,
+    )  # fmt: skip
+
+
+def make_log(folder, days=(5, 6, 7)) -> None:
+    """Three queries of six users a day, with changing places, and one query of a single user."""
+    (folder / "events").mkdir(parents=True)
+    for day in days:
+        rows = []
+        for user in range(6):
+            for query in ("red film", "blue film", "my rash" if not user else "green film"):
+                for place in range(4):
+                    rows.append(
+                        {
+                            "request_id": f"{day}-{user}-{query}", "doc_id": f"d{(place + user) % 4}",
+                            "user_id": f"u{user}", "timestamp": dt.datetime(2026, 1, day, 12, tzinfo=dt.UTC),
+                            "query": query, "title": f"title of day {day}", "summary": "", "position": place + 1,
+                            "clicked": (user + place) % 2 == 0, "dwell_seconds": 60.0 * ((user + place) % 2 == 0),
+                            "arm": "student",
+                        }
+                    )  # fmt: skip
+        table = pa.Table.from_pylist(rows, TABLES["events"].schema)
+        write_table(folder / "events" / f"2026-01-0{day}.parquet", "events", table)
+
+
+def test_only_days_from_the_given_one_on_are_learnt_from(tmp_path):
+    make_log(tmp_path / "log")
+    files = days_since(tmp_path / "log", "2026-01-06")
+    assert files == ["2026-01-06.parquet", "2026-01-07.parquet"]
+    link_days(tmp_path / "log", files, tmp_path / "linked")
+    assert sorted(path.name for path in (tmp_path / "linked/events").iterdir()) == files
+    with pytest.raises(InputError, match="no day since 2026-02-01"):
+        days_since(tmp_path / "log", "2026-02-01")
+
+
+def test_it_stops_where_too_little_was_clicked_and_says_so(tmp_path, capsys):
+    make_log(tmp_path / "log")
+    make_judged(tmp_path / "data")
+    config = settings(tmp_path, min_pairs=1000, click_flags="--privacy.personal-data keep")
+    assert main(config) == EXIT_STOPPED
+    reason = json.loads((tmp_path / "out/summary.json").read_text())["stopped"]
+    assert "6 new click pairs, 1000 are needed" in reason and reason in capsys.readouterr().out
+    # goes on from there: the days are not read again, and new documents join the old candidates
+    found = merge(config)
+    assert (found["new_queries"], found["new_pairs"]) == (3, 12)
+    candidates = read_table(tmp_path / "out/data/candidates.parquet", "candidates").to_pylist()
+    new = [row for row in candidates if row["query_id"].startswith("log:")]
+    assert {row["query"] for row in new} == {"red film", "blue film", "green film"}  # my rash has one user
+    assert {row["title"] for row in new} == {"title of day 7"} and len(candidates) - len(new) == found["old_pairs"]
+
+
+def test_a_worse_teacher_stops_the_run(tmp_path, monkeypatch):
+    make_log(tmp_path / "log")
+    from ranking.card import ScoreCard
+
+    for folder, ndcg in ((tmp_path / "out/teacher", 0.70), (tmp_path / "last", 0.75)):
+        card = ScoreCard.load(make_student(folder))
+        card.metrics = {"ndcg@5": ndcg}
+        card.save(folder)
+    monkeypatch.setattr(retrain.Stages, "program", lambda *_, **__: None)
+    config = settings(tmp_path, teacher="renew", pretrained=tmp_path / "pretrained", last_teacher=tmp_path / "last")
+    with pytest.raises(InputError, match=r"stopped: the new teacher's ndcg@5 on dev is 0.7000, the last one's 0.7500"):
+        retrain.renew_teacher(retrain.Stages(tmp_path / "out", 9), config)
+    config.teacher_tolerance = 0.1
+    retrain.renew_teacher(retrain.Stages(tmp_path / "out", 9), config)
+
+
+def test_the_router_takes_the_experiment_that_it_writes(tmp_path):
+    make_student(tmp_path / "out/student")
+    path = tmp_path / "experiment.yaml"
+    path.write_text(experiment_text(settings(tmp_path)))
+    (experiment,) = ExperimentFile(path).current.experiments
+    assert experiment.coverage == 0.05 and experiment.control == "student" and experiment.guardrails is not None
+    assert [arm.model for arm in experiment.arms] == ["student", "student_next"]
+
+
+def test_settings_that_cannot_go_together_are_refused(tmp_path):
+    for wrong in ({"teacher": "renew"}, {"arm": "student"}, {"since": "yesterday"}, {"coverage": 0.0}):
+        with pytest.raises(ValueError, match=r"pretrained|arm is student|isoformat|coverage"):
+            settings(tmp_path, **wrong)
