@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
+from clients.ab_router import Config as RouterConfig
 from ranking.errors import InputError
 from ranking.files import write_text
 from ranking.object_store import RECORD_NAME, Remote, address, staged
@@ -242,3 +243,8 @@ def test_two_settings_of_one_address_are_one_copy(bucket):
         assert config.source == config.out and len(remotes) == 1
         write_text(config.out / "y", "2")
     assert set(objects(f"{bucket}/both")) == {"x", "y", RECORD_NAME}
+
+
+def test_the_router_does_not_log_to_a_store():
+    with pytest.raises(ValueError, match="log is s3://bucket/log"):
+        RouterConfig(experiment=Path("e.yaml"), log=Path("s3://bucket/log"), raw_ids=True)
