@@ -28,7 +28,10 @@ from tritonclient.grpc import InferInput
 
 from benchmarks.ab.toy_rankers import write_toy_repository
 from benchmarks.paired_rounds import interleaved
+from clients.ab.router.api import RankRequest
+from clients.ab.router.http_requests import as_json, parse_body
 from clients.ab.router.local_router import start_router
+from clients.ab.router.rerank_api import RerankRequest, cohere_answer, reranked
 from ranking.program import run
 from serving.temporary_server import start_triton
 
@@ -158,6 +161,45 @@ def measure(config: Config, triton: str, router: str) -> dict[str, list[list[flo
     return turns
 
 
+def form_costs(documents: int, pages: int = 100, passes: int = 7) -> dict[str, float]:
+    """Path -> the processor's ms for reading a page's body and writing its answer, without the ranking between them.
+
+    The median of some passes: unlike a latency, processor time hardly depends on who else uses the machine.
+    """
+    query, titles, summaries = page_texts(documents)
+    listed = [{"doc_id": f"d{i}", "title": t, "summary": s} for i, (t, s) in enumerate(zip(titles, summaries))]
+    body = {"user": "u", "query": query, "documents": listed}
+    told: dict[str, Any] = dict.fromkeys(("experiment", "arm", "served_by", "fallback", "model_version"), "")
+    told |= {"request_id": "r", "logged": True, "left_out": 0, "latency_ms": 1.0, "probabilities": None}
+    told["scores"] = [0.0123 * i for i in range(documents)]
+
+    def own(content: bytes) -> None:
+        page = parse_body(RankRequest, content)
+        as_json({**told, "ranking": [document.doc_id for document in page.documents]})
+
+    def rerank(content: bytes) -> None:
+        asked = parse_body(RerankRequest, content)
+        page = asked.page("u", "r")
+        answer = {**told, "ranking": [document.doc_id for document in page.documents]}
+        as_json(cohere_answer(asked, reranked(asked, page, answer), answer, "2", "disranker"))
+
+    texts = [f"{title} {summary}" for title, summary in zip(titles, summaries)]
+    forms: dict[str, tuple[Callable[[bytes], None], dict[str, Any]]] = {
+        "/rank": (own, {"user_id": "u", "query": query, "documents": listed}),
+        "/v2/rerank, objects": (rerank, body),
+        "/v2/rerank, texts": (rerank, {**body, "documents": texts}),
+    }
+    costs: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(passes):
+        for name, (work, content) in forms.items():
+            sent = json.dumps(content).encode()
+            started = time.thread_time()
+            for _ in range(pages):
+                work(sent)
+            costs[name].append((time.thread_time() - started) * 1000 / pages)
+    return {name: float(np.median(values)) for name, values in costs.items()}
+
+
 def main(config: Config) -> None:
     """Serve the toy rankers and a router, measure both paths in turns, and print what the router adds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -185,9 +227,11 @@ def main(config: Config) -> None:
           f"router's processor time about {processor:.2f} ms a page")  # fmt: skip
     print(f"/v2/rerank over /rank at p50 {np.median(of_rerank):.2f} ms "
           f"(rounds: {', '.join(f'{x:.2f}' for x in of_rerank)})")  # fmt: skip
+    costs = form_costs(config.documents)
+    print(f"body and answer, processor ms a page: {', '.join(f'{name} {ms:.2f}' for name, ms in costs.items())}")
     if config.out:
         content = {"figures_ms_p50_p95_p99": figures, "overhead_p50_ms_by_round": by_round, "processor_ms": processor}
-        content["rerank_over_rank_p50_ms_by_round"] = of_rerank
+        content |= {"rerank_over_rank_p50_ms_by_round": of_rerank, "body_and_answer_processor_ms": costs}
         config.out.write_text(json.dumps(content, indent=2))
 
 
