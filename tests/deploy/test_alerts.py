@@ -22,9 +22,9 @@ def run(*command: str | Path) -> str:
 
 @needs_promtool
 def test_prometheus_reads_its_configuration_and_the_rules(tmp_path):
-    for name in ("prometheus.yaml", "alerts.yaml"):  # side by side, as compose mounts them
+    for name in ("prometheus.yaml", "alerts.yaml", "watch_alerts.yaml"):  # side by side, as compose mounts them
         shutil.copy(DEPLOY / name, tmp_path / name)
-    assert "1 rule files found" in run("promtool", "check", "config", tmp_path / "prometheus.yaml")
+    assert "2 rule files found" in run("promtool", "check", "config", tmp_path / "prometheus.yaml")
     targets = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())["alerting"]["alertmanagers"]
     assert targets == [{"static_configs": [{"targets": ["alertmanager:9093"]}]}]
 
@@ -39,6 +39,13 @@ def test_every_alert_has_a_firing_and_a_quiet_case():
     cases = [case for test in yaml.safe_load(CASES.read_text())["tests"] for case in test["alert_rule_test"]]
     assert {case["alertname"] for case in cases if case["exp_alerts"]} == rules
     assert {case["alertname"] for case in cases if not case["exp_alerts"]} == rules
+
+
+@pytest.mark.parametrize("name", ["alerts.yaml", "watch_alerts.yaml"])
+def test_every_alert_goes_to_a_receiver(name):
+    """The alertmanager routes by these two words alone."""
+    rules = [rule for group in yaml.safe_load((DEPLOY / name).read_text())["groups"] for rule in group["rules"]]
+    assert rules and {rule["labels"]["severity"] for rule in rules} <= {"page", "ticket"}
 
 
 @pytest.mark.skipif(shutil.which("amtool") is None, reason="needs amtool (apt: prometheus-alertmanager)")
