@@ -124,7 +124,7 @@ def create_student(
     limits = settings.limits
     if init is None:
         text_format = StudentFormat(load_tokenizer(folder), limits)
-        model = _from_scratch(settings, text_format)
+        model: PreTrainedModel = _from_scratch(settings, text_format)
         base = f"scratch:{settings.size}"
         _warn_of_unknown_words(Path(data))
     else:
