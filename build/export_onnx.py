@@ -37,7 +37,7 @@ class Encoder(torch.nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model: Any = model  # of any family; what reads one family's parts checks for it first
+        self.model: Any = model  # its parts depend on the family
         self.inputs = inputs_of(has_token_types(model.config))
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):

@@ -52,6 +52,8 @@ class Config:
             data are labelled by a blend of BM25 and embedding similarity, which needs no training
         label_queries: unlabelled queries whose candidates the teacher labels, 20 documents each at most
         users: simulated users of the A/B test
+        load_rate: lists of 24 documents a second in the load test; by default what two cores hold: 8 of the small
+            models from scratch, 3 of a MiniLM
         load_seconds: length of the load test of each arm
         smoke: tiny sizes in every stage, to see that the parts fit together; the figures mean nothing
     """
@@ -63,6 +65,7 @@ class Config:
     teacher_init: str = ""
     label_queries: int = 4000
     users: int = 1500
+    load_rate: int = 0
     load_seconds: int = 12
     smoke: bool = False
 
@@ -73,6 +76,8 @@ class Config:
             raise ValueError(f"limit is {self.limit}: at least 20 judged queries are needed to train anything")
         if not self.student_init:
             self.student_init = SCRATCH if self.data is None else MINILM
+        if not self.load_rate:
+            self.load_rate = 8 if self.student_init == SCRATCH else 3
 
     @property
     def decoder_teacher(self) -> bool:
@@ -145,7 +150,7 @@ def flow(config: Config) -> dict[str, Any]:
         )  # fmt: skip
     stages.run(
         "load", "load test of both arms, open loop",
-        lambda: load_test(out, data, repository, config.load_seconds),
+        lambda: load_test(out, data, repository, config.load_rate, config.load_seconds), config.load_rate,
     )  # fmt: skip
     stages.run(
         "ab", "A/B test with simulated users",
@@ -276,8 +281,8 @@ def only(*models: str) -> list[str]:
     return ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
 
 
-def load_test(out: Path, data: Path, repository: Path, seconds: int) -> dict[str, Any]:
-    """Each arm by itself, at a rate that a laptop holds; returns latencies and errors per arm."""
+def load_test(out: Path, data: Path, repository: Path, rate: int, seconds: int) -> dict[str, Any]:
+    """Each arm by itself, `rate` lists of 24 a second for `seconds`; returns latencies and errors per arm."""
     found = {}
     note("starting tritonserver with both arms ...")
     with start_triton(repository, *only_arms(*ARMS)) as server:
@@ -285,7 +290,7 @@ def load_test(out: Path, data: Path, repository: Path, seconds: int) -> dict[str
             result = out / f"load-{arm}.json"
             result.unlink(missing_ok=True)  # of an interrupted run
             run_program(
-                "-m", "locust", "-f", "loadtest/", "--headless", "--only-summary", "-u", "8", "-r", "100",
+                "-m", "locust", "-f", "loadtest/", "--headless", "--only-summary", "-u", str(rate), "-r", "100",
                 "-t", f"{seconds}s", "--arms", arm, "--list-sizes", "24", "--data", data, "--grpc-url", server.grpc,
                 "--metrics-url", server.metrics, "--json-out", result,
                 accept=(0, 1),  # 1: requests failed, as on a machine too busy for the rate; the summary counts them

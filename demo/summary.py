@@ -124,13 +124,15 @@ def quality_lines(summary: dict[str, Any]) -> list[str]:
 def text(summary: dict[str, Any], out: Path) -> str:
     """The summary as lines for the terminal."""
     labels, lead = summary["labelling"], summary["student against baseline"]
+    # the blend writes its labels in one go, and knows no rate
+    pace = f" at {labels['pairs_per_second']:.0f} a second" if labels["pairs_per_second"] else ""
     lines = [
         *quality_lines(summary),
         "",
         f"student against baseline: NDCG@5 {lead['lead']:+.3f} [{lead['low']:+.3f}, {lead['high']:+.3f}], "
         f"p {lead['p']:.4f}, {lead['queries']} test queries",
         "",
-        f"labels     {labels['pairs']:,} pairs at {labels['pairs_per_second']:.0f} a second, {labels['lost']} lost, "
+        f"labels     {labels['pairs']:,} pairs{pace}, {labels['lost']} lost, "
         f"{labels['duplicated']} duplicated, {labels['rejected']} rejected",
     ]
     for arm, row in summary["serving"].items():

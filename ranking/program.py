@@ -15,7 +15,8 @@
         run(main, Config, example="python -m training.train_baseline --data data/world --out runs/baseline")
 
 Flags are the field names with dashes. A bool needs no value (`--dry-run`, `--no-dry-run`), a list field may be repeated
-or given as commas (`--url a --url b`, `--url a,b`). Unknown flags and unknown YAML keys are errors.
+or given as commas (`--url a --url b`, `--url a,b`). Unknown flags and unknown YAML keys are errors. A path may lie in
+an object store (`s3://bucket/labels`, ranking/object_store.py).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from typing import Any, NoReturn, TypeVar
 from jsonargparse import ArgumentParser
 
 from ranking.errors import InputError
+from ranking.object_store import Remote, as_addressed, staged
 
 C = TypeVar("C")
 
@@ -173,10 +175,12 @@ def run(
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
     config = parse(config_class, argv, example=example, positional=positional)
+    remotes: list[Remote] = []
     try:
-        code = main(config) or 0
+        with staged(config) as remotes:
+            code = main(config) or 0
     except InputError as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {as_addressed(str(problem), remotes)}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -112,6 +112,16 @@ def test_the_teachers_image_has_a_vllm_that_honours_the_float32_head():
     assert (int(year), int(month)) >= (26, 10)  # vLLM 0.31; 26.07 has 0.24, and 0.26 was the first
 
 
+def test_the_images_are_no_older_than_the_security_page_allows():
+    page = (ROOT / "docs" / "security.md").read_text()
+    oldest = re.findall(r"\*\*(\d\d)\.(\d\d) or later\*\*", page)
+    image = COMPOSE["services"]["students-1"]["build"]["args"]["TRITON_IMAGE"]
+    students = re.search(r"RELEASE:-(\d\d)\.(\d\d)\}", image)
+    teacher = re.search(r":(\d\d)\.(\d\d)-", COMPOSE["services"]["teacher"]["image"])
+    assert students and teacher and len(oldest) == 2
+    assert [students.groups() >= oldest[0], teacher.groups() >= oldest[1]] == [True, True]
+
+
 def students_command(arms: str, folder: Path, key: str = "secret") -> list[str]:
     """What the students' command line becomes in the container: the arguments that tritonserver gets."""
     (folder / "triton_admin_key").write_text(f"{key}\n")

@@ -127,13 +127,15 @@ def test_an_accepted_drop_is_published_and_recorded(build):
     assert len(releases.manifest(repository, "student", 1)["accepted_drop"]) == 2
 
 
-def test_auto_builds_every_precision_and_takes_one_that_passes(build):
+def test_auto_builds_every_precision_and_takes_the_fastest_that_passes(build):
     manifest = releases.manifest(build(precision="auto"), "student", 1)
     assert {"int8", "fp32"} <= set(manifest["tried"])
     chosen = manifest["tried"][manifest["precision"]]
     assert chosen["gate"]["objections"] == []
-    passing = [t["pairs_per_second"] for t in manifest["tried"].values() if not t["gate"]["objections"]]
-    assert chosen["pairs_per_second"] == max(passing)
+    for tried in manifest["tried"].values():
+        faster = tried["pairs_per_second"] > chosen["pairs_per_second"]
+        assert ("gate" in tried) == (faster or tried is chosen)  # what is slower is not judged
+        assert not faster or tried["gate"]["objections"]
 
 
 @pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed: the build would be finished here")

@@ -42,8 +42,10 @@ class _Background:
                 serving = group.create_task(self.serve(started))
                 await self._end.wait()
                 serving.cancel()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
                 task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
         self.loop.run_until_complete(serve())
 

@@ -69,7 +69,7 @@ def start_student(settings: StudentTrainingSettings) -> StudentModel:
     student = create_student(settings, settings.data, work, settings.seed, settings.resume)
     if not settings.warm_up_epochs:
         return student
-    if student.model.config.model_type != "bert":
+    if not isinstance(student.model, BertForSequenceClassification):
         raise InputError(f"warm_up_epochs: of BERT alone; {student.base} is a {student.model.config.model_type} model")
     kept = work / "warm_up.safetensors"
     if not (settings.resume and kept.is_file()):

@@ -34,6 +34,7 @@ from clients.ab.router.served_limits import ServedLimits
 from clients.ab.router.shadow_scoring import ShadowScoring
 from clients.triton.connection import TritonAccess, TritonConnection
 from clients.triton.scoring import AsyncScoringClient, PageTensors
+from ranking.object_store import address
 from ranking.request_tensors import request_tensors
 
 logger = logging.getLogger("ab_router")
@@ -86,6 +87,11 @@ class ServiceSettings(TritonAccess, PrivacySettings, BreakerSettings, DeadlineSe
     def __post_init__(self) -> None:
         BreakerSettings.__post_init__(self)
         DeadlineSettings.__post_init__(self)
+        if address(self.log):
+            raise ValueError(
+                f"log is {address(self.log)}: a page's line must be on disk before its answer leaves, and a "
+                "store takes it later; log to a disk, and publish the days that compaction makes of it"
+            )
         for name in ("reload_seconds", "rotate_mb", "log_wait_ms", "log_queue_mb"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
