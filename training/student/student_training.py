@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
@@ -83,7 +83,13 @@ def start_student(settings: StudentTrainingSettings) -> StudentModel:
             resume=settings.resume and (work / "warm_up").exists(),
         )
         candidates = settings.data / "candidates.parquet"
-        trainer = warm_up(student.model, student.text_format, candidates, work / "warm_up", of_warm_up)
+        trainer = warm_up(
+            cast(BertForSequenceClassification, student.model),
+            student.text_format,
+            candidates,
+            work / "warm_up",
+            of_warm_up,
+        )
         if trainer.args.process_index == 0:
             with replacing(kept) as aside:
                 save_file(student.model.state_dict(), aside)
