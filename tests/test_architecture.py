@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 TREE, TABLE = "The tree", "Who may import whom"
 HEAVY = {"torch", "transformers", "accelerate", "peft", "vllm", "openvino", "tensorrt", "onnxruntime"}
 NETWORK = {"tritonclient", "requests", "httpx", "grpc", "fastapi", "uvicorn", "aiohttp"}
-MOST_ENTRIES = 18  # programs and folders at the top of a folder: what a person takes in at one look
+MOST_ENTRIES = 17  # programs and folders at the top of a folder: what a person takes in at one look
 MOST_ARROWS = {"training": 25, "clients": 18}
 
 
