@@ -96,14 +96,30 @@ def programs() -> Iterator[tuple[str, str, Settings, str]]:
     for folder in STAGES:
         for path in sorted((ROOT / folder).glob("*.py")):
             near = str(path.relative_to(ROOT))
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) == "run" and len(node.args) == 2:
                     settings = settings_of(ast.unparse(node.args[1]), near)
                     example = next((w.value for w in node.keywords if w.arg == "example"), None)
-                    if settings is not None and isinstance(example, ast.Constant):
+                    if settings is not None and example is not None:
                         module = folder in ("training", "demo")
                         command = f"python -m {folder}.{path.stem}" if module else f"python {near}"
-                        yield near, command, settings, str(example.value)
+                        yield near, command, settings, _text(example, tree)
+
+
+def _text(value: ast.expr, tree: ast.Module) -> str:
+    """A text as the source writes it: a literal, a name that a literal is assigned to, or an f-string of both."""
+    if isinstance(value, ast.JoinedStr):
+        return "".join(_text(part, tree) for part in value.values)
+    if isinstance(value, ast.FormattedValue):
+        return _text(value.value, tree)
+    if isinstance(value, ast.Name):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and value.id in map(ast.unparse, node.targets):
+                return _text(node.value, tree)
+    if isinstance(value, ast.Constant):
+        return str(value.value)
+    raise ValueError(f"{ast.unparse(value)}: not a text that can be read without running it")
 
 
 def reference() -> str:
