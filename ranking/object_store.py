@@ -112,9 +112,16 @@ class Remote:
             if files.keys() != {""}:  # a single object appears whole by itself
                 self._write_record(published, complete=True)
             for name in gone:
-                self._store.delete_file(f"{self._root}/{name}")
+                self._store.delete_file(f"{self._root}/{name}" if name else self._root)
         self.known = published
         return len(changed)
+
+    def beside(self) -> Iterator[Remote]:
+        """Files that the program wrote beside this one, such as its report: they go beside it in the store."""
+        base, mark, query = self.url.partition("?")
+        for path in sorted(self.local.parent.iterdir()):
+            if path.is_file() and path != self.local and not path.name.startswith("."):
+                yield Remote(f"{base.rpartition('/')[0]}/{path.name}{mark}{query}", path)
 
     def _fetch_listed(self) -> None:
         """A folder that another program put there: all of it, as it is now."""
@@ -214,7 +221,7 @@ def staged(config: Any, seconds: float | None = None) -> Iterator[list[Remote]]:
         finally:
             ended.set()
             publisher.join()
-            for remote in remotes.values():
+            for remote in [each for one in remotes.values() for each in (one, *one.beside())]:
                 if count := remote.publish():
                     logger.info("%s: %d files published", remote.url, count)
 

@@ -23,6 +23,7 @@ from ranking.click_models import SATISFIED_SECONDS
 from ranking.database import DuckDbSettings
 from ranking.errors import DataError, InputError
 from ranking.files import write_json
+from ranking.object_store import address
 from ranking.schema import TABLES, write_table
 from training.clicks.duckdb_tables import file_columns, open_view, parquet_files
 from training.clicks.event_columns import LOST, event_defaults, parse_event_columns
@@ -101,6 +102,16 @@ class ClickPairSettings(DuckDbSettings):
             raise ValueError(f"propensities are {self.propensities}: probabilities above 0 and up to 1 are needed")
         if self.max_weight < 1 or self.dwell_seconds < 0:
             raise ValueError("max_weight must be at least 1, dwell_seconds 0 or more")
+        if self.exclude_held_out and (url := address(self.out)):
+            raise ValueError(
+                f"out is {url}: the judgments beside it are not looked for in a store; give "
+                "--no-exclude-held-out, and the dev and test files as --exclude"
+            )
+        if self.exposures is None and (url := address(self.events)) and url.endswith("/events"):
+            raise ValueError(
+                f"events is {url}: the exposures of a compacted A/B log beside it are not looked for in a store; give "
+                "--exposures, or another name to a folder that is no such log"
+            )
         parse_event_columns(self.columns)
 
     def satisfied(self) -> str:

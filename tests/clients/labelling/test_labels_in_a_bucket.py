@@ -12,7 +12,7 @@ from ranking.labels import read_labels
 from ranking.object_store import Remote
 from tests.helpers.bucket_server import bucket_server
 
-ROWS, SHARD = 2000, ("--shard-rows", "100")
+ROWS, SHARD = 1000, ("--shard-rows", "100")
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 
 from ranking.click_models import ClickModel
 from ranking.errors import DataError, InputError
+from ranking.object_store import staged
 from ranking.schema import TABLES, read_table, write_table
+from tests.helpers.bucket_server import bucket_server
 from training.clicks import click_pairs
 from training.clicks.click_pairs import write_clicks
 from training.clicks.normalised_queries import normalise_query
@@ -356,3 +360,26 @@ def test_the_command_line_writes_clicks_and_ends_in_one_line_on_bad_input(tmp_pa
     failed = subprocess.run([*command, "--events", str(tmp_path / "nowhere")], capture_output=True, text=True)
     assert failed.returncode == 1
     assert failed.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in failed.stderr
+
+
+def test_a_log_in_a_bucket_gives_the_same_clicks_and_the_report_beside_them(tmp_path):
+    local = clicks_of(tmp_path, GOOD)
+    settings = {"debias": False, "exclude_held_out": False, **ALL_USERS}
+    with bucket_server() as bucket:
+        store, root = pafs.FileSystem.from_uri(bucket)
+        with store.open_output_stream(f"{root}/log/day.parquet") as stream:
+            stream.write((tmp_path / "events.parquet").read_bytes())
+        config = ClickPairSettings(events=f"{bucket}/log", out=Path(f"{bucket}/made/clicks.parquet"), **settings)
+        with staged(config):
+            write_clicks(config)
+        with store.open_input_file(f"{root}/made/clicks.parquet") as stream:
+            assert pq.read_table(stream).to_pylist() == local
+        names = sorted(Path(each.path).name for each in store.get_file_info(pafs.FileSelector(f"{root}/made")))
+        assert names == ["clicks.parquet", "clicks.report.json"]
+
+
+def test_held_out_queries_beside_an_output_in_a_store_are_not_passed_over_in_silence():
+    with pytest.raises(ValueError, match="no-exclude-held-out"):
+        ClickPairSettings(events="events.parquet", out=Path("s3://bucket/data/clicks.parquet"))
+    with pytest.raises(ValueError, match="--exposures"):
+        ClickPairSettings(events="s3://bucket/ab/events", out=Path("clicks.parquet"))
