@@ -215,6 +215,8 @@ def source_flags(given: Path | None, limit: int, smoke: bool, decoder_teacher: b
     if (given / "corpus.jsonl").is_file():
         # most train queries give their documents to the teacher without their grades: labels must come from somewhere
         judged = ["--judged-fraction", "0.25", *clicks]
+        if judges_relevant_alone(given / "qrels"):
+            judged += ["--negatives", "20"]
         # most public sets are judged for the test alone: their queries are dealt out anew, enough of them to the test
         anew = ["--resplit", "--dev-fraction", "0.2", "--test-fraction", "0.4"]
         resplit = [] if (given / "qrels" / "train.tsv").is_file() else anew
@@ -226,6 +228,19 @@ def source_flags(given: Path | None, limit: int, smoke: bool, decoder_teacher: b
     raise InputError(
         f"{given}: not a BEIR folder (corpus.jsonl), a prepared dataset (dataset.json) or a table of judgments"
     )
+
+
+def judges_relevant_alone(qrels: Path) -> bool:
+    """Whether most queries of a BEIR folder have no document judged irrelevant: there is nothing to rank then."""
+    queries: set[str] = set()
+    with_irrelevant: set[str] = set()
+    for path in sorted(qrels.glob("*.tsv")):
+        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+            query, _, rest = line.partition("\t")
+            queries.add(query)
+            if rest.rpartition("\t")[2].strip() in ("0", "-1", "0.0"):
+                with_irrelevant.add(query)
+    return 2 * len(with_irrelevant) < len(queries)
 
 
 def prepare(source: list[str], data: Path) -> None:

@@ -124,6 +124,16 @@ def test_a_collection_judged_for_the_test_alone_is_split_anew(tmp_path, splits):
     assert ("--resplit" in flags) == ("train" not in splits)
 
 
+@pytest.mark.parametrize(("grades", "added"), [("11", True), ("12", True), ("10", False), ("20", False)])
+def test_a_collection_that_judges_relevant_documents_alone_gets_others_to_rank(tmp_path, grades, added):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").touch()
+    rows = [f"q{n}\td{n}{grade}\t{grade}" for n in range(5) for grade in grades]
+    (tmp_path / "qrels" / "train.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
+    flags = run.source_flags(tmp_path, limit=40, smoke=False, decoder_teacher=False)
+    assert ("--negatives" in flags) == added
+
+
 def test_own_data_start_from_minilm_and_the_world_from_scratch(tmp_path):
     assert Config().student_init == "scratch" and Config().decoder_teacher
     own = Config(data=tmp_path)

@@ -129,7 +129,8 @@ def test_a_student_trains_on_weighted_labels_with_judgments_mixed_in(data, tmp_p
 @pytest.mark.parametrize("loss", ["hybrid", "margin", "ranknet", "kl"])
 def test_every_loss_trains_with_judgments_mixed_in(data, tmp_path, loss):
     card = distilled(data, tmp_path / loss, loss=loss, judged_weight=0.5, group_documents=6)
-    assert card.role == "student" and 0 <= card.metrics["ndcg@5"] <= 1 and "train" in card.trained_on
+    assert card.role == "student" and "train" in card.trained_on
+    assert card.score_spread > 0.01  # a model that scores all documents alike has learned nothing
 
 
 def test_a_student_starts_from_a_baseline_with_its_limits_and_standardised_scores(baseline, data, tmp_path):

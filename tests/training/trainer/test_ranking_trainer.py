@@ -156,9 +156,10 @@ def test_training_learns_keeps_the_best_and_logs_what_ranking_needs(tmp_path):
     best = max(entry["eval_ndcg@5"] for entry in history)
     assert best > before + 0.1
     assert trainer.evaluate()["eval_ndcg@5"] == pytest.approx(best)
-    step = next(entry for entry in trainer.state.log_history if "loss" in entry)
-    assert {"margin", "pair_accuracy", "score_min", "score_max", "grad_norm", "learning_rate"} <= set(step)
-    assert step["score_min"] < step["score_max"] and 0 <= step["pair_accuracy"] <= 1
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert {"margin", "pair_accuracy", "score_min", "score_max", "grad_norm", "learning_rate"} <= set(steps[0])
+    assert steps[0]["score_min"] < steps[0]["score_max"]
+    assert steps[0]["pair_accuracy"] < 0.7 < steps[-1]["pair_accuracy"] <= 1
 
 
 def test_curves_ranking_metrics_and_settings_go_to_tensorboard(tmp_path):
