@@ -27,7 +27,7 @@ from build.fold_teacher import Dtype, FoldedTeacher, fold, write_serving_tokeniz
 from build.foreign_teachers import fold_reranker
 from build.publication_settings import RepositorySettings, check_model_name
 from build.releases import numbers
-from build.triton_config import LABELLING_QUEUE, LABELLING_TIMEOUT_MS, as_parameters, bounded_queue
+from build.triton_config import as_parameters
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing_folder, write_json
@@ -173,7 +173,6 @@ def triton_config(
     return model_config_pb2.ModelConfig(
         backend="vllm",
         instance_group=[model_config_pb2.ModelInstanceGroup(count=1, kind=kind)],
-        dynamic_batching=bounded_queue(LABELLING_QUEUE, LABELLING_TIMEOUT_MS),
         parameters=as_parameters(parameters),
     )
 

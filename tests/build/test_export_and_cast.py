@@ -25,7 +25,7 @@ from build.export_onnx import (
 from build.runners import score_pairs
 from build.tensorrt_engine import cast_runner
 from ranking.card import ScoreCard
-from ranking.encoder_inputs import pad
+from ranking.encoder_inputs import INPUTS, pad
 from ranking.errors import InputError
 from ranking.text import EncodedPair
 
@@ -52,7 +52,7 @@ def test_a_graph_with_a_fixed_length_is_refused(exported, tmp_path):
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 16
     onnx.save(model, str(tmp_path / "fixed.onnx"))
     with pytest.raises(InputError, match="dynamic"):
-        check_graph(tmp_path / "fixed.onnx")
+        check_graph(tmp_path / "fixed.onnx", INPUTS)
 
 
 def test_parity_notices_one_changed_weight(checkpoint, exported, tmp_path):

@@ -2,7 +2,6 @@
 Sharer", USENIX Security 2019), with the privacy gate and without it."""
 
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional
 from transformers import LlamaForCausalLM, set_seed
@@ -100,4 +99,4 @@ def test_a_decoder_remembers_a_persons_query_unless_it_trains_through_the_gate(t
     # of 128 candidates a query that left no trace has an exposure of 1.4 on average, and a remembered one of 7
     assert mean["open"] > 5, mean
     assert mean["gated"] < 3, mean
-    assert mean["open"] <= pytest.approx(np.log2(CANDIDATES))
+    assert mean["open"] <= np.log2(CANDIDATES) + 1e-6
