@@ -23,7 +23,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from build.publication_settings import RepositorySettings, check_model_name
 from build.publish import FRONT_MODULES, ROOT
 from build.releases import numbers
-from build.triton_config import LABELLING_QUEUE, LABELLING_TIMEOUT_MS, as_parameters, bounded_queue
+from build.triton_config import as_parameters
 from ranking.card import ScoreCard, fingerprint
 from ranking.cross_encoder_text import CROSS_ENCODER_FORMAT, CrossEncoderFormat
 from ranking.errors import InputError
@@ -141,7 +141,6 @@ def triton_config(config: Config, card: ScoreCard, identity: str) -> pb.ModelCon
             pb.ModelInput(name="summary", data_type=text, dims=[-1]),
         ],
         output=[pb.ModelOutput(name="score", data_type=pb.TYPE_FP32, dims=[-1])],
-        dynamic_batching=bounded_queue(LABELLING_QUEUE, LABELLING_TIMEOUT_MS),
         # PyTorch picks its device; several requests at a time would only share it
         metric_tags={"arm": config.name, "role": card.role, "precision": config.dtype, "checkpoint": identity},
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],

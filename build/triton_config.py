@@ -24,8 +24,6 @@ from ranking.prior import PriorBlend
 Target = Literal["openvino", "tensorrt"]
 Graph = Literal["plain", "fused", "packed"]
 CONFIG_NAME = "config.pbtxt"
-LABELLING_QUEUE = 16_384  # waiting requests of 16 labellers, whose windows end at 1,024
-LABELLING_TIMEOUT_MS = 600_000  # labellers want throughput and wait; who does not says so in the request
 GRAPH_ROWS = (8, 16, 24, 32, 48, 64)  # row counts that CUDA graphs are captured for; the front pads calls to them
 # Settings whose good value depends on where the encoder runs. A GPU wants few large calls, and enough tokenising
 # processes: one core tokenises a list of 48 in 10 to 15 ms, which a GPU encodes in less than 1 ms.
@@ -208,13 +206,12 @@ def encoder_config(
     whose bucket lengths agree, and packed lists of any length. No batch size is preferred: with one, Triton holds a
     smaller batch back for the whole queue delay.
 
-    The queue takes every call that the fronts can have under way: it never refuses their work, but that of somebody who
-    asks the encoder itself.
+    TensorRT's queue takes every call that the fronts can have under way: it never refuses their work, but that of
+    somebody who asks the encoder itself. OpenVINO's has no bound: a batcher with a queue policy over a model that
+    merges nothing leaves calls waiting on an idle processor (docs/decisions.md).
     """
     limits = limits.for_target(target)
     config = pb.ModelConfig(name=encoder_name(name), metric_tags=dict(tags), parameters=as_parameters(parameters))
-    waiting = limits.front_instances * most_calls(limits, lengths)
-    config.dynamic_batching.CopyFrom(bounded_queue(waiting, limits.encoder_timeout_ms))
     if target == "openvino":
         config.backend = "openvino"
         config.default_model_filename = "model.xml"
@@ -224,6 +221,8 @@ def encoder_config(
         config.default_model_filename = "model.plan"
         profiles = [str(i) for i in range(len(lengths))]
         config.instance_group.add(count=limits.encoder_instances, kind=GPU, profile=profiles)
+        waiting = limits.front_instances * most_calls(limits, lengths)
+        config.dynamic_batching.CopyFrom(bounded_queue(waiting, limits.encoder_timeout_ms))
         config.dynamic_batching.max_queue_delay_microseconds = limits.queue_delay_us
         if limits.memory_on_profile_change:
             strategy = pb.ModelParameter(string_value="ON_PROFILE_CHANGE")

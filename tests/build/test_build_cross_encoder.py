@@ -21,7 +21,6 @@ LIMITS = FieldLimits(16, 16, 48)
 
 def published_id(repository) -> str:
     config = text_format.Parse((repository / "foreign/config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-    assert config.dynamic_batching.default_queue_policy.max_queue_size > 0
     return f"{config.metric_tags['checkpoint']}-{config.metric_tags['precision']}"
 
 
