@@ -65,7 +65,7 @@ class ServingLimits:
         streams: requests that OpenVINO works on at the same time
         queue_size: requests waiting for the front; a request that finds the queue full is refused at once
         queue_timeout_ms: a request that waited longer is refused; callers may ask for less
-        encoder_timeout_ms: an encoder call that waited longer is refused, and with it the request that it belongs to
+        encoder_timeout_ms: TensorRT: an encoder call that waited longer is refused, and its request with it
         queue_delay_us: how long TensorRT's batcher waits for more requests to merge
         graph: for TensorRT: "fused" has the scale in the query's weights and a Boolean mask, "packed" also takes lists
             without padding in one call, "plain" is transformers' own graph
