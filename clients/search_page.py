@@ -39,7 +39,7 @@ from ranking.schema import MAX_GRADE, iter_table
 
 logger = logging.getLogger("search_page")
 
-PAGE = Path(__file__).parent / "pages" / "search_page.html"
+PAGE = Path(__file__).parent / "ab" / "judging" / "search_page.html"
 SHOWN = 10
 MAX_QUERY = 2000  # characters
 LOOPBACK = ("127.0.0.1", "localhost")

@@ -247,7 +247,7 @@ def replayed(config: Config) -> dict[str, Any]:
     note(f"starting tritonserver with {config.arm} ...")
     with start_triton(config.repository, *only_arms(config.arm)) as server:
         run_program(
-            "clients/replay_pages.py", "--data", config.log, "--model", config.arm, "--out", scores,
+            "-m", "clients.ab.forecast.replay_pages", "--data", config.log, "--model", config.arm, "--out", scores,
             "--url", server.grpc, "--pages", str(config.replay_pages),
             "--deadline-ms", str(config.replay_deadline_ms),
         )  # fmt: skip

@@ -13,8 +13,8 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 TREE, TABLE = "The tree", "Who may import whom"
 HEAVY = {"torch", "transformers", "accelerate", "peft", "vllm", "openvino", "tensorrt", "onnxruntime"}
 NETWORK = {"tritonclient", "requests", "httpx", "grpc", "fastapi", "uvicorn", "aiohttp"}
-MOST_ENTRIES = 17  # programs and folders at the top of a folder: what a person takes in at one look
-MOST_ARROWS = {"training": 25, "clients": 18}
+MOST_ENTRIES = 16  # programs and folders at the top of a folder: what a person takes in at one look
+MOST_ARROWS = {"training": 25, "clients": 16}
 
 
 def packages(path: Path, top_level_only: bool = False) -> set[str]:

@@ -86,7 +86,7 @@ def test_the_image_starts_as_nobody_and_serves_on_a_log_folder_that_it_may_write
         account.python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-compile",
         "--target", str(site), installation, cwd=build,
     )  # fmt: skip
-    assert (site / "clients" / "pages" / "search_page.html").is_file()
+    assert (site / "clients" / "ab" / "judging" / "search_page.html").is_file()
 
     # only what the recipe's line brings can be imported
     extra = re.fullmatch(r"\.\[(\w+)\]", installation)[1]

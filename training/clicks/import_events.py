@@ -1,8 +1,9 @@
 """Make an events table of search logs that others wrote: User Behavior Insights (UBI), or Google Analytics 4's export.
 
-    python clients/import_events.py --ubi-queries ubi_queries.ndjson --ubi-events ubi_events.ndjson \\
+    python -m training.clicks.import_events --ubi-queries ubi_queries.ndjson --ubi-events ubi_events.ndjson \\
         --documents products.jsonl --out data/shop/events.parquet
-    python clients/import_events.py --ga4 'ga4/*.ndjson' --documents products.jsonl --out data/shop/events.parquet
+    python -m training.clicks.import_events --ga4 'ga4/*.ndjson' --documents products.jsonl \\
+        --out data/shop/events.parquet
 
 The table is what `training.prepare_clicks` reads (docs/integrations.md says how the fields are read). Counts go to a
 .report.json beside it.
@@ -211,5 +212,5 @@ if __name__ == "__main__":
     run(
         main,
         Config,
-        example="python clients/import_events.py --ga4 'ga4/*.ndjson' --documents products.jsonl --out e.parquet",
+        example="python -m training.clicks.import_events --ga4 'ga4/*.ndjson' --documents docs.jsonl --out e.parquet",
     )

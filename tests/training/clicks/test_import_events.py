@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from clients.import_events import Config, main
 from ranking.errors import InputError
 from ranking.schema import read_table
+from training.clicks.import_events import Config, main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCUMENTS = [{"doc_id": d, "title": f"title {d}", "summary": f"summary {d}"} for d in ("a", "b", "c")]
 NOON = 1_700_000_000  # seconds since 1970
 
@@ -118,6 +118,8 @@ def test_the_program_runs_from_the_command_line(tmp_path):
     documents = lines(tmp_path / "documents.jsonl", DOCUMENTS)
     log = lines(tmp_path / "ga4.ndjson", [ga4("view_item_list", 0, ["a", "b"], "night train")])
     flags = ["--documents", documents, "--ga4", log, "--out", tmp_path / "e.parquet", "--clicks", "select_item"]
-    done = subprocess.run([sys.executable, ROOT / "clients/import_events.py", *flags], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "training.clicks.import_events", *flags], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["events_written"] == 2

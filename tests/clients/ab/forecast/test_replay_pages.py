@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clients.replay_pages import EXIT_FAILED, Config, main
+from clients.ab.forecast.replay_pages import EXIT_FAILED, Config, main
 from ranking.errors import InputError
 from ranking.schema import TABLES, write_table
 from tests.helpers.stub_ranker import StubRanker

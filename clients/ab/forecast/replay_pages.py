@@ -1,6 +1,7 @@
 """Score logged pages with a model that has not served yet: a shadow test without users (docs/retraining.md).
 
-python clients/replay_pages.py --data runs/ab/data --model student_next --url localhost:8001 --out runs/replay.parquet
+    python -m clients.ab.forecast.replay_pages --data runs/ab/data --model student_next --url localhost:8001 \\
+        --out runs/replay.parquet
 
 The scores are what ab_forecast --scores reads. Exit code 3: too many pages failed or were slow; the line says how many.
 """
@@ -114,4 +115,4 @@ def read_pages(config: Config) -> Iterator[tuple[str, str, list[str], list[str],
 
 if __name__ == "__main__":
     options = "--data runs/ab/data --model student_next --out runs/replay.parquet"
-    run(main, Config, example=f"python clients/replay_pages.py {options}")
+    run(main, Config, example=f"python -m clients.ab.forecast.replay_pages {options}")
