@@ -221,6 +221,8 @@ def source_flags(given: Path | None, limit: int, smoke: bool, decoder_teacher: b
         return ["--source", "world", *(SMALL_WORLD if smoke else [])]
     queries = {"train": limit, "dev": limit // 2, "test": limit, "unlabelled": 2 * limit}
     sizes = [word for split, count in queries.items() for word in (f"--{split}-queries", str(count))]
+    # real tables have a few rows without a query or a title; a first try goes on without them and says how many
+    sizes += ["--on-bad-row", "reject"]
     clicks = ["--clicks-from-judgments"] if decoder_teacher else []
     if (given / "corpus.jsonl").is_file():
         # most train queries give their documents to the teacher without their grades: labels must come from somewhere
@@ -257,6 +259,9 @@ def prepare(source: list[str], data: Path) -> None:
     """Write the dataset folder `data`. source: flags of source_flags()."""
     (data / "pool.parquet").unlink(missing_ok=True)  # an older run's pool is not this dataset's
     run_program("-m", "training.prepare_data", *source, "--out", data)
+    counts = json.loads((data / "dataset.json").read_text(encoding="utf-8")).get("counts", {})
+    if rejected := counts.get("rejected_rows", 0):
+        note(f"{rejected:,} bad rows were left out; {data / 'rejects.tsv'} has each with its reason")
 
 
 def click_pairs(data: Path) -> None:

@@ -124,10 +124,21 @@ def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settin
     (tmp_path / "judgments.csv").write_text("query,title,grade\n")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "candidates.parquet").write_text("")
+    (tmp_path / "data" / "dataset.json").write_text("{}")
     given = {"data": tmp_path / "judgments.csv"} if "data" in settings else {}
     assert run.main(Config(**{**settings, **given}, out=tmp_path)) == 0
     assert parsed[-1] == "clients.ab_report" and parsed.count("build.build_student") == 2
     assert ("training.blend_labels" in parsed) == ("data" in settings and "teacher_init" not in settings)
+
+
+def test_a_table_with_bad_rows_is_prepared_and_their_number_said(tmp_path, capsys):
+    table = tmp_path / "judged.csv"
+    rows = [f"red tent {n},d{n}-{g},tent {g},a text,{g}" for n in range(60) for g in (0, 1, 2)]
+    table.write_text("\n".join(["query,doc_id,title,summary,grade", *rows, ",d0-0,tent 0,a text,1"]) + "\n")
+    flags = run.source_flags(table, 20, False, decoder_teacher=False)
+    Stages(tmp_path / "run", total=1).run("data", "prepare", lambda: run.prepare(flags, tmp_path / "run" / "data"))
+    assert "1 bad rows were left out" in capsys.readouterr().out
+    assert "query is blank" in (tmp_path / "run" / "data" / "rejects.tsv").read_text()
 
 
 @pytest.mark.parametrize("splits", [["test"], ["train", "test"]])
