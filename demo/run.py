@@ -112,23 +112,23 @@ def flow(config: Config) -> dict[str, Any]:
     stages.run(
         "sample", "choosing the pairs to label", lambda: sample(data, config.label_queries), config.label_queries
     )
-    if config.decoder_teacher:
-        stages.run(
-            "label", "labelling through tritonserver and vLLM",
-            lambda: label(data / "candidates.parquet", repository, out / "labels"), made=out / "labels",
-        )  # fmt: skip
-    else:
-        stages.run(
-            "label", "labelling by BM25 and embedding similarity, a teacher that needs no judgment",
-            lambda: run_program("-m", "training.blend_labels", "--data", data, "--out", out / "labels"),
-            made=out / "labels",
-        )  # fmt: skip
     size, start = student_start(config)
     stages.program(
         "baseline", "baseline: a small BERT on judgments alone",
         "-m", "training.train_baseline", "--config", f"training/configs/baseline_{size}.yaml", "--data", data,
         "--out", out / "baseline", *start, made=out / "baseline",
     )  # fmt: skip
+    if config.decoder_teacher:
+        stages.run(
+            "label", "labelling through tritonserver and vLLM",
+            lambda: label(data / "candidates.parquet", repository, out / "labels"), made=out / "labels",
+        )  # fmt: skip
+    else:
+        stages.program(
+            "label", "labelling by BM25, embedding similarity and the baseline, weighted by dev judgments",
+            "-m", "training.blend_labels", "--data", data, "--out", out / "labels",
+            "--ranker+", f"checkpoint:{out / 'baseline'}", made=out / "labels",
+        )  # fmt: skip
     teacher: list[str | Path] = ["--teacher", out / "teacher"] if config.decoder_teacher else []
     stages.program(
         "student", "student: the same BERT on the teacher's labels",

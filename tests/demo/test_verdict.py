@@ -83,7 +83,7 @@ def test_a_run_without_gain_publishes_nothing_and_exits_with_3(tmp_path, monkeyp
     monkeypatch.setattr("demo.summary.labelling", lambda out: {})
     (tmp_path / "judgments.csv").write_text("query,title,grade\n")
     assert run.main(Config(data=tmp_path / "judgments.csv", out=tmp_path / "run")) == 3
-    assert commands == ["data", "sample", "label", "baseline", "student", "evaluate"]
+    assert commands == ["data", "sample", "baseline", "label", "student", "evaluate"]
     assert "do not ship: on 200 test queries" in capsys.readouterr().out
     assert "do_not_ship" in json.loads((tmp_path / "run" / "summary.json").read_text())
     assert not (tmp_path / "run" / "model_repository").exists()
@@ -113,7 +113,7 @@ def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settin
         parsed.append(module)
 
     def stage(self, name, title, work, *_, **__):
-        if name in ("data", "sample") or (name == "label" and "labelling by BM25" in title):
+        if name in ("data", "sample"):
             work()
 
     monkeypatch.setattr(Stages, "program", lambda self, name, title, *command, made=None: parses(*command))
