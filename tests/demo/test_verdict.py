@@ -135,7 +135,7 @@ def test_a_table_with_bad_rows_is_prepared_and_their_number_said(tmp_path, capsy
     table = tmp_path / "judged.csv"
     rows = [f"red tent {n},d{n}-{g},tent {g},a text,{g}" for n in range(60) for g in (0, 1, 2)]
     table.write_text("\n".join(["query,doc_id,title,summary,grade", *rows, ",d0-0,tent 0,a text,1"]) + "\n")
-    flags = run.source_flags(table, 20, False, decoder_teacher=False)
+    flags = run.source_flags(Config(data=table, limit=20))
     Stages(tmp_path / "run", total=1).run("data", "prepare", lambda: run.prepare(flags, tmp_path / "run" / "data"))
     assert "1 bad rows were left out" in capsys.readouterr().out
     assert "query is blank" in (tmp_path / "run" / "data" / "rejects.tsv").read_text()
@@ -147,7 +147,7 @@ def test_a_collection_judged_for_the_test_alone_is_split_anew(tmp_path, splits):
     (tmp_path / "corpus.jsonl").touch()
     for split in splits:
         (tmp_path / "qrels" / f"{split}.tsv").touch()
-    flags = run.source_flags(tmp_path, limit=40, smoke=False, decoder_teacher=False)
+    flags = run.source_flags(Config(data=tmp_path, limit=40))
     assert ("--resplit" in flags) == ("train" not in splits)
 
 
@@ -157,7 +157,7 @@ def test_a_collection_that_judges_relevant_documents_alone_gets_others_to_rank(t
     (tmp_path / "corpus.jsonl").touch()
     rows = [f"q{n}\td{n}{grade}\t{grade}" for n in range(5) for grade in grades]
     (tmp_path / "qrels" / "train.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
-    flags = run.source_flags(tmp_path, limit=40, smoke=False, decoder_teacher=False)
+    flags = run.source_flags(Config(data=tmp_path, limit=40))
     assert ("--negatives" in flags) == added
 
 
