@@ -15,7 +15,7 @@ from ranking.bm25 import bm25_scores
 from ranking.errors import InputError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most draws need no model
-    from training.evaluation.checkpoint_scores import Scorer
+    from training.evaluation.checkpoint_scores import Precision, Scorer
 
 RANKERS = "bm25, column:NAME or checkpoint:PATH"
 COLUMN_PREFIX = "score_"  # of a pool's score column inside DuckDB, where its own name may be a word of SQL
@@ -52,7 +52,11 @@ class PoolRanker:
         texts = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
         if self.kind == "bm25":
             return bm25_scores(*texts).astype(np.float64)
-        return self._scorer.score(*texts).astype(np.float64)
+        from training.trainer.training_settings import bf16_is_native
+
+        # an order to draw by, not a label: the faster products will do
+        precision: Precision = "bfloat16" if bf16_is_native() else "float32"
+        return self._scorer.score(*texts, precision=precision).astype(np.float64)
 
 
 def pool_rankers(sources: Sequence[str]) -> list[PoolRanker]:

@@ -1,0 +1,319 @@
+"""Which pairs to label first: students by strategy of sample_candidates and by labels spent. One command, resumable.
+
+python -m benchmarks.students.label_budget --out runs/label_budget                      # the built-in world
+python -m benchmarks.students.label_budget --data data/msrd --labels runs/msrd/labels --init minilm --out runs/budget
+
+All labels of the pool are there from the start, so a round costs its student alone. Every strategy goes through the
+same budgets; its student of one budget chooses what the next one adds. Strategies that need a student share the first
+round with `random`. The row `all` has every label of the pool. A row that is finished (a line in results.jsonl) is not
+run again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.students.runs import append_row, checkpoint_scores, finished_rows, judged_ranking
+from ranking.card import CARD_NAME
+from ranking.errors import InputError
+from ranking.files import replacing
+from ranking.limits import FieldLimits
+from ranking.metrics import mean
+from ranking.program import run
+from ranking.schema import read_table
+from training.distill_student import DistillationSettings, distill
+from training.evaluation.label_scores import label_scores
+from training.sample_candidates import Config as SampleConfig
+from training.sample_candidates import sample_candidates
+from training.student.student_groups import groups_of
+from training.student.student_training import start_student
+from training.train_baseline import Config as BaselineConfig
+from training.train_baseline import train_baseline
+from training.world.dataset import WorldConfig, write_world
+
+LOGGER = logging.getLogger(__name__)
+ALL, ENOUGH = "all", 0.98
+LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
+
+# row -> settings of the draw; "{student}" and "{second}" are the last round's students
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "random": {"strategy": "random"},
+    "bands": {"strategy": "bands"},
+    "diversity": {"strategy": "diversity"},
+    "uncertainty": {"strategy": "uncertainty", "ranker": ["checkpoint:{student}"]},
+    "uncertainty of two students": {
+        "strategy": "uncertainty",
+        "ranker": ["checkpoint:{student}", "checkpoint:{second}"],
+    },
+    "disagreement with BM25": {"strategy": "disagreement", "ranker": ["checkpoint:{student}", "bm25"]},
+    "disagreement of two students": {
+        "strategy": "disagreement",
+        "ranker": ["checkpoint:{student}", "checkpoint:{second}"],
+    },
+}
+
+
+@dataclass
+class Config:
+    """Train students by strategy and budget, and print the table.
+
+    Args:
+        out: folder for the world, checkpoints and results.jsonl
+        data: dataset folder whose candidates are the pool; none: a built-in world, labelled by a BERT that was trained
+            on its 1,500 judged train queries
+        labels: finished labels of these candidates; needed with data
+        strategies: rows to run; none: all
+        shares: budgets as shares of the pool's labels, rising
+        documents: documents of a query
+        oversample: as in sample_candidates
+        seeds: seeds of draws and students
+        init: start of the students; none: from scratch by size
+        size: shape of students from scratch
+        steps: optimiser steps of every student, whatever its budget
+        learning_rate: peak learning rate of students
+        world_queries: unlabelled queries of the built-in world
+        tables: print the results that are there and train nothing
+    """
+
+    out: Path = Path("runs/label_budget")
+    data: Path | None = None
+    labels: Path | None = None
+    strategies: list[str] = field(default_factory=lambda: list(STRATEGIES))
+    shares: list[float] = field(default_factory=lambda: [0.025, 0.05, 0.1, 0.2])
+    documents: int = 8
+    oversample: float = 2.0
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    init: str | None = None
+    size: str = "mini-3"
+    steps: int = 400
+    learning_rate: float = 1e-3
+    world_queries: int = 4000
+    tables: bool = False
+
+    def __post_init__(self):
+        if unknown := sorted(set(self.strategies) - set(STRATEGIES)):
+            raise ValueError(f"strategies: {', '.join(unknown)} unknown; there are {', '.join(STRATEGIES)}")
+        if (self.data is None) != (self.labels is None):
+            raise ValueError("data and labels: both or neither")
+        if not self.shares or any(not low < high <= 1 for low, high in pairwise([0, *self.shares])):
+            raise ValueError(f"shares is {self.shares}: rising shares above 0, up to 1, are needed")
+
+
+class Bench:
+    """The pool with its labels, and what is trained on parts of it."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.data = config.data or make_world(config)
+        self.pool_path = self.data / "candidates.parquet"
+        pool = read_table(self.pool_path, "candidates")
+        scores = label_scores(config.labels, pool) if config.labels else world_labels(config, pool)
+        self.pool = pool.append_column("teacher_score", pa.array(scores, pa.float32()))
+        keys = zip(pool.column("query_id").to_pylist(), pool.column("doc_id").to_pylist())
+        self.row_of = {key: row for row, key in enumerate(keys)}
+
+    def rows(self, files: list[Path]) -> pa.Table:
+        """The pool's labelled rows that candidates files name."""
+        drawn = [read_table(path, "candidates") for path in files]
+        keys = [
+            key
+            for table in drawn
+            for key in zip(table.column("query_id").to_pylist(), table.column("doc_id").to_pylist())
+        ]
+        return self.pool.take(pa.array([self.row_of[key] for key in keys]))
+
+    def student(self, out: Path, labelled: pa.Table, seed: int) -> Path:
+        """A student of these labels."""
+        if not (out / CARD_NAME).is_file():
+            config = self.config
+            scratch = (
+                {"match_steps": 300, "warmup": 20, "limits": LIMITS} if config.init is None else {"limits": LIMITS}
+            )
+            settings = DistillationSettings(
+                data=self.data,
+                out=out,
+                init=config.init,
+                size=config.size,
+                learning_rate=config.learning_rate,
+                epochs=config.steps * 8 / len(set(labelled.column("query_id").to_pylist())),
+                eval_steps=max(1, config.steps // 2),
+                batch_groups=8,
+                group_documents=8,
+                log_steps=100,
+                seed=seed,
+                **scratch,
+            )
+            model = start_student(settings)
+            groups = groups_of([labelled], "teacher_score", model.text_format)
+            distill(settings, model, groups, None, {"labels": "pool"})
+        return out
+
+    def draw(self, out: Path, row: str, queries: int, before: list[Path], students: list[Path], seed: int) -> None:
+        """Draw the pairs of one round into the file `out`."""
+        if out.is_file():
+            return
+        settings = dict(STRATEGIES[row])
+        names = {"student": students[0], "second": students[-1]} if students else {}
+        rankers = [source.format(**names) for source in settings.pop("ranker", [])]
+        half = self.config.documents // 2
+        if settings["strategy"] == "bands":
+            settings["bands"] = [f"{2 * half}:{half}", f"rest:{self.config.documents - half}"]
+        else:
+            settings["documents"] = self.config.documents
+        sample_candidates(
+            SampleConfig(
+                pool=str(self.pool_path),
+                out=out,
+                queries=queries,
+                ranker=rankers,
+                oversample=self.config.oversample,
+                labelled=before,
+                exclude=[self.data / "judgments" / f"{split}.parquet" for split in ("dev", "test")],
+                seed=seed,
+                duckdb_threads=1,
+                **settings,
+            )
+        )
+
+    def measure(self, row: str, seed: int, labels: int, student: Path) -> None:
+        """Append the row's line: NDCG@5 on dev and test."""
+        line: dict[str, Any] = {"row": row, "seed": seed, "labels": labels}
+        for split in ("dev", "test"):
+            judged = read_table(self.data / "judgments" / f"{split}.parquet", "judgments")
+            line[split] = mean(judged_ranking(judged, checkpoint_scores(student, judged)).ndcg(5))
+        append_row(self.config.out, line)
+        LOGGER.info("%s", line)
+
+
+def make_world(config: Config) -> Path:
+    """A world without much of a log, since the pool's labels come from judgments here."""
+    data = config.out / "world"
+    if not (data / "dataset.json").is_file():
+        write_world(
+            WorldConfig(
+                documents=10_000,
+                clicked_pairs=2_000,
+                log_queries=2_000,
+                train_queries=1_500,
+                dev_queries=200,
+                test_queries=400,
+                unlabelled_queries=config.world_queries,
+            ),
+            data,
+        )
+    return data
+
+
+def world_labels(config: Config, pool: pa.Table) -> np.ndarray:
+    """float32 [rows]: scores of the pool by the world's teacher, a BERT that was trained on its judgments."""
+    teacher, kept = config.out / "teacher", config.out / "labels.npy"
+    if not (teacher / CARD_NAME).is_file():
+        train_baseline(
+            BaselineConfig(
+                data=config.out / "world",
+                out=teacher,
+                size="mini-3",
+                loss="ranknet",
+                epochs=3,
+                match_steps=300,
+                learning_rate=1e-3,
+                warmup=20,
+                batch_groups=8,
+                group_documents=8,
+                limits=LIMITS,
+                log_steps=100,
+            )
+        )
+    if not kept.is_file():
+        scores = checkpoint_scores(teacher, pool)
+        with replacing(kept) as aside, aside.open("wb") as stream:
+            np.save(stream, scores)
+    scores = np.load(kept)
+    if len(scores) != len(pool):
+        raise InputError(f"{kept}: {len(scores)} labels for {len(pool)} candidates; give another --out")
+    return scores
+
+
+def run_rounds(bench: Bench, row: str, seed: int) -> None:
+    """All budgets of one strategy, those that are not finished."""
+    config = bench.config
+    finished = {(line["row"], line["seed"], line["labels"]) for line in finished_rows(config.out)}
+    needs_student = "ranker" in STRATEGIES[row]
+    drawn: list[Path] = []
+    students: list[Path] = []
+    budgets = [round(share * len(bench.pool)) // config.documents for share in config.shares]
+    for number, (spent, queries) in enumerate(pairwise([0, *budgets]), start=1):
+        # the first round of all strategies that need a student is random's
+        name = "random" if needs_student and number == 1 else row
+        folder = config.out / f"seed-{seed}" / name.replace(" ", "-") / f"round-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = folder / "asked.parquet"
+        bench.draw(asked, name, queries - spent, drawn, students, seed * 100 + number)
+        drawn.append(asked)
+        labelled = bench.rows(drawn)
+        students = [bench.student(folder / "student", labelled, seed)]
+        if any("{second}" in source for source in STRATEGIES[row].get("ranker", [])) and number < len(budgets):
+            students.append(bench.student(folder / "second", labelled, seed + 50))
+        if (row, seed, len(labelled)) not in finished:
+            bench.measure(row, seed, len(labelled), students[0])
+
+
+def main(config: Config) -> None:
+    """Run what is not finished, then print the table."""
+    if not config.tables:
+        config.out.mkdir(parents=True, exist_ok=True)
+        bench = Bench(config)
+        for seed in config.seeds:
+            if (ALL, seed) not in {(line["row"], line["seed"]) for line in finished_rows(config.out)}:
+                student = bench.student(config.out / f"seed-{seed}" / ALL, bench.pool, seed)
+                bench.measure(ALL, seed, len(bench.pool), student)
+            for row in config.strategies:
+                run_rounds(bench, row, seed)
+    print(table(finished_rows(config.out)))
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """NDCG@5 on test by strategy and labels, mean and standard deviation over seeds, and the labels for 98% of all."""
+    full = [line["test"] for line in lines if line["row"] == ALL]
+    if not full:
+        return "no finished row"
+    goal = ENOUGH * float(np.mean(full))
+    budgets = sorted({line["labels"] for line in lines if line["row"] != ALL})
+    shown = [
+        f"all labels: {np.mean(full):.4f} ± {np.std(full):.4f} over {len(full)} seeds; 98% of it is {goal:.4f}",
+        "",
+        f"| strategy | {' | '.join(f'{budget:,}' for budget in budgets)} | labels for 98% |",
+        "|---|" + "--:|" * (len(budgets) + 1),
+    ]
+    for row in dict.fromkeys(line["row"] for line in lines if line["row"] != ALL):
+        by_budget = {
+            budget: [line["test"] for line in lines if (line["row"], line["labels"]) == (row, budget)]
+            for budget in budgets
+        }
+        cells = [f"{np.mean(found):.4f} ± {np.std(found):.4f}" if found else "" for found in by_budget.values()]
+        means = {budget: float(np.mean(found)) for budget, found in by_budget.items() if found}
+        shown.append(f"| {row} | {' | '.join(cells)} | {labels_for(goal, means)} |")
+    return "\n".join(shown)
+
+
+def labels_for(goal: float, means: dict[int, float]) -> str:
+    """Labels at which NDCG@5 first reaches the goal, between two budgets on a line over log(labels)."""
+    budgets = sorted(means)
+    if means[budgets[0]] >= goal:
+        return f"at most {budgets[0]:,}"
+    for low, high in pairwise(budgets):
+        if means[high] >= goal:
+            share = (goal - means[low]) / (means[high] - means[low])
+            return f"{round(low * (high / low) ** share, -2):,.0f}"
+    return f"more than {budgets[-1]:,}"
+
+
+if __name__ == "__main__":
+    run(main, Config, example="python -m benchmarks.students.label_budget --out runs/label_budget")
