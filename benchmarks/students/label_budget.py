@@ -45,18 +45,14 @@ LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_token
 # row -> settings of the draw; "{student}" and "{second}" are the last round's students
 STRATEGIES: dict[str, dict[str, Any]] = {
     "random": {"strategy": "random"},
-    "bands": {"strategy": "bands"},
-    "diversity": {"strategy": "diversity"},
-    "uncertainty": {"strategy": "uncertainty", "ranker": ["checkpoint:{student}"]},
-    "uncertainty of two students": {
-        "strategy": "uncertainty",
-        "ranker": ["checkpoint:{student}", "checkpoint:{second}"],
-    },
-    "disagreement with BM25": {"strategy": "disagreement", "ranker": ["checkpoint:{student}", "bm25"]},
     "disagreement of two students": {
         "strategy": "disagreement",
         "ranker": ["checkpoint:{student}", "checkpoint:{second}"],
     },
+    "disagreement with BM25": {"strategy": "disagreement", "ranker": ["checkpoint:{student}", "bm25"]},
+    "uncertainty": {"strategy": "uncertainty", "ranker": ["checkpoint:{student}"]},
+    "diversity": {"strategy": "diversity"},
+    "bands": {"strategy": "bands"},
 }
 
 
@@ -92,9 +88,9 @@ class Config:
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     init: str | None = None
     size: str = "mini-3"
-    steps: int = 400
+    steps: int = 250
     learning_rate: float = 1e-3
-    world_queries: int = 4000
+    world_queries: int = 3000
     tables: bool = False
 
     def __post_init__(self):
