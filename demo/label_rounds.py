@@ -18,8 +18,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from demo.stages import ROOT, Stages, note, run_program
 from ranking.card import ScoreCard
 from ranking.files import write_json
@@ -159,7 +157,7 @@ def joining(drawn: list[Path], out: Path) -> Callable[[], None]:
 
 def write_joined(drawn: list[Path], out: Path) -> None:
     """Write the rows of several candidates files into one, in their order; rounds have no query in common."""
-    write_table(out, "candidates", pa.concat_tables([read_table(path, "candidates") for path in drawn]))
+    write_table(out, "candidates", (read_table(path, "candidates") for path in drawn))
 
 
 def labelling(command: list[str]) -> Callable[[], None]:

@@ -11,6 +11,7 @@ import pytest
 
 from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, read_table, write_table
+from tests.helpers.tiny_student import make_student
 from training import sample_candidates as program
 from training.sample_candidates import Config, sample_candidates
 from training.sources import pair_strategies
@@ -292,3 +293,14 @@ def test_many_queries_are_spread_block_by_block(monkeypatch):
     chosen = spread_out(vectors, 33, np.random.default_rng(0))
     assert len(set(chosen.tolist())) == 33
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
+
+
+def test_checkpoints_rank_and_embed_the_pool(tmp_path):
+    student = str(make_student(tmp_path / "bert"))
+    settings = {"queries": 2, "documents": 4}
+    by_student = {"strategy": "uncertainty", "ranker": [f"checkpoint:{student}"]}
+    for strategy in (by_student, {"strategy": "diversity", "vectors": student}):
+        rows, report = sample(tmp_path, POOL, **strategy, **settings)
+        assert (len(rows), report["queries"]) == (8, 2)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        sample(tmp_path, POOL, strategy="uncertainty", ranker=[f"checkpoint:{tmp_path}/none"], **settings)
