@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.parquet as pq
+
 from demo.stages import ROOT, Stages, note, run_program
 from ranking.card import ScoreCard
 from ranking.files import write_json
@@ -28,6 +30,7 @@ from ranking.schema import read_table, write_table
 NDCG = "ndcg@5"
 ASKS_A_TEACHER = ("label_corpus.py", "label_over_http.py", "clients.label_corpus", "clients.label_over_http")
 EXIT_REJECTS = 3  # of the labelling programs: finished, some pairs have no score
+MISSING_NAME = "missing.parquet"  # of a labels folder that was made through a store: the rows that the store lacked
 FROM_STUDENTS = ("disagreement", "uncertainty")
 
 
@@ -91,10 +94,13 @@ def flow(config: Config) -> dict[str, Any]:
     report: dict[str, Any] = {"strategy": config.strategy, "rounds": [], "stopped": ""}
     students: list[Path] = []
     drawn: list[Path] = []
-    for number, (spent, budget) in enumerate(pairwise([0, *config.budget]), start=1):
+    spent = 0
+    for number, budget in enumerate(config.budget, start=1):
         folder = config.out / f"round-{number}"
         folder.mkdir(exist_ok=True)
+        # what queries with few documents left over is spent here
         sampled = sample_round(stages, config, folder, (budget - spent) // config.documents, drawn, students)
+        spent += sampled["pairs"]
         drawn = [*drawn, folder / "asked.parquet"]
         candidates, labels = folder / "candidates.parquet", folder / "labels"
         stages.run(
@@ -105,14 +111,13 @@ def flow(config: Config) -> dict[str, Any]:
             f"label_{number}", "labels of what is new", labelling(command), command, made=labels
         )  # an interrupted labelling goes on in its folder
         students = train_students(stages, config, folder, number)
-        spent_now = LabelSet.load(labels).labels
         report["rounds"].append(
             {
                 "round": number,
                 "strategy": sampled["strategy"],
                 "queries": sampled["queries"],
-                "pairs_asked": sampled["pairs"],
-                "labels": spent_now,
+                "labels": LabelSet.load(labels).labels,
+                "asked_of_teacher": asked_of_teacher(labels, sampled["pairs"]),
                 NDCG: [ScoreCard.load(student).metrics[NDCG] for student in students],
             }
         )
@@ -158,6 +163,15 @@ def joining(drawn: list[Path], out: Path) -> Callable[[], None]:
 def write_joined(drawn: list[Path], out: Path) -> None:
     """Write the rows of several candidates files into one, in their order; rounds have no query in common."""
     write_table(out, "candidates", (read_table(path, "candidates") for path in drawn))
+
+
+def asked_of_teacher(labels: Path, drawn: int) -> int:
+    """Pairs that a round's labelling asked its teacher for: what the store lacked, without a store all that were drawn.
+
+    drawn: the round's new pairs.
+    """
+    missing = labels / MISSING_NAME
+    return pq.read_metadata(missing).num_rows if missing.is_file() else drawn
 
 
 def labelling(command: list[str]) -> Callable[[], None]:

@@ -64,6 +64,7 @@ def test_each_round_pays_for_its_new_pairs_alone_and_a_second_run_for_none(tmp_p
         longer = flow(Config(**given, budget=[12, 24, 60, 72, 90]))
         # 24 queries of 3 documents each are all there is
         assert [row["labels"] for row in longer["rounds"]] == [12, 24, 60, 72]
+        assert [row["asked_of_teacher"] for row in longer["rounds"]] == [12, 12, 36, 12]
         assert longer["stopped"] == "every query of the pool has been drawn"
         assert set(service.answered.values()) == {1} and len(service.answered) == 72
     assert json.loads((tmp_path / "out/rounds.json").read_text()) == longer
