@@ -28,6 +28,7 @@ from ranking.limits import FieldLimits
 from ranking.metrics import mean
 from ranking.program import run
 from ranking.schema import read_table
+from training.clicks.normalised_queries import normalise_query
 from training.distill_student import DistillationSettings, distill
 from training.evaluation.checkpoint_scores import Precision
 from training.evaluation.label_scores import label_scores
@@ -115,17 +116,11 @@ class Bench:
         pool = read_table(self.pool_path, "candidates")
         scores = label_scores(config.labels, pool) if config.labels else world_labels(config, pool)
         self.pool = pool.append_column("teacher_score", pa.array(scores, pa.float32()))
-        keys = zip(pool.column("query_id").to_pylist(), pool.column("doc_id").to_pylist())
-        self.row_of = {key: row for row, key in enumerate(keys)}
+        self.row_of = {key: row for row, key in enumerate(text_keys(pool))}
 
     def rows(self, files: list[Path]) -> pa.Table:
         """The pool's labelled rows that candidates files name."""
-        drawn = [read_table(path, "candidates") for path in files]
-        keys = [
-            key
-            for table in drawn
-            for key in zip(table.column("query_id").to_pylist(), table.column("doc_id").to_pylist())
-        ]
+        keys = [key for path in files for key in text_keys(read_table(path, "candidates"))]
         return self.pool.take(pa.array([self.row_of[key] for key in keys]))
 
     def student(self, out: Path, labelled: pa.Table, seed: int) -> Path:
@@ -189,6 +184,13 @@ class Bench:
         line: dict[str, Any] = {"row": row, "seed": seed, "labels": labels, "dev": dev, "test": quality}
         append_row(self.config.out, line)
         LOGGER.info("%s", line)
+
+
+def text_keys(rows: pa.Table) -> list[tuple[str, str]]:
+    """The normalised query and the document of each row: a draw gives all spellings of a query one id."""
+    spelled = rows.column("query").to_pylist()
+    clean = {query: normalise_query(query) for query in set(spelled)}
+    return [(clean[query], document) for query, document in zip(spelled, rows.column("doc_id").to_pylist())]
 
 
 def make_world(config: Config) -> Path:
