@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -137,24 +136,21 @@ class DocumentChoice:
     def __init__(self, config: Config):
         self.config = config
         self.documents = config.documents or sum(count for _, count in read_bands(DEFAULT_BANDS))
+        # models are opened before the pool is read, which may take long
         self.rankers: list[PoolRanker] = pool_rankers(config.ranker)
+        # float32 [texts, width] of length 1
+        self.vectors: Callable[[list[str]], NDArray[np.float32]] = lexical_vectors
+        if config.vectors != LEXICAL:
+            from training.evaluation.sentence_similarity import SentenceEncoder
 
-    @cached_property
-    def _encoder(self):
-        from training.evaluation.sentence_similarity import SentenceEncoder
-
-        return SentenceEncoder.load(self.config.vectors)
-
-    def vectors(self, texts: list[str]) -> NDArray[np.float32]:
-        """float32 [texts, width] of length 1."""
-        return lexical_vectors(texts) if self.config.vectors == LEXICAL else self._encoder.embed(texts)
+            self.vectors = SentenceEncoder.load(config.vectors).embed
 
     def of_piece(self, piece: pa.Table, starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The rows chosen of whole queries, and the mean usefulness of each query's: int64 [rows], float64 [queries].
 
         piece: pool rows ordered by query; starts: where each query begins. Without a measure usefulness is 0.
         """
-        config = self.config
+        config, bands = self.config, read_bands(self.config.bands or DEFAULT_BANDS)
         numbers = piece.column("query_no").to_numpy()
         texts = [piece.column(name).to_pylist() for name in ("query", "title", "summary")]
         scores = np.empty((len(piece), 0))
@@ -169,7 +165,7 @@ class DocumentChoice:
         for query, (start, end) in enumerate(zip(starts, [*starts[1:], len(piece)])):
             rng = np.random.default_rng([config.seed, int(numbers[start])])
             if config.strategy == "bands":
-                rows = draw_from_bands(bm25[start:end], read_bands(config.bands or DEFAULT_BANDS), rng)
+                rows = draw_from_bands(bm25[start:end], bands, rng)
             elif config.strategy == "random":
                 rows = np.sort(rng.permutation(end - start)[: self.documents])
             elif config.strategy == "diversity":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +21,9 @@ COLUMN_PREFIX = "score_"  # of a pool's score column inside DuckDB, where its ow
 
 
 class PoolRanker:
-    """One ranker by its source, as RANKERS names it. InputError if it is none of them.
+    """One ranker by its source, as RANKERS names it. InputError if it is none of them or cannot be opened.
 
-    A checkpoint is opened when it first scores. column: the pool's column that it reads, None for the others.
+    column: the pool's column that it reads, None for the others.
     """
 
     def __init__(self, source: str):
@@ -33,14 +32,16 @@ class PoolRanker:
             raise InputError(f"--ranker {source}: {RANKERS} is expected")
         if kind == "column" and not re.fullmatch(r"[A-Za-z_]\w*", where, re.ASCII):
             raise InputError(f"--ranker {source}: a column's name must be of ASCII letters, digits and _; rename it")
-        self.source, self.kind, self.where = source, kind, where
         self.column = where if kind == "column" else None
+        self._scorer: Scorer | None = None
+        self._precision: Precision = "float32"
+        if kind == "checkpoint":
+            from training.evaluation.checkpoint_scores import Scorer
+            from training.trainer.training_settings import bf16_is_native
 
-    @cached_property
-    def _scorer(self) -> Scorer:
-        from training.evaluation.checkpoint_scores import Scorer
-
-        return Scorer.load(self.where)
+            self._scorer = Scorer.load(where)
+            # an order to draw by, not a label: the faster products will do
+            self._precision = "bfloat16" if bf16_is_native() else "float32"
 
     def scores(self, rows: pa.Table) -> NDArray[np.float64]:
         """float [rows]: scores of rows with query, title and summary, and its column where it reads one.
@@ -50,13 +51,9 @@ class PoolRanker:
         if self.column is not None:
             return rows.column(COLUMN_PREFIX + self.column).to_numpy()
         texts = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
-        if self.kind == "bm25":
+        if self._scorer is None:
             return bm25_scores(*texts).astype(np.float64)
-        from training.trainer.training_settings import bf16_is_native
-
-        # an order to draw by, not a label: the faster products will do
-        precision: Precision = "bfloat16" if bf16_is_native() else "float32"
-        return self._scorer.score(*texts, precision=precision).astype(np.float64)
+        return self._scorer.score(*texts, precision=self._precision).astype(np.float64)
 
 
 def pool_rankers(sources: Sequence[str]) -> list[PoolRanker]:
