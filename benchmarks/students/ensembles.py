@@ -36,8 +36,10 @@ from training.distill_student import Config as StudentConfig
 from training.distill_student import distill_student
 from training.evaluation.blend_combination import disagreement, rank_fractions, ridge_weights
 from training.evaluation.blend_weights import fit_weights
+from training.evaluation.checkpoint_scores import Precision
 from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import train_baseline
+from training.trainer.training_settings import bf16_is_native
 from training.world.dataset import WorldConfig, write_world
 
 LOGGER = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Config:
         init: start of teachers and students; none: from scratch by size
         size: shape of models from scratch
         teacher_epochs: passes of a teacher over its judgments
+        teacher_evaluations: optimiser steps between a teacher's evaluations on dev
         steps: optimiser steps of a student
         learning_rate: peak learning rate
         world_train_queries: judged train queries of the built-in world, a third for each teacher
@@ -72,11 +75,12 @@ class Config:
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     init: str | None = None
     size: str = "mini-3"
-    teacher_epochs: float = 6
-    steps: int = 400
+    teacher_epochs: float = 4
+    teacher_evaluations: int = 70
+    steps: int = 150
     learning_rate: float = 1e-3
     world_train_queries: int = 900
-    world_queries: int = 2000
+    world_queries: int = 1000
     tables: bool = False
 
 
@@ -85,6 +89,7 @@ class Seed:
 
     def __init__(self, config: Config, seed: int):
         self.config, self.seed, self.folder = config, seed, config.out / f"seed-{seed}"
+        self.precision: Precision = "bfloat16" if bf16_is_native() else "float32"
         self.start: dict[str, Any] = {"limits": LIMITS, "learning_rate": config.learning_rate, "seed": seed}
         self.start |= {"batch_groups": 8, "group_documents": 8, "log_steps": 100}
         self.start |= {"init": config.init} if config.init else {"size": config.size, "match_steps": 300, "warmup": 20}
@@ -123,11 +128,10 @@ class Seed:
         """A teacher of one part's judgments."""
         out = self.folder / f"teacher-{number}"
         if not (out / CARD_NAME).is_file():
-            settings = self.start | {"seed": 10 * self.seed + number}
+            settings = self.start | {"seed": 10 * self.seed + number, "epochs": self.config.teacher_epochs}
+            settings["eval_steps"] = self.config.teacher_evaluations
             data = self.part(number)
-            train_baseline(
-                BaselineConfig(data=data, out=out, loss="ranknet", epochs=self.config.teacher_epochs, **settings)
-            )
+            train_baseline(BaselineConfig(data=data, out=out, loss="ranknet", **settings))
         return out
 
     @cached_property
@@ -135,13 +139,16 @@ class Seed:
         """Teachers' scores of candidates, dev and test, float [rows, teachers], on the candidates' scale."""
         raw = {}
         for where in ("candidates", *SPLITS):
-            kept = self.folder / f"scores-{where}.npy"
-            if not kept.is_file():
-                rows = self.candidates if where == "candidates" else self.judgments(where)
-                columns = [checkpoint_scores(self.teacher(number), rows) for number in range(TEACHERS)]
-                with replacing(kept) as aside, aside.open("wb") as stream:
-                    np.save(stream, np.stack(columns, axis=1))
-            raw[where] = np.load(kept).astype(np.float64)
+            rows = self.candidates if where == "candidates" else self.judgments(where)
+            columns = []
+            for number in range(TEACHERS):
+                kept = self.folder / f"scores-{where}-{number}.npy"
+                if not kept.is_file():
+                    scores = checkpoint_scores(self.teacher(number), rows, self.precision)
+                    with replacing(kept) as aside, aside.open("wb") as stream:
+                        np.save(stream, scores)
+                columns.append(np.load(kept).astype(np.float64))
+            raw[where] = np.stack(columns, axis=1)
         mean_score, spread = raw["candidates"].mean(axis=0), raw["candidates"].std(axis=0)
         return {where: (scores - mean_score) / spread for where, scores in raw.items()}
 
@@ -201,7 +208,7 @@ class Seed:
                     labels=labels,
                     confidence=confidence,
                     epochs=self.config.steps * 8 / queries,
-                    eval_steps=max(1, self.config.steps // 2),
+                    eval_steps=self.config.steps,
                     **self.start,
                 )
             )
@@ -237,7 +244,10 @@ def main(config: Config) -> None:
                 name = f"student: {row}" + (", less weight where they disagree" if confidence != "none" else "")
                 if (name, seed) not in finished:
                     student = of_seed.student(row, confidence)
-                    found = {split: checkpoint_scores(student, of_seed.judgments(split)) for split in SPLITS}
+                    found = {
+                        split: checkpoint_scores(student, of_seed.judgments(split), of_seed.precision)
+                        for split in SPLITS
+                    }
                     measure(of_seed, name, found, finished)
     print(table(finished_rows(config.out)))
 
