@@ -3,8 +3,9 @@
 python -m benchmarks.students.ensembles --out runs/ensembles                       # the built-in world, three seeds
 python -m benchmarks.students.ensembles --data data/msrd --init minilm --out runs/ensembles_msrd
 
-The judged train queries are dealt to three teachers, BERTs that see none of each other's judgments. Their scores of the
-candidates are merged in every way of training.blend_labels, and a student is distilled from each. A row that is
+The judged train queries are dealt to three teachers that see none of each other's judgments. Their scores of the
+candidates are merged in every way of training.blend_labels, and a student is distilled from each with the margin loss
+of distill_student. Teachers and students are rankers of word embeddings alone, or, with --init, BERTs. A row that is
 finished (a line in results.jsonl) is not run again.
 """
 
@@ -14,9 +15,9 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,19 +25,22 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from benchmarks.students.runs import append_row, checkpoint_scores, finished_rows, judged_ranking, query_numbers
+from benchmarks.students.word_rankers import LIMITS, WordRanker, word_format
 from ranking.card import CARD_NAME
 from ranking.files import replacing
 from ranking.label_writer import write_labels
-from ranking.limits import FieldLimits
 from ranking.metrics import mean
 from ranking.program import run
 from ranking.schema import read_table, write_table
 from ranking.significance import paired_bootstrap
+from ranking.text import StudentFormat
 from training.distill_student import Config as StudentConfig
-from training.distill_student import distill_student
+from training.distill_student import StudentLossSettings, distill_student, distillation_loss
 from training.evaluation.blend_combination import disagreement, rank_fractions, ridge_weights
 from training.evaluation.blend_weights import fit_weights
 from training.evaluation.checkpoint_scores import Precision
+from training.student.checkpoint import ScoreScale
+from training.student.student_groups import confidence_weights, labelled_groups, weighted
 from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import train_baseline
 from training.trainer.training_settings import bf16_is_native
@@ -44,11 +48,10 @@ from training.world.dataset import WorldConfig, write_world
 
 LOGGER = logging.getLogger(__name__)
 TEACHERS = 3
-LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
 SPLITS = ("dev", "test")
 BEST = "best single teacher"
-# merged labels that get a second student, whose labels are weighted by the teachers' disagreement
-WEIGHTED = ("mean of two", "mean of three")
+Score = Callable[[pa.Table], NDArray[np.float32]]
+Confidence = Literal["none", "disagreement"]
 
 
 @dataclass
@@ -59,12 +62,10 @@ class Config:
         out: folder for worlds, checkpoints, labels and results.jsonl
         data: dataset folder with judged train queries and candidates; none: a built-in world for each seed
         seeds: seeds of the world, the deal and the trainings
-        init: start of teachers and students; none: from scratch by size
-        size: shape of models from scratch
-        teacher_epochs: passes of a teacher over its judgments
-        teacher_evaluations: optimiser steps between a teacher's evaluations on dev
+        init: start of BERT teachers and students; none: both are rankers of word embeddings
+        teacher_steps: optimiser steps of a teacher
         steps: optimiser steps of a student
-        learning_rate: peak learning rate
+        learning_rate: peak learning rate of BERTs
         world_train_queries: judged train queries of the built-in world, a third for each teacher
         world_queries: unlabelled queries of the built-in world
         tables: print the results that are there and train nothing
@@ -74,13 +75,11 @@ class Config:
     data: Path | None = None
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     init: str | None = None
-    size: str = "mini-3"
-    teacher_epochs: float = 4
-    teacher_evaluations: int = 70
-    steps: int = 150
-    learning_rate: float = 1e-3
+    teacher_steps: int = 300
+    steps: int = 300
+    learning_rate: float = 5e-5
     world_train_queries: int = 900
-    world_queries: int = 1000
+    world_queries: int = 2000
     tables: bool = False
 
 
@@ -90,9 +89,8 @@ class Seed:
     def __init__(self, config: Config, seed: int):
         self.config, self.seed, self.folder = config, seed, config.out / f"seed-{seed}"
         self.precision: Precision = "bfloat16" if bf16_is_native() else "float32"
-        self.start: dict[str, Any] = {"limits": LIMITS, "learning_rate": config.learning_rate, "seed": seed}
-        self.start |= {"batch_groups": 8, "group_documents": 8, "log_steps": 100}
-        self.start |= {"init": config.init} if config.init else {"size": config.size, "match_steps": 300, "warmup": 20}
+        self.bert: dict[str, Any] = {"limits": LIMITS, "learning_rate": config.learning_rate, "init": config.init}
+        self.bert |= {"batch_groups": 8, "group_documents": 8}
 
     @cached_property
     def data(self) -> Path:
@@ -124,38 +122,50 @@ class Seed:
                 shutil.copyfile(self.data / name, folder / name)
         return folder
 
-    def teacher(self, number: int) -> Path:
+    @cached_property
+    def text_format(self) -> StudentFormat:
+        """The text format of word rankers."""
+        return word_format(self.data, self.folder / "vocabulary")
+
+    def teacher(self, number: int) -> Score:
         """A teacher of one part's judgments."""
+        part, seed, steps = self.part(number), 10 * self.seed + number, self.config.teacher_steps
+        train = read_table(part / "judgments" / "train.parquet", "judgments")
+        if self.config.init is None:
+            return WordRanker.of_table(self.text_format, [train], "grade", steps, seed).scores
         out = self.folder / f"teacher-{number}"
         if not (out / CARD_NAME).is_file():
-            settings = self.start | {"seed": 10 * self.seed + number, "epochs": self.config.teacher_epochs}
-            settings["eval_steps"] = self.config.teacher_evaluations
-            data = self.part(number)
-            train_baseline(BaselineConfig(data=data, out=out, loss="ranknet", **settings))
-        return out
+            queries = len(set(train.column("query_id").to_pylist()))
+            settings = self.bert | {"epochs": steps * 8 / queries, "eval_steps": steps, "seed": seed}
+            train_baseline(BaselineConfig(data=part, out=out, loss="ranknet", **settings))
+        return partial(checkpoint_scores, out, precision=self.precision)
 
     @cached_property
     def scores(self) -> dict[str, NDArray[np.float64]]:
         """Teachers' scores of candidates, dev and test, float [rows, teachers], on the candidates' scale."""
-        raw = {}
-        for where in ("candidates", *SPLITS):
-            rows = self.candidates if where == "candidates" else self.judgments(where)
-            columns = []
-            for number in range(TEACHERS):
-                kept = self.folder / f"scores-{where}-{number}.npy"
-                if not kept.is_file():
-                    scores = checkpoint_scores(self.teacher(number), rows, self.precision)
-                    with replacing(kept) as aside, aside.open("wb") as stream:
-                        np.save(stream, scores)
-                columns.append(np.load(kept).astype(np.float64))
-            raw[where] = np.stack(columns, axis=1)
-        mean_score, spread = raw["candidates"].mean(axis=0), raw["candidates"].std(axis=0)
-        return {where: (scores - mean_score) / spread for where, scores in raw.items()}
+        raw: dict[str, list[NDArray[np.float64]]] = {where: [] for where in ("candidates", *SPLITS)}
+        for number in range(TEACHERS):
+            kept = self.folder / f"scores-{number}.npz"
+            if not kept.is_file():
+                score = self.teacher(number)
+                found = {where: score(self.rows(where)) for where in raw}
+                with replacing(kept) as aside, aside.open("wb") as stream:
+                    np.savez(stream, **found)
+            loaded = np.load(kept)
+            for where, columns in raw.items():
+                columns.append(loaded[where].astype(np.float64))
+        scores = {where: np.stack(columns, axis=1) for where, columns in raw.items()}
+        centre, spread = scores["candidates"].mean(axis=0), scores["candidates"].std(axis=0)
+        return {where: (columns - centre) / spread for where, columns in scores.items()}
 
     @cached_property
     def candidates(self) -> pa.Table:
         """The pairs that the teachers label."""
         return read_table(self.data / "candidates.parquet", "candidates")
+
+    def rows(self, where: str) -> pa.Table:
+        """The candidates, or the judgments of dev or test."""
+        return self.candidates if where == "candidates" else self.judgments(where)
 
     def order(self) -> NDArray[np.int64]:
         """Teachers by their NDCG@5 on dev, best first."""
@@ -166,8 +176,7 @@ class Seed:
     def merged(self, row: str, where: str) -> NDArray[np.float32]:
         """One way's scores of candidates, dev or test: float32 [rows]."""
         scores, dev_scores = self.scores[where][:, self.order()], self.scores["dev"][:, self.order()]
-        rows = self.candidates if where == "candidates" else self.judgments(where)
-        dev = self.judgments("dev")
+        rows, dev = self.rows(where), self.judgments("dev")
         judged = dev.column("grade").to_numpy(), query_numbers(dev)
         ways: dict[str, Callable[[], NDArray[np.float64]]] = {
             BEST: lambda: scores[:, 0],
@@ -183,36 +192,39 @@ class Seed:
         }
         return ways[row]().astype(np.float32)
 
-    def student(self, row: str, confidence: Any) -> Path:
+    def student(self, row: str, confidence: Confidence) -> Score:
         """A student of one way's labels."""
         name = row.replace(" ", "-")
         labels, out = self.folder / f"labels-{name}", self.folder / f"student-{name}-{confidence}"
+        candidates = self.data / "candidates.parquet"
         if not labels.exists():
             teachers = 2 if row == "mean of two" else TEACHERS
             apart = disagreement(self.scores["candidates"][:, self.order()[:teachers]])
-            write_labels(
-                labels,
-                self.data / "candidates.parquet",
-                self.candidates,
-                self.merged(row, "candidates"),
-                f"seed-{self.seed}-{name}",
-                {},
-                apart,
-            )
+            made_by = f"seed-{self.seed}-{name}"
+            write_labels(labels, candidates, self.candidates, self.merged(row, "candidates"), made_by, {}, apart)
+        if self.config.init is None:
+            groups = labelled_groups(candidates, labels, self.text_format)
+            groups.targets = ScoreScale.of(groups.targets).standardise(groups.targets)
+            if confidence != "none":
+                groups = weighted(groups, confidence_weights(candidates, labels))
+            loss = distillation_loss(StudentLossSettings(loss="margin"))
+            return WordRanker.fit(self.text_format, groups, self.config.steps, self.seed, loss).scores
         if not (out / CARD_NAME).is_file():
             queries = len(set(self.candidates.column("query_id").to_pylist()))
+            steps = {"epochs": self.config.steps * 8 / queries, "eval_steps": self.config.steps}
             distill_student(
                 StudentConfig(
                     data=self.data,
                     out=out,
                     labels=labels,
                     confidence=confidence,
-                    epochs=self.config.steps * 8 / queries,
-                    eval_steps=self.config.steps,
-                    **self.start,
+                    loss="margin",
+                    seed=self.seed,
+                    **steps,
+                    **self.bert,
                 )
             )
-        return out
+        return partial(checkpoint_scores, out, precision=self.precision)
 
 
 ROWS = (
@@ -225,7 +237,12 @@ ROWS = (
     "weights fitted on dev",
     "ridge on dev",
 )
-WITHOUT_STUDENT = ("second teacher", "third teacher")
+# rows of which students are distilled; of means also one whose labels are weighted by the teachers' disagreement
+STUDENTS: tuple[tuple[str, Confidence], ...] = (
+    *((row, "none") for row in ROWS if row not in ("second teacher", "third teacher")),
+    ("mean of two", "disagreement"),
+    ("mean of three", "disagreement"),
+)
 
 
 def main(config: Config) -> None:
@@ -237,18 +254,12 @@ def main(config: Config) -> None:
         for row in ROWS:
             scores = {split: of_seed.merged(row, split) for split in SPLITS}
             measure(of_seed, f"teacher: {row}", scores, finished)
-        for row in ROWS:
-            for confidence in (
-                () if row in WITHOUT_STUDENT else ("none", "disagreement") if row in WEIGHTED else ("none",)
-            ):
-                name = f"student: {row}" + (", less weight where they disagree" if confidence != "none" else "")
-                if (name, seed) not in finished:
-                    student = of_seed.student(row, confidence)
-                    found = {
-                        split: checkpoint_scores(student, of_seed.judgments(split), of_seed.precision)
-                        for split in SPLITS
-                    }
-                    measure(of_seed, name, found, finished)
+        for row, confidence in STUDENTS:
+            name = f"student: {row}" + (", less weight where they disagree" if confidence != "none" else "")
+            if (name, seed) not in finished:
+                score = of_seed.student(row, confidence)
+                found = {split: score(of_seed.judgments(split)) for split in SPLITS}
+                measure(of_seed, name, found, finished)
     print(table(finished_rows(config.out)))
 
 

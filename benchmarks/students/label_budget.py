@@ -5,26 +5,29 @@ python -m benchmarks.students.label_budget --data data/msrd --labels runs/msrd/l
 
 All labels of the pool are there from the start, so a round costs its student alone. Every strategy goes through the
 same budgets; its student of one budget chooses what the next one adds. Strategies that need a student share the first
-round with `random`. The row `all` has every label of the pool. A row that is finished (a line in results.jsonl) is not
-run again.
+round with `random`. The row `all` has every label of the pool. Students are rankers of word embeddings alone, or, with
+--init, BERTs by distill_student. A row that is finished (a line in results.jsonl) is not run again.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from benchmarks.students.runs import append_row, checkpoint_scores, finished_rows, judged_ranking
-from ranking.card import CARD_NAME, ScoreCard
-from ranking.errors import InputError
+from benchmarks.students.word_rankers import LIMITS, WordRanker, word_format
+from ranking.card import CARD_NAME
 from ranking.files import replacing
-from ranking.limits import FieldLimits
 from ranking.metrics import mean
 from ranking.program import run
 from ranking.schema import read_table
@@ -36,26 +39,25 @@ from training.sample_candidates import Config as SampleConfig
 from training.sample_candidates import sample_candidates
 from training.student.student_groups import groups_of
 from training.student.student_training import start_student
-from training.train_baseline import Config as BaselineConfig
-from training.train_baseline import train_baseline
 from training.trainer.training_settings import bf16_is_native
 from training.world.dataset import WorldConfig, write_world
 
 LOGGER = logging.getLogger(__name__)
 ALL, ENOUGH = "all", 0.98
-LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
 
-# row -> settings of the draw; "{student}" and "{second}" are the last round's students
+TEACHER_STEPS = 600
+STUDENT, SECOND = "column:student", "column:second"  # the last round's students
+Score = Callable[[pa.Table], NDArray[np.float32]]
+
+# row -> settings of the draw
 STRATEGIES: dict[str, dict[str, Any]] = {
     "random": {"strategy": "random"},
-    "disagreement of two students": {
-        "strategy": "disagreement",
-        "ranker": ["checkpoint:{student}", "checkpoint:{second}"],
-    },
-    "disagreement with BM25": {"strategy": "disagreement", "ranker": ["checkpoint:{student}", "bm25"]},
-    "uncertainty": {"strategy": "uncertainty", "ranker": ["checkpoint:{student}"]},
-    "diversity": {"strategy": "diversity"},
     "bands": {"strategy": "bands"},
+    "diversity": {"strategy": "diversity"},
+    "uncertainty": {"strategy": "uncertainty", "ranker": [STUDENT]},
+    "uncertainty of two students": {"strategy": "uncertainty", "ranker": [STUDENT, SECOND]},
+    "disagreement with BM25": {"strategy": "disagreement", "ranker": [STUDENT, "bm25"]},
+    "disagreement of two students": {"strategy": "disagreement", "ranker": [STUDENT, SECOND]},
 }
 
 
@@ -65,18 +67,18 @@ class Config:
 
     Args:
         out: folder for the world, checkpoints and results.jsonl
-        data: dataset folder whose candidates are the pool; none: a built-in world, labelled by a BERT that was trained
-            on its 1,000 judged train queries
+        data: dataset folder whose candidates are the pool; none: a built-in world, labelled by a ranker of its judged
+            train queries
         labels: finished labels of these candidates; needed with data
         strategies: rows to run; none: all
         shares: budgets as shares of the pool's labels, rising
         documents: documents of a query
         oversample: as in sample_candidates
+        usefulness_power: as in sample_candidates
         seeds: seeds of draws and students
-        init: start of the students; none: from scratch by size
-        size: shape of students from scratch
+        init: start of BERT students; none: students are rankers of word embeddings
         steps: optimiser steps of every student, whatever its budget
-        learning_rate: peak learning rate of students
+        learning_rate: peak learning rate of BERT students
         world_queries: unlabelled queries of the built-in world
         tables: print the results that are there and train nothing
     """
@@ -85,15 +87,15 @@ class Config:
     data: Path | None = None
     labels: Path | None = None
     strategies: list[str] = field(default_factory=lambda: list(STRATEGIES))
-    shares: list[float] = field(default_factory=lambda: [0.03, 0.06, 0.12])
+    shares: list[float] = field(default_factory=lambda: [0.0125, 0.025, 0.05, 0.1, 0.2])
     documents: int = 8
-    oversample: float = 2.0
+    oversample: float = 4.0
+    usefulness_power: float = 1.0
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     init: str | None = None
-    size: str = "mini-3"
-    steps: int = 150
-    learning_rate: float = 1e-3
-    world_queries: int = 2000
+    steps: int = 300
+    learning_rate: float = 5e-5
+    world_queries: int = 4000
     tables: bool = False
 
     def __post_init__(self):
@@ -110,52 +112,73 @@ class Bench:
 
     def __init__(self, config: Config):
         self.config = config
-        self.precision: Precision = "bfloat16" if bf16_is_native() else "float32"
         self.data = config.data or make_world(config)
         self.pool_path = self.data / "candidates.parquet"
+        self.text_format = word_format(self.data, config.out / "vocabulary")
         pool = read_table(self.pool_path, "candidates")
-        scores = label_scores(config.labels, pool) if config.labels else world_labels(config, pool)
+        scores = label_scores(config.labels, pool) if config.labels else self._world_labels(pool)
         self.pool = pool.append_column("teacher_score", pa.array(scores, pa.float32()))
+        self.test = read_table(self.data / "judgments" / "test.parquet", "judgments")
         self.row_of = {key: row for row, key in enumerate(text_keys(pool))}
+
+    def _world_labels(self, pool: pa.Table) -> NDArray[np.float32]:
+        """Scores of the pool by the world's teacher, a word ranker of all judged train queries."""
+        train = read_table(self.data / "judgments" / "train.parquet", "judgments")
+        return WordRanker.of_table(self.text_format, [train], "grade", TEACHER_STEPS, 0).scores(pool)
 
     def rows(self, files: list[Path]) -> pa.Table:
         """The pool's labelled rows that candidates files name."""
         keys = [key for path in files for key in text_keys(read_table(path, "candidates"))]
         return self.pool.take(pa.array([self.row_of[key] for key in keys]))
 
-    def student(self, out: Path, labelled: pa.Table, seed: int) -> Path:
-        """A student of these labels."""
+    def student(self, out: Path, labelled: pa.Table, seed: int) -> dict[str, NDArray[np.float32]]:
+        """What a student of these labels scores: "pool" and "test", float32 [rows], kept in scores.npz."""
+        kept = out / "scores.npz"
+        if not kept.is_file():
+            out.mkdir(parents=True, exist_ok=True)
+            score = self._word_student(labelled, seed) if self.config.init is None else self._bert(out, labelled, seed)
+            scores = {"pool": score(self.pool), "test": score(self.test)}
+            with replacing(kept) as aside, aside.open("wb") as stream:
+                np.savez(stream, **scores)
+        found = np.load(kept)
+        return {name: found[name] for name in ("pool", "test")}
+
+    def _word_student(self, labelled: pa.Table, seed: int) -> Score:
+        return WordRanker.of_table(self.text_format, [labelled], "teacher_score", self.config.steps, seed).scores
+
+    def _bert(self, out: Path, labelled: pa.Table, seed: int) -> Score:
         if not (out / CARD_NAME).is_file():
-            config = self.config
-            scratch = (
-                {"match_steps": 300, "warmup": 20, "limits": LIMITS} if config.init is None else {"limits": LIMITS}
-            )
             settings = DistillationSettings(
                 data=self.data,
                 out=out,
-                init=config.init,
-                size=config.size,
-                learning_rate=config.learning_rate,
-                epochs=config.steps * 8 / len(set(labelled.column("query_id").to_pylist())),
-                eval_steps=config.steps,
+                init=self.config.init,
+                learning_rate=self.config.learning_rate,
+                epochs=self.config.steps * 8 / len(set(labelled.column("query_id").to_pylist())),
+                eval_steps=self.config.steps,
                 batch_groups=8,
                 group_documents=8,
-                log_steps=100,
+                limits=LIMITS,
                 seed=seed,
-                **scratch,
             )
             model = start_student(settings)
             groups = groups_of([labelled], "teacher_score", model.text_format)
             distill(settings, model, groups, None, {"labels": "pool"})
-        return out
+        precision: Precision = "bfloat16" if bf16_is_native() else "float32"
+        return partial(checkpoint_scores, out, precision=precision)
 
-    def draw(self, out: Path, row: str, queries: int, before: list[Path], students: list[Path], seed: int) -> None:
-        """Draw the pairs of one round into the file `out`."""
+    def draw(
+        self, out: Path, row: str, queries: int, before: list[Path], students: list[NDArray[np.float32]], seed: int
+    ) -> None:
+        """Draw the pairs of one round into the file `out`; students: their scores of the pool."""
         if out.is_file():
             return
-        settings = dict(STRATEGIES[row])
-        names = {"student": students[0], "second": students[-1]} if students else {}
-        rankers = [source.format(**names) for source in settings.pop("ranker", [])]
+        pool, settings = self.pool_path, dict(STRATEGIES[row])
+        if students:
+            pool = out.with_name("pool.parquet")
+            table = self.pool.drop_columns("teacher_score")
+            for name, scores in zip(("student", "second"), students):
+                table = table.append_column(name, pa.array(scores))
+            pq.write_table(table, pool)
         half = self.config.documents // 2
         if settings["strategy"] == "bands":
             settings["bands"] = [f"{2 * half}:{half}", f"rest:{self.config.documents - half}"]
@@ -163,11 +186,11 @@ class Bench:
             settings["documents"] = self.config.documents
         sample_candidates(
             SampleConfig(
-                pool=str(self.pool_path),
+                pool=str(pool),
                 out=out,
                 queries=queries,
-                ranker=rankers,
                 oversample=self.config.oversample,
+                usefulness_power=self.config.usefulness_power,
                 labelled=before,
                 exclude=[self.data / "judgments" / f"{split}.parquet" for split in ("dev", "test")],
                 seed=seed,
@@ -175,13 +198,12 @@ class Bench:
                 **settings,
             )
         )
+        if students:
+            pool.unlink()
 
-    def measure(self, row: str, seed: int, labels: int, student: Path) -> None:
-        """Append the row's line: NDCG@5 on dev, as the card has it, and on test."""
-        judged = read_table(self.data / "judgments" / "test.parquet", "judgments")
-        quality = mean(judged_ranking(judged, checkpoint_scores(student, judged, self.precision)).ndcg(5))
-        dev = ScoreCard.load(student).metrics["ndcg@5"]
-        line: dict[str, Any] = {"row": row, "seed": seed, "labels": labels, "dev": dev, "test": quality}
+    def measure(self, row: str, seed: int, labels: int, scores: NDArray[np.float32]) -> None:
+        """Append the row's line: NDCG@5 on test."""
+        line = {"row": row, "seed": seed, "labels": labels, "test": mean(judged_ranking(self.test, scores).ndcg(5))}
         append_row(self.config.out, line)
         LOGGER.info("%s", line)
 
@@ -202,8 +224,7 @@ def make_world(config: Config) -> Path:
                 documents=10_000,
                 clicked_pairs=2_000,
                 log_queries=2_000,
-                train_queries=1_000,
-                dev_queries=60,
+                train_queries=1_500,
                 test_queries=400,
                 unlabelled_queries=config.world_queries,
             ),
@@ -212,58 +233,28 @@ def make_world(config: Config) -> Path:
     return data
 
 
-def world_labels(config: Config, pool: pa.Table) -> np.ndarray:
-    """float32 [rows]: scores of the pool by the world's teacher, a BERT that was trained on its judgments."""
-    teacher, kept = config.out / "teacher", config.out / "labels.npy"
-    if not (teacher / CARD_NAME).is_file():
-        train_baseline(
-            BaselineConfig(
-                data=config.out / "world",
-                out=teacher,
-                size="mini-3",
-                loss="ranknet",
-                epochs=3,
-                match_steps=300,
-                learning_rate=1e-3,
-                warmup=20,
-                batch_groups=8,
-                group_documents=8,
-                limits=LIMITS,
-                log_steps=100,
-            )
-        )
-    if not kept.is_file():
-        scores = checkpoint_scores(teacher, pool)
-        with replacing(kept) as aside, aside.open("wb") as stream:
-            np.save(stream, scores)
-    scores = np.load(kept)
-    if len(scores) != len(pool):
-        raise InputError(f"{kept}: {len(scores)} labels for {len(pool)} candidates; give another --out")
-    return scores
-
-
 def run_rounds(bench: Bench, row: str, seed: int) -> None:
     """All budgets of one strategy, those that are not finished."""
     config = bench.config
     finished = {(line["row"], line["seed"], line["labels"]) for line in finished_rows(config.out)}
-    needs_student = "ranker" in STRATEGIES[row]
+    rankers = STRATEGIES[row].get("ranker", [])
     drawn: list[Path] = []
-    students: list[Path] = []
+    students: list[NDArray[np.float32]] = []
     budgets = [round(share * len(bench.pool)) // config.documents for share in config.shares]
-    for number, (spent, queries) in enumerate(pairwise([0, *budgets]), start=1):
+    for number, (before, queries) in enumerate(pairwise([0, *budgets]), start=1):
         # the first round of all strategies that need a student is random's
-        name = "random" if needs_student and number == 1 else row
+        name = "random" if rankers and number == 1 else row
         folder = config.out / f"seed-{seed}" / name.replace(" ", "-") / f"round-{number}"
         folder.mkdir(parents=True, exist_ok=True)
-        asked = folder / "asked.parquet"
-        bench.draw(asked, name, queries - spent, drawn, students, seed * 100 + number)
-        drawn.append(asked)
+        bench.draw(folder / "asked.parquet", name, queries - before, drawn, students, seed * 100 + number)
+        drawn.append(folder / "asked.parquet")
         labelled = bench.rows(drawn)
-        students = [bench.student(folder / "student", labelled, seed)]
-        if any("{second}" in source for source in STRATEGIES[row].get("ranker", [])) and number < len(budgets):
-            students.append(bench.student(folder / "second", labelled, seed + 50))
+        scores = bench.student(folder / "student", labelled, seed)
         if (row, seed, len(labelled)) not in finished:
-            bench.measure(row, seed, len(labelled), students[0])
+            bench.measure(row, seed, len(labelled), scores["test"])
+        students = [scores["pool"]] if rankers else []
+        if SECOND in rankers and number < len(budgets):
+            students.append(bench.student(folder / "second", labelled, seed + 50)["pool"])
 
 
 def main(config: Config) -> None:
@@ -273,8 +264,8 @@ def main(config: Config) -> None:
         bench = Bench(config)
         for seed in config.seeds:
             if (ALL, seed) not in {(line["row"], line["seed"]) for line in finished_rows(config.out)}:
-                student = bench.student(config.out / f"seed-{seed}" / ALL, bench.pool, seed)
-                bench.measure(ALL, seed, len(bench.pool), student)
+                scores = bench.student(config.out / f"seed-{seed}" / ALL, bench.pool, seed)
+                bench.measure(ALL, seed, len(bench.pool), scores["test"])
             for row in config.strategies:
                 run_rounds(bench, row, seed)
     print(table(finished_rows(config.out)))
