@@ -39,6 +39,7 @@ from training.sample_candidates import Config as SampleConfig
 from training.sample_candidates import sample_candidates
 from training.student.student_groups import groups_of
 from training.student.student_training import start_student
+from training.student.word_embedding_start import BATCH_QUERIES, GROUP_DOCUMENTS
 from training.trainer.training_settings import bf16_is_native
 from training.world.dataset import WorldConfig, write_world
 
@@ -77,7 +78,7 @@ class Config:
         usefulness_power: as in sample_candidates
         seeds: seeds of draws and students
         init: start of BERT students; none: students are rankers of word embeddings
-        steps: optimiser steps of every student, whatever its budget
+        documents_seen: documents that every student trains on, repeats included, whatever its budget
         learning_rate: peak learning rate of BERT students
         world_queries: unlabelled queries of the built-in world
         tables: print the results that are there and train nothing
@@ -87,13 +88,13 @@ class Config:
     data: Path | None = None
     labels: Path | None = None
     strategies: list[str] = field(default_factory=lambda: list(STRATEGIES))
-    shares: list[float] = field(default_factory=lambda: [0.0125, 0.025, 0.05, 0.1, 0.2])
+    shares: list[float] = field(default_factory=lambda: [0.025, 0.05, 0.1, 0.2, 0.4])
     documents: int = 8
     oversample: float = 4.0
     usefulness_power: float = 1.0
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     init: str | None = None
-    steps: int = 300
+    documents_seen: int = 96_000
     learning_rate: float = 5e-5
     world_queries: int = 4000
     tables: bool = False
@@ -144,17 +145,21 @@ class Bench:
         return {name: found[name] for name in ("pool", "test")}
 
     def _word_student(self, labelled: pa.Table, seed: int) -> Score:
-        return WordRanker.of_table(self.text_format, [labelled], "teacher_score", self.config.steps, seed).scores
+        queries = len(set(labelled.column("query_id").to_pylist()))
+        a_step = min(BATCH_QUERIES, queries) * min(GROUP_DOCUMENTS, len(labelled) / queries)
+        steps = round(self.config.documents_seen / a_step)
+        return WordRanker.of_table(self.text_format, [labelled], "teacher_score", steps, seed).scores
 
     def _bert(self, out: Path, labelled: pa.Table, seed: int) -> Score:
         if not (out / CARD_NAME).is_file():
+            queries, steps = len(set(labelled.column("query_id").to_pylist())), self.config.documents_seen // 64
             settings = DistillationSettings(
                 data=self.data,
                 out=out,
                 init=self.config.init,
                 learning_rate=self.config.learning_rate,
-                epochs=self.config.steps * 8 / len(set(labelled.column("query_id").to_pylist())),
-                eval_steps=self.config.steps,
+                epochs=steps * 8 / queries,
+                eval_steps=steps,
                 batch_groups=8,
                 group_documents=8,
                 limits=LIMITS,

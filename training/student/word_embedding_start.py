@@ -56,7 +56,10 @@ def late_interaction(words: nn.Embedding, ids: Tensor, is_query: Tensor, is_docu
     ids: int [rows, tokens]; is_query, is_document: bool [rows, tokens], which tokens are whose.
     """
     vectors = words(ids)
-    products = vectors @ vectors.transpose(1, 2)
+    # the query stands first; products of document words with one another would be most of the work and count nothing
+    query_end = int((is_query.any(0) * torch.arange(1, ids.shape[1] + 1)).max())
+    is_query = is_query[:, :query_end]
+    products = vectors[:, :query_end] @ vectors.transpose(1, 2)
     per_word = products.masked_fill(~is_document[:, None, :], -1e4).logsumexp(2)
     # a query word's score is above the bare count of document words: long documents must not win by length
     per_word = per_word - is_document.sum(1, keepdim=True).clamp(min=1).log()
