@@ -33,15 +33,17 @@ TAKEN = ("each", "last", "lowest", "highest", "range", "ratio")
 class Source:
     """Where figures of a README row stand.
 
-    page: below docs/, without .md. text: what stands there, a # for each figure and a ~ for each other number. table:
-    how the header of the only table begins in which to look. take: `each` figure of the one place that reads so; those of the `last` of several places; the `lowest`, the
-    `highest`, or both (`range`) of one figure over all places; or the `ratio` of the two figures of one place.
+    page: below docs/, without .md. text: what stands there, a # for each figure and a ~ for each other number; an
+    interval in brackets may follow either. part: look only in the table whose header begins so, or below the heading
+    that begins so. take: `each` figure of the one place that reads so; those of the `last` of several places; the
+    `lowest`, the `highest`, or both (`range`) of one figure over all places; or the `ratio` of the two figures of one
+    place.
     """
 
     page: str
     text: str
     take: str = "each"
-    table: str = ""
+    part: str = ""
 
     def __post_init__(self) -> None:
         if self.take not in TAKEN:
@@ -133,9 +135,10 @@ def values_of(source: Source, root: Path) -> list[float]:
     if not path.is_file():
         raise InputError(f"{SOURCES}: no page {path}")
     parts = re.split(r"([#~])", " ".join(source.text.split()))
-    patterns = {"#": f"({_NUMBER}(?: million)?)", "~": _NUMBER}
+    interval = r"(?: \[[^\]]*\])?"
+    patterns = {"#": f"({_NUMBER}(?: million)?){interval}", "~": f"{_NUMBER}{interval}"}
     pattern = "".join(patterns.get(part, re.escape(part)) for part in parts)
-    page = " ".join(part_of(path, source.table).split())
+    page = " ".join(part_of(path, source.part).split())
     places = [[value_of(text) for text in found.groups()] for found in re.finditer(pattern, page)]
     if not places:
         raise InputError(f"{path}: nothing reads {source.text!r}, where a figure of the README comes from")
@@ -150,15 +153,16 @@ def values_of(source: Source, root: Path) -> list[float]:
     return taken.get(source.take, places[-1])
 
 
-def part_of(path: Path, header: str) -> str:
-    """The page, or the one table of it whose header begins so."""
+def part_of(path: Path, beginning: str) -> str:
+    """The page, or the one table or heading with what is below it that begins so. InputError if there is not one."""
     page = path.read_text(encoding="utf-8")
-    if not header:
+    if not beginning:
         return page
-    tables = [table for table in re.findall(r"^\|(?:.*\n\|)*.*$", page, flags=re.M) if table.startswith(header)]
-    if len(tables) != 1:
-        raise InputError(f"{path}: {len(tables)} tables begin with {header!r}, where a figure of the README comes from")
-    return str(tables[0])
+    parts = re.findall(r"^\|(?:.*\n\|)*.*$", page, flags=re.M) + re.split(r"^(?=#+ )", page, flags=re.M)
+    found = [part for part in parts if part.startswith(beginning)]
+    if len(found) != 1:
+        raise InputError(f"{path}: {len(found)} parts begin with {beginning!r}, where a README figure comes from")
+    return str(found[0])
 
 
 def value_of(text: str) -> float:

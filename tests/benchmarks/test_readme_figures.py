@@ -36,8 +36,8 @@ def test_the_readme_has_the_figures_of_its_pages(capsys):
 @pytest.mark.parametrize(
     "page, old, new, row",
     [
-        ("results/demo.md", "| 0.885 | **0.881** |", "| 0.885 | **0.879** |", "`make demo DATA=`"),
-        ("results/demo.md", "page CTR +5.1% [+3.0%, +7.1%]", "page CTR -0.1% [-3.0%, +2.9%]", "its A/B test"),
+        ("results/demo.md", "| 0.885 | 0.881 |", "| 0.885 | 0.879 |", "`make demo DATA=`"),
+        ("results/demo.md", "CTR | +5.1% [+3.0%, +7.1%]", "CTR | -0.1% [-3.0%, +2.9%]", "its A/B test"),
         ("results/clicklog.md", "| 60,000,000 | 1.22 |", "| 50,000,000 | 1.22 |", "million click events"),
         ("results/ab_calibration.md", "| user CTR | 4.5% |", "| user CTR | 3.6% |", "A/A experiments"),
         ("results/student_training.md", "| 132 | 84 |", "| 132 | 64 |", "distilling beside"),
@@ -64,13 +64,13 @@ def test_a_figure_of_the_readme_without_a_source_is_refused(copy):
 
 def test_a_row_of_the_readme_without_an_entry_is_refused(copy):
     change(copy / "README.md", "| its A/B test", "| nobody's test")
-    with pytest.raises(InputError, match="0 entries .* for the row \"| nobody's test"):
+    with pytest.raises(InputError, match=r"0 entries .* for the row \"\| nobody's test"):
         main(Config(copy))
 
 
 def test_a_line_that_is_gone_from_a_page_is_named(copy):
     change(copy / "docs" / "results" / "ab_calibration.md", "always-valid interval, any of", "the interval in any of")
-    with pytest.raises(InputError, match="ab_calibration.md: nothing reads '| always-valid interval"):
+    with pytest.raises(InputError, match=r"ab_calibration.md: nothing reads '\| always-valid interval"):
         main(Config(copy))
 
 
