@@ -29,8 +29,8 @@ lint: $(STAMP)   ## ruff, mypy and bandit
 test: $(STAMP)   ## the whole test suite, real servers included
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME for your own data
-	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo))
+demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME ARGS=... for your own data
+	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo)) $(ARGS)
 
 results: $(STAMP) ## every page of docs/results again, hours of work: ONLY=clicklog,metrics for some, ARGS=--show to see what would run
 	$(PY) -m benchmarks.results $(if $(ONLY),--only $(ONLY)) $(ARGS)
