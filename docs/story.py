@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from build import build_student
 from clients.ab.report.statistics import UserTotals, compare_arms, estimate
 from ranking.click_models import ClickModel
-from ranking.labels import LabelSet
+from ranking.labels import read_labels
 from training import blend_labels, distill_student, evaluate, prepare_data, train_baseline
 from training.world.dataset import WorldConfig
 
@@ -71,8 +71,7 @@ evaluate.main(evaluate.Config(data=data, system=["bm25", "random"], out=work / "
 
 # %%
 blend_labels.main(blend_labels.Config(data=data, out=work / "labels"))
-labels = LabelSet.load(work / "labels")
-print(f"{sum(run['pairs'] for run in labels.manifest['runs'])} labels of queries that nobody judged")
+print(f"{read_labels(work / 'labels').num_rows} labels of queries that nobody judged")
 
 # %% [markdown]
 # ## 5. A student learns them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from disranker.programs import read_programs
+from tests.helpers.site import site_hooks
 
 ROOT = Path(__file__).parents[1]
 OF_EVERY_PROGRAM = {"--config", "--help", "--print-config"}
@@ -33,15 +33,6 @@ def test_every_page_is_in_the_site_with_its_links_whole(site):
 def test_a_page_fetches_nothing_from_elsewhere(site):
     page = (site / "index.html").read_text(encoding="utf-8")
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+"', page) == []
-
-
-def site_hooks():
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "site_hooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["site_hooks"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_reference_has_every_program():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.readme import ROOT
-from tests.test_site import site_hooks
+from tests.helpers.site import site_hooks
 
 STORY = ROOT / "docs" / "story.py"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
