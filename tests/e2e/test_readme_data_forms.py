@@ -134,7 +134,7 @@ def test_grades_and_a_click_log_go_through_the_commands_of_a_decoder_teacher(wor
     source = table(workplace, ["0", "1", "2"].__getitem__)
     write_log(workplace / "logs" / "november.parquet")
     few = {"epochs": 1, "batch_groups": 8, "precision": "fp32", "gradient_checkpointing": False, "loader_workers": 0}
-    decoder = {"model": None, "from_scratch": "1M", "vocabulary": 600, "limits": SMALL_LIMITS}
+    decoder = {"model": None, "from_scratch": "1M", "vocabulary": 600, "limits": SMALL_LIMITS, "held_out": 0.3}
     write_small_configs(workplace, "pretrain_0.5b_24gb.yaml", few | decoder)
     write_small_configs(workplace, "finetune_0.5b_24gb.yaml", few)
     run_in_process(RECIPE[0].replace("table:judgments.csv", source))

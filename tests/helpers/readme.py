@@ -28,7 +28,8 @@ def block_with(text: str) -> list[str]:
 def commands_of(page: Path) -> list[str]:
     """The commands of the page that start a program of this repository: one line each, without what is said of them.
 
-    A program followed by `...` has the flags of the page's first command of that program, and then its own.
+    A program followed by `...` has the flags of the page's first command of that program, and then its own; a shell
+    variable stands for 1.
     """
     text = page.read_text(encoding="utf-8")
     fenced = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.M | re.S)
@@ -39,7 +40,7 @@ def commands_of(page: Path) -> list[str]:
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             if program := PROGRAM.match(line.strip()):
                 flags = re.split(r" {3,}| # |; done", line.strip()[program.end() :])[0]
-                flags = flags.replace(" ...", first.get(program[0], ""))
+                flags = re.sub(r"\$\w+", "1", flags.replace(" ...", first.get(program[0], "")))
                 first.setdefault(program[0], flags)
                 found.append(program[0] + flags)
     return found
