@@ -10,7 +10,6 @@
 # %%
 import json
 import logging
-import os
 import tempfile
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from training import blend_labels, distill_student, evaluate, prepare_data, trai
 from training.world.dataset import WorldConfig
 
 logging.disable(logging.WARNING)
-os.environ["TQDM_DISABLE"] = "1"
 work = Path(tempfile.mkdtemp(prefix="story-"))
 data = work / "data"
 
@@ -124,14 +122,17 @@ print("objections:", *(manifest["quality"]["objections"] or ["none"]), sep="\n  
 # router that logs each page ([ab-router.md](ab-router.md)).
 
 # %%
-scores = pq.read_table(work / "evaluation" / "scores.parquet").to_pandas()
+scores = pq.read_table(work / "evaluation" / "scores.parquet").to_pylist()
 rng = np.random.default_rng(1)
 
 
 def user_totals(arm: str, users: int, pages: int = 3) -> UserTotals:
-    """Clicked pages and pages of each user, who sees documents in the arm's order."""
-    ranked = scores.sort_values(arm, ascending=False, kind="stable").groupby("query_id")["grade"].apply(list)
-    shown = np.array([grades[:8] for grades in ranked])[rng.integers(0, len(ranked), users * pages)]
+    """Clicked pages and pages of each user, who sees eight documents in the arm's order."""
+    of_query: dict[str, list] = {}
+    for row in sorted(scores, key=lambda row: -row[arm]):
+        of_query.setdefault(row["query_id"], []).append(row["grade"])
+    ranked = np.array([grades[:8] for grades in of_query.values()])
+    shown = ranked[rng.integers(0, len(ranked), users * pages)]
     clicked = ClickModel().simulate(shown, rng).clicked.any(axis=1).reshape(users, pages)
     return UserTotals(clicked.sum(axis=1).astype(float), np.full(users, float(pages)))
 

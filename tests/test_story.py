@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def alike(shown: str, printed: str) -> bool:
 @pytest.mark.timeout(600)
 def test_the_story_prints_what_it_shows(monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging, "disable", lambda level: None)  # it would hold for all tests after this one
     cells = site_hooks().story_cells(STORY)
     names: dict[str, object] = {}
     for number, cell in enumerate(cells):
