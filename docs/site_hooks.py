@@ -173,7 +173,7 @@ class Cell:
 
 
 def story_cells(path: Path) -> list[Cell]:
-    """The cells of a Python file in percent form, whose `#>` lines are what the cell before them printed."""
+    """The cells of a Python file in percent form, whose `# >` lines are what the cell before them printed."""
     cells = []
     for part in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
         head, _, body = part.partition("\n")
@@ -181,8 +181,8 @@ def story_cells(path: Path) -> list[Cell]:
         if "[markdown]" in head:
             cells.append(Cell("markdown", "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines), []))
         else:
-            code = [line for line in lines if not line.startswith("#>")]
-            output = [line.removeprefix("#>").removeprefix(" ") for line in lines if line.startswith("#>")]
+            code = [line for line in lines if not line.startswith("# >")]
+            output = [line.removeprefix("# >").removeprefix(" ") for line in lines if line.startswith("# >")]
             cells.append(Cell("code", "\n".join(code).strip("\n"), output))
     return cells
 

@@ -48,7 +48,7 @@ def test_the_story_prints_what_it_shows(monkeypatch):
 def test_the_site_has_the_story_with_its_outputs():
     page = site_hooks().story_page(STORY)
     assert page.startswith("# The story in ten cells\n") and page.count("\n## ") == 10
-    assert "```python\n" in page and "\n#>" not in page and "# %%" not in page
+    assert "```python\n" in page and "\n# >" not in page and "\n# %%" not in page
     assert all(Path(ROOT, "docs", link).is_file() for link in re.findall(r"\]\(([^)#]+\.md)\)", page))
 
 
