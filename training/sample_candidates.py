@@ -2,7 +2,7 @@
 
 Queries are drawn by their frequency in the log, tempered so that the tail is not lost; of each query's pool, documents
 are drawn by BM25 rank bands, so that the student sees what it will have to rank first, but also the far and the wrong.
-Spellings of one query, and documents of one text, count once. The pool is read out of core; one batch of queries with
+Spellings of one query, and documents of one text, count once. The pool is read out of core, or by Spark; one batch of queries with
 their pools is in memory. See docs/clicks.md.
 """
 
@@ -16,27 +16,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from ranking.bm25 import bm25_scores
-from ranking.database import DuckDbSettings, literal
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
+from ranking.query_engine import QueryEngine, QueryEngineSettings, told
 from ranking.schema import TABLES, write_table
-from training.clicks.duckdb_tables import file_columns, open_view, parquet_files
+from training.clicks.log_tables import file_columns, open_view, parquet_files
 from training.clicks.event_columns import event_defaults
-from training.clicks.normalised_queries import BATCH_ROWS, number_queries
+from training.clicks.normalised_queries import number_queries
 
 LOGGER = logging.getLogger(__name__)
 ROWS_AT_ONCE = 20_000  # pool rows that BM25 ranks together
 
 
 @dataclass(kw_only=True)
-class Config(DuckDbSettings):
+class Config(QueryEngineSettings):
     """Sample candidates to label from a larger pool.
 
     Args:
@@ -110,56 +109,61 @@ def sample_candidates(config: Config) -> dict:
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sample-", dir=config.temp_folder or out.parent) as spill:
-        connection = config.open_database(Path(spill))
+        engine = config.open_engine(Path(spill))
         try:
             rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
-            read, refused = open_view(connection, "pool", table, files, rejects)
+            read, refused = open_view(engine, "pool", table, files, rejects)
             report = {"pairs_read": read, "pairs_rejected": refused}
-            _count_queries(connection, config)
-            report |= _draw_queries(connection, config)
-            report["pairs"] = write_table(out, "candidates", _draw_documents(connection, config, report))
-        except duckdb.Error as problem:
-            raise DataError(config.pool, f"DuckDB: {' '.join(str(problem).split())}") from problem
+            _count_queries(engine, config)
+            report |= _draw_queries(engine, config)
+            report["pairs"] = write_table(out, "candidates", _draw_documents(engine, config, report))
+        except engine.problems as problem:
+            raise DataError(config.pool, told(engine, problem)) from problem
         finally:
-            connection.close()
+            engine.close()
     write_json(out.with_suffix(".report.json"), report)
     return report
 
 
-def _count_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> None:
+def _count_queries(engine: QueryEngine, config: Config) -> None:
     """Make `asked` (query_no, pages): the pool's queries and on how many pages of the log each stands."""
-    excluded = " UNION ALL ".join(f"SELECT query FROM read_parquet({literal(path)})" for path in config.exclude)
-    connection.execute(f"CREATE TABLE excluded AS {excluded or 'SELECT NULL::VARCHAR AS query WHERE false'}")
+    excluded = ["SELECT NULL::VARCHAR AS query WHERE false"]
+    for number, path in enumerate(config.exclude):
+        engine.read_files(f"excluded_{number}", [Path(path)])
+        excluded.append(f"SELECT query FROM excluded_{number}")
+    engine.view("excluded", " UNION ALL ".join(excluded))
     relations = ["pool", "excluded"]
     if config.events:
         files = parquet_files(config.events)
         columns = file_columns(files, TABLES["events"], defaults=event_defaults())
-        open_view(connection, "events", TABLES["events"], files, None, columns)
+        open_view(engine, "events", TABLES["events"], files, None, columns)
         relations.append("events")
-    number_queries(connection, *relations)
+    number_queries(engine, *relations)
     pages = "SELECT NULL::INTEGER AS query_no, 0 AS pages WHERE false"
     if config.events:
         pages = """SELECT query_no, count(DISTINCT request_id) AS pages
                    FROM events JOIN spellings ON query = raw GROUP BY query_no"""
-    connection.execute(f"""
-        CREATE TABLE asked AS
+    engine.table(
+        "asked",
+        f"""
         WITH pages AS ({pages}),
              pooled AS (SELECT DISTINCT query_no FROM pool JOIN spellings ON query = raw),
              barred AS (SELECT DISTINCT query_no FROM excluded JOIN spellings ON query = raw)
         SELECT query_no, coalesce(pages, 0) AS pages
         FROM pooled LEFT JOIN pages USING (query_no) ANTI JOIN barred USING (query_no)
-    """)
+        """,
+    )
 
 
-def _draw_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]:
+def _draw_queries(engine: QueryEngine, config: Config) -> dict[str, int]:
     """Make `chosen` (query_no): weighted draw without replacement (Efraimidis and Spirakis 2006); returns counts."""
-    columns = connection.execute("SELECT query_no, pages FROM asked ORDER BY query_no").fetchnumpy()
+    columns = engine.columns("SELECT query_no, pages FROM asked ORDER BY query_no")
     numbers, pages = columns["query_no"], columns["pages"].astype(np.float64)
     # a query of the pool that the log never shows is as rare as one shown once
     weight = np.maximum(pages, 1) ** config.frequency_power
     draws = np.random.default_rng(config.seed).exponential(size=len(numbers)) / weight
-    chosen = pa.table({"query_no": np.sort(numbers[np.argsort(draws)[: config.queries]])})  # noqa: F841
-    connection.execute("CREATE TABLE chosen AS SELECT query_no FROM chosen")
+    chosen = pa.table({"query_no": np.sort(numbers[np.argsort(draws)[: config.queries]])})
+    engine.add("chosen", chosen.schema, [chosen])
     if not len(numbers):
         raise DataError(config.pool, "no query is left to draw from: the pool is empty or all of it is excluded")
     if len(numbers) < config.queries:
@@ -167,24 +171,26 @@ def _draw_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> dict
     return {"pool_queries": len(numbers), "queries": min(config.queries, len(numbers))}
 
 
-def _draw_documents(connection: duckdb.DuckDBPyConnection, config: Config, report: dict) -> Iterator[pa.Table]:
+def _draw_documents(engine: QueryEngine, config: Config, report: dict) -> Iterator[pa.Table]:
     """The sample in pieces by query; adds pool_pairs and duplicates to the report."""
     bands = read_bands(config.bands)
     # one row per document and per text: the lowest id stands for the rest
-    connection.execute("""
-        CREATE VIEW drawn AS
+    engine.view(
+        "drawn",
+        """
         SELECT query_no, min(query_id) OVER (PARTITION BY query_no) AS query_id, doc_id, title, summary,
                row_number() OVER (PARTITION BY query_no, doc_id ORDER BY query_id) AS copy,
                row_number() OVER (PARTITION BY query_no, title, summary ORDER BY doc_id, query_id) AS twin
         FROM pool JOIN spellings ON query = raw SEMI JOIN chosen USING (query_no)
-    """)
-    result = connection.sql("""
+        """,
+    )
+    result = engine.batches("""
         SELECT query_no, query_id, doc_id, query, title, summary, copy > 1 OR twin > 1 AS duplicate
         FROM drawn JOIN queries USING (query_no) ORDER BY query_no, doc_id
     """)
     report |= {"pool_pairs": 0, "duplicates": 0}
     bar = tqdm(total=report["queries"], desc="candidates", unit="query")
-    for piece in _whole_queries(result.to_arrow_reader(BATCH_ROWS)):
+    for piece in _whole_queries(result):
         report["pool_pairs"] += len(piece)
         duplicate = piece.column("duplicate").to_numpy()
         report["duplicates"] += int(duplicate.sum())
@@ -202,7 +208,7 @@ def _draw_documents(connection: duckdb.DuckDBPyConnection, config: Config, repor
     bar.close()
 
 
-def _whole_queries(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:
+def _whole_queries(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Rows ordered by query_no, regrouped into tables of about ROWS_AT_ONCE rows that never split a query."""
     held: list[pa.Table] = []
     for batch in batches:
@@ -211,9 +217,10 @@ def _whole_queries(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:
             continue
         rows = pa.concat_tables(held)
         numbers = rows.column("query_no").to_numpy()
-        while len(numbers) and numbers[0] != numbers[-1] and len(numbers) >= ROWS_AT_ONCE:
-            cut = ROWS_AT_ONCE if len(numbers) > ROWS_AT_ONCE else len(numbers) - 1
-            cut = int(np.searchsorted(numbers, numbers[cut])) or int(np.searchsorted(numbers, numbers[0], "right"))
+        # cut where the rows say so, not where a batch ended: engines end their batches at different rows
+        while len(numbers) > ROWS_AT_ONCE and numbers[0] != numbers[-1]:
+            whole = int(np.searchsorted(numbers, numbers[ROWS_AT_ONCE]))
+            cut = whole or int(np.searchsorted(numbers, numbers[0], "right"))
             yield rows.slice(0, cut)
             rows, numbers = rows.slice(cut), numbers[cut:]
         held = [rows]

@@ -30,7 +30,7 @@ from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS
 from ranking.schema import TABLES, read_table
 from ranking.text import normalise
 from ranking.visible import SEPARATORS, UNDRAWN
-from training.clicks.duckdb_tables import open_view, parquet_files
+from training.clicks.log_tables import open_view, parquet_files
 from training.clicks.normalised_queries import number_queries
 from training.sources.row_readers import text_field
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ranking import query_engine
 from ranking.errors import DataError
 from ranking.schema import TABLES, read_table, write_table
 from training import sample_candidates as program
@@ -54,7 +55,7 @@ def test_the_seed_decides_and_the_order_of_the_pool_does_not(tmp_path):
 def test_small_pieces_of_the_pool_give_the_same_queries(tmp_path, monkeypatch):
     whole, _ = sample(tmp_path, POOL, bands=["3:3", "10:2"])
     monkeypatch.setattr(program, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(program, "BATCH_ROWS", 11)
+    monkeypatch.setattr(query_engine, "BATCH_ROWS", 11)
     pieces, _ = sample(tmp_path, POOL, bands=["3:3", "10:2"])
     assert pieces == whole
 
