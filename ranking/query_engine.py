@@ -6,9 +6,9 @@ A program asks for an engine by `QueryEngineSettings` and speaks to it through `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -43,8 +43,8 @@ class QueryEngine(Protocol):
     def table(self, name: str, query: str, **parameters: Any) -> None:
         """Compute a table once; one of the same name, which the query may read, is replaced."""
 
-    def add(self, name: str, schema: pa.Schema, pieces: Iterable[pa.Table]) -> None:
-        """Make a table of Arrow tables of that schema, which are drawn one at a time."""
+    def filling(self, name: str, schema: pa.Schema) -> AbstractContextManager[Callable[[pa.Table], None]]:
+        """Yields a function that adds rows of that schema to a new table, which can be read once the block ends."""
 
     def drop(self, name: str) -> None:
         """Remove a table and what it takes of memory or disk."""
@@ -74,6 +74,12 @@ def single_value(engine: QueryEngine, query: str, **parameters: Any) -> Any:
     return value
 
 
+def add_table(engine: QueryEngine, name: str, rows: pa.Table) -> None:
+    """Make a table of rows that are at hand."""
+    with engine.filling(name, rows.schema) as write:
+        write(rows)
+
+
 def told(engine: QueryEngine, problem: BaseException) -> str:
     """What an engine says of a failed query, in one line."""
     said = str(problem).partition("\n\tat ")[0]  # without Java's stack
@@ -90,29 +96,40 @@ class DuckDbEngine:
         self.connection = connection
 
     def read_files(self, view: str, files: Sequence[Path], row_numbers: bool = False) -> None:
+        """Make a view of Parquet files, with every column that one of them has."""
         numbered = ", filename = true, file_row_number = true" if row_numbers else ""
         self.view(view, f"SELECT * FROM read_parquet({literal(files)}, union_by_name = true{numbered})")
 
     def view(self, name: str, query: str) -> None:
+        """Make a view, computed anew whenever it is read."""
         self.connection.execute(f"CREATE VIEW {name} AS {query}")
 
     def table(self, name: str, query: str, **parameters: Any) -> None:
+        """Compute a table once; one of the same name, which the query may read, is replaced."""
         self.connection.execute(f"CREATE OR REPLACE TABLE {name} AS {query}", parameters)
 
-    def add(self, name: str, schema: pa.Schema, pieces: Iterable[pa.Table]) -> None:
-        for number, piece in enumerate(chain([schema.empty_table()], pieces)):
+    @contextmanager
+    def filling(self, name: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+        """A new table, filled piece by piece."""
+
+        def write(piece: pa.Table, into: str = f"INSERT INTO {name}") -> None:
             self.connection.register("piece", piece)
-            into = f"INSERT INTO {name}" if number else f"CREATE TABLE {name} AS"
             self.connection.execute(f"{into} SELECT * FROM piece")
             self.connection.unregister("piece")
 
+        write(schema.empty_table(), f"CREATE TABLE {name} AS")
+        yield write
+
     def drop(self, name: str) -> None:
+        """Remove a table."""
         self.connection.execute(f"DROP TABLE {name}")
 
     def rows(self, query: str, **parameters: Any) -> list[tuple]:
+        """All rows of a small result."""
         return self.connection.execute(query, parameters).fetchall()
 
     def columns(self, query: str, **parameters: Any) -> dict[str, np.ndarray]:
+        """A result that fits into memory by column; a NULL is NaN."""
         fetched = self.connection.execute(query, parameters).fetchnumpy()
         return {
             name: np.ma.filled(values, np.nan) if np.ma.isMaskedArray(values) else values
@@ -120,11 +137,13 @@ class DuckDbEngine:
         }
 
     def batches(self, query: str, **parameters: Any) -> Iterator[pa.RecordBatch]:
+        """A result of any size in batches, in the order that the query asks for."""
         cursor = self.connection.cursor()  # of its own: the caller may ask other queries between two batches
         cursor.execute("SET TimeZone = 'UTC'")
         yield from cursor.sql(query, params=parameters or None).to_arrow_reader(BATCH_ROWS)
 
     def close(self) -> None:
+        """Close the database."""
         self.connection.close()
 
 
@@ -151,13 +170,17 @@ class QueryEngineSettings(DuckDbSettings):
             if not pair.partition("=")[1]:
                 raise ValueError(f"spark_conf: {pair!r} is not NAME=VALUE")
 
-    def open_engine(self, scratch: Path) -> QueryEngine:
+    def open_engine(self, scratch: Path | None, tables_on_disk: bool = False) -> QueryEngine:
         """The engine that was asked for. InputError: Spark cannot be started.
 
-        scratch: a folder for what does not fit into memory; under Spark all workers must see it at the same path.
+        scratch: a folder for what does not fit into memory, DuckDB's choice without; under Spark all workers must see
+        it at the same path. tables_on_disk: DuckDB's go to a file in it from the start.
         """
         if self.engine == "duckdb":
-            return DuckDbEngine(self.open_database(scratch))
+            file = scratch / "scratch.duckdb" if scratch and tables_on_disk else None
+            return DuckDbEngine(self.open_database(scratch, file))
         from ranking.spark_engine import SparkEngine  # Spark is an extra
 
-        return SparkEngine.start(self.spark_master, dict(pair.split("=", 1) for pair in self.spark_conf), scratch)
+        return SparkEngine.start(
+            self.spark_master, dict(pair.split("=", 1) for pair in self.spark_conf), scratch or Path()
+        )

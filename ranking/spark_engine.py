@@ -1,10 +1,11 @@
-"""Queries over logs on Spark: a session that is started or found, DuckDB's SQL translated, tables as Parquet between."""
+"""Queries over logs on Spark: DuckDB's SQL translated, a session that is started or found, tables kept as Parquet."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,7 +113,7 @@ class SparkEngine:
                 f"Spark reads {len(found)} of {len(files)} files of {files[0].parent}: it passes over names that begin "
                 "with _ or ."
             )
-        selected = [f"{_micros(name, kind)} AS {_quoted(name)}" for name, kind in types.items()]
+        selected = [f"{_time(name, kind)} AS {_quoted(name)}" for name, kind in types.items()]
         if row_numbers:
             # a URI back to the path: a plus is itself there, and url_decode would make a space of it
             path = "regexp_replace(url_decode(replace(_metadata.file_path, '+', '%2B')), '^file:/*', '/')"
@@ -128,13 +129,13 @@ class SparkEngine:
         frame = self._query(query, parameters)
         self._keep(name, self._written(frame), frame.schema)
 
-    def add(self, name: str, schema: pa.Schema, pieces: Iterable[pa.Table]) -> None:
-        """Make a table of Arrow tables of that schema."""
+    @contextmanager
+    def filling(self, name: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+        """A new table, filled piece by piece: a Parquet file that the driver writes."""
         folder = self._new_folder()
         folder.mkdir(parents=True)
         with pq.ParquetWriter(folder / "part.parquet", schema) as writer:
-            for piece in pieces:
-                writer.write_table(piece.cast(schema))
+            yield writer.write_table
         self._keep(name, folder, None)
 
     def drop(self, name: str) -> None:
@@ -202,10 +203,12 @@ def _connected(url: str, conf: Mapping[str, str]) -> SparkSession:
         raise InputError(f"{url}: no session of Spark Connect: {_line(problem)}") from problem
 
 
-def _micros(name: str, kind: str) -> str:
-    """SQL of a column as Spark reads it; nanoseconds, which came as a number, become a time."""
+def _time(name: str, kind: str) -> str:
+    """SQL of a column as DuckDB reads it: nanoseconds, which came as a number, and times without a zone are UTC's."""
     if kind.startswith("timestamp[ns"):
         return f"timestamp_micros({_quoted(name)} DIV 1000)"
+    if kind.startswith("timestamp["):
+        return f"CAST({_quoted(name)} AS TIMESTAMP)"
     return _quoted(name)
 
 

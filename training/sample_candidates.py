@@ -2,8 +2,8 @@
 
 Queries are drawn by their frequency in the log, tempered so that the tail is not lost; of each query's pool, documents
 are drawn by BM25 rank bands, so that the student sees what it will have to rank first, but also the far and the wrong.
-Spellings of one query, and documents of one text, count once. The pool is read out of core, or by Spark; one batch of queries with
-their pools is in memory. See docs/clicks.md.
+Spellings of one query, and documents of one text, count once. The pool is read out of core, or by Spark; one batch of
+queries with their pools is in memory. See docs/clicks.md.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ranking.bm25 import bm25_scores
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
-from ranking.query_engine import QueryEngine, QueryEngineSettings, told
+from ranking.query_engine import QueryEngine, QueryEngineSettings, add_table, told
 from ranking.schema import TABLES, write_table
-from training.clicks.log_tables import file_columns, open_view, parquet_files
 from training.clicks.event_columns import event_defaults
+from training.clicks.log_tables import file_columns, open_view, parquet_files
 from training.clicks.normalised_queries import number_queries
 
 LOGGER = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _draw_queries(engine: QueryEngine, config: Config) -> dict[str, int]:
     weight = np.maximum(pages, 1) ** config.frequency_power
     draws = np.random.default_rng(config.seed).exponential(size=len(numbers)) / weight
     chosen = pa.table({"query_no": np.sort(numbers[np.argsort(draws)[: config.queries]])})
-    engine.add("chosen", chosen.schema, [chosen])
+    add_table(engine, "chosen", chosen)
     if not len(numbers):
         raise DataError(config.pool, "no query is left to draw from: the pool is empty or all of it is excluded")
     if len(numbers) < config.queries:

@@ -22,7 +22,7 @@ from ranking.click_models import SATISFIED_SECONDS
 from ranking.errors import DataError, InputError
 from ranking.files import write_json
 from ranking.object_store import address
-from ranking.query_engine import QueryEngine, QueryEngineSettings, single_row, single_value, told
+from ranking.query_engine import QueryEngine, QueryEngineSettings, add_table, single_row, single_value, told
 from ranking.schema import TABLES, write_table
 from ranking.visible import VISIBLE_RE2
 from training.clicks.event_columns import LOST, event_defaults, parse_event_columns
@@ -243,7 +243,7 @@ def _exclude_queries(engine: QueryEngine, settings: ClickPairSettings) -> dict[s
         if query in near
     ]
     schema = pa.schema([("query_no", pa.int32())])
-    engine.add("excluded_queries", schema, [pa.table([found], schema=schema)])
+    add_table(engine, "excluded_queries", pa.table([found], schema=schema))
     events = single_value(
         engine,
         "SELECT count(*) FROM people JOIN spellings ON people.query = raw SEMI JOIN excluded_queries USING (query_no)",
@@ -274,7 +274,7 @@ def _sum_clicks(engine: QueryEngine, settings: ClickPairSettings, propensities: 
         seen = {position: propensities.at(position) for position in positions if propensities.at(position) > 0}
         found = {position: min(settings.max_weight, 1 / propensity) for position, propensity in seen.items()}
     schema = pa.schema([("position", pa.int32()), ("weight", pa.float64())])
-    engine.add("position_weights", schema, [pa.table([list(found), list(found.values())], schema=schema)])
+    add_table(engine, "position_weights", pa.table([list(found), list(found.values())], schema=schema))
     # rounded: the order in which threads add floats must not change the file
     engine.table(
         "weights",
@@ -294,8 +294,10 @@ def _sum_clicks(engine: QueryEngine, settings: ClickPairSettings, propensities: 
     # the text of the page: a snippet made for one query must not be learnt with another
     engine.table(
         "texts",
-        f"""SELECT query_no, doc_id, arg_max({{'title': title, 'summary': summary}}, (timestamp, title, summary)) AS text
-            FROM kept WHERE {satisfied} GROUP BY query_no, doc_id""",
+        f"""
+        SELECT query_no, doc_id, arg_max({{'title': title, 'summary': summary}}, (timestamp, title, summary)) AS text
+        FROM kept WHERE {satisfied} GROUP BY query_no, doc_id
+        """,
     )
 
 

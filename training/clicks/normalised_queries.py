@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pyarrow as pa
 
@@ -28,15 +28,12 @@ def number_queries(
     what is kept of it. Returns how many spellings and how many queries there are.
     """
     distinct = " UNION ".join(f"SELECT query FROM {relation}" for relation in relations)
-
-    def spelled() -> Iterator[pa.Table]:
+    with engine.filling("spelled", _SPELLED) as write:
         for batch in engine.batches(f"SELECT DISTINCT query FROM ({distinct})"):
             raw = batch.column(0).cast(pa.string())
             texts = [normalise_query(text) for text in raw.to_pylist()]
             clean = pa.array([rewrite(text) if rewrite and text else text for text in texts], pa.string())
-            yield pa.table([raw, clean], schema=_SPELLED)
-
-    engine.add("spelled", _SPELLED, spelled())
+            write(pa.table([raw, clean], schema=_SPELLED))
     # numbered by text: the numbers, and with them what is drawn by number, are the same in every run and engine
     engine.table(
         "queries",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from ranking.query_engine import QueryEngine
+from ranking.query_engine import QueryEngine, add_table
 from training.clicks.propensities import Propensities
 
 
@@ -24,7 +24,7 @@ def shown_documents(engine: QueryEngine, satisfied: str, propensities: Propensit
     positions = [position for (position,) in engine.rows("SELECT DISTINCT position FROM kept ORDER BY 1")]
     chances = [propensities.at(position) if propensities else 1.0 for position in positions]
     schema = pa.schema([("position", pa.int32()), ("propensity", pa.float64())])
-    engine.add("examination", schema, [pa.table([positions, chances], schema=schema)])
+    add_table(engine, "examination", pa.table([positions, chances], schema=schema))
     # rounded: the order in which threads add floats must not change the file
     engine.table(
         "shown_counts",
