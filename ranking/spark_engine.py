@@ -95,17 +95,24 @@ class SparkEngine:
 
     def read_files(self, view: str, files: Sequence[Path], row_numbers: bool = False) -> None:
         """Make a view of Parquet files, with every column that one of them has."""
-        groups: dict[tuple[tuple[str, str], ...], list[Path]] = {}
+        groups: dict[tuple[tuple[str, pa.DataType], ...], list[Path]] = {}
         for file in files:
             schema = pq.read_schema(file)
-            groups.setdefault(tuple((field.name, str(field.type)) for field in schema), []).append(file)
-        frames = [self._read(paths, dict(columns), row_numbers) for columns, paths in groups.items()]
+            groups.setdefault(tuple(zip(schema.names, schema.types)), []).append(file)
+        kinds: dict[str, set[str]] = {}
+        for columns in groups:
+            for name, kind in columns:
+                kinds.setdefault(name, set()).add(_kind(kind))
+        frames = [self._read(paths, dict(columns), kinds, row_numbers) for columns, paths in groups.items()]
         whole = frames[0]
         for frame in frames[1:]:
             whole = whole.unionByName(frame, allowMissingColumns=True)
         whole.createOrReplaceTempView(view)
 
-    def _read(self, files: list[Path], types: dict[str, str], row_numbers: bool) -> DataFrame:
+    def _read(
+        self, files: list[Path], types: dict[str, pa.DataType], kinds: dict[str, set[str]], row_numbers: bool
+    ) -> DataFrame:
+        """Files of one schema, their columns made to fit files of other schemas."""
         reader = self._session.read.option("recursiveFileLookup", "true").option("__globPaths__", "false")
         frame = reader.parquet(*[path.absolute().as_uri() for path in files])
         if len(found := frame.inputFiles()) != len(files):
@@ -113,7 +120,7 @@ class SparkEngine:
                 f"Spark reads {len(found)} of {len(files)} files of {files[0].parent}: it passes over names that begin "
                 "with _ or ."
             )
-        selected = [f"{_time(name, kind)} AS {_quoted(name)}" for name, kind in types.items()]
+        selected = [f"{_column(name, kind, kinds[name])} AS {_quoted(name)}" for name, kind in types.items()]
         if row_numbers:
             # a URI back to the path: a plus is itself there, and url_decode would make a space of it
             path = "regexp_replace(url_decode(replace(_metadata.file_path, '+', '%2B')), '^file:/*', '/')"
@@ -203,13 +210,26 @@ def _connected(url: str, conf: Mapping[str, str]) -> SparkSession:
         raise InputError(f"{url}: no session of Spark Connect: {_line(problem)}") from problem
 
 
-def _time(name: str, kind: str) -> str:
-    """SQL of a column as DuckDB reads it: nanoseconds, which came as a number, and times without a zone are UTC's."""
-    if kind.startswith("timestamp[ns"):
-        return f"timestamp_micros({_quoted(name)} DIV 1000)"
-    if kind.startswith("timestamp["):
-        return f"CAST({_quoted(name)} AS TIMESTAMP)"
-    return _quoted(name)
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    return "bool" if pa.types.is_boolean(kind) else "other"
+
+
+def _column(name: str, kind: pa.DataType, kinds: set[str]) -> str:
+    """SQL of a column as DuckDB reads it. kinds: what it is in any of the files.
+
+    Nanoseconds, which come as a number, and times without a zone are times of UTC. Where files differ, everything is
+    text beside text, and truth a number beside numbers.
+    """
+    quoted = _quoted(name)
+    if pa.types.is_timestamp(kind):
+        quoted = f"timestamp_micros({quoted} DIV 1000)" if kind.unit == "ns" else f"CAST({quoted} AS TIMESTAMP)"
+    if "text" in kinds and _kind(kind) != "text":
+        return f"CAST({quoted} AS STRING)"
+    return f"CAST({quoted} AS INT)" if kinds == {"bool", "other"} and _kind(kind) == "bool" else quoted
 
 
 def _quoted(name: str) -> str:

@@ -153,15 +153,50 @@ def test_a_first_publication_that_was_broken_off_is_not_taken_for_a_folder(bucke
     assert {p.name: p.read_text() for p in reader.local.iterdir()} == {"a": "1", "b": "2"}
 
 
-def test_a_new_publication_that_was_broken_off_is_never_mixed_with_the_old_one(bucket, tmp_path):
-    made = folder_of(tmp_path, a="1", b="2")
-    remote = Remote(f"{bucket}/second", made)
-    remote.publish()
-    for name in "ab":
-        write_text(made / name, "new")
-    publish_until(remote, 1)
-    with pytest.raises(InputError, match="/a: not the file that was published"):
-        Remote(f"{bucket}/second", tmp_path / "read").fetch()
+class CutStore:
+    """A file system whose machine goes away before its n-th change."""
+
+    CHANGES = ("open_output_stream", "copy_file", "delete_file", "delete_dir")
+
+    def __init__(self, store: pafs.FileSystem, changes: int):
+        self.store, self.left = store, changes
+
+    def __getattr__(self, name: str):
+        if name in self.CHANGES:
+            if not self.left:
+                raise Cut
+            self.left -= 1
+        return getattr(self.store, name)
+
+
+def test_wherever_a_publication_breaks_off_the_old_state_or_the_new_one_is_there(bucket, tmp_path):
+    old, new = {"a": "1", "b": "2", "c": "3"}, {"a": "new", "b": "2", "c": "also new", "d": "4"}
+    seen, changes, whole = [], 0, False
+    while not whole:
+        url, folder = f"{bucket}/cut{changes}", tmp_path / str(changes)
+        remote = Remote(url, folder_of(folder, **old))
+        remote.publish()
+        folder_of(folder, **new)
+        remote._store = CutStore(remote._store, changes)
+        try:
+            remote.publish()
+            whole = True
+        except Cut:
+            pass
+        reader = Remote(url, folder / "read")
+        reader.fetch()
+        seen.append({p.name: p.read_text() for p in reader.local.iterdir()})
+        # the same program again, on another machine
+        again = Remote(url, folder / "again")
+        again.fetch()
+        for name, text in new.items():
+            write_text(again.local / name, text)
+        again.publish()
+        found = objects(url)
+        assert found.pop(RECORD_NAME) and found == {name: text.encode() for name, text in new.items()}
+        changes += 1
+    turn = seen.index(new)
+    assert seen == [old] * turn + [new] * (len(seen) - turn) and 2 < turn < len(seen) - 2
 
 
 @pytest.mark.parametrize("content", [b"", b"2", b"22"])
