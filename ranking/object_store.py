@@ -22,13 +22,15 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -45,6 +47,9 @@ _SCHEMES = "s3|gs|gcs|abfs|abfss|hdfs"
 # pathlib makes one slash of two
 _ADDRESS = re.compile(rf"^({_SCHEMES}):/{{1,2}}(?=[^/])")
 _PIECE = 1 << 22
+_WAITS = (0.5, 2.0)  # seconds between the tries of a store that refuses
+
+T = TypeVar("T")
 
 
 def address(value: object) -> str | None:
@@ -251,43 +256,69 @@ def staged(config: Any, seconds: float | None = None) -> Iterator[list[Remote]]:
     without it the variable DISRANKER_PUBLISH_SECONDS says so, or 60. What is there after an exception is published too,
     so that the next run goes on there. InputError: a store cannot be read or written.
 
-    Of the processes of one training (torchrun sets RANK) each has copies of its own, and the first one publishes.
+    Of the processes of one training (torchrun sets RANK) each has copies of its own, and the first one publishes. If
+    the last publication fails, the copies stay, and the error says where.
     """
-    with tempfile.TemporaryDirectory(prefix="disranker-store-") as folder:
-        remotes: dict[str, Remote] = {}
+    folder = tempfile.mkdtemp(prefix="disranker-store-")
+    remotes: dict[str, Remote] = {}
 
-        def local(url: str) -> Path:
-            if url not in remotes:
-                path = Path(folder) / str(len(remotes)) / url.partition("?")[0].rsplit("/", 1)[-1]
-                path.parent.mkdir()
-                remotes[url] = Remote(url, path)
-            return remotes[url].local
+    def local(url: str) -> Path:
+        if url not in remotes:
+            path = Path(folder) / str(len(remotes)) / url.partition("?")[0].rsplit("/", 1)[-1]
+            path.parent.mkdir()
+            remotes[url] = Remote(url, path)
+        return remotes[url].local
 
+    try:
         _replace(config, local)
-        if not remotes:
-            yield []
-            return
-        for remote in remotes.values():
-            remote.fetch()
-        if int(os.environ.get("RANK", "0")) > 0:
-            with _known(remotes.values()):
-                yield list(remotes.values())
-            return
+        found = list(remotes.values())
+        for remote in found:
+            _patiently(remote.fetch)
+        writes = bool(found) and int(os.environ.get("RANK", "0")) == 0
         seconds = float(os.environ.get(INTERVAL_VARIABLE, "60")) if seconds is None else seconds
-        ended = threading.Event()
-        publisher = threading.Thread(
-            target=_keep_publishing, args=(list(remotes.values()), ended, seconds), daemon=True
-        )
-        publisher.start()
+        with _known(found), _publishing(found, seconds) if writes else nullcontext():
+            yield found
+    except _NotPublished as problem:
+        kept, folder = folder, ""
+        raise InputError(f"{problem}; what is not there yet is kept in {kept}") from problem
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _NotPublished(InputError):
+    pass
+
+
+@contextmanager
+def _publishing(remotes: list[Remote], seconds: float) -> Iterator[None]:
+    """Publish while the block lasts, and at its end."""
+    ended = threading.Event()
+    publisher = threading.Thread(target=_keep_publishing, args=(remotes, ended, seconds), daemon=True)
+    publisher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        publisher.join()
+        for remote in [each for one in remotes for each in (one, *one.beside())]:
+            try:
+                count = _patiently(remote.publish)
+            except InputError as problem:
+                raise _NotPublished(str(problem)) from problem
+            if count:
+                logger.info("%s: %d files published", remote.url, count)
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask a store up to three times: it may be busy, or a file may be replaced just then."""
+    for wait in _WAITS:
         try:
-            with _known(remotes.values()):
-                yield list(remotes.values())
-        finally:
-            ended.set()
-            publisher.join()
-            for remote in [each for one in remotes.values() for each in (one, *one.beside())]:
-                if count := remote.publish():
-                    logger.info("%s: %d files published", remote.url, count)
+            return ask()
+        except InputError as problem:
+            logger.warning("%s; asking again in %g s", problem, wait)
+            time.sleep(wait)
+    return ask()
 
 
 _STAGED: list[Remote] = []  # the copies that this process works on
@@ -317,11 +348,11 @@ def hand_over(path: Path, first: bool, wait: Callable[[], None]) -> None:
     remotes = [remote for remote in _STAGED if path.is_relative_to(remote.local)]
     if first:
         for remote in remotes:
-            remote.publish()
+            _patiently(remote.publish)
     wait()
     if not first:
         for remote in remotes:
-            remote.fetch()
+            _patiently(remote.fetch)
     if remotes:
         wait()  # the first one must not replace anything while others fetch
 

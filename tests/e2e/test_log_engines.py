@@ -46,6 +46,8 @@ def session() -> Iterator[object]:
         "spark.executor.memory": "512m", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2", "spark.log.level": "ERROR",
         "spark.ui.showConsoleProgress": "false",
+        # compiling a query and planning it anew after each stage take longer than these few rows
+        "spark.sql.codegen.wholeStage": "false", "spark.sql.adaptive.enabled": "false",
     }  # fmt: skip
     for name, value in settings.items():
         builder = builder.config(name, value)

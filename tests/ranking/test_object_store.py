@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,13 +102,15 @@ def test_an_error_names_the_store_and_not_the_copy(bucket, capsys):
     assert f"error: {bucket}/in/a.parquet: row 3: no title" in capsys.readouterr().err
 
 
-def test_a_store_that_cannot_be_asked_is_one_line(bucket, capsys):
+def test_a_store_that_cannot_be_asked_is_one_line_and_what_was_made_is_kept(bucket, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit) as ended:
         argv = ["--source", "s3://no-such-bucket/x", "--out", "s3://no-such-bucket/y"]
         run(lambda config: write_text(config.out / "a", "b"), Config, example="", argv=argv)
     assert ended.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert "s3://no-such-bucket/y" in line
+    assert "s3://no-such-bucket/y" in line and f"kept in {tmp_path}" in line
+    assert [p.read_text() for p in tmp_path.rglob("y/a")] == ["b"]
 
 
 def test_a_file_that_goes_or_changes_does_so_in_the_store_and_others_are_not_sent_again(bucket, tmp_path):
