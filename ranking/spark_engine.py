@@ -114,17 +114,15 @@ class SparkEngine:
     ) -> DataFrame:
         """Files of one schema, their columns made to fit files of other schemas."""
         reader = self._session.read.option("recursiveFileLookup", "true").option("__globPaths__", "false")
+        if hidden := [path for path in files if path.name.startswith(("_", "."))]:
+            raise InputError(f"{hidden[0]}: Spark passes over files whose names begin with _ or a dot; rename it")
         frame = reader.parquet(*[path.absolute().as_uri() for path in files])
-        if len(found := frame.inputFiles()) != len(files):
-            raise InputError(
-                f"Spark reads {len(found)} of {len(files)} files of {files[0].parent}: it passes over names that begin "
-                "with _ or ."
-            )
         selected = [f"{_column(name, kind, kinds[name])} AS {_quoted(name)}" for name, kind in types.items()]
         if row_numbers:
             # a URI back to the path: a plus is itself there, and url_decode would make a space of it
             path = "regexp_replace(url_decode(replace(_metadata.file_path, '+', '%2B')), '^file:/*', '/')"
-            selected += [f"{path} AS filename", "_metadata.row_index AS file_row_number"]
+            start = 1 if files[0].is_absolute() else len(f"{Path.cwd()}/") + 1  # a path is told as it was given
+            selected += [f"substring({path}, {start}) AS filename", "_metadata.row_index AS file_row_number"]
         return frame.selectExpr(*selected)
 
     def view(self, name: str, query: str) -> None:

@@ -83,6 +83,9 @@ def file_columns(
             if pa.types.is_integer(kind) and (pa.types.is_string(wanted.type) or pa.types.is_boolean(wanted.type)):
                 to = "VARCHAR" if pa.types.is_string(wanted.type) else "BOOLEAN"
                 kind, sql[wanted.name] = wanted.type, f"CAST({_quoted(theirs[wanted.name])} AS {to})"
+            elif pa.types.is_timestamp(kind) and kind != wanted.type:
+                # DuckDB has no arithmetic on nanoseconds with a zone, and a time without one is UTC's
+                sql[wanted.name] = f"CAST({_quoted(theirs[wanted.name])} AS TIMESTAMPTZ)"
             types.append(pa.field(wanted.name, kind))
         conform(table, pa.schema(types).empty_table(), file)
     return FileColumns(sql, absent)

@@ -106,9 +106,10 @@ _TABLE_QUERIES = {
         WHERE p.day = $day ORDER BY logged, p.request_id""",
     "events": f"""
         WITH shown AS (
-            SELECT * EXCLUDE (documents, title, summary, scores, teams), list_extract(documents, position) AS doc_id,
-                list_extract(title, position) AS title, list_extract(summary, position) AS summary
-            FROM (SELECT *, unnest(generate_series(1, array_length(documents)))::INTEGER AS position
+            SELECT * EXCLUDE (documents, title, summary, scores, teams, place), place::INTEGER AS position,
+                list_extract(documents, place::INTEGER) AS doc_id, list_extract(title, place::INTEGER) AS title,
+                list_extract(summary, place::INTEGER) AS summary
+            FROM (SELECT *, unnest(generate_series(1, array_length(documents))) AS place
                   FROM page WHERE day = $day AND array_length(documents) > 0) AS placed
         )
         SELECT {_EVENT_COLUMNS}

@@ -27,7 +27,7 @@ _DWELL_QUANTILE = 0.99  # of a click's dwell over both arms, at which dwell is c
 # what identifies a page and its segments: SQL over an exposure, and an aggregate over a page's events
 _IDENTITY = {
     "user_id": ("user_id", "any_value(user_id)"),
-    "moment": ("epoch_us(timestamp)", "min(epoch_us(timestamp))"),
+    "moment": ("epoch_us(timestamp::TIMESTAMPTZ)", "min(epoch_us(timestamp::TIMESTAMPTZ))"),
     "arm": ("arm", "any_value(arm)"),
     "query": ("query", "any_value(query)"),
     "platform": ("platform", "''"),
