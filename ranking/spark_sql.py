@@ -19,10 +19,10 @@ _RENAMED = {
 
 @cache
 def spark_sql(query: str) -> str:
-    """The query in Spark's SQL; `$name` becomes `:name`. ValueError: it holds what has no translation here.
+    """The query in Spark's SQL; `$name` becomes `:name`.
 
-    Lists are counted with array_length: `len` is the length of a text there. What is divided must be no integer of more
-    than 53 bits, since both engines divide as doubles.
+    Lists are counted with array_length, since `len` is the length of a text there. A function that neither sqlglot nor
+    this file knows stays as it is, and Spark names it.
     """
     tree = sqlglot.parse_one(query, read="duckdb")
     return tree.transform(_translated).sql(Spark)
