@@ -93,6 +93,9 @@ class Remote:
         if not record["complete"]:
             logger.warning("%s: its publication was broken off; nothing of it is taken", self.url)
             return
+        for name in self.known.keys() - record["files"].keys():  # gone since the last time
+            self._inside(name).unlink(missing_ok=True)
+            del self.known[name], self._stamps[name]
         for name, (size, digest) in record["files"].items():
             if self.known.get(name) == (size, digest) and self._stamps.get(name) == _stamp(self._inside(name)):
                 continue

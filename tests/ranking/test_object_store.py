@@ -125,6 +125,22 @@ def test_a_file_that_goes_or_changes_does_so_in_the_store_and_others_are_not_sen
     assert again.publish() == 0 and set(objects(f"{bucket}/changes")) == {"a", "c/d", RECORD_NAME}
 
 
+def test_a_copy_follows_what_another_process_publishes(bucket, tmp_path, monkeypatch):
+    first = Remote(f"{bucket}/run", folder_of(tmp_path, checkpoint_1="1", checkpoint_2="2"))
+    second = Remote(f"{bucket}/run", tmp_path / "second")
+    first.publish()
+    second.fetch()
+    write_text(second.local / "rng_state_1", "its own")
+    (first.local / "checkpoint_1").unlink()
+    write_text(first.local / "checkpoint_3", "3")
+    first.publish()
+    fetched, download = [], second._download
+    monkeypatch.setattr(second, "_download", lambda source, path: fetched.append(path.name) or download(source, path))
+    second.fetch()
+    assert fetched == ["checkpoint_3"]
+    assert {p.name for p in second.local.iterdir()} == {"checkpoint_2", "checkpoint_3", "rng_state_1"}
+
+
 class Cut(Exception):
     """Stands for the machine that goes away."""
 
