@@ -95,7 +95,7 @@ class Remote:
             return
         for name in self.known.keys() - record["files"].keys():  # gone since the last time
             self._inside(name).unlink(missing_ok=True)
-            del self.known[name], self._stamps[name]
+            self.known.pop(name), self._stamps.pop(name, None)
         for name, (size, digest) in record["files"].items():
             if self.known.get(name) == (size, digest) and self._stamps.get(name) == _stamp(self._inside(name)):
                 continue
