@@ -33,7 +33,6 @@ from training.world.dataset import WorldConfig, make_world
 
 LOGGER = logging.getLogger(__name__)
 SHOWN, CANDIDATES = 10, 20
-ENGINES_HEADING = "## DuckDB and Spark"  # the rest of the page is that of benchmarks/data/log_engines.py
 PAGES_PER_QUERY, PAGES_PER_DOCUMENT, PAGES_PER_USER = 4, 3, 6
 GRADES = np.array([4, 4, 3, 2, 2, 2, 1, 1, 1, *[0] * 11])
 CHUNK_PAGES = 50_000
@@ -176,9 +175,7 @@ def main(config: Config) -> None:
             log.unlink()
     page = _page(config, rows)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    before = config.out.read_text(encoding="utf-8") if config.out.is_file() else ""
-    _, heading, engines = before.partition(f"\n{ENGINES_HEADING}")
-    config.out.write_text(page + heading + engines, encoding="utf-8")
+    config.out.write_text(page, encoding="utf-8")
     print(page)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.data.clicklog import ENGINES_HEADING, texts, write_log
+from benchmarks.data.clicklog import texts, write_log
 from ranking.click_models import ClickModel
 from ranking.errors import InputError
 from ranking.program import run
@@ -27,7 +27,7 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Config:
-    """Measure prepare_clicks on DuckDB and on Spark and write their part of docs/results/clicklog.md.
+    """Measure prepare_clicks on DuckDB and on Spark and print a table of both.
 
     Args:
         events: log sizes in events
@@ -35,9 +35,7 @@ class Config:
         spark_master: where Spark runs; its memory is only seen on this machine
         spark_conf: NAME=VALUE for Spark's session
         threads: DuckDB's threads, as many as Spark has cores
-        out: the results page; what stands there after the heading of this program is replaced
         temp_folder: where the generated log goes; 60 million events take about 2 GB, removed afterwards
-        note: a line on the machine for the results page
     """
 
     events: list[int] = field(default_factory=lambda: [600_000, 6_000_000, 60_000_000])
@@ -45,9 +43,7 @@ class Config:
     spark_master: str = "local[2]"
     spark_conf: list[str] = field(default_factory=lambda: ["spark.driver.memory=4g"])
     threads: int = 2
-    out: Path = Path("docs/results/clicklog.md")
     temp_folder: Path | None = None
-    note: str = ""
 
     def __post_init__(self) -> None:
         if not self.events or min(self.events) < 1000:
@@ -85,7 +81,7 @@ def _resident(tree: psutil.Process) -> int:
 
 
 def main(config: Config) -> None:
-    """Measure every size with every engine and write the part of the results page."""
+    """Measure every size with every engine and print the table."""
     model, pool, rows = ClickModel(), texts(), []
     with tempfile.TemporaryDirectory(dir=config.temp_folder) as folder:
         for events in config.events:
@@ -100,23 +96,15 @@ def main(config: Config) -> None:
             if any(read_table(other, "clicks") != read_table(first, "clicks") for other in others):
                 raise InputError(f"the engines' click pairs of {events:,} events differ")
             log.unlink()
-    page = _page(config, rows)
-    before = config.out.read_text(encoding="utf-8") if config.out.is_file() else ""
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(before.partition(f"\n{ENGINES_HEADING}")[0] + "\n" + page, encoding="utf-8")
-    print(page)
+    print(_page(config, rows))
 
 
 def _page(config: Config, rows: list[str]) -> str:
     spark = f"Spark at {config.spark_master} with {', '.join(config.spark_conf) or 'its defaults'}"
     lines = [
-        ENGINES_HEADING,
-        "",
-        f"`python -m benchmarks.data.log_engines`, {time.strftime('%Y-%m-%d')}. prepare_clicks on the same logs;",
-        f"DuckDB with {config.threads} threads, {spark}.",
+        f"prepare_clicks on the same logs, DuckDB with {config.threads} threads, {spark}.",
         "Seconds include the start of the process and of Java. Peak memory is the largest resident sum of processes.",
         "Both engines wrote the same click pairs.",
-        *([config.note] if config.note else []),
         "",
         "| events | engine | seconds | million events/s | peak GiB |",
         "|---:|---|---:|---:|---:|",

@@ -1,4 +1,4 @@
-"""Spark gives what DuckDB gives: click pairs, compacted logs, reports and samples, on a cluster of two workers."""
+"""Spark gives what DuckDB gives: click pairs, compacted logs and reports, on a cluster of two workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from ranking.click_models import ClickModel
 from ranking.errors import DataError, InputError
 from ranking.query_engine import QueryEngineSettings
 from ranking.schema import TABLES, read_table, write_table
-from training import sample_candidates
 from training.clicks import click_pairs
 from training.clicks.click_pairs import ClickPairSettings, write_clicks
 from training.clicks.privacy_gate import PrivacySettings
@@ -243,31 +242,6 @@ def flat(value: object, name: str = "") -> dict[str, object]:
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         return {k: v for key, part in parts for k, v in flat(part, f"{name}/{key}").items()}
     return {name: value}
-
-
-def test_a_sample_of_candidates_is_the_same(tmp_path):
-    rows = [
-        {
-            "query_id": f"q{q}",
-            "doc_id": f"d{d}",
-            "query": f"Word{q}",
-            "title": f"word{q} " * (d % 7),
-            "summary": f"{d % 14}",
-        }
-        for q in range(30)
-        for d in range(30)
-    ]
-    write_table(tmp_path / "pool.parquet", "candidates", pa.Table.from_pylist(rows, TABLES["candidates"].schema))
-    made = []
-    for engine in ENGINES:
-        out = tmp_path / f"{engine}.parquet"
-        config = sample_candidates.Config(
-            pool=str(tmp_path / "pool.parquet"), out=out, queries=9, bands=["5:3", "rest:4"], engine=engine,
-            exclude=[tmp_path / "excluded.parquet"],
-        )  # fmt: skip
-        pq.write_table(pa.table({"query": ["word3"]}), tmp_path / "excluded.parquet")
-        made.append((sample_candidates.sample_candidates(config), read_table(out, "candidates")))
-    assert made[0] == made[1] and made[0][0]["duplicates"] and made[0][0]["pool_queries"] == 29
 
 
 def test_what_spark_lacks_is_one_line(tmp_path, monkeypatch):
