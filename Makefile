@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
-EXTRAS := train,datasets,build,serve-cpu,clients,integrations,loadtest,ray,privacy,bench,docs,dev
+EXTRAS := train,datasets,build,serve-cpu,clients,integrations,loadtest,ray,privacy,tracing,bench,docs,dev
 
 .PHONY: help install test lint demo retrain serve stop clean
 help:            ## list the targets
