@@ -41,6 +41,11 @@ class TelemetrySettings:
             yield
 
 
+def writes_json() -> bool:
+    """Whether standard error is for JSON lines now: then no progress bar belongs there."""
+    return any(isinstance(handler, _Enqueue) for handler in logging.getLogger().handlers)
+
+
 @contextmanager
 def json_logs() -> Iterator[None]:
     """Every log line of the process as one JSON object on standard error, written by a thread of its own.
