@@ -6,9 +6,10 @@ A program that was started without one would end in a stack trace of its imports
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 OURS = {"ranking", "training", "build", "serving", "clients", "loadtest", "demo", "benchmarks", "disranker"}
@@ -36,18 +37,21 @@ def missing_package(module: str, is_installed: Callable[[str], bool] = _is_insta
     return None
 
 
-def _imports(module: str) -> Iterator[str]:
+@functools.cache
+def _imports(module: str) -> list[str]:
     """What a module of ours imports when it is imported; of `from a import b` both a and a.b, which may be a module."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # a.b was no module
-        return
+        return []
     if spec is None or not spec.origin:
-        return
+        return []
+    found: list[str] = []
     for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
+            found.append(node.module)
             if node.module.partition(".")[0] in OURS:
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+                found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
