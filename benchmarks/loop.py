@@ -67,6 +67,7 @@ class Config:
         wishes: distinct things that they want, typed as their round types them
         tested: further wishes, which nobody types: NDCG@5 of each round is measured on them
         min_pairs: click pairs below which demo.retrain trains nothing
+        teacher_tolerance: NDCG@5 on dev that a new teacher may lose, as demo.retrain's
         in_stock: documents of a page; which of a query's candidates are there changes from page to page
         teacher: clicks: a BERT that goes on learning from every round's shown documents (demo.retrain --teacher
             clicks); renew: a decoder, pre-trained on the clicks of every round and fine-tuned, some ten times as long
@@ -87,6 +88,7 @@ class Config:
     wishes: int = 700
     tested: int = 400
     min_pairs: int = 200
+    teacher_tolerance: float = 0.01
     in_stock: int = 16
     teacher: Literal["clicks", "renew"] = "clicks"
     student_config: str = "training/configs/student_small.yaml"
@@ -140,9 +142,10 @@ class Seed:
                 ("start", "finetune_teacher", "likelihood_small", "pretrained"),
                 ("teacher", "finetune_teacher", "finetune_small", "start"),
             ):
+                start = ["--model", base / model] if model else []
                 stages.program(
-                    name, f"the first {name}", "-m", f"training.{program}", "--config", f"training/configs/{config}.yaml",
-                    "--data", data, "--out", base / name, *(["--model", base / model] if model else []), *seed,
+                    name, f"the first {name}", "-m", f"training.{program}", "--config",
+                    f"training/configs/{config}.yaml", "--data", data, "--out", base / name, *start, *seed,
                     made=base / name,
                 )  # fmt: skip
         else:
@@ -258,6 +261,7 @@ class Seed:
             student_config=self.config.student_config,
             teacher_config=self.config.teacher_config,
             min_pairs=self.config.min_pairs,
+            teacher_tolerance=self.config.teacher_tolerance,
         )
         stages = Stages(out, total=5 + retrain.TEACHER_STAGES[config.teacher])
         try:
@@ -339,7 +343,8 @@ def main(config: Config) -> None:
     found = [one for seed in seeds for one in seed.found()]
     if not found:
         raise InputError(f"{config.out}: no finished round to report")
-    print(write_report(found, config.rounds, config.world.drift, config.report, config.note))
+    command = f"python -m benchmarks.loop --seeds {' '.join(map(str, config.seeds))} --report docs/results"
+    print(write_report(found, config.rounds, config.world.drift, config.report, config.note, command))
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def merge(config: Config) -> dict[str, Any]:
     known = pc.sum(pc.is_in(chosen, value_set=old.column("query").combine_chunks())).as_py() or 0
     rows = rows.filter(pc.is_in(rows.column("query"), value_set=chosen)).sort_by([("query", "ascending")])
     # each run's groups have names of their own, since a query may join in several runs
-    prefix = f"log:{fingerprint(file)[:8]}"
+    prefix = f"log:{fingerprint(file, config.data / 'candidates.parquet')[:8]}"
     ids = pc.binary_join_element_wise(pa.scalar(prefix), rows.column("query"), ":")
     new = pa.table(
         [ids, *(rows.column(name) for name in ("doc_id", "query", "title", "summary"))],
