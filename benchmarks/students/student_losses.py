@@ -45,16 +45,16 @@ LOGGER = logging.getLogger(__name__)
 # variant -> settings of distill_student that differ
 VARIANTS: dict[str, dict[str, Any]] = {
     "hybrid (paper)": {"loss": "hybrid"},
-    "margin": {"loss": "margin"},
-    "ranknet": {"loss": "ranknet"},
     "ranknet_point 0.1": {"loss": "ranknet_point", "anchor": 0.1},
-    "hybrid, alpha 0.1": {"loss": "hybrid", "alpha": 0.1},
+    "ranknet": {"loss": "ranknet"},
+    "margin": {"loss": "margin"},
     "ranknet_point 0.3": {"loss": "ranknet_point", "anchor": 0.3},
-    "point": {"loss": "point"},
     "hybrid, offsets removed": {"loss": "hybrid"},
     "hybrid, uniform sampling": {"loss": "hybrid", "group_sampling": "uniform"},
-    "hybrid, all documents": {"loss": "hybrid", "group_documents": 0, "batch_groups": 3},
+    "hybrid, alpha 0.1": {"loss": "hybrid", "alpha": 0.1},
+    "point": {"loss": "point"},
     "ranknet, uniform sampling": {"loss": "ranknet", "group_sampling": "uniform"},
+    "hybrid, all documents": {"loss": "hybrid", "group_documents": 0, "batch_groups": 3},
 }
 WITHOUT_OFFSETS = "hybrid, offsets removed"
 
