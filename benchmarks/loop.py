@@ -71,7 +71,8 @@ class Config:
         in_stock: documents of a page; which of a query's candidates are there changes from page to page
         teacher: clicks: a BERT that goes on learning from every round's shown documents (demo.retrain --teacher
             clicks); renew: a decoder, pre-trained on the clicks of every round and fine-tuned, some ten times as long
-        student_config: settings of the students
+        student_config: settings of the first student
+        next_student_config: settings of those that demo.retrain makes
         teacher_config: settings of the teacher that learns from clicks
         world: sizes of the world, and its drift
         report: folder for loop.md; none: print it only
@@ -92,6 +93,7 @@ class Config:
     in_stock: int = 16
     teacher: Literal["clicks", "renew"] = "clicks"
     student_config: str = "training/configs/student_small.yaml"
+    next_student_config: str = "benchmarks/retraining/next_student.yaml"
     teacher_config: str = "benchmarks/retraining/clicks_teacher.yaml"
     world: WorldConfig = field(default_factory=loop_world)
     report: Path | None = None
@@ -205,7 +207,7 @@ class Seed:
     def _serve(self, number: int, wishes: Wishes) -> dict[str, Any]:
         """A round's traffic into the raw log, and the raw log into Parquet by day."""
         before, after = (wishes.of_round(n, wishes.typed) for n in (number - 1, number))
-        searches = {id(search): search for search in (*before, *after) if search is not None}
+        searches = {(one.text, one.rows): one for one in (*before, *after) if one is not None}
         pairs = pairs_table(wishes.world, list(searches.values()))
         scores = CheckpointScores()
         for model, checkpoint in self.models(number).items():
@@ -255,10 +257,11 @@ class Seed:
             repository=self.repository,
             out=out,
             since=str(self._days(unlearnt)[0]),
+            until=str(self._days(number)[-1]),
             teacher=self.config.teacher,
             pretrained=self._latest(number, "pretrained"),
             last_teacher=self._latest(number, "teacher"),
-            student_config=self.config.student_config,
+            student_config=self.config.next_student_config,
             teacher_config=self.config.teacher_config,
             min_pairs=self.config.min_pairs,
             teacher_tolerance=self.config.teacher_tolerance,

@@ -47,6 +47,7 @@ class Config:
         repository: model repository that serves; the new student is published there, and not promoted over it
         out: folder of this run; a second run goes on where the first one stopped
         since: first UTC day of the log that is learnt from, as 2026-11-14; all of it when left out
+        until: last such day; without it a day that arrives while the run is interrupted starts it afresh
         teacher: "renew": continue the decoder's pre-training and fine-tune it again; "clicks": a BERT ranker goes on
             learning from what the log showed and what was clicked, for teams without a GPU; "keep": label new pairs
             alone, by the teacher that is in the repository
@@ -77,6 +78,7 @@ class Config:
     repository: Path
     out: Path
     since: str = ""
+    until: str = ""
     teacher: Literal["renew", "clicks", "keep"] = "renew"
     pretrained: Path | None = None
     last_teacher: Path | None = None
@@ -98,8 +100,9 @@ class Config:
     click_flags: str = ""
 
     def __post_init__(self) -> None:
-        if self.since:
-            date.fromisoformat(self.since)
+        for day in (self.since, self.until):
+            if day:
+                date.fromisoformat(day)
         if self.teacher == "renew" and self.pretrained is None:
             raise ValueError("pretrained: the checkpoint of stage 1 is needed to renew the teacher; or --teacher keep")
         if self.arm == self.serving_arm:
@@ -133,7 +136,7 @@ def learn(stages: Stages, config: Config, label_candidates: Callable[[], None]) 
     label_candidates: writes out/labels, the labels folder of out/data/candidates.parquet.
     """
     out, data = config.out, config.out / "data"
-    files = days_since(config.log, config.since)
+    files = days_of(config.log, config.since, config.until)
     stages.run("log", f"{len(files)} days of the log", lambda: link_days(config.log, files, out / "log"), files)
     clicks = stages.run(
         "clicks", "new clicks, through the privacy gate", lambda: new_clicks(config), config.click_flags
@@ -163,11 +166,13 @@ def learn(stages: Stages, config: Config, label_candidates: Callable[[], None]) 
     return clicks
 
 
-def days_since(log: Path, since: str) -> list[str]:
-    """Names of the day files of the log from a day on. InputError if there is none."""
-    files = sorted(file.name for file in (log / "events").glob("*.parquet") if file.stem >= since)
+def days_of(log: Path, since: str, until: str = "") -> list[str]:
+    """Names of the log's day files from one day to another, both included. InputError if there is none."""
+    found = sorted(file.name for file in (log / "events").glob("*.parquet"))
+    files = [name for name in found if name[:10] >= since and (not until or name[:10] <= until)]
     if not files:
-        raise InputError(f"{log / 'events'}: no day{f' since {since}' if since else ''}; run ab_compact.py first")
+        span = f"{f' since {since}' if since else ''}{f' until {until}' if until else ''}"
+        raise InputError(f"{log / 'events'}: no day{span}; run ab_compact.py first")
     return files
 
 

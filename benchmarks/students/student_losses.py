@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ranknet, uniform sampling": {"loss": "ranknet", "group_sampling": "uniform"},
     "hybrid, all documents": {"loss": "hybrid", "group_documents": 0, "batch_groups": 3},
 }
+PIECE = 4000  # candidates labelled at once; what is labelled is kept
 WITHOUT_OFFSETS = "hybrid, offsets removed"
 
 
@@ -69,6 +70,7 @@ class Config:
         out: folder for labels, students and results.jsonl
         variants: which, in this order; none: all of them
         seeds: training seeds
+        queries: queries of the candidates that are labelled; 0 for all
         epochs: passes over the labelled queries
         held_out: labelled queries that no student sees: the error against the teacher is measured there
         tables: print what is there and train nothing
@@ -79,6 +81,7 @@ class Config:
     out: Path = Path("runs/student_losses")
     variants: list[str] | None = None
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    queries: int = 0
     epochs: float = 2
     held_out: int = 200
     tables: bool = False
@@ -104,17 +107,21 @@ def main(config: Config) -> None:
 
 
 def labelled_candidates(config: Config) -> pa.Table:
-    """The candidates with the teacher's scores, which are computed once."""
+    """The candidates of the first queries with the teacher's scores, which are computed once, piece by piece."""
     candidates = read_table(config.data / "candidates.parquet", "candidates")
-    kept = config.out / "labels.npy"
-    if not kept.is_file():
-        scores = checkpoint_scores(config.teacher, candidates)
-        with replacing(kept) as aside, aside.open("wb") as stream:
-            np.save(stream, scores)
-    scores = np.load(kept)
-    if len(scores) != len(candidates):
-        raise InputError(f"{kept}: {len(scores)} labels for {len(candidates)} candidates; give another --out")
-    return candidates.append_column("teacher_score", pa.array(scores, pa.float32()))
+    if config.queries:
+        first = candidates.column("query_id").unique()[: config.queries]
+        candidates = candidates.filter(pc.is_in(candidates.column("query_id"), value_set=first))
+    scores = []
+    for start in range(0, len(candidates), PIECE):
+        rows, kept = candidates.slice(start, PIECE), config.out / f"labels-{start}.npy"
+        if not kept.is_file():
+            with replacing(kept) as aside, aside.open("wb") as stream:
+                np.save(stream, checkpoint_scores(config.teacher, rows))
+        scores.append(np.load(kept))
+        if len(scores[-1]) != len(rows):
+            raise InputError(f"{kept}: {len(scores[-1])} labels for {len(rows)} candidates; give another --out")
+    return candidates.append_column("teacher_score", pa.array(np.concatenate(scores), pa.float32()))
 
 
 def measured(config: Config, labelled: pa.Table, name: str, seed: int) -> dict[str, Any]:

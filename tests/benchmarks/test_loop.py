@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     config = loop.Config(
         out=folder / "out", seeds=[1], rounds=2, days=2, pages=90, users=60, wishes=25, tested=40, in_stock=8,
         min_pairs=5, teacher_tolerance=1.0, student_config=str(folder / "student.yaml"),
-        teacher_config=str(folder / "teacher.yaml"),
+        next_student_config=str(folder / "student.yaml"), teacher_config=str(folder / "teacher.yaml"),
         world=WorldConfig.small(drift=drift), report=folder,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

@@ -14,7 +14,7 @@ from demo import retrain
 from demo.retrain import (
     EXIT_STOPPED,
     Config,
-    days_since,
+    days_of,
     experiment_text,
     link_days,
     main,
@@ -57,12 +57,13 @@ def make_log(folder, days=(5, 6, 7)) -> None:
 
 def test_only_days_from_the_given_one_on_are_learnt_from(tmp_path):
     make_log(tmp_path / "log")
-    files = days_since(tmp_path / "log", "2026-01-06")
+    files = days_of(tmp_path / "log", "2026-01-06")
     assert files == ["2026-01-06.parquet", "2026-01-07.parquet"]
+    assert days_of(tmp_path / "log", "", "2026-01-06") == ["2026-01-05.parquet", "2026-01-06.parquet"]
     link_days(tmp_path / "log", files, tmp_path / "linked")
     assert sorted(path.name for path in (tmp_path / "linked/events").iterdir()) == files
     with pytest.raises(InputError, match="no day since 2026-02-01"):
-        days_since(tmp_path / "log", "2026-02-01")
+        days_of(tmp_path / "log", "2026-02-01")
 
 
 def test_it_stops_where_too_little_was_clicked_and_says_so(tmp_path, capsys):
@@ -85,13 +86,13 @@ def test_a_known_query_joins_again_with_documents_that_it_had_not(tmp_path):
     make_log(tmp_path / "log")
     make_judged(tmp_path / "data")
     first = settings(tmp_path, min_pairs=1, click_flags="--privacy.personal-data keep")
-    link_days(first.log, days_since(first.log, first.since), first.out / "log")
+    link_days(first.log, days_of(first.log, first.since), first.out / "log")
     retrain.new_clicks(first)
     assert merge(first)["known_queries"] == 0
     # the next run learns from the same days and has the first one's candidates: nothing is new
     second = settings(tmp_path, min_pairs=1, click_flags=first.click_flags)
     second.data, second.out = first.out / "data", tmp_path / "second"
-    link_days(second.log, days_since(second.log, second.since), second.out / "log")
+    link_days(second.log, days_of(second.log, second.since), second.out / "log")
     retrain.new_clicks(second)
     assert merge(second)["new_pairs"] == 0
     # a document that "red film" had not: the query comes again with all that is shown for it now
