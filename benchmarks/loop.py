@@ -144,7 +144,7 @@ class Seed:
                 ("start", "finetune_teacher", "likelihood_small", "pretrained"),
                 ("teacher", "finetune_teacher", "finetune_small", "start"),
             ):
-                start = ["--model", base / model] if model else []
+                start = ["--model", str(base / model)] if model else []
                 stages.program(
                     name, f"the first {name}", "-m", f"training.{program}", "--config",
                     f"training/configs/{config}.yaml", "--data", data, "--out", base / name, *start, *seed,

@@ -60,10 +60,12 @@ def ctr_of(data: Path, model: str, day: date, quiet: list[date]) -> dict[str, fl
 
     def totals(days: list[date]) -> UserTotals:
         files = [data / "exposures" / f"{one}.parquet" for one in days]
-        rows = duckdb.sql(f"""
+        found = duckdb.sql(f"""
             SELECT sum((clicks > 0)::INT)::DOUBLE AS clicked, count(*)::DOUBLE AS pages
             FROM read_parquet({literal(files)}) WHERE served_by = '{model}' GROUP BY user_id
-        """).fetchnumpy()
+        """)
+        assert found is not None, "a SELECT has rows"
+        rows = found.fetchnumpy()
         return UserTotals(np.asarray(rows["clicked"]), np.asarray(rows["pages"]))
 
     now, before = estimate(totals([day])), estimate(totals(quiet))

@@ -123,12 +123,14 @@ async def serve(
                 doc_id=documents.doc_ids[row].as_py(),
                 title=documents.titles[row].as_py(),
                 summary=documents.summaries[row].as_py(),
+                prior=None,
             )
             for row in (search.rows[place] for place in page.present)
         ]
         request = RankRequest(
-            user_id=f"u{page.user}", query=search.text, documents=listed, request_id=page.request_id, platform="web"
-        )
+            user_id=f"u{page.user}", query=search.text, documents=listed, request_id=page.request_id, platform="web",
+            min_probability=None, arm=None,
+        )  # fmt: skip
         answer, _ = await service.rank(request, time.perf_counter())
         grade_of = dict(zip((d.doc_id for d in listed), search.grades[page.present].tolist()))
         shown = answer["ranking"][:LOOKED_AT]

@@ -310,7 +310,8 @@ ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {
 
 def main(config: Config) -> None:
     """Run the rows that are not finished, then print the table of all that are."""
-    seeds = [Seed(config, seed, world) for world in config.world_seeds or [None] for seed in config.seeds]
+    worlds: list[int | None] = [*config.world_seeds] if config.world_seeds else [None]
+    seeds = [Seed(config, seed, world) for world in worlds for seed in config.seeds]
     finished = {(row["row"], folder_of(row)) for row in finished_rows(config.out)}
     for name in [] if config.tables else config.rows or list(ROWS):
         for seed in seeds:
