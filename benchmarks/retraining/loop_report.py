@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ranking.files import write_text
 from ranking.significance import paired_bootstrap
 from training.world.drift import DriftSettings
 
+WIDTH = 120
 KINDS = ("new", "moved", "unchanged")
 SIGNIFICANT = 0.05  # of page CTR on one day, without any correction: the earliest that anybody could call it a drop
 
@@ -22,7 +24,12 @@ def write_report(
     seeds = sorted({one["seed"] for one in found})
     page = f"""# The loop on a world whose taste drifts
 
-    {command}
+<!-- made by
+run: {command}
+-->
+<!-- end of what it made -->
+
+Every figure below is written by `{command}`.
 
 Two students serve half of the users each, on the same days: `frozen` is the one of the first day, `loop` the one that
 `demo.retrain` made of the rounds before. In rounds {drift.first_round} to {drift.last_round} the taste drifts:
@@ -54,8 +61,7 @@ The users, the clock of the log, and the model server: the router's own code ass
 of the checkpoints' own scores instead of Triton. Real programs with real files: `ab_compact`, `ab_watch`'s checks, and
 of `demo.retrain` everything up to the new student (`prepare_clicks` with the privacy gate, the candidates, the teacher,
 its labels folder, `distill_student`). The teacher's labels are computed in process and written by `import_labels`. Left
-out: engine, gate on the engine, replay and ramp of the A/B test, so every new student serves.
-{note}
+out: engine, gate on the engine, replay and ramp of the A/B test, so every new student serves. {note}
 """
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
@@ -168,7 +174,7 @@ def _watch_conclusion(found: list[dict[str, Any]], drift: DriftSettings) -> str:
             f"an arm was lower {drop}: **{'before' if early else 'not before'} the drop**. Days with an alert before "
             f"any drift: {false_alarms} of {len(quiet)}."
         )
-    return "\n".join(lines)
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
 
 
 def _clicks_table(found: list[dict[str, Any]]) -> str:
