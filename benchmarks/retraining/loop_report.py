@@ -61,7 +61,9 @@ The users, the clock of the log, and the model server: the router's own code ass
 of the checkpoints' own scores instead of Triton. Real programs with real files: `ab_compact`, `ab_watch`'s checks, and
 of `demo.retrain` everything up to the new student (`prepare_clicks` with the privacy gate, the candidates, the teacher,
 its labels folder, `distill_student`). The teacher's labels are computed in process and written by `import_labels`. Left
-out: engine, gate on the engine, replay and ramp of the A/B test, so every new student serves. {note}
+out: engine, gate on the engine, replay and ramp of the A/B test, so every new student serves.
+
+{note}
 """
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
@@ -165,14 +167,18 @@ def _watch_conclusion(found: list[dict[str, Any]], drift: DriftSettings) -> str:
         days = [day for one in of_seed if one["round"] >= drift.first_round for day in one["days"]]
         fired = next((day["day"] for day in days if _early_alerts(day)), None)
         dropped = next((day["day"] for day in days if _drop(day)), None)
-        order = "never" if fired is None else f"first on {fired}"
-        drop = "never" if dropped is None else f"first on {dropped}"
+        false_alarms = (
+            f"Days with an alert before any drift: {sum(bool(_alerts(day)) for day in quiet)} of {len(quiet)}."
+        )
+        if not days:
+            lines.append(f"- Seed {seed}: no round with drift is finished. {false_alarms}")
+            continue
+        alert = "did not fire on the drift" if fired is None else f"fired on the drift first on {fired}"
+        drop = "was not lower on any day" if dropped is None else f"was lower first on {dropped}"
         early = fired is not None and (dropped is None or fired < dropped)
-        false_alarms = sum(bool(_alerts(day)) for day in quiet)
         lines.append(
-            f"- Seed {seed}: the watch fired {order} of the drift (alerts on clicks and latency left out), page CTR of "
-            f"an arm was lower {drop}: **{'before' if early else 'not before'} the drop**. Days with an alert before "
-            f"any drift: {false_alarms} of {len(quiet)}."
+            f"- Seed {seed}: the watch {alert} (alerts on clicks and latency left out), page CTR of an arm {drop}: "
+            f"**{'before' if early else 'not before'} the drop**. {false_alarms}"
         )
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
 

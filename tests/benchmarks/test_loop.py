@@ -91,6 +91,6 @@ def test_a_finished_run_trains_nothing_again_and_writes_the_same_page(run, monke
     before = (config.report / "loop.md").read_text()
     loop.main(config)
     assert (config.report / "loop.md").read_text() == before
-    assert "| 2 | 1 | " in before and "Seed 1: the watch fired " in before
+    assert "| 2 | 1 | " in before and "Seed 1: the watch " in before
     unfinished = write_report(found[:1], 2, config.world.drift, None, "", "command")
-    assert "Not finished: 1 of 2 rounds" in unfinished
+    assert "Not finished: 1 of 2 rounds" in unfinished and "no round with drift is finished" in unfinished
