@@ -39,7 +39,7 @@ results: $(STAMP) ## every page of docs/results again, hours of work: ONLY=click
 retrain: $(STAMP) ## new clicks to the next A/B test: SINCE=2026-11-14, RUN=runs/demo (a demo run), OUT=runs/retrain, ARGS=...
 	$(PY) -m demo.retrain --log $(or $(RUN),runs/demo)/ab/data --data $(or $(RUN),runs/demo)/data \
 	  --student $(or $(RUN),runs/demo)/student --repository $(or $(RUN),runs/demo)/model_repository \
-	  --pretrained $(or $(RUN),runs/demo)/pretrained --last-teacher $(or $(RUN),runs/demo)/teacher \
+	  $(if $(findstring --teacher clicks,$(ARGS)),,--pretrained $(or $(RUN),runs/demo)/pretrained --last-teacher $(or $(RUN),runs/demo)/teacher) \
 	  --out $(or $(OUT),runs/retrain) $(if $(SINCE),--since $(SINCE)) $(ARGS)
 
 serve: $(STAMP)  ## tritonserver, A/B router and search page on the models of OUT (default: the last demo run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +120,24 @@ class ScoringClient:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+
+class ScoringBackend(Protocol):
+    """What the router asks for scores: a Triton server's AsyncScoringClient, or a simulation's own scores."""
+
+    renewals: int
+
+    async def score(self, model: str, page: PageTensors, deadline_ms: float) -> ModelScores:
+        """The page's scores by a model. ScoringFailure says why there are none."""
+        ...
+
+    async def served_limits(self, model: str, deadline_ms: float) -> dict[str, int]:
+        """The limits that the model's server names, none if it names none. ScoringFailure if it does not say."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...
 
 
 class AsyncScoringClient:

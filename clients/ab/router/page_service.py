@@ -22,7 +22,7 @@ from clients.ab.experiment.file import ExperimentFile
 from clients.ab.experiment.split import OUTSIDE, Assignment, bucket
 from clients.ab.log.privacy import PrivacySettings
 from clients.ab.log.records import PAGE_TEXT, complete
-from clients.ab.log.writer import ExposureLog
+from clients.ab.log.writer import ExposureLog, now_microseconds
 from clients.ab.router.api import Document, EventsRequest, RankRequest
 from clients.ab.router.api_keys import ApiKeys
 from clients.ab.router.breaker import BreakerSettings
@@ -33,7 +33,7 @@ from clients.ab.router.page_ranking import INCOMING, KILLED, DeadlineSettings, P
 from clients.ab.router.served_limits import ServedLimits
 from clients.ab.router.shadow_scoring import ShadowScoring
 from clients.triton.connection import TritonAccess, TritonConnection
-from clients.triton.scoring import AsyncScoringClient, PageTensors
+from clients.triton.scoring import AsyncScoringClient, PageTensors, ScoringBackend
 from ranking import tracing
 from ranking.object_store import address
 from ranking.request_tensors import request_tensors
@@ -113,22 +113,36 @@ class ServiceSettings(TritonAccess, PrivacySettings, BreakerSettings, DeadlineSe
 
 
 class PageService:
-    """The state of one running router. Make it inside a running event loop: the connection to Triton belongs to it."""
+    """The state of one running router. Make it inside a running event loop: the connection to Triton belongs to it.
 
-    def __init__(self, settings: ServiceSettings):
+    client: scores pages in place of the Triton server at settings.url; clock: of the log, microseconds since 1970. Both
+    are for simulations, which know the scores and live through weeks in minutes.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        client: ScoringBackend | None = None,
+        clock: Callable[[], int] = now_microseconds,
+    ):
         self.settings = settings
         self.file = ExperimentFile(settings.experiment)
         self.privacy = settings.privacy()
         self.keys = ApiKeys(settings.api_keys) if settings.api_keys is not None else None
         self.draining = False  # set before the end: readiness goes first, then requests are finished
         self.exposure_log = ExposureLog(
-            settings.log, int(settings.rotate_mb * (1 << 20)), queue_bytes=int(settings.log_queue_mb * (1 << 20))
+            settings.log,
+            int(settings.rotate_mb * (1 << 20)),
+            queue_bytes=int(settings.log_queue_mb * (1 << 20)),
+            clock=clock,
         )
         self.watch = GuardrailWatch(settings.log)
         self.watch.adopt(self.file.current.experiments)
         self.metrics = Metrics()
-        connection = TritonConnection(settings.url, settings.credentials())
-        self._client = AsyncScoringClient(connection, settings.deadline_ms)
+        if client is None:
+            connection = TritonConnection(settings.url, settings.credentials())
+            client = AsyncScoringClient(connection, settings.deadline_ms)
+        self._client = client
         self.scorer = GuardedScorer(self._client, settings.new_breaker, self._observe_call)
         self.limits = ServedLimits(self._client)
         self.shadows = ShadowScoring(
