@@ -3,6 +3,9 @@
     query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]
     ->  score FP32 [n], and where the arm has a calibration probability FP32 [n]
 
+    of an arm that reads long documents in chunks also
+    optional max_chunks INT32 [1]  ->  chunks INT32 [n], how many were read of each document
+
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into calls (length buckets, or
 packed lists without padding, as the build chose) and sends each to `<name>_encoder`, version for version, which runs on
 TensorRT, OpenVINO or whatever the build chose. A version folder holds this file, buckets.py, request_fields.py, the
@@ -62,7 +65,7 @@ class TritonPythonModel:
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
         self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
-        self.text.encode(["warm"], ["up"], ["the tokenizer"])
+        self.text.encode_documents(["warm"], ["up"], ["the tokenizer"])
 
     async def execute(self, requests: list) -> list:
         """One response per request, in order: its scores, or what is wrong with it."""
@@ -72,9 +75,10 @@ class TritonPythonModel:
         try:
             if request.is_cancelled():
                 raise BadRequest("cancelled by the caller")
-            pairs = self.text.encode(*read_fields(request, self.max_documents))
-            prior = read_prior(request, len(pairs))
-            scores = await self._score(pairs, request.timeout())
+            fields = read_fields(request, self.max_documents)
+            documents = self.text.encode_documents(*fields, most_chunks=read_max_chunks(request))
+            prior = read_prior(request, len(documents))
+            scores = documents.pool(await self._score(documents.pairs, request.timeout()))
             if prior is not None:
                 scores = self.prior.blend(scores, prior)
         except BadRequest as problem:
@@ -91,6 +95,8 @@ class TritonPythonModel:
             blended = prior is not None and not np.isnan(prior).all()
             chances = probability(scores, self.calibration["with_prior" if blended else "alone"])
             answer.append(pb_utils.Tensor("probability", chances.astype(np.float32)))
+        if "chunks" in request.requested_output_names():
+            answer.append(pb_utils.Tensor("chunks", np.diff(documents.starts).astype(np.int32)))
         return pb_utils.InferenceResponse(answer)
 
     async def _score(self, pairs: list[EncodedPair], timeout_us: int) -> np.ndarray:
@@ -127,6 +133,17 @@ class TritonPythonModel:
             inputs=[pb_utils.Tensor(name, values) for name, values in feed.items()],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
+
+
+def read_max_chunks(request) -> int | None:
+    """How many chunks of a document the caller wants read at most; None if he did not say."""
+    tensor = pb_utils.get_input_tensor_by_name(request, "max_chunks")
+    if tensor is None:
+        return None
+    wanted = int(tensor.as_numpy()[0])
+    if wanted < 1:
+        raise BadRequest(f"max_chunks is {wanted}: at least 1 chunk of a document is read")
+    return wanted
 
 
 def read_prior(request, documents: int) -> np.ndarray | None:

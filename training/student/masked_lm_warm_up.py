@@ -144,7 +144,8 @@ def warm_up(
 def _texts(candidates: Path, text_format: StudentFormat) -> TokenStore:
     def pairs() -> Iterator[EncodedPair]:
         for rows in iter_table(candidates, "candidates"):
-            yield from text_format.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+            fields = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
+            yield from text_format.encode_documents(*fields).pairs
 
     store = TokenStore.of_pairs(pairs())
     if not len(store):

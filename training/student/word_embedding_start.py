@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from training.student.encoder import StudentModel
 from training.trainer import losses
 from training.trainer.group_batches import RankingGroups
+from training.trainer.ranking_trainer import pool_chunks
 
 LOGGER = logging.getLogger(__name__)
 
@@ -80,12 +81,16 @@ def fit_word_embeddings(student: StudentModel, groups: RankingGroups, steps: int
         for group in optimiser.param_groups:
             group["lr"] = 1e-2 * (1 - step / steps)
         chosen, owner = _draw(groups, rng)
-        batch = groups.store.pad(chosen.tolist(), student.text_format.pad_id, token_types=True)
+        texts, starts = groups.texts_of(chosen)
+        batch = groups.store.pad(texts.tolist(), student.text_format.pad_id, token_types=True)
         ids, types = batch["input_ids"], batch["token_type_ids"]
         plain = (
             (ids != student.text_format.cls_id) & (ids != student.text_format.sep_id) & (batch["attention_mask"] > 0)
         )
         scores = late_interaction(words, ids, plain & (types == 0), plain & (types == 1))
+        if groups.chunk_starts is not None:
+            place = torch.from_numpy(np.repeat(np.arange(len(chosen)), np.diff(starts)))
+            scores = pool_chunks(scores, place, len(chosen), groups.pooling)
         loss = losses.ranknet(scores, torch.from_numpy(groups.targets[chosen]), torch.from_numpy(owner))
         optimiser.zero_grad()
         loss.backward()
