@@ -321,6 +321,7 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
             "name": config.checkpoint.resolve().name,
             "fingerprint": fingerprint(config.checkpoint),
             "card": asdict(build.card),
+            "chunks": ScoreCard.load(config.checkpoint).chunking.most,  # the version may serve fewer, as its card says
         },
         "onnx": {"fingerprint": fingerprint(build.onnx), "parity_error": build.parity_error},
         "gate_data": {

@@ -117,7 +117,9 @@ def publish_engine(
     limits = ServingLimits(**facts["serving"])
     card = ScoreCard.from_json(json.dumps(facts["checkpoint"]["card"]), f"the card of {name}")
     identity = facts["checkpoint"]["fingerprint"]
-    if limits.max_chunks:  # with fewer chunks it is another ranker to whoever keeps its scores
+    if (
+        card.chunking.most < facts["checkpoint"]["chunks"]
+    ):  # with fewer chunks it is another ranker to whoever keeps its scores
         identity += f"-{card.chunking.most}-chunks"
     tags = {"arm": name, "role": card.role, "precision": facts["precision"], "checkpoint": identity}
     maps = ProbabilityMaps(**facts["probabilities"])

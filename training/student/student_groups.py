@@ -126,7 +126,7 @@ def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
         (s[row] for s in (first.store, second.store) for row in range(len(s))),
         np.concatenate([_document_starts(first), _document_starts(second)]),
     )
-    source = np.repeat([0.0, 1.0], [len(first.store), len(second.store)])
+    source = np.repeat([0.0, 1.0], [len(first.targets), len(second.targets)])
     targets = np.stack([np.concatenate([first.targets, second.targets]), source], axis=1).astype(np.float32)
     group_starts = np.concatenate([first.group_starts, first.group_starts[-1] + second.group_starts[1:]])
     chunk_starts = None
