@@ -93,10 +93,11 @@ class Corpus:
         """Documents of other heads that hold a word the query typed for its head: word matches without the concept."""
         key = next(form for form in query.forms if form[0] == query.head)
         if key not in self._lookalikes:
-            typed = set(self.lexicon.concepts[key[0]].typed[key[1]].split())
+            grammar = self.lexicon.grammar
+            typed = set(grammar.words(self.lexicon.concepts[key[0]].typed[key[1]]))
             pools = [self._named.get(key, _NONE)]
             for concept in self.lexicon.concepts:
-                shares = any(typed & set(words.split()) for words in concept.documents)
+                shares = any(typed & set(grammar.words(words)) for words in concept.documents)
                 if concept.kind == "head" and shares and concept.number != query.head:
                     pools.append(self.of_head.get(concept.number, _NONE)[:200])
             self._lookalikes[key] = np.concatenate(pools)
@@ -169,4 +170,6 @@ def draw_query(
     attributes = [words[m] for m in modifiers if concepts[m].kind == "attribute"]
     settings = [words[m] for m in modifiers if concepts[m].kind == "setting"]
     front, back = (attributes, []) if luck.random() >= HEAD_FIRST else ([], attributes)
-    return Query(head, modifiers, forms, " ".join([*front, words[head], *back, *settings]))
+    grammar, rest = corpus.lexicon.grammar, [*front, words[head], *back]
+    in_order = [*settings, *rest] if grammar.settings_first else [*rest, *settings]
+    return Query(head, modifiers, forms, grammar.word_gap.join(in_order))
