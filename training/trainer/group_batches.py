@@ -193,7 +193,7 @@ class GroupBatches(Dataset):
         for share in shares:
             mine = np.concatenate([documents[i] for i in share]) if share else np.empty(0, np.int64)
             texts, _ = self.groups.texts_of(mine)
-            plans.append([texts[chunk] for chunk in split_by_tokens(lengths[texts], self.forward_tokens)])
+            plans.append([texts[piece] for piece in split_by_tokens(lengths[texts], self.forward_tokens)])
         forwards = plans[self.process_index]
         rows = [len(forward) for forward in forwards]
         everything, _ = self.groups.texts_of(np.concatenate(documents))
@@ -207,8 +207,8 @@ class GroupBatches(Dataset):
             )
         item = {
             "forwards": [
-                self.groups.store.pad(chunk, self.pad_id, self.token_types)
-                for chunk in [*forwards, *[filler] * missing]
+                self.groups.store.pad(piece, self.pad_id, self.token_types)
+                for piece in [*forwards, *[filler] * missing]
             ],
             "rows": rows + [0] * missing,
             "targets": torch.from_numpy(self.groups.targets[mine]),

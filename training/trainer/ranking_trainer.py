@@ -112,18 +112,18 @@ class RankingTrainer(BatchTrainer):
         model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
         training = model.training
         model.eval()
-        chunks = split_by_tokens(groups.store.lengths, 4 * self.settings.forward_tokens)
+        pieces = split_by_tokens(groups.store.lengths, 4 * self.settings.forward_tokens)
         process, process_count = self.args.process_index, self.args.world_size
         scores = torch.zeros(len(groups.store), device=self.args.device)
-        rounds = range(0, len(chunks), process_count)
+        rounds = range(0, len(pieces), process_count)
         for first in tqdm(rounds, desc="score", leave=False, disable=self.args.disable_tqdm or process != 0):
-            # as many forwards on every process: past the end the last chunk is computed and thrown away
-            chunk = chunks[min(first + process, len(chunks) - 1)]
-            inputs = self._prepare_inputs(groups.store.pad(chunk, self.pad_id, self.token_types))
+            # as many forwards on every process: past the end the last piece is computed and thrown away
+            piece = pieces[min(first + process, len(pieces) - 1)]
+            inputs = self._prepare_inputs(groups.store.pad(piece, self.pad_id, self.token_types))
             with self.accelerator.autocast(), scoring_attention(self.model):
                 output = model(**inputs).logits.float().reshape(-1)
-            if first + process < len(chunks):
-                scores[torch.from_numpy(chunk)] = output
+            if first + process < len(pieces):
+                scores[torch.from_numpy(piece)] = output
         model.train(training)
         result = self.accelerator.reduce(scores, "sum").cpu().numpy()
         if not np.isfinite(result).all():
