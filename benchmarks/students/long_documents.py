@@ -22,16 +22,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.students.runs import (
-    append_row,
-    checkpoint_scores,
-    finished_rows,
-    judged_ranking,
-    text_columns,
-    train_as_shipped,
-)
+from benchmarks.students.runs import append_row, finished_rows, judged_ranking, text_columns, train_as_shipped
 from ranking.card import ScoreCard
-from ranking.chunks import Chunking, Pooling
+from ranking.chunks import Chunking, Pooling, pool
 from ranking.files import new_folder
 from ranking.metrics import mean
 from ranking.program import run
@@ -39,6 +32,7 @@ from ranking.schema import read_table, write_table
 from ranking.significance import paired_bootstrap
 from ranking.text import StudentFormat
 from training import prepare_data, train_baseline
+from training.evaluation.checkpoint_scores import Scorer
 
 LOGGER = logging.getLogger(__name__)
 SPLITS = ("train", "dev", "test")
@@ -92,15 +86,14 @@ def main(config: Config) -> None:
         flags = {"data": short, "least_steps": config.least_steps, "limits.max_summary_tokens": config.summary_tokens}
         student = train_as_shipped(train_baseline, "baseline_minilm.yaml", config.out / "student", **flags)
         bury(config, short, long, student)
-        measure(config, "short", student, short)
-        measure(config, "cut", student, long)
-        for pooling in ("max", "mean"):
-            measure(config, pooling, in_chunks(config, student, pooling), long)
+        measure(config, ["short"], student, short)
+        measure(config, ["cut"], student, long)
+        measure(config, ["max", "mean"], in_chunks(config, student), long)
         if config.long_epochs:
             flags = {"data": long, "init": student, "chunks": config.chunks, "chunk_overlap": config.overlap}
             flags |= {"epochs": config.long_epochs, "least_steps": 0, "batch_groups": 2, "calibrate": "null"}
             trained = train_as_shipped(train_baseline, "baseline_minilm.yaml", config.out / "trained", **flags)
-            measure(config, "trained", trained, long)
+            measure(config, ["trained"], trained, long)
     show(config)
 
 
@@ -173,37 +166,46 @@ def _with(table: pa.Table, column: str, values: list[str]) -> pa.Table:
     return table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
 
 
-def in_chunks(config: Config, student: Path, pooling: Pooling) -> Path:
+def in_chunks(config: Config, student: Path) -> Path:
     """A copy of the checkpoint whose card says that it reads long summaries in chunks."""
-    folder = config.out / f"student-{pooling}"
+    folder = config.out / "student-in-chunks"
     if not folder.is_dir():
         with new_folder(folder) as aside:
             for file in (file for file in student.iterdir() if file.is_file()):
                 shutil.copyfile(file, aside / file.name)
-            card = ScoreCard.load(student)
-            replace(card, chunking=Chunking(config.chunks, config.overlap, pooling)).save(aside)
+            replace(ScoreCard.load(student), chunking=Chunking(config.chunks, config.overlap)).save(aside)
     return folder
 
 
-def measure(config: Config, name: str, checkpoint: Path, data: Path) -> None:
-    """Score the test judgments of a dataset and append the row to results.jsonl, unless it is there."""
-    if name in {row["row"] for row in finished_rows(config.out)}:
+def measure(config: Config, names: list[str], checkpoint: Path, data: Path) -> None:
+    """Score the test judgments of a dataset and append a row to results.jsonl, unless it is there.
+
+    names: of one row, or `max` and `mean`, which pool the scores of the same chunks.
+    """
+    if set(names) <= {row["row"] for row in finished_rows(config.out)}:
         return
     test = read_table(data / "judgments" / "test.parquet", "judgments")
-    documents = StudentFormat.of_checkpoint(checkpoint).encode_documents(*text_columns(test))
+    scorer = Scorer.load(checkpoint)
+    assert scorer.card is not None
+    store, starts = scorer.encode(*text_columns(test))
+    of_chunks = replace(scorer, encode=lambda *_: (store, None))  # a score for each text of the store
     started = time.process_time()
-    judged = judged_ranking(test, checkpoint_scores(checkpoint, test, precision="bfloat16"))
-    row = {
-        "row": name,
-        "ndcg@5": mean(judged.ndcg(5)),
-        "queries": len(judged),
-        "documents": len(documents),
-        "chunks": len(documents.pairs) / len(documents),
-        "processor_seconds": round(time.process_time() - started, 1),
-        "per_query": judged.ndcg(5).round(6).tolist(),
-    }
-    append_row(config.out, row)
-    LOGGER.info("%s: nDCG@5 %.4f, %.1f chunks a document", name, row["ndcg@5"], row["chunks"])
+    scores = of_chunks.score(*text_columns(test), precision="bfloat16", progress=names[0])
+    seconds = time.process_time() - started
+    for name in names:
+        pooling: Pooling = "mean" if name == "mean" else scorer.card.chunking.pooling
+        judged = judged_ranking(test, scores if starts is None else pool(scores, starts, pooling))
+        row = {
+            "row": name,
+            "ndcg@5": mean(judged.ndcg(5)),
+            "queries": len(judged),
+            "documents": len(test),
+            "chunks": len(store) / len(test),
+            "processor_seconds": round(seconds, 1),
+            "per_query": judged.ndcg(5).round(6).tolist(),
+        }
+        append_row(config.out, row)
+        LOGGER.info("%s: nDCG@5 %.4f, %.1f chunks a document", name, row["ndcg@5"], row["chunks"])
 
 
 def show(config: Config) -> None:

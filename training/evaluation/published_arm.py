@@ -36,8 +36,10 @@ class PublishedArm:
             content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             built_from = content["checkpoint"]["fingerprint"]
             quality = content["quality"]
-            # absent in versions of earlier releases
-            chunks, served = content["checkpoint"].get("chunks", 1), content["checkpoint"]["card"].get("chunking", {})
+            chunks = content["checkpoint"].get(
+                "chunks", 1
+            )  # this and the next are absent in earlier releases' versions
+            served = content["checkpoint"].get("card", {}).get("chunking", {})
         except (OSError, ValueError, LookupError) as problem:
             raise InputError(f"{folder}: not a published arm of build/build_student.py: {problem!r}") from problem
         if fingerprint(checkpoint) != built_from:

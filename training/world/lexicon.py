@@ -134,6 +134,8 @@ def load_lexicon(name: str = "english") -> Lexicon:
 
 
 def _read_lexicon(path: Path, content: dict) -> Lexicon:
+    if not isinstance(content, dict):
+        raise ValueError("domains by name are expected")
     said = dict(content.pop("grammar", {}))
     grammar = Grammar(**said | ({"titles": tuple(said["titles"])} if "titles" in said else {}))
     preposition = re.compile(grammar.preposition)

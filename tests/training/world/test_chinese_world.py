@@ -77,7 +77,7 @@ def test_texts_are_chinese_without_spaces_and_queries_hold_several_words(tmp_pat
         ("grammar: {surprise: 1}", "surprise"),
         ("grammar: {titles: [a]}", "1 titles, 4 forms"),
         ("a: {families: {f: ['word =']}, attributes: [], settings: []}", "both sides"),
-        ("- a", "not a lexicon"),
+        ("- a", "domains by name are expected"),
     ],
 )
 def test_a_lexicon_of_ones_own_that_cannot_be_read_is_told_with_its_path(tmp_path, content, reason):
