@@ -48,7 +48,9 @@ class Config:
         train_queries: judged train queries
         dev_queries: dev queries, for the choice of the checkpoint
         test_queries: test queries to measure on
+        init: where the student starts; a checkpoint of an earlier run of this program trains it further
         least_steps: optimiser steps of the training on short summaries
+        learning_rate: peak learning rate of it
         summary_tokens: tokens of a summary, or of a chunk, that the student reads
         long_tokens: tokens of a long text
         overlap: tokens of a chunk that the next one begins with again
@@ -62,11 +64,13 @@ class Config:
     out: Path = Path("runs/long_documents")
     train_queries: int = 60
     dev_queries: int = 30
-    test_queries: int = 40
-    least_steps: int = 40
+    test_queries: int = 20
+    init: str = "minilm"
+    least_steps: int = 80
+    learning_rate: float = 1e-4
     summary_tokens: int = 96
     long_tokens: int = 1500
-    overlap: int = 48
+    overlap: int = 32
     titles: bool = True
     long_epochs: float = 0.0
     seed: int = 1
@@ -83,7 +87,8 @@ def main(config: Config) -> None:
     if not config.tables:
         short, long = config.out / "short", config.out / "long"
         prepare(config, short)
-        flags = {"data": short, "least_steps": config.least_steps, "limits.max_summary_tokens": config.summary_tokens}
+        flags = {"data": short, "init": config.init, "least_steps": config.least_steps, "group_documents": 8}
+        flags |= {"learning_rate": config.learning_rate, "limits.max_summary_tokens": config.summary_tokens}
         student = train_as_shipped(train_baseline, "baseline_minilm.yaml", config.out / "student", **flags)
         bury(config, short, long, student)
         measure(config, ["short"], student, short)

@@ -18,15 +18,16 @@ from training.world.dataset import SPLITS, WorldConfig, make_world, pair_rows
 from training.world.lexicon import load_lexicon
 
 WORLD = WorldConfig.small(
-    lexicon="chinese", documents=900, train_queries=20, dev_queries=30, test_queries=60, unlabelled_queries=400
-)
+    lexicon="chinese", documents=700, clicked_pairs=300, log_queries=200, train_queries=20, dev_queries=20,
+    test_queries=40, unlabelled_queries=160,
+)  # fmt: skip
 
 
 def test_a_chinese_world_teaches_a_student_from_scratch(tmp_path):
     data = tmp_path / "data"
     prepare_data.main(prepare_data.Config(source="world", out=data, world=WORLD))
     assert json.loads((data / "dataset.json").read_text())["source"] == "world:chinese:1"
-    assert len(read_table(data / "clicks.parquet", "clicks")) > 900
+    assert len(read_table(data / "clicks.parquet", "clicks")) > 250
     student = distill_from_the_truth(data, tmp_path / "student")
     evaluate.main(
         evaluate.Config(
@@ -51,8 +52,8 @@ def distill_from_the_truth(data, out):
     assert truth.column("doc_id").to_pylist() == candidates.column("doc_id").to_pylist()
     labelled = candidates.append_column("teacher_score", truth.column("grade").cast(pa.float32()))
     settings = DistillationSettings(
-        data=data, out=out, size="mini-3", vocabulary_size=1500, match_steps=150, limits=FieldLimits(16, 24, 48),
-        epochs=2, batch_groups=8, learning_rate=1e-3, precision="fp32",
+        data=data, out=out, size="mini-3", vocabulary_size=1500, match_steps=120, limits=FieldLimits(12, 24, 40),
+        epochs=1, batch_groups=8, learning_rate=1e-3, precision="fp32",
     )  # fmt: skip
     student = start_student(settings)
     distill(settings, student, groups_of([labelled], "teacher_score", student.text_format), None, {"truth": "grades"})
