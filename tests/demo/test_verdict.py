@@ -83,7 +83,7 @@ def test_a_run_without_gain_publishes_nothing_and_exits_with_3(tmp_path, monkeyp
     monkeypatch.setattr("demo.summary.labelling", lambda out: {})
     (tmp_path / "judgments.csv").write_text("query,title,grade\n")
     assert run.main(Config(data=tmp_path / "judgments.csv", out=tmp_path / "run")) == 3
-    assert commands == ["data", "sample", "label", "baseline", "student", "evaluate"]
+    assert commands == ["data", "sample", "baseline", "label", "student", "evaluate"]
     assert "do not ship: on 200 test queries" in capsys.readouterr().out
     assert "do_not_ship" in json.loads((tmp_path / "run" / "summary.json").read_text())
     assert not (tmp_path / "run" / "model_repository").exists()
@@ -113,7 +113,7 @@ def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settin
         parsed.append(module)
 
     def stage(self, name, title, work, *_, **__):
-        if name in ("data", "sample") or (name == "label" and "labelling by BM25" in title):
+        if name in ("data", "sample"):
             work()
 
     monkeypatch.setattr(Stages, "program", lambda self, name, title, *command, made=None: parses(*command))
@@ -135,7 +135,7 @@ def test_a_table_with_bad_rows_is_prepared_and_their_number_said(tmp_path, capsy
     table = tmp_path / "judged.csv"
     rows = [f"red tent {n},d{n}-{g},tent {g},a text,{g}" for n in range(60) for g in (0, 1, 2)]
     table.write_text("\n".join(["query,doc_id,title,summary,grade", *rows, ",d0-0,tent 0,a text,1"]) + "\n")
-    flags = run.source_flags(table, 20, False, decoder_teacher=False)
+    flags = run.source_flags(Config(data=table, limit=20))
     Stages(tmp_path / "run", total=1).run("data", "prepare", lambda: run.prepare(flags, tmp_path / "run" / "data"))
     assert "1 bad rows were left out" in capsys.readouterr().out
     assert "query is blank" in (tmp_path / "run" / "data" / "rejects.tsv").read_text()
@@ -147,7 +147,7 @@ def test_a_collection_judged_for_the_test_alone_is_split_anew(tmp_path, splits):
     (tmp_path / "corpus.jsonl").touch()
     for split in splits:
         (tmp_path / "qrels" / f"{split}.tsv").touch()
-    flags = run.source_flags(tmp_path, limit=40, smoke=False, decoder_teacher=False)
+    flags = run.source_flags(Config(data=tmp_path, limit=40))
     assert ("--resplit" in flags) == ("train" not in splits)
 
 
@@ -157,7 +157,7 @@ def test_a_collection_that_judges_relevant_documents_alone_gets_others_to_rank(t
     (tmp_path / "corpus.jsonl").touch()
     rows = [f"q{n}\td{n}{grade}\t{grade}" for n in range(5) for grade in grades]
     (tmp_path / "qrels" / "train.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
-    flags = run.source_flags(tmp_path, limit=40, smoke=False, decoder_teacher=False)
+    flags = run.source_flags(Config(data=tmp_path, limit=40))
     assert ("--negatives" in flags) == added
 
 
