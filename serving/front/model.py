@@ -75,8 +75,8 @@ class TritonPythonModel:
         try:
             if request.is_cancelled():
                 raise BadRequest("cancelled by the caller")
-            fields = read_fields(request, self.max_documents)
-            documents = self.text.encode_documents(*fields, most_chunks=read_max_chunks(request))
+            queries, titles, summaries = read_fields(request, self.max_documents)
+            documents = self.text.encode_documents(queries, titles, summaries, read_max_chunks(request))
             prior = read_prior(request, len(documents))
             scores = documents.pool(await self._score(documents.pairs, request.timeout()))
             if prior is not None:
