@@ -146,7 +146,9 @@ def test_evaluate_scores_judged_pairs_with_the_blend(data, encoder, tmp_path):
         ({"encoder": "/nowhere"}, "sentence encoder"),
     ],
 )
-def test_a_ranker_that_is_none_is_named(data, encoder, tmp_path, change, words):
+def test_a_ranker_that_is_none_is_named(data, encoder, tmp_path, monkeypatch, change, words):
+    # a name that is no folder is looked for on the hub, which without a network is tried again for most of a minute
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=words):
         blend_labels(dataclasses.replace(settings(data, encoder, tmp_path / "labels"), **change))
 
