@@ -211,13 +211,13 @@ def score_system(
         dev = judgments_of(corpus / "judgments" / "dev.parquet")
         dev_scores = checkpoint.score(*dev.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
         dev_prior = first_stage_scores(first_stage, corpus, dev.table)
-        blend, _ = fit_prior(dev_scores, dev_prior, dev.grades, dev.groups, len(dev.query_ids))
-        LOGGER.info("%s: weight of the prior %g, fitted on %d dev queries", name, blend.weight, len(dev.query_ids))
+        fitted, _ = fit_prior(dev_scores, dev_prior, dev.grades, dev.groups, len(dev.query_ids))
+        LOGGER.info("%s: weight of the prior %g, fitted on %d dev queries", name, fitted.weight, len(dev.query_ids))
         scores = next((s.scores for s in scored if s.source == f"checkpoint:{where}"), None)
         if scores is None:
             scores = checkpoint.score(*judgments.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
         prior = first_stage_scores(first_stage, corpus, judgments.table)
-        return System(name, source, blend.blend(scores, prior, judgments.groups), is_logit=True)
+        return System(name, source, fitted.blend(scores, prior, judgments.groups), is_logit=True)
     if kind in ("checkpoint", "published") and where:
         from training.evaluation.checkpoint_scores import Scorer
 

@@ -105,7 +105,7 @@ class StudentModelSettings:
 
     def chunking(self, start: Chunking) -> Chunking:
         """How long summaries are read: as `start` but for what these settings say."""
-        said = {"most": self.chunks, "overlap": self.chunk_overlap, "pooling": self.chunk_pooling}
+        said: dict[str, Any] = {"most": self.chunks, "overlap": self.chunk_overlap, "pooling": self.chunk_pooling}
         return replace(start, **{name: value for name, value in said.items() if value is not None})
 
 
