@@ -40,12 +40,12 @@ from ranking.prior import PriorBlend
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 FRONT_SOURCES = tuple(f"serving/front/{name}.py" for name in ("model", "buckets", "field_cache", "request_fields"))
-# ranking/text.py, encoder_inputs.py, prior.py, calibration.py and all that they import of ours
+# ranking/text.py, encoder_inputs.py, prior.py, calibration.py, tracing.py and all that they import of ours
 FRONT_MODULES = tuple(
     f"ranking/{name}.py"
     for name in (
         "__init__", "errors", "files", "limits", "visible", "chunks", "card", "text", "encoder_inputs", "prior",
-        "calibration",
+        "calibration", "tracing",
     )
 )  # fmt: skip
 PROBABILITIES_NAME = "probabilities.json"

@@ -34,10 +34,13 @@ from buckets import cut, fill
 from field_cache import FieldCache
 from request_fields import BadRequest, read_fields
 
+from ranking import tracing
 from ranking.calibration import probability
 from ranking.encoder_inputs import OUTPUT, Feed, chosen, inputs_of, pack, pad
 from ranking.prior import PriorBlend
 from ranking.text import EncodedPair, StudentFormat
+
+TRACING = "DISRANKER_TRACING"  # variable of Triton's environment: 1 to send spans to an OpenTelemetry collector
 
 
 class TritonPythonModel:
@@ -64,6 +67,8 @@ class TritonPythonModel:
         self.inputs = inputs_of(self.text.token_types)
         if self.edges[-1] < self.text.max_tokens():
             raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
+        # its spans go where OpenTelemetry's variables in Triton's environment say
+        self.tracer = tracing.begin(f"disranker-{args['model_name']}") if os.environ.get(TRACING) == "1" else None
         self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
         self.text.encode_documents(["warm"], ["up"], ["the tokenizer"])
 
@@ -75,10 +80,13 @@ class TritonPythonModel:
         try:
             if request.is_cancelled():
                 raise BadRequest("cancelled by the caller")
-            queries, titles, summaries = read_fields(request, self.max_documents)
-            documents = self.text.encode_documents(queries, titles, summaries, read_max_chunks(request))
+            trace = read_trace(request) if self.tracer else {}
+            with self._span("tokenise", trace) as span:
+                queries, titles, summaries = read_fields(request, self.max_documents)
+                documents = self.text.encode_documents(queries, titles, summaries, read_max_chunks(request))
+                span.set(documents=len(documents))
             prior = read_prior(request, len(documents))
-            scores = documents.pool(await self._score(documents.pairs, request.timeout()))
+            scores = documents.pool(await self._score(documents.pairs, request, trace))
             if prior is not None:
                 scores = self.prior.blend(scores, prior)
         except BadRequest as problem:
@@ -99,9 +107,14 @@ class TritonPythonModel:
             answer.append(pb_utils.Tensor("chunks", np.diff(documents.starts).astype(np.int32)))
         return pb_utils.InferenceResponse(answer)
 
-    async def _score(self, pairs: list[EncodedPair], timeout_us: int) -> np.ndarray:
+    async def _score(self, pairs: list[EncodedPair], request, trace: dict[str, str]) -> np.ndarray:
         calls = list(self._calls(pairs))
-        answers = await asyncio.gather(*(self._encode(feed, timeout_us).async_exec() for _, feed in calls))
+        # where the server traces requests itself, its spans of the encoder belong to this request
+        server_trace = request.trace() if request.trace().get_context() else None
+        with self._span("encode", trace) as span:
+            span.set(calls=len(calls))
+            asked = (self._encode(feed, request.timeout(), server_trace) for _, feed in calls)
+            answers = await asyncio.gather(*(call.async_exec() for call in asked))
         scores = np.empty(len(pairs), np.float32)
         for (rows, _), answer in zip(calls, answers):
             if answer.has_error():
@@ -124,7 +137,11 @@ class TritonPythonModel:
             feed = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
             yield bucket.rows, chosen(feed, self.inputs)
 
-    def _encode(self, feed: Feed, timeout_us: int):
+    def _span(self, name: str, trace: dict[str, str]) -> tracing.Span:
+        """A span of this request in the trace that it came with; none if it came with none."""
+        return self.tracer.span(name, "internal", trace, {}) if self.tracer and trace else tracing.NO_SPAN
+
+    def _encode(self, feed: Feed, timeout_us: int, server_trace):
         return pb_utils.InferenceRequest(
             timeout=timeout_us,  # as the caller gave it: a call that nobody waits for leaves the encoder's queue
             model_name=self.encoder,
@@ -132,7 +149,20 @@ class TritonPythonModel:
             requested_output_names=[OUTPUT],
             inputs=[pb_utils.Tensor(name, values) for name, values in feed.items()],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+            **({"trace": server_trace} if server_trace else {}),
         )
+
+    def finalize(self) -> None:
+        """Send the spans that still wait."""
+        if self.tracer is not None:
+            self.tracer.stop(1.0)
+
+
+def read_trace(request) -> dict[str, str]:
+    """The trace that a request belongs to, as W3C fields: the server's own span of it, else the caller's, else none."""
+    context = request.trace().get_context()
+    given = json.loads(context or request.parameters() or "{}")
+    return {name: given[name] for name in (tracing.TRACEPARENT, tracing.TRACESTATE) if isinstance(given.get(name), str)}
 
 
 def read_max_chunks(request) -> int | None:
