@@ -35,7 +35,7 @@ from build.publication_settings import PublicationSettings, check_model_name
 from build.publish import publish_engine, refusal, tools
 from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, QualityReport, measure_quality, serving_arm
 from build.reference_scores import reference_of
-from build.runners import Runner, score_pairs
+from build.runners import Runner, score_documents
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
 from ranking.encoder_families import longest_input
@@ -43,7 +43,7 @@ from ranking.encoder_inputs import chosen, inputs_of, without_padding
 from ranking.errors import InputError
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
-from ranking.text import EncodedPair, StudentFormat
+from ranking.text import EncodedDocuments, StudentFormat
 from ranking.visible import is_visible
 
 LOGGER = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Build:
     text: StudentFormat
     onnx: Path
     parity_error: float
-    pairs: list[EncodedPair]  # [n], the judged pairs that the gate scores
+    documents: EncodedDocuments  # [n], the judged documents that the gate scores
     reference: Reference
     quality: QualityReport
     probabilities: ProbabilityMaps
@@ -131,7 +131,7 @@ class Build:
 
     def gate(self, runner: Runner, precision: str) -> GateReport:
         """Score the judged pairs with an engine and measure them against the fp32 checkpoint's scores."""
-        scores = score_pairs(runner, self.pairs, self.text.pad_id, precision)
+        scores = score_documents(runner, self.documents, self.text.pad_id, precision)
         return gate_scores(self.reference, scores, precision, self.config.gate)
 
 
@@ -150,7 +150,8 @@ def main(config: Config) -> None:
 def prepare(config: Config, folder: Path) -> Build:
     """Export, check the export, and score the judged pairs with the checkpoint itself."""
     text = StudentFormat.of_checkpoint(config.checkpoint)
-    card = ScoreCard.load(config.checkpoint)
+    card = served_card(ScoreCard.load(config.checkpoint), config.serving.max_chunks)
+    text = type(text)(text.tokenizer, card.limits, card.chunking)
     vocabulary = fingerprint(config.checkpoint / "tokenizer.json")
     if card.vocabulary and card.vocabulary != vocabulary:
         raise InputError(
@@ -166,7 +167,7 @@ def prepare(config: Config, folder: Path) -> Build:
         raise InputError(f"{config.checkpoint}: the tokenizer has more tokens than the model has embeddings")
     positions = widen_positions(encoder)
     judged = read_judged(config.data, config.split, text, config.gate_queries)
-    scores = score_pairs(torch_runner(encoder), judged.pairs, text.pad_id, "fp32 checkpoint")
+    scores = score_documents(torch_runner(encoder), judged.documents, text.pad_id, "fp32 checkpoint")
     if not np.isfinite(scores).all():
         raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
     reference = Reference(scores, judged.grades, judged.groups, judged.queries)
@@ -183,9 +184,19 @@ def prepare(config: Config, folder: Path) -> Build:
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
     return Build(
-        config, card, text, onnx, difference, judged.pairs, reference, quality, probabilities, live_reference,
-        judged_scores, lengths, positions, encoder.inputs,
+        config, card, text, onnx, difference, judged.documents, reference, quality, probabilities,
+        live_reference, judged_scores, lengths, positions, encoder.inputs,
     )  # fmt: skip
+
+
+def served_card(card: ScoreCard, max_chunks: int) -> ScoreCard:
+    """The checkpoint's card, with no more chunks of a document than are to be served; 0 for as many as it has.
+
+    A map from score to probability that was fitted with more chunks is left out: the build fits one.
+    """
+    if not 0 < max_chunks < card.chunking.most:
+        return card
+    return replace(card, chunking=replace(card.chunking, most=max_chunks), calibration=None)
 
 
 def judge_quality(
@@ -248,7 +259,7 @@ def build_openvino(build: Build, folder: Path) -> int:
         ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, build.positions, calibration)
         runner = runners[precision] = openvino_engine.runner(ir, precision, config.serving.threads)
         files[precision] = [ir, ir.with_suffix(".bin")]
-        speed = openvino_engine.pairs_per_second(runner, build.pairs[:SPEED_PAIRS], build.text.pad_id)
+        speed = openvino_engine.pairs_per_second(runner, build.documents.pairs[:SPEED_PAIRS], build.text.pad_id)
         LOGGER.info("speed: %s %.0f pairs/s", precision, speed)
         tried[precision] = {"pairs_per_second": round(speed, 1)}
     by_speed = sorted(wanted, key=lambda p: -tried[p]["pairs_per_second"])
@@ -289,8 +300,9 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     known = facts(build, precision) | {"kept_fp32": kept, "cast_gate": report.as_json()}
     folder = config.staging / config.name
     staged = stage(
-        folder, config.checkpoint, graph, build.pairs, build.reference, build.judged_scores, build.text.pad_id, known
-    )
+        folder, config.checkpoint, graph, build.documents, build.reference, build.judged_scores, build.text.pad_id,
+        known,
+    )  # fmt: skip
     if tensorrt_engine.is_available():
         return finish(FinishConfig(staged, repository=config.repository, promote=config.promote))
     LOGGER.warning("the cast graph passed; TensorRT is not installed here. Finish on the GPU machine with:")
@@ -309,6 +321,7 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
             "name": config.checkpoint.resolve().name,
             "fingerprint": fingerprint(config.checkpoint),
             "card": asdict(build.card),
+            "chunks": ScoreCard.load(config.checkpoint).chunking.most,  # the version may serve fewer, as its card says
         },
         "onnx": {"fingerprint": fingerprint(build.onnx), "parity_error": build.parity_error},
         "gate_data": {

@@ -52,6 +52,8 @@ class ServingLimits:
 
     Args:
         max_documents: documents in one request; more is refused with a clear error
+        max_chunks: chunks of a long document that are read at most, where the checkpoint reads more; 0 for its own
+            number. The gate judges what is served
         max_batch: pairs in one encoder call; on TensorRT also the largest batch that requests are merged to
         batch_tokens: tokens in one encoder call, padding included; lower it for shorter waits between requests
         call_tokens: what one more encoder call costs, in tokens: a length bucket is split only where that saves more
@@ -75,6 +77,7 @@ class ServingLimits:
     """
 
     max_documents: int = MAX_DOCUMENTS
+    max_chunks: int = 0
     max_batch: int = 0
     batch_tokens: int = 0
     call_tokens: int = 0
@@ -100,6 +103,8 @@ class ServingLimits:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
+        if self.max_chunks < 0:
+            raise ValueError(f"max_chunks is {self.max_chunks}: a number of chunks, or 0 for the checkpoint's own")
         if self.cached_fields < 0:
             raise ValueError(f"cached_fields is {self.cached_fields}: a number of fields, or 0 for none")
         for name in DEFAULTS["tensorrt"]:
@@ -144,11 +149,13 @@ def front_config(
     tags: Mapping[str, str],
     prior: PriorBlend,
     probabilities: bool = False,
+    chunks: int = 1,
 ) -> pb.ModelConfig:
     """The model that callers see: query BYTES [1], title, summary BYTES [n], optional prior FP32 [n] -> score FP32 [n].
 
     prior: how much of the first stage's score the arm blends in where a caller sends it; probabilities: whether it also
-    gives probability FP32 [n].
+    gives probability FP32 [n]; chunks: of a document that are read at most. Above 1 the model also takes an optional
+    max_chunks INT32 [1], and gives chunks INT32 [n].
     """
     text = pb.TYPE_STRING
     on_gpu = target == "tensorrt"
@@ -156,7 +163,8 @@ def front_config(
     parameters = {
         "encoder": encoder_name(name),
         "max_documents": str(limits.max_documents),
-        "max_field_bytes": str(MAX_FIELD_BYTES),  # for callers: the front itself knows it
+        "max_chunks": str(chunks),  # for callers, as the next: the front reads them from card and code
+        "max_field_bytes": str(MAX_FIELD_BYTES),
         "max_batch": str(limits.max_batch),
         "batch_tokens": str(limits.batch_tokens),
         "call_tokens": str(limits.call_tokens),
@@ -168,7 +176,7 @@ def front_config(
         "layout": "packed" if on_gpu and limits.graph == "packed" else "padded",
         "row_steps": ",".join(map(str, GRAPH_ROWS)) if on_gpu and limits.cuda_graphs else "",
     }
-    return pb.ModelConfig(
+    config = pb.ModelConfig(
         name=name,
         backend="python",
         # a request is a query with its documents: it has no batch dimension to merge along (docs/serving.md)
@@ -188,6 +196,10 @@ def front_config(
         metric_tags=dict(tags),
         parameters=as_parameters(parameters),
     )
+    if chunks > 1:
+        config.input.add(name="max_chunks", data_type=pb.TYPE_INT32, dims=[1], optional=True)
+        config.output.add(name="chunks", data_type=pb.TYPE_INT32, dims=[-1])
+    return config
 
 
 def encoder_config(
@@ -198,8 +210,11 @@ def encoder_config(
     tags: Mapping[str, str],
     parameters: Mapping[str, str],
     inputs: Sequence[str] = INPUTS,
+    chunks: int = 1,
 ) -> pb.ModelConfig:
-    """The network: INT32 inputs -> logits, or four packed ones. parameters: of the backend; inputs: of a padded graph.
+    """The network: INT32 inputs -> logits, or four packed ones.
+
+    parameters: of the backend; inputs: of a padded graph; chunks: of a document that the front reads at most.
 
     For OpenVINO max_batch_size is 0 and the first dimension free: with a batch size the official backend refuses every
     smaller batch or pads it to the full size, and one request's buckets fill a CPU already. TensorRT merges requests
@@ -221,7 +236,7 @@ def encoder_config(
         config.default_model_filename = "model.plan"
         profiles = [str(i) for i in range(len(lengths))]
         config.instance_group.add(count=limits.encoder_instances, kind=GPU, profile=profiles)
-        waiting = limits.front_instances * most_calls(limits, lengths)
+        waiting = limits.front_instances * most_calls(limits, lengths, chunks)
         config.dynamic_batching.CopyFrom(bounded_queue(waiting, limits.encoder_timeout_ms))
         config.dynamic_batching.max_queue_delay_microseconds = limits.queue_delay_us
         if limits.memory_on_profile_change:
@@ -275,10 +290,10 @@ def _warmup(name: str, tensors: Sequence[str], dims: Sequence[int], batch_size: 
     return pb.ModelWarmup(name=name, batch_size=batch_size, inputs=inputs, count=1)
 
 
-def most_calls(limits: ServingLimits, lengths: Sequence[int]) -> int:
-    """At most so many encoder calls come of one request of max_documents pairs; limits as of for_target()."""
+def most_calls(limits: ServingLimits, lengths: Sequence[int], chunks: int = 1) -> int:
+    """At most so many encoder calls come of one request of max_documents documents; limits as of for_target()."""
     smallest = max(1, min(limits.max_batch, limits.batch_tokens // lengths[-1]))  # rows of a full call of long pairs
-    return len(lengths) + math.ceil(limits.max_documents / smallest)
+    return len(lengths) + math.ceil(limits.max_documents * chunks / smallest)
 
 
 def bounded_queue(size: int, timeout_ms: int) -> pb.ModelDynamicBatching:

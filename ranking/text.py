@@ -10,6 +10,9 @@ and its state is the pair's representation. The teacher's input is a string, bec
 Student and baseline: `[CLS] query [SEP] title summary [SEP]` with token types 0 and 1, built from token ids; for
 encoders other than BERT with the marks of their own tokenizer, and without token types where it has none.
 
+A summary beyond the student's limit is cut there, or read as several chunks, each a pair of its own
+(ranking/chunks.py).
+
 Every field is normalised (NFKC, control characters and line breaks to single spaces), has special-token text
 neutralised ("</s>" in a document becomes "< /s>"), and is cut to its own token limit, so that a long query can never
 push the document or the final token out.
@@ -24,9 +27,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ranking.card import ScoreCard, fingerprint
+from ranking.chunks import Chunking, Pooling, pool
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.visible import SEPARATORS, python_class
@@ -103,6 +109,26 @@ class EncodedPair:
 
     ids: list[int]
     document_start: int
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Documents with their queries as encoded pairs: one pair for each chunk that is read of a document.
+
+    pairs: [m]; starts: int64 [n + 1], document d has the pairs starts[d]..starts[d + 1]; pooling: how a document's
+    score is made of its pairs' scores.
+    """
+
+    pairs: list[EncodedPair]
+    starts: NDArray[np.int64]
+    pooling: Pooling
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def pool(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores of the documents, float32 [n], of scores of the pairs, float32 [m]."""
+        return pool(scores, self.starts, self.pooling)
 
 
 class TeacherFormat:
@@ -197,15 +223,21 @@ class StudentFormat:
     Built from ids, not by the tokenizer's own pair template, so that every field keeps its own limit. The query is
     tokenised once however many documents it has.
 
-    field_ids: what tokenises fields, tokenise_fields() unless a caller puts a cache before it; token_types: whether
-    the tokens from document_start on have the type 1, or the encoder has no types.
+    chunking: how a summary beyond its limit is read; field_ids: what tokenises fields, tokenise_fields() unless a
+    caller puts a cache before it; token_types: whether the tokens from document_start on have the type 1, or the
+    encoder has no types. InputError if chunks overlap by their whole length.
     """
 
     name = STUDENT_FORMAT
     token_types = True
 
-    def __init__(self, tokenizer: Tokenizer, limits: FieldLimits):
-        self.tokenizer, self.limits = tokenizer, limits
+    def __init__(self, tokenizer: Tokenizer, limits: FieldLimits, chunking: Chunking | None = None):
+        self.tokenizer, self.limits, self.chunking = tokenizer, limits, chunking or Chunking()
+        try:
+            # tokens of a summary that are read, in however many chunks
+            self.summary_tokens = self.chunking.summary_tokens(limits.max_summary_tokens)
+        except ValueError as problem:
+            raise InputError(str(problem)) from problem
         self.field_ids: Callable[[Sequence[str], int], list[list[int]]] = self.tokenise_fields
         self._clean = FieldCleaner(tokenizer)
         self.pad_id = 0
@@ -237,23 +269,45 @@ class StudentFormat:
         card = ScoreCard.load(folder).require(folder, "student", "baseline")
         kind = PairFormat if card.text_format == PAIR_FORMAT else StudentFormat
         check_format(card, kind.name, folder)
-        return kind(load_tokenizer(folder), card.limits)
+        return kind(load_tokenizer(folder), card.limits, card.chunking)
 
     def max_tokens(self) -> int:
         """Upper bound of a pair's length in tokens: field limits and marks."""
         return self.limits.total_tokens() + sum(map(len, (self.marks.first, self.marks.between, self.marks.last)))
 
     def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
-        """One EncodedPair per row; the three sequences have one entry per pair."""
+        """One EncodedPair per row; the three sequences have one entry per pair.
+
+        InputError if this format reads several chunks of a document, which encode_documents() gives.
+        """
+        if self.chunking.most > 1:
+            raise InputError(f"up to {self.chunking.most} chunks are read of a document: one pair is not all of it")
+        return self.encode_documents(queries, titles, summaries).pairs
+
+    def encode_documents(
+        self,
+        queries: Sequence[str],
+        titles: Sequence[str],
+        summaries: Sequence[str],
+        most_chunks: int | None = None,
+    ) -> EncodedDocuments:
+        """All that is read of each row's document; the three sequences have one entry per document.
+
+        most_chunks: read so many chunks of a document, if that is fewer than the format's own number.
+        """
         queries, titles, summaries = self._placed(queries, titles, summaries)
         query_ids = self.field_ids(queries, self.limits.max_query_tokens)
         title_ids = self.field_ids(titles, self.limits.max_title_tokens)
-        summary_ids = self.field_ids(summaries, self.limits.max_summary_tokens)
-        marks, pairs = self.marks, []
+        summary_ids = self.field_ids(summaries, self.summary_tokens)
+        marks, chunk_tokens = self.marks, self.limits.max_summary_tokens
+        pairs, starts = [], [0]
         for query, title, summary in zip(query_ids, title_ids, summary_ids):
-            ids = [*marks.first, *query, *marks.between, *title, *summary, *marks.last]
-            pairs.append(EncodedPair(ids, document_start=len(marks.first) + len(query) + len(marks.between)))
-        return pairs
+            before = [*marks.first, *query, *marks.between]
+            for start, end in self.chunking.spans(len(summary), chunk_tokens)[:most_chunks]:
+                ids = [*before, *title, *summary[start:end], *marks.last]
+                pairs.append(EncodedPair(ids, document_start=len(before)))
+            starts.append(len(pairs))
+        return EncodedDocuments(pairs, np.asarray(starts, np.int64), self.chunking.pooling)
 
     def _placed(
         self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]

@@ -3,6 +3,9 @@
     query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]
     ->  score FP32 [n], and where the arm has a calibration probability FP32 [n]
 
+    of an arm that reads long documents in chunks also
+    optional max_chunks INT32 [1]  ->  chunks INT32 [n], how many were read of each document
+
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into calls (length buckets, or
 packed lists without padding, as the build chose) and sends each to `<name>_encoder`, version for version, which runs on
 TensorRT, OpenVINO or whatever the build chose. A version folder holds this file, buckets.py, request_fields.py, the
@@ -67,7 +70,7 @@ class TritonPythonModel:
         # its spans go where OpenTelemetry's variables in Triton's environment say
         self.tracer = tracing.begin(f"disranker-{args['model_name']}") if os.environ.get(TRACING) == "1" else None
         self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
-        self.text.encode(["warm"], ["up"], ["the tokenizer"])
+        self.text.encode_documents(["warm"], ["up"], ["the tokenizer"])
 
     async def execute(self, requests: list) -> list:
         """One response per request, in order: its scores, or what is wrong with it."""
@@ -79,10 +82,11 @@ class TritonPythonModel:
                 raise BadRequest("cancelled by the caller")
             trace = read_trace(request) if self.tracer else {}
             with self._span("tokenise", trace) as span:
-                pairs = self.text.encode(*read_fields(request, self.max_documents))
-                span.set(documents=len(pairs))
-            prior = read_prior(request, len(pairs))
-            scores = await self._score(pairs, request, trace)
+                queries, titles, summaries = read_fields(request, self.max_documents)
+                documents = self.text.encode_documents(queries, titles, summaries, read_max_chunks(request))
+                span.set(documents=len(documents))
+            prior = read_prior(request, len(documents))
+            scores = documents.pool(await self._score(documents.pairs, request, trace))
             if prior is not None:
                 scores = self.prior.blend(scores, prior)
         except BadRequest as problem:
@@ -99,6 +103,8 @@ class TritonPythonModel:
             blended = prior is not None and not np.isnan(prior).all()
             chances = probability(scores, self.calibration["with_prior" if blended else "alone"])
             answer.append(pb_utils.Tensor("probability", chances.astype(np.float32)))
+        if "chunks" in request.requested_output_names():
+            answer.append(pb_utils.Tensor("chunks", np.diff(documents.starts).astype(np.int32)))
         return pb_utils.InferenceResponse(answer)
 
     async def _score(self, pairs: list[EncodedPair], request, trace: dict[str, str]) -> np.ndarray:
@@ -157,6 +163,17 @@ def read_trace(request) -> dict[str, str]:
     context = request.trace().get_context()
     given = json.loads(context or request.parameters() or "{}")
     return {name: given[name] for name in (tracing.TRACEPARENT, tracing.TRACESTATE) if isinstance(given.get(name), str)}
+
+
+def read_max_chunks(request) -> int | None:
+    """How many chunks of a document the caller wants read at most; None if he did not say."""
+    tensor = pb_utils.get_input_tensor_by_name(request, "max_chunks")
+    if tensor is None:
+        return None
+    wanted = int(tensor.as_numpy()[0])
+    if wanted < 1:
+        raise BadRequest(f"max_chunks is {wanted}: at least 1 chunk of a document is read")
+    return wanted
 
 
 def read_prior(request, documents: int) -> np.ndarray | None:
