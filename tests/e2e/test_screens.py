@@ -220,7 +220,7 @@ def test_docs_site(pages, driver, width):
         check(driver, page, width, False, rules=CONTENT)
 
 
-def test_the_screens_in_docs_are_small_and_all_there():
+def test_the_screens_in_docs_are_small():
+    """That those are there which a page shows is seen to by the site's strict links."""
     sizes = {path.name: path.stat().st_size for path in SCREENS.glob("*.png")}
-    assert set(sizes) == {f"{name}-{width}.png" for name in ("report", "search", "judging") for width in WIDTHS}
-    assert max(sizes.values()) < LARGEST_SCREEN
+    assert sizes and max(sizes.values()) < LARGEST_SCREEN, sizes
