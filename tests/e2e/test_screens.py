@@ -1,5 +1,5 @@
 """What people see, in headless Chromium at 1280 and 400 pixels: nothing overflows, no script fails, and everybody can
-read our own pages (axe-core; the docs site has its theme's). `pytest tests/e2e/test_screens.py --write-docs` puts the screens into docs/screens/."""
+read our own pages (axe-core). `pytest tests/e2e/test_screens.py --write-docs` puts the screens into docs/screens/."""
 
 from __future__ import annotations
 
