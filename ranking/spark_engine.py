@@ -116,7 +116,8 @@ class SparkEngine:
         reader = self._session.read.option("recursiveFileLookup", "true").option("__globPaths__", "false")
         if hidden := [path for path in files if path.name.startswith(("_", "."))]:
             raise InputError(f"{hidden[0]}: Spark passes over files whose names begin with _ or a dot; rename it")
-        frame = reader.parquet(*[path.absolute().as_uri() for path in files])
+        # not as_uri(): Spark takes the text after the scheme as it stands, "%20" for the name of a file
+        frame = reader.parquet(*[f"file:{path.absolute()}" for path in files])
         selected = [f"{_column(name, kind, kinds[name])} AS {_quoted(name)}" for name, kind in types.items()]
         if row_numbers:
             # a URI back to the path: a plus is itself there, and url_decode would make a space of it
