@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build import openvino_engine, tensorrt_engine
+from build.batch_invariance import shapes_that_move_scores
 from build.engine_encoder import EngineEncoder, PackedEncoder, PaddedEncoder
 from build.export_onnx import Encoder, export, load_encoder, parity, torch_runner, widen_positions
 from build.finish_engine import Config as FinishConfig
@@ -43,13 +44,14 @@ from ranking.encoder_inputs import chosen, inputs_of, without_padding
 from ranking.errors import InputError
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
-from ranking.text import EncodedPair, StudentFormat
+from ranking.text import EncodedPair, EncodedPairs, StudentFormat
 from ranking.visible import is_visible
 
 LOGGER = logging.getLogger(__name__)
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 SPEED_PAIRS = 192  # judged pairs that a precision's speed is measured on
+INVARIANCE_PAIRS = 512  # judged pairs that shapes of calls are tried on
 
 
 @dataclass
@@ -102,6 +104,11 @@ class Config(PublicationSettings):
         offered = {"openvino": ("auto", *openvino_engine.PRECISIONS), "tensorrt": ("auto", *tensorrt_engine.PRECISIONS)}
         if self.precision not in offered[self.target]:
             raise ValueError(f"precision {self.precision}: {self.target} offers {', '.join(offered[self.target])}")
+        if self.target == "tensorrt" and self.serving.score_cache_mb:
+            raise ValueError(
+                "score_cache_mb: TensorRT's calls hold whatever lists came at the same time, so a kept score would not "
+                "be the one that is computed; leave it out for --target tensorrt"
+            )
         for name in ("gate_queries", "reference_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: at least 1 is needed")
@@ -261,6 +268,8 @@ def build_openvino(build: Build, folder: Path) -> int:
         if not config.accept_drop:
             raise InputError(refusal(config.name, [reports[p] for p in wanted]))
         best = by_speed[0]
+    if config.serving.score_cache_mb:
+        check_kept_scores(build, runners[best], best)
     parameters = openvino_engine.triton_parameters(best, config.serving.threads, config.serving.streams)
     return publish_engine(
         config.repository,
@@ -272,6 +281,19 @@ def build_openvino(build: Build, folder: Path) -> int:
         build.judged_scores,
         config.promote,
     )
+
+
+def check_kept_scores(build: Build, runner: Runner, precision: str) -> None:
+    """InputError if a score that the front keeps could differ from the one that it would compute."""
+    pairs = EncodedPairs.of(build.pairs[:INVARIANCE_PAIRS])
+    moved = shapes_that_move_scores(runner, pairs, build.text.pad_id, build.config.serving, build.lengths)
+    if moved:
+        rows, length = moved[0]
+        raise InputError(
+            f"score_cache_mb: the {precision} engine's scores depend on what else is in a call ({len(moved)} shapes of "
+            f"calls move one, first {rows} rows of {length} tokens), so a kept score would not be exact: try another "
+            "--precision, or leave the cache out"
+        )
 
 
 def build_tensorrt(build: Build, folder: Path) -> int | None:

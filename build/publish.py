@@ -38,7 +38,12 @@ from ranking.prior import PriorBlend
 
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
-FRONT_SOURCES = tuple(f"serving/front/{name}.py" for name in ("model", "buckets", "field_cache", "request_fields"))
+FRONT_SOURCES = tuple(
+    f"serving/front/{name}.py"
+    for name in (
+        "model", "pages", "request_fields", "served_encoder", "buckets", "field_cache", "score_cache", "cache_metrics"
+    )
+)  # fmt: skip
 # ranking/text.py, encoder_inputs.py, prior.py, calibration.py and all that they import of ours
 FRONT_MODULES = tuple(
     f"ranking/{name}.py"

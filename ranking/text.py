@@ -22,8 +22,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
 from ranking.card import ScoreCard, fingerprint
@@ -103,6 +106,43 @@ class EncodedPair:
 
     ids: list[int]
     document_start: int
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Many pairs as token ids, one pair after the other without padding: what a server fills its tensors from.
+
+    ids: int32 [tokens]; lengths, document_starts: int64 [n], of each pair as in EncodedPair.
+    """
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    document_starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def of(cls, pairs: Sequence[EncodedPair]) -> EncodedPairs:
+        """The same pairs in one array."""
+        lengths = np.fromiter((len(pair.ids) for pair in pairs), np.int64, len(pairs))
+        ids = np.fromiter(chain.from_iterable(pair.ids for pair in pairs), np.int32, int(lengths.sum()))
+        return cls(ids, lengths, np.fromiter((pair.document_start for pair in pairs), np.int64, len(pairs)))
+
+    def split(self) -> list[EncodedPair]:
+        """The same pairs, each with a list of its own."""
+        ids, ends = self.ids.tolist(), np.cumsum(self.lengths).tolist()
+        starts = self.document_starts.tolist()
+        return [EncodedPair(ids[begin:end], start) for begin, end, start in zip([0, *ends], ends, starts)]
+
+    def take(self, rows: ArrayLike) -> EncodedPairs:
+        """The pairs of these row numbers, int [m], in their order."""
+        chosen = np.asarray(rows, np.int64)
+        lengths = self.lengths[chosen]
+        # where each pair begins here, less where it will begin
+        shift = (np.cumsum(self.lengths) - self.lengths)[chosen] - (np.cumsum(lengths) - lengths)
+        places = np.repeat(shift, lengths) + np.arange(lengths.sum())
+        return EncodedPairs(self.ids[places], lengths, self.document_starts[chosen])
 
 
 class TeacherFormat:
@@ -191,6 +231,9 @@ class TeacherFormat:
         return text
 
 
+TokenIds = Sequence[int] | NDArray[np.int32]  # of one field
+
+
 class StudentFormat:
     """Turns fields into a student's inputs for one tokenizer: `[CLS] query [SEP] title summary [SEP]`.
 
@@ -206,7 +249,7 @@ class StudentFormat:
 
     def __init__(self, tokenizer: Tokenizer, limits: FieldLimits):
         self.tokenizer, self.limits = tokenizer, limits
-        self.field_ids: Callable[[Sequence[str], int], list[list[int]]] = self.tokenise_fields
+        self.field_ids: Callable[[Sequence[str], int], Sequence[TokenIds]] = self.tokenise_fields
         self._clean = FieldCleaner(tokenizer)
         self.pad_id = 0
         self.marks = Marks([], [], [])
@@ -245,15 +288,33 @@ class StudentFormat:
 
     def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
         """One EncodedPair per row; the three sequences have one entry per pair."""
+        return self.encode_together(queries, titles, summaries).split()
+
+    def encode_together(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> EncodedPairs:
+        """The same in one array."""
+        return self.join(*self.tokenise(queries, titles, summaries))
+
+    def tokenise(
+        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
+    ) -> tuple[Sequence[TokenIds], Sequence[TokenIds], Sequence[TokenIds]]:
+        """Token ids of queries, titles and summaries at their places, cut to the limits, without the pair's marks."""
         queries, titles, summaries = self._placed(queries, titles, summaries)
-        query_ids = self.field_ids(queries, self.limits.max_query_tokens)
-        title_ids = self.field_ids(titles, self.limits.max_title_tokens)
-        summary_ids = self.field_ids(summaries, self.limits.max_summary_tokens)
-        marks, pairs = self.marks, []
-        for query, title, summary in zip(query_ids, title_ids, summary_ids):
-            ids = [*marks.first, *query, *marks.between, *title, *summary, *marks.last]
-            pairs.append(EncodedPair(ids, document_start=len(marks.first) + len(query) + len(marks.between)))
-        return pairs
+        return (
+            self.field_ids(queries, self.limits.max_query_tokens),
+            self.field_ids(titles, self.limits.max_title_tokens),
+            self.field_ids(summaries, self.limits.max_summary_tokens),
+        )
+
+    def join(
+        self, query_ids: Sequence[TokenIds], title_ids: Sequence[TokenIds], summary_ids: Sequence[TokenIds]
+    ) -> EncodedPairs:
+        """Pairs of fields that are tokenised already, as tokenise() gives them; one entry of each per pair."""
+        marks, n = self.marks, len(query_ids)
+        parts: list[TokenIds] = [marks.first, [], marks.between, [], [], marks.last] * n
+        parts[1::6], parts[3::6], parts[4::6] = query_ids, title_ids, summary_ids
+        lengths = np.fromiter(map(len, parts), np.int64, 6 * n).reshape(n, 6)
+        ids = np.concatenate([np.asarray(part, np.int32) for part in parts]) if n else np.empty(0, np.int32)
+        return EncodedPairs(ids, lengths.sum(1), lengths[:, :3].sum(1))
 
     def _placed(
         self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]

@@ -178,14 +178,14 @@ class TritonConnection:
         return tuple(self.credentials.headers().items())
 
     def infer_inputs(self, tensors: dict[str, NDArray[Any]]) -> list[Any]:
-        """tritonclient's input objects for BYTES and FP32 tensors by name; they may be sent any number of times."""
+        """tritonclient's input objects for BYTES, FP32 and INT32 tensors by name; they may be sent more than once."""
         if self.is_grpc:
             import tritonclient.grpc as protocol
         else:
             import tritonclient.http as protocol
         inputs = []
         for name, values in tensors.items():
-            kind = "FP32" if values.dtype == np.float32 else "BYTES"
+            kind = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32"}.get(values.dtype, "BYTES")
             tensor = protocol.InferInput(name, list(values.shape), kind)
             tensor.set_data_from_numpy(values)
             inputs.append(tensor)

@@ -1,13 +1,13 @@
-"""The Triton model behind `student`, `baseline` and any further arm: text in, scores out.
+"""The Triton model behind `student`, `baseline` and any further arm: text or token ids in, scores out.
 
-    query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]
+    query BYTES [1], title BYTES [n], summary BYTES [n], or the same as token ids (pages.py); optional prior FP32 [n]
     ->  score FP32 [n], and where the arm has a calibration probability FP32 [n]
 
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into calls (length buckets, or
 packed lists without padding, as the build chose) and sends each to `<name>_encoder`, version for version, which runs on
-TensorRT, OpenVINO or whatever the build chose. A version folder holds this file, buckets.py, request_fields.py, the
-tokenizer, the score card, the calibration and the `ranking` modules that make the text, so a version goes on reading
-text as it was built to. In a container it needs `pip install tokenizers`, nothing else.
+TensorRT, OpenVINO or whatever the build chose. A version folder holds this file and its neighbours, the tokenizer, the
+score card, the calibration and the `ranking` modules that make the text, so a version goes on reading text as it was
+built to. In a container it needs `pip install tokenizers`, nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +26,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from buckets import cut, fill
+from cache_metrics import CacheMetrics
 from field_cache import FieldCache
-from request_fields import BadRequest, read_fields
+from pages import read_page
+from request_fields import BadRequest
+from served_encoder import ServedEncoder
 
 from ranking.calibration import probability
-from ranking.encoder_inputs import OUTPUT, Feed, chosen, inputs_of, pack, pad
+from ranking.card import fingerprint
 from ranking.prior import PriorBlend
-from ranking.text import EncodedPair, StudentFormat
+
+HERE = Path(__file__).parent  # the version folder
 
 
 class TritonPythonModel:
@@ -43,38 +45,55 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the text format from the version folder. ValueError if a pair may be longer than the longest bucket."""
         parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
-        self.encoder = parameters["encoder"]
-        self.version = int(args["model_version"])
         self.max_documents = int(parameters["max_documents"])
-        self.max_batch = int(parameters["max_batch"])
-        self.batch_tokens = int(parameters["batch_tokens"])
-        self.call_tokens = int(parameters["call_tokens"])
-        self.edges = [int(edge) for edge in parameters["lengths"].split(",")]
         self.prior = PriorBlend(*(float(parameters[f"prior_{name}"]) for name in ("weight", "mean", "spread")))
-        calibration = Path(__file__).parent / "probabilities.json"
+        calibration = HERE / "probabilities.json"
         # maps from score to probability, of scores alone and with a prior; None for an arm that gives none
         self.calibration = json.loads(calibration.read_text()) if calibration.is_file() else None
-        self.packed = parameters["layout"] == "packed"
-        # row counts that the encoder has CUDA graphs for; none where it has no graphs
-        self.row_steps = [int(step) for step in parameters["row_steps"].split(",") if step]
-        self.text = StudentFormat.of_checkpoint(Path(__file__).parent)
-        self.inputs = inputs_of(self.text.token_types)
-        if self.edges[-1] < self.text.max_tokens():
-            raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
-        self.text.field_ids = FieldCache(self.text.tokenise_fields, int(parameters["cached_fields"]))
-        self.text.encode(["warm"], ["up"], ["the tokenizer"])
+        self.encoder = ServedEncoder(HERE, parameters, int(args["model_version"]))
+        self.vocabulary = fingerprint(HERE / "tokenizer.json")
+        text = self.encoder.text
+        self.fields = text.field_ids = FieldCache(text.tokenise_fields, int(parameters["cached_fields"]))
+        text.tokenise_fields(["warm up the tokenizer"], 8)
+        self.metrics = self._metrics({"model": args["model_name"], "version": args["model_version"]})
+
+    def _metrics(self, labels: dict[str, str]) -> CacheMetrics:
+        fields, scores = self.fields, self.encoder.cache
+        counted = {
+            "disranker_field_cache_hits_total": ("fields whose token ids were kept", lambda: fields.hits),
+            "disranker_field_cache_misses_total": ("fields that were tokenised", lambda: fields.misses),
+            "disranker_field_cache_fields": ("fields kept now", lambda: len(fields)),
+            "disranker_field_cache_bytes": ("memory of the fields kept now", lambda: fields.bytes),
+        }
+        if scores is not None:
+            counted |= {
+                "disranker_score_cache_hits_total": ("documents whose score was kept", lambda: scores.hits),
+                "disranker_score_cache_misses_total": ("documents that were encoded", lambda: scores.misses),
+                "disranker_score_cache_audits_total": ("lookups computed all the same", lambda: scores.audits),
+                "disranker_score_cache_moved_total": ("kept scores that were not exact", lambda: scores.moved),
+                "disranker_score_cache_bytes": ("memory of the scores kept now", lambda: scores.bytes),
+            }
+        metrics = CacheMetrics(counted, labels)
+        metrics.report()  # the series stand at 0 before the first request
+        return metrics
+
+    def finalize(self) -> None:
+        """Take this instance's series off the metrics page."""
+        self.metrics.close()
 
     async def execute(self, requests: list) -> list:
         """One response per request, in order: its scores, or what is wrong with it."""
-        return await asyncio.gather(*(self._answer(request) for request in requests))
+        answers = await asyncio.gather(*(self._answer(request) for request in requests))
+        self.metrics.report()
+        return answers
 
     async def _answer(self, request):
         try:
             if request.is_cancelled():
                 raise BadRequest("cancelled by the caller")
-            pairs = self.text.encode(*read_fields(request, self.max_documents))
-            prior = read_prior(request, len(pairs))
-            scores = await self._score(pairs, request.timeout())
+            page = read_page(request, self.max_documents, self.encoder.text, self.vocabulary)
+            prior = read_prior(request, len(page))
+            scores = await self.encoder.scores(page, request.timeout())
             if prior is not None:
                 scores = self.prior.blend(scores, prior)
         except BadRequest as problem:
@@ -83,7 +102,7 @@ class TritonPythonModel:
             )
         except pb_utils.TritonModelException as problem:  # the encoder's own message: queue full, timeout, not loaded
             return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(f"{self.encoder}: {problem}", pb_utils.TritonError.UNAVAILABLE)
+                error=pb_utils.TritonError(f"{self.encoder.name}: {problem}", pb_utils.TritonError.UNAVAILABLE)
             )
         answer = [pb_utils.Tensor("score", scores)]
         if self.calibration is not None and "probability" in request.requested_output_names():
@@ -92,41 +111,6 @@ class TritonPythonModel:
             chances = probability(scores, self.calibration["with_prior" if blended else "alone"])
             answer.append(pb_utils.Tensor("probability", chances.astype(np.float32)))
         return pb_utils.InferenceResponse(answer)
-
-    async def _score(self, pairs: list[EncodedPair], timeout_us: int) -> np.ndarray:
-        calls = list(self._calls(pairs))
-        answers = await asyncio.gather(*(self._encode(feed, timeout_us).async_exec() for _, feed in calls))
-        scores = np.empty(len(pairs), np.float32)
-        for (rows, _), answer in zip(calls, answers):
-            if answer.has_error():
-                raise pb_utils.TritonModelException(answer.error().message())
-            logits = pb_utils.get_output_tensor_by_name(answer, OUTPUT).as_numpy()
-            scores[rows] = logits.reshape(-1)[: len(rows)]
-        return scores
-
-    def _calls(self, pairs: list[EncodedPair]) -> Iterator[tuple[list[int], Feed]]:
-        """Row numbers of the pairs of each call of the encoder, and the call's tensors."""
-        lengths = [len(pair.ids) for pair in pairs]
-        if self.packed:
-            for rows in fill(lengths, self.max_batch, self.batch_tokens):
-                feed = pack([pairs[row] for row in rows])
-                yield rows, {name: values[None] for name, values in feed.items()}  # Triton's batch: one list
-            return
-        for bucket in cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens):
-            count = len(bucket.rows)
-            rows = next((step for step in self.row_steps if step >= count), count)
-            feed = pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id, rows)
-            yield bucket.rows, chosen(feed, self.inputs)
-
-    def _encode(self, feed: Feed, timeout_us: int):
-        return pb_utils.InferenceRequest(
-            timeout=timeout_us,  # as the caller gave it: a call that nobody waits for leaves the encoder's queue
-            model_name=self.encoder,
-            model_version=self.version,
-            requested_output_names=[OUTPUT],
-            inputs=[pb_utils.Tensor(name, values) for name, values in feed.items()],
-            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
-        )
 
 
 def read_prior(request, documents: int) -> np.ndarray | None:

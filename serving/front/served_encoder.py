@@ -1,0 +1,98 @@
+"""The front's side of one encoder: encodes a page, cuts it into calls, and asks `<name>_encoder` for the scores."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from buckets import cut, fill
+from numpy.typing import NDArray
+from pages import Page
+from score_cache import ScoreCache
+
+from ranking.encoder_inputs import OUTPUT, Feed, chosen, inputs_of, pack, pad
+from ranking.text import EncodedPairs, StudentFormat
+
+
+class ServedEncoder:
+    """One encoder, asked by BLS.
+
+    folder: has the tokenizer and the score card that it was trained with; parameters: of the front's config.pbtxt;
+    version: of the encoder, that of the front. ValueError if a pair may be longer than the longest bucket.
+    """
+
+    def __init__(self, folder: Path, parameters: Mapping[str, str], version: int):
+        self.name, self.version = parameters["encoder"], version
+        self.max_batch = int(parameters["max_batch"])
+        self.batch_tokens = int(parameters["batch_tokens"])
+        self.call_tokens = int(parameters["call_tokens"])
+        self.edges = [int(edge) for edge in parameters["lengths"].split(",")]
+        self.packed = parameters["layout"] == "packed"
+        # row counts that calls are padded to, for CUDA graphs or a score cache; none where any count will do
+        self.row_steps = [int(step) for step in parameters["row_steps"].split(",") if step]
+        self.text = StudentFormat.of_checkpoint(folder)
+        self.inputs = inputs_of(self.text.token_types)
+        if self.edges[-1] < self.text.max_tokens():
+            raise ValueError(f"the longest bucket is {self.edges[-1]}, a pair can have {self.text.max_tokens()} tokens")
+        size_mb, age = float(parameters["score_cache_mb"]), float(parameters["score_cache_seconds"])
+        self.cache = ScoreCache(int(size_mb * 2**20), age) if size_mb else None
+
+    async def scores(self, page: Page, timeout_us: int) -> NDArray[np.float32]:
+        """The raw score of every document, float32 [n]. TritonModelException with the encoder's own message."""
+        if self.cache is None:
+            return await self._encode(page.encode(self.text), timeout_us)
+        keys = page.keys()
+        found = self.cache.find(keys)
+        known = ~np.isnan(found)
+        if known.any() and self.cache.is_audit_due():
+            computed = await self._encode(page.encode(self.text), timeout_us)
+            if not self.cache.compare(found, computed):
+                pb_utils.Logger.log_error(
+                    f"{self.name}: a cached score differs from the computed one, so the score cache is off: this "
+                    "processor is of another kind than the build's; build the student here"
+                )
+            return computed
+        missing = np.flatnonzero(~known)
+        if len(missing):
+            computed = await self._encode(page.take(missing).encode(self.text), timeout_us)
+            self.cache.keep([keys[row] for row in missing], computed)
+            found[missing] = computed
+        return found
+
+    async def _encode(self, pairs: EncodedPairs, timeout_us: int) -> NDArray[np.float32]:
+        calls = list(self._calls(pairs))
+        answers = await asyncio.gather(*(self._request(feed, timeout_us).async_exec() for _, feed in calls))
+        scores = np.empty(len(pairs), np.float32)
+        for (rows, _), answer in zip(calls, answers):
+            if answer.has_error():
+                raise pb_utils.TritonModelException(answer.error().message())
+            logits = pb_utils.get_output_tensor_by_name(answer, OUTPUT).as_numpy()
+            scores[rows] = logits.reshape(-1)[: len(rows)]
+        return scores
+
+    def _calls(self, pairs: EncodedPairs) -> Iterator[tuple[list[int], Feed]]:
+        """Row numbers of the pairs of each call of the encoder, and the call's tensors."""
+        lengths = pairs.lengths.tolist()
+        if self.packed:
+            for rows in fill(lengths, self.max_batch, self.batch_tokens):
+                feed = pack(pairs.take(rows))
+                yield rows, {name: values[None] for name, values in feed.items()}  # Triton's batch: one list
+            return
+        for bucket in cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens):
+            count = len(bucket.rows)
+            rows = next((step for step in self.row_steps if step >= count), count)
+            feed = pad(pairs.take(bucket.rows), bucket.length, self.text.pad_id, rows)
+            yield bucket.rows, chosen(feed, self.inputs)
+
+    def _request(self, feed: Feed, timeout_us: int):
+        return pb_utils.InferenceRequest(
+            timeout=timeout_us,  # as the caller gave it: a call that nobody waits for leaves the encoder's queue
+            model_name=self.name,
+            model_version=self.version,
+            requested_output_names=[OUTPUT],
+            inputs=[pb_utils.Tensor(name, values) for name, values in feed.items()],
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+        )
