@@ -125,12 +125,7 @@ def fit_prior(reference: Reference, first_stage: NDArray[np.float32]) -> tuple[P
     [n], NaN for a pair without a score.
     """
     scale = float(reference.scores.mean()), float(reference.scores.std()) or 1.0
-    found = np.stack(
-        [
-            ndcg5(PriorBlend(w, *scale).blend(reference.scores, first_stage, reference.groups), reference)
-            for w in WEIGHTS
-        ]
-    )
+    found = np.stack([ndcg5(reference.with_prior(PriorBlend(w, *scale), first_stage), reference) for w in WEIGHTS])
 
     def best(queries: NDArray[np.bool_]) -> int:
         return int(np.argmax(np.round(found[:, queries].mean(1), 9)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from build.runners import padded_length
+from ranking.cascade import Cascade
 from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS
 from ranking.errors import InputError
 from ranking.limits import MAX_DOCUMENTS, MAX_FIELD_BYTES
@@ -164,6 +165,11 @@ def encoder_name(name: str) -> str:
     return f"{name}_encoder"
 
 
+def first_encoder_name(name: str) -> str:
+    """Name of the Triton model that runs the small network of the front model `name`, where it is a cascade."""
+    return f"{name}_first_encoder"
+
+
 def front_config(
     name: str,
     target: Target,
@@ -172,11 +178,13 @@ def front_config(
     tags: Mapping[str, str],
     prior: PriorBlend,
     probabilities: bool = False,
+    cascade: Cascade | None = None,
+    first_lengths: Sequence[int] = (),
 ) -> pb.ModelConfig:
     """The model that callers see: text or token ids of n documents, optional prior FP32 [n] -> score FP32 [n].
 
     prior: how much of the first stage's score the arm blends in where a caller sends it; probabilities: whether it also
-    gives probability FP32 [n].
+    gives probability FP32 [n]; cascade, first_lengths: for an arm that is one, with its small encoder's bucket lengths.
     """
     on_gpu = target == "tensorrt"
     limits = limits.for_target(target)
@@ -197,6 +205,9 @@ def front_config(
         "layout": "packed" if on_gpu and limits.graph == "packed" else "padded",
         "row_steps": ",".join(map(str, row_steps(limits, target))),
     }
+    if cascade is not None:
+        parameters |= {f"cascade_{name}": repr(value) for name, value in asdict(cascade).items()}
+        parameters |= {"first_encoder": first_encoder_name(name), "first_lengths": ",".join(map(str, first_lengths))}
     return pb.ModelConfig(
         name=name,
         backend="python",

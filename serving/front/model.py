@@ -16,6 +16,8 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +30,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cache_metrics import CacheMetrics
 from field_cache import FieldCache
-from pages import read_page
+from pages import Page, TokenPage, read_page
 from request_fields import BadRequest
+from score_cache import ScoreCache
 from served_encoder import ServedEncoder
 
 from ranking.calibration import probability
 from ranking.card import fingerprint
+from ranking.cascade import Blend, Cascade, without_prior
 from ranking.prior import PriorBlend
 
 HERE = Path(__file__).parent  # the version folder
@@ -51,40 +55,43 @@ class TritonPythonModel:
         # maps from score to probability, of scores alone and with a prior; None for an arm that gives none
         self.calibration = json.loads(calibration.read_text()) if calibration.is_file() else None
         self.encoder = ServedEncoder(HERE, parameters, int(args["model_version"]))
-        self.vocabulary = fingerprint(HERE / "tokenizer.json")
-        text = self.encoder.text
-        self.fields = text.field_ids = FieldCache(text.tokenise_fields, int(parameters["cached_fields"]))
-        text.tokenise_fields(["warm up the tokenizer"], 8)
-        self.metrics = self._metrics({"model": args["model_name"], "version": args["model_version"]})
+        encoders = [self.encoder]
+        self.cascade = None
+        if "cascade_k" in parameters:
+            values = {each.name: float(parameters[f"cascade_{each.name}"]) for each in fields(Cascade)}
+            self.cascade = Cascade(**(values | {"k": int(parameters["cascade_k"])}))
+            self.first = ServedEncoder(HERE / "first", parameters, self.encoder.version, "first_")
+            encoders.append(self.first)
+        # fingerprint of each encoder's tokenizer -> the cache of its fields; two encoders may share one
+        caches: dict[str, FieldCache] = {}
+        for encoder in encoders:
+            text, vocabulary = encoder.text, fingerprint(encoder.folder / "tokenizer.json")
+            if vocabulary not in caches:
+                caches[vocabulary] = FieldCache(text.tokenise_fields, int(parameters["cached_fields"]))
+                text.tokenise_fields(["warm up the tokenizer"], 8)
+            text.field_ids = caches[vocabulary]
+        self.vocabulary = next(iter(caches))
+        self.takes_tokens = len(caches) == 1
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self.metrics = [
+            *(field_metrics(cache, {**labels, "vocabulary": name}) for name, cache in caches.items()),
+            *(score_metrics(e.cache, {**labels, "encoder": e.name}) for e in encoders if e.cache is not None),
+        ]
+        self._report()  # the series stand at 0 before the first request
 
-    def _metrics(self, labels: dict[str, str]) -> CacheMetrics:
-        fields, scores = self.fields, self.encoder.cache
-        counted = {
-            "disranker_field_cache_hits_total": ("fields whose token ids were kept", lambda: fields.hits),
-            "disranker_field_cache_misses_total": ("fields that were tokenised", lambda: fields.misses),
-            "disranker_field_cache_fields": ("fields kept now", lambda: len(fields)),
-            "disranker_field_cache_bytes": ("memory of the fields kept now", lambda: fields.bytes),
-        }
-        if scores is not None:
-            counted |= {
-                "disranker_score_cache_hits_total": ("documents whose score was kept", lambda: scores.hits),
-                "disranker_score_cache_misses_total": ("documents that were encoded", lambda: scores.misses),
-                "disranker_score_cache_audits_total": ("lookups computed all the same", lambda: scores.audits),
-                "disranker_score_cache_moved_total": ("kept scores that were not exact", lambda: scores.moved),
-                "disranker_score_cache_bytes": ("memory of the scores kept now", lambda: scores.bytes),
-            }
-        metrics = CacheMetrics(counted, labels)
-        metrics.report()  # the series stand at 0 before the first request
-        return metrics
+    def _report(self) -> None:
+        for metrics in self.metrics:
+            metrics.report()
 
     def finalize(self) -> None:
         """Take this instance's series off the metrics page."""
-        self.metrics.close()
+        for metrics in self.metrics:
+            metrics.close()
 
     async def execute(self, requests: list) -> list:
         """One response per request, in order: its scores, or what is wrong with it."""
         answers = await asyncio.gather(*(self._answer(request) for request in requests))
-        self.metrics.report()
+        self._report()
         return answers
 
     async def _answer(self, request):
@@ -92,10 +99,13 @@ class TritonPythonModel:
             if request.is_cancelled():
                 raise BadRequest("cancelled by the caller")
             page = read_page(request, self.max_documents, self.encoder.text, self.vocabulary)
+            if isinstance(page, TokenPage) and not self.takes_tokens:
+                raise BadRequest(
+                    "this arm is a cascade of two vocabularies, so it cannot take token_ids: send the text"
+                )
             prior = read_prior(request, len(page))
-            scores = await self.encoder.scores(page, request.timeout())
-            if prior is not None:
-                scores = self.prior.blend(scores, prior)
+            blend = without_prior if prior is None else partial(self.prior.blend, prior=prior)
+            scores = await self._scores(page, blend, request.timeout())
         except BadRequest as problem:
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(str(problem), pb_utils.TritonError.INVALID_ARG)
@@ -111,6 +121,37 @@ class TritonPythonModel:
             chances = probability(scores, self.calibration["with_prior" if blended else "alone"])
             answer.append(pb_utils.Tensor("probability", chances.astype(np.float32)))
         return pb_utils.InferenceResponse(answer)
+
+    async def _scores(self, page: Page, blend: Blend, timeout_us: int) -> np.ndarray:
+        """The arm's score of every document, float32 [n]: one model's, or both of a cascade joined."""
+        if self.cascade is None or len(page) <= self.cascade.k:
+            return blend(await self.encoder.scores(page, timeout_us))
+        first = self.cascade.on_scale(await self.first.scores(page, timeout_us))
+        top = self.cascade.top(first, blend)
+        return self.cascade.join(first, top, await self.encoder.scores(page.take(top), timeout_us), blend)
+
+
+def field_metrics(cache: FieldCache, labels: dict[str, str]) -> CacheMetrics:
+    """The metrics of a field cache."""
+    counted = {
+        "disranker_field_cache_hits_total": ("fields whose token ids were kept", lambda: cache.hits),
+        "disranker_field_cache_misses_total": ("fields that were tokenised", lambda: cache.misses),
+        "disranker_field_cache_fields": ("fields kept now", lambda: len(cache)),
+        "disranker_field_cache_bytes": ("memory of the fields kept now", lambda: cache.bytes),
+    }
+    return CacheMetrics(counted, labels)
+
+
+def score_metrics(cache: ScoreCache, labels: dict[str, str]) -> CacheMetrics:
+    """The metrics of an encoder's score cache."""
+    counted = {
+        "disranker_score_cache_hits_total": ("documents whose score was kept", lambda: cache.hits),
+        "disranker_score_cache_misses_total": ("documents that were encoded", lambda: cache.misses),
+        "disranker_score_cache_audits_total": ("lookups computed all the same", lambda: cache.audits),
+        "disranker_score_cache_moved_total": ("kept scores that were not exact", lambda: cache.moved),
+        "disranker_score_cache_bytes": ("memory of the scores kept now", lambda: cache.bytes),
+    }
+    return CacheMetrics(counted, labels)
 
 
 def read_prior(request, documents: int) -> np.ndarray | None:

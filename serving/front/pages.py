@@ -73,7 +73,12 @@ class TokenPage:
 
     def encode(self, text: StudentFormat) -> EncodedPairs:
         """The pairs as an encoder of this format reads them."""
-        return text.join([self.query] * len(self), self.titles, self.summaries)
+        limits = text.limits  # a cascade's small model may read less of a field than the large one
+        return text.join(
+            [self.query[: limits.max_query_tokens]] * len(self),
+            [ids[: limits.max_title_tokens] for ids in self.titles],
+            [ids[: limits.max_summary_tokens] for ids in self.summaries],
+        )
 
 
 Page = TextPage | TokenPage

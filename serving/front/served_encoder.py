@@ -21,15 +21,17 @@ class ServedEncoder:
     """One encoder, asked by BLS.
 
     folder: has the tokenizer and the score card that it was trained with; parameters: of the front's config.pbtxt;
-    version: of the encoder, that of the front. ValueError if a pair may be longer than the longest bucket.
+    version: of the encoder, that of the front; prefix: of the parameters that name the encoder and its bucket lengths,
+    "first_" for a cascade's small one. ValueError if a pair may be longer than the longest bucket.
     """
 
-    def __init__(self, folder: Path, parameters: Mapping[str, str], version: int):
-        self.name, self.version = parameters["encoder"], version
+    def __init__(self, folder: Path, parameters: Mapping[str, str], version: int, prefix: str = ""):
+        self.name, self.version = parameters[f"{prefix}encoder"], version
+        self.folder = folder
         self.max_batch = int(parameters["max_batch"])
         self.batch_tokens = int(parameters["batch_tokens"])
         self.call_tokens = int(parameters["call_tokens"])
-        self.edges = [int(edge) for edge in parameters["lengths"].split(",")]
+        self.edges = [int(edge) for edge in parameters[f"{prefix}lengths"].split(",")]
         self.packed = parameters["layout"] == "packed"
         # row counts that calls are padded to, for CUDA graphs or a score cache; none where any count will do
         self.row_steps = [int(step) for step in parameters["row_steps"].split(",") if step]

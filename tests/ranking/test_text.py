@@ -17,10 +17,10 @@ from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.text import (
-    EncodedPair,
-    EncodedPairs,
     FORMAT_VERSION,
     TEACHER_FORMAT,
+    EncodedPair,
+    EncodedPairs,
     PairFormat,
     StudentFormat,
     TeacherFormat,

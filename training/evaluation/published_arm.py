@@ -38,6 +38,8 @@ class PublishedArm:
             quality = content["quality"]
         except (OSError, ValueError, LookupError) as problem:
             raise InputError(f"{folder}: not a published arm of build/build_student.py: {problem!r}") from problem
+        if content.get("cascade"):
+            raise InputError(f"{folder}: a cascade of two models, whose ranking no single checkpoint gives")
         if fingerprint(checkpoint) != built_from:
             raise InputError(f"{checkpoint}: not what {folder} was built from, or changed since")
         return cls(checkpoint, PriorBlend(**quality["prior"]), quality["first_stage"])
