@@ -32,6 +32,7 @@ from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
 from build.gate import GateLimits, GateReport, Reference, gate_ece, gate_scores
 from build.judged_pairs import JudgedPairs, read_candidates, read_judged
+from build.mixed_precision import build_mixed_ir
 from build.probabilities import ProbabilityMaps, fit_maps
 from build.publication_settings import PublicationSettings, check_model_name
 from build.publish import publish_engine, refusal, tools
@@ -51,7 +52,7 @@ from ranking.visible import is_visible
 
 LOGGER = logging.getLogger(__name__)
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_mixed"]
 SPEED_PAIRS = 192  # judged pairs that a precision's speed is measured on
 INVARIANCE_PAIRS = 512  # judged pairs that shapes of calls are tried on
 
@@ -285,16 +286,27 @@ def build_openvino(build: Build, folder: Path) -> int:
     for precision in wanted:
         LOGGER.info("building OpenVINO %s", precision)
         calibration = []
-        if precision == "int8":
+        if precision.startswith("int8"):
             pairs = read_candidates(config.data, build.text, config.calibration_pairs)
             calibration = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
         (folder / precision).mkdir()
-        ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, build.positions, calibration)
+        tried[precision] = {}
+        if precision == "int8_mixed":
+            ir, share = build_mixed_ir(
+                build.onnx,
+                folder / precision,
+                build.positions,
+                calibration,
+                lambda path: build.gate(openvino_engine.runner(path, "int8", config.serving.threads), "int8_mixed"),
+            )
+            tried[precision]["int8_share"] = round(share, 3)
+        else:
+            ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, build.positions, calibration)
         runner = runners[precision] = openvino_engine.runner(ir, precision, config.serving.threads)
         files[precision] = [ir, ir.with_suffix(".bin")]
         speed = openvino_engine.pairs_per_second(runner, build.judged.pairs[:SPEED_PAIRS], build.text.pad_id)
         LOGGER.info("speed: %s %.0f pairs/s", precision, speed)
-        tried[precision] = {"pairs_per_second": round(speed, 1)}
+        tried[precision]["pairs_per_second"] = round(speed, 1)
     by_speed = sorted(wanted, key=lambda p: -tried[p]["pairs_per_second"])
     for best in by_speed:
         reports[best] = build.gate(runners[best], best)

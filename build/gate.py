@@ -18,7 +18,7 @@ from ranking.cascade import Cascade
 from ranking.metrics import JudgedRanking, kendall_tau
 from ranking.prior import PriorBlend
 
-SAFER = {"int8": "bf16", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
+SAFER = {"int8": "bf16", "int8_mixed": "bf16", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
 K = 5
 
 LOGGER = logging.getLogger(__name__)

@@ -110,9 +110,9 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(str(problem), pb_utils.TritonError.INVALID_ARG)
             )
-        except pb_utils.TritonModelException as problem:  # the encoder's own message: queue full, timeout, not loaded
+        except pb_utils.TritonModelException as problem:  # an encoder's own message: queue full, timeout, not loaded
             return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(f"{self.encoder.name}: {problem}", pb_utils.TritonError.UNAVAILABLE)
+                error=pb_utils.TritonError(str(problem), pb_utils.TritonError.UNAVAILABLE)
             )
         answer = [pb_utils.Tensor("score", scores)]
         if self.calibration is not None and "probability" in request.requested_output_names():

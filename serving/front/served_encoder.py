@@ -66,11 +66,14 @@ class ServedEncoder:
 
     async def _encode(self, pairs: EncodedPairs, timeout_us: int) -> NDArray[np.float32]:
         calls = list(self._calls(pairs))
-        answers = await asyncio.gather(*(self._request(feed, timeout_us).async_exec() for _, feed in calls))
+        try:
+            answers = await asyncio.gather(*(self._request(feed, timeout_us).async_exec() for _, feed in calls))
+        except pb_utils.TritonModelException as problem:
+            raise pb_utils.TritonModelException(f"{self.name}: {problem}") from problem
         scores = np.empty(len(pairs), np.float32)
         for (rows, _), answer in zip(calls, answers):
             if answer.has_error():
-                raise pb_utils.TritonModelException(answer.error().message())
+                raise pb_utils.TritonModelException(f"{self.name}: {answer.error().message()}")
             logits = pb_utils.get_output_tensor_by_name(answer, OUTPUT).as_numpy()
             scores[rows] = logits.reshape(-1)[: len(rows)]
         return scores
