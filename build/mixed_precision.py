@@ -1,6 +1,6 @@
 """INT8 for those matrix products of a network that stand it: what the gate lets pass, chosen by measuring.
 
-The network's matrix products are cut into PARTS runs of neighbours. Each run is quantised alone, by NNCF's
+The network's matrix products are cut into runs of neighbours. Each run is quantised alone, by NNCF's
 post-training quantisation, and scores the judged pairs; Kendall's tau with the fp32 checkpoint says what it costs. Then
 as many runs as the gate lets pass are quantised together, those that cost least first. The rest computes in bf16 or
 fp32.
@@ -39,12 +39,14 @@ def build_mixed_ir(
     positions: int,
     calibration: Sequence[Feed],
     judge: Callable[[Path], Verdict],
+    parts: int = PARTS,
 ) -> tuple[Path, float]:
     """Write model.xml and model.bin with the most runs in INT8 that pass. Returns the path and their share of all runs.
 
-    judge: gates an IR. If not even the run that costs least passes, that one is written, and the gate will refuse it.
+    judge: gates an IR; parts: runs that the matrix products are cut into. If not even the run that costs least passes,
+    that one is written, and the gate will refuse it.
     """
-    runs = [list(run) for run in np.array_split(matrix_products(onnx_path, positions), PARTS) if len(run)]
+    runs = [list(run) for run in np.array_split(matrix_products(onnx_path, positions), parts) if len(run)]
 
     def write(chosen: Sequence[int], place: Path) -> Path:
         kept = [name for number, run in enumerate(runs) if number not in chosen for name in run]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,17 +95,17 @@ class Cascade:
         first: NDArray[np.float32],
         scores: NDArray[np.float32],
         groups: NDArray[np.integer],
-        blend: Callable[[NDArray[np.float32], NDArray[np.intp]], NDArray[np.float32]] | None = None,
+        blend: Callable[..., NDArray[np.float32]] | None = None,
     ) -> NDArray[np.float32]:
         """What the arm gives to lists whose documents both models have scored, float32 [n].
 
         first, scores: raw scores of the small and the large model, float32 [n]; groups: int [n], the list that each row
-        belongs to; blend: (scores of a list, its rows) -> the same with its priors.
+        belongs to; blend: (scores of a list, rows: its rows) -> the same with its priors.
         """
         final = np.empty(len(scores), np.float32)
         for group in np.unique(groups):
             rows = np.flatnonzero(groups == group)
-            own: Blend = without_prior if blend is None else (lambda s, rows=rows: blend(s, rows))
+            own = without_prior if blend is None else partial(blend, rows=rows)
             if len(rows) <= self.k:
                 final[rows] = own(scores[rows])
                 continue

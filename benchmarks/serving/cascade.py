@@ -10,12 +10,12 @@ documents are counts, so they hold for every machine; processor time is this one
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Config:
         score_cache_mb: memory for kept scores, per encoder
         precision: of both engines
         threads: CPU threads of an engine
-        out: also write the table to this file, and the curve beside it as .png
+        plot: also draw NDCG@5 against processor time into this file
         serving: bucket settings
     """
 
@@ -67,7 +67,7 @@ class Config:
     score_cache_mb: float = 64.0
     precision: str = "bf16"
     threads: int = 1
-    out: Path | None = None
+    plot: Path | None = None
     serving: ServingLimits = field(default_factory=ServingLimits)
 
     def __post_init__(self) -> None:
@@ -151,7 +151,7 @@ class Traffic:
 
 
 def main(config: Config) -> None:
-    """Print the table, and write it and its curve where --out says."""
+    """Print the table, and draw its curve where --plot says."""
     lists = read_lists(config.data, config.queries)
     with tempfile.TemporaryDirectory() as folder:
         large = Encoder(config.large, Path(folder) / "large", config)
@@ -176,18 +176,14 @@ def main(config: Config) -> None:
             if joined is None and cascade is not None:
                 joined = cascade.of_lists(scored[ALONE_SMALL], scored[ALONE_LARGE], groups)
             assert joined is not None
-            figures = {"arm": name, "k": k, "ndcg5": quality(joined)}
+            figures: dict[str, Any] = {"arm": name, "k": k, "ndcg5": quality(joined)}
             for size in (0.0, config.score_cache_mb):
                 spent = serve(pages, lists, large, small, cascade, name, size)
                 figures["cached" if size else "plain"] = vars(spent)
             rows.append(figures)
-            print(json.dumps(figures))
-    table = report(config, rows, lists, pages)
-    print(table)
-    if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(table, encoding="utf-8")
-        plot(rows, config.out.with_suffix(".png"))
+    print(report(config, rows, lists, pages))
+    if config.plot:
+        plot(rows, config.plot)
 
 
 def read_lists(data: Path, most: int) -> list[JudgedList]:

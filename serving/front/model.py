@@ -16,7 +16,6 @@ import asyncio
 import json
 import os
 import sys
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -58,8 +57,10 @@ class TritonPythonModel:
         encoders = [self.encoder]
         self.cascade = None
         if "cascade_k" in parameters:
-            values = {each.name: float(parameters[f"cascade_{each.name}"]) for each in fields(Cascade)}
-            self.cascade = Cascade(**(values | {"k": int(parameters["cascade_k"])}))
+            scales = ("mean", "spread", "first_mean", "first_spread")
+            self.cascade = Cascade(
+                int(parameters["cascade_k"]), *(float(parameters[f"cascade_{name}"]) for name in scales)
+            )
             self.first = ServedEncoder(HERE / "first", parameters, self.encoder.version, "first_")
             encoders.append(self.first)
         # fingerprint of each encoder's tokenizer -> the cache of its fields; two encoders may share one
@@ -149,7 +150,7 @@ def score_metrics(cache: ScoreCache, labels: dict[str, str]) -> CacheMetrics:
         "disranker_score_cache_misses_total": ("documents that were encoded", lambda: cache.misses),
         "disranker_score_cache_audits_total": ("lookups computed all the same", lambda: cache.audits),
         "disranker_score_cache_moved_total": ("kept scores that were not exact", lambda: cache.moved),
-        "disranker_score_cache_bytes": ("memory of the scores kept now", lambda: cache.bytes),
+        "disranker_score_cache_bytes": ("memory of the scores kept now", lambda: cache.used_bytes),
     }
     return CacheMetrics(counted, labels)
 

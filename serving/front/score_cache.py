@@ -37,7 +37,7 @@ class ScoreCache:
         return len(self._scores)
 
     @property
-    def bytes(self) -> int:
+    def used_bytes(self) -> int:
         """Memory of what is kept now."""
         return len(self._scores) * ENTRY_BYTES
 

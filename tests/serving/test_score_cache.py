@@ -33,7 +33,7 @@ def test_what_is_found_is_what_was_kept_last_and_no_more_than_the_size(kept, cap
         keys = keys_of(names)
         cache.keep(keys, np.full(len(keys), score, np.float32))
         last |= dict.fromkeys(keys, np.float32(score)) if np.isfinite(np.float32(score)) else {}
-        assert len(cache) <= capacity and cache.bytes <= capacity * ENTRY_BYTES
+        assert len(cache) <= capacity and cache.used_bytes <= capacity * ENTRY_BYTES
     for key in keys_of("abcdef"):
         (found,) = cache.find([key])
         assert np.isnan(found) or found.tobytes() == last[key].tobytes()
