@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 EXTRAS := train,datasets,build,serve-cpu,clients,integrations,loadtest,ray,privacy,bench,docs,dev
 
-.PHONY: help install test lint demo retrain serve stop clean
+.PHONY: help install test lint demo results retrain serve stop clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -29,8 +29,11 @@ lint: $(STAMP)   ## ruff, mypy and bandit
 test: $(STAMP)   ## the whole test suite, real servers included
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME for your own data
-	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo))
+demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME ARGS=... for your own data
+	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo)) $(ARGS)
+
+results: $(STAMP) ## every page of docs/results again, hours of work: ONLY=clicklog,metrics for some, ARGS=--show to see what would run
+	$(PY) -m benchmarks.results $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 retrain: $(STAMP) ## new clicks to the next A/B test: SINCE=2026-11-14, RUN=runs/demo (a demo run), OUT=runs/retrain, ARGS=...
 	$(PY) -m demo.retrain --log $(or $(RUN),runs/demo)/ab/data --data $(or $(RUN),runs/demo)/data \

@@ -22,11 +22,11 @@ from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.metrics import JudgedRanking
 from ranking.prior import PriorBlend, standardised
+from ranking.prior_fit import fit_prior
 from ranking.significance import paired_bootstrap
 
 LOGGER = logging.getLogger(__name__)
 JUDGED_SCORES_NAME = "judged_scores.npz"
-WEIGHTS = np.arange(21) / 20  # of the prior, from the model alone to the prior alone
 
 
 @dataclass(frozen=True)
@@ -118,27 +118,6 @@ class QualityReport:
         return f"{name} is not published: {'; '.join(self.objections)}; {way_out}"
 
 
-def fit_prior(reference: Reference, first_stage: NDArray[np.float32]) -> tuple[PriorBlend, NDArray[np.float64]]:
-    """The weight of highest mean NDCG@5, of equal ones the lowest; and an honest NDCG@5 per query, float64 [q].
-
-    For the latter each half of the queries is ranked with the weight that the other half prefers. first_stage: float32
-    [n], NaN for a pair without a score.
-    """
-    scale = float(reference.scores.mean()), float(reference.scores.std()) or 1.0
-    found = np.stack([ndcg5(reference.with_prior(PriorBlend(w, *scale), first_stage), reference) for w in WEIGHTS])
-
-    def best(queries: NDArray[np.bool_]) -> int:
-        return int(np.argmax(np.round(found[:, queries].mean(1), 9)))
-
-    even = np.arange(found.shape[1]) % 2 == 0
-    honest = np.empty(found.shape[1])
-    if even.all():
-        honest[:] = found[0]  # one query has no other half
-    else:
-        honest[even], honest[~even] = found[best(~even)][even], found[best(even)][~even]
-    return PriorBlend(float(WEIGHTS[best(np.full(len(even), True))]), *scale), honest
-
-
 def ndcg5(scores: NDArray[np.float32], reference: Reference) -> NDArray[np.float64]:
     """NDCG@5 of each query, float64 [q]."""
     return JudgedRanking(scores, reference.grades, reference.groups, len(reference.queries)).ndcg(K)
@@ -158,7 +137,14 @@ def measure_quality(
     comparison if all its pairs have a score. An arm is worse if the 95% interval of its difference lies below
     -limits.max_loss.
     """
-    prior, honest = fit_prior(reference, first_stage)
+    prior, honest = fit_prior(
+        reference.scores,
+        first_stage,
+        reference.grades,
+        reference.groups,
+        len(reference.queries),
+        lambda blend: reference.with_prior(blend, first_stage),
+    )
     first, _ = standardised(first_stage.astype(np.float64), reference.groups)
     alone, with_prior = [], []
     model = ndcg5(reference.scores, reference)

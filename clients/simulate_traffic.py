@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from clients.ab.experiment.split import bucket
 from ranking.click_models import ClickModel
 from ranking.errors import InputError
 from ranking.files import write_json
+from ranking.first_stage import first_stage_scores
 from ranking.program import run
 from ranking.schema import read_table
 
@@ -38,6 +40,7 @@ class Config:
         pages_per_user: mean pages of a user; the number is geometric, as in real logs
         shown: documents that a user may look at, from the top
         documents: documents sent with each query at most
+        send_prior: send each document's BM25 score with it, as a caller whose first stage is BM25 would
         click_model: pbm | dbn
         zipf: skew of query frequencies; 0 is uniform
         concurrency: pages in flight
@@ -57,6 +60,7 @@ class Config:
     pages_per_user: float = 3.0
     shown: int = 10
     documents: int = 24
+    send_prior: bool = False
     click_model: Literal["pbm", "dbn"] = "pbm"
     zipf: float = 0.7
     concurrency: int = 16
@@ -77,7 +81,7 @@ class Search:
     """A judged query: the documents as the router takes them, and each one's grade."""
 
     query: str
-    documents: list[dict[str, str]]
+    documents: list[dict[str, Any]]
     grades: dict[str, int]
 
 
@@ -85,11 +89,15 @@ def read_searches(config: Config) -> list[Search]:
     """The split's queries with up to config.documents documents, in shuffled order: the caller's own ranking is bad."""
     rng = np.random.default_rng([config.seed, 1])
     table = read_table(config.data / "judgments" / f"{config.split}.parquet", "judgments")
+    if config.send_prior:
+        prior = pa.array(first_stage_scores(None, config.data, table).astype(np.float64))
+        table = table.append_column("prior", prior)
+    fields = ("doc_id", "title", "summary", *(["prior"] if config.send_prior else []))
     searches = []
     for query_id in pc.unique(table.column("query_id")).to_pylist():
         rows = table.filter(pc.equal(table.column("query_id"), query_id)).to_pylist()
         chosen = [rows[i] for i in rng.permutation(len(rows))[: config.documents]]
-        documents = [{"doc_id": r["doc_id"], "title": r["title"], "summary": r["summary"]} for r in chosen]
+        documents = [{name: row[name] for name in fields} for row in chosen]
         searches.append(Search(rows[0]["query"], documents, {r["doc_id"]: r["grade"] for r in chosen}))
     if not searches:
         raise InputError(f"{config.data}: split {config.split} has no judged query")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Config:
             when left out
         limit: judged train queries used from `data`; other sizes follow from it, so that 400 end within half an hour on
             two cores
+        columns: names of the columns of a table, as prepare_data takes them: query=search_term,title=product_name
+        grades: how its grades become ours, 0 to 4, as prepare_data takes them: Irrelevant=0,Partial=1,Exact=2
         out: folder of the run; a second run goes on where the first one stopped
         student_init: pretrained BERT that baseline and student start from: minilm (of the package), a folder, a hub id,
             or scratch; by default minilm on your own data, scratch on the built-in world
@@ -60,6 +62,8 @@ class Config:
 
     data: Path | None = None
     limit: int = 400
+    columns: list[str] = field(default_factory=list)
+    grades: list[str] = field(default_factory=list)
     out: Path = Path("runs/demo")
     student_init: str = ""
     teacher_init: str = ""
@@ -84,6 +88,14 @@ class Config:
         """Whether the teacher is a decoder; else it is the blend, which needs pretrained embeddings alone."""
         return self.data is None or bool(self.teacher_init)
 
+    @property
+    def sends_prior(self) -> bool:
+        """Whether both arms are published and judged with BM25 as their prior: on your own data.
+
+        The built-in world keeps other words for documents than for queries, so its BM25 has nothing to add.
+        """
+        return self.data is not None
+
 
 def flow(config: Config) -> dict[str, Any]:
     """Run every stage that is not finished, in order; returns the run's summary. InputError names a failed command.
@@ -95,31 +107,32 @@ def flow(config: Config) -> dict[str, Any]:
     stages = Stages(out, total=16 if config.decoder_teacher else 11)
     # a model that has learnt nothing has no ranking to keep: only a smoke run may publish past the gate
     accept = ["--accept-drop", "--accept-worse", "smoke run"] if config.smoke else []
+    prior = ["--callers-send-prior"] if config.sends_prior else []
 
-    source = source_flags(config.data, config.limit, config.smoke, config.decoder_teacher)
+    source = source_flags(config)
     stages.run("data", "prepare data", lambda: prepare(source, data), source)
     if config.decoder_teacher:
         train_decoder(stages, config)
     stages.run(
         "sample", "choosing the pairs to label", lambda: sample(data, config.label_queries), config.label_queries
     )
-    if config.decoder_teacher:
-        stages.run(
-            "label", "labelling through tritonserver and vLLM",
-            lambda: label(data / "candidates.parquet", repository, out / "labels"), made=out / "labels",
-        )  # fmt: skip
-    else:
-        stages.run(
-            "label", "labelling by BM25 and embedding similarity, a teacher that needs no judgment",
-            lambda: run_program("-m", "training.blend_labels", "--data", data, "--out", out / "labels"),
-            made=out / "labels",
-        )  # fmt: skip
     size, start = student_start(config)
     stages.program(
         "baseline", "baseline: a small BERT on judgments alone",
         "-m", "training.train_baseline", "--config", f"training/configs/baseline_{size}.yaml", "--data", data,
         "--out", out / "baseline", *start, made=out / "baseline",
     )  # fmt: skip
+    if config.decoder_teacher:
+        stages.run(
+            "label", "labelling through tritonserver and vLLM",
+            lambda: label(data / "candidates.parquet", repository, out / "labels"), made=out / "labels",
+        )  # fmt: skip
+    else:
+        stages.program(
+            "label", "labelling by BM25, embedding similarity and the baseline, weighted by dev judgments",
+            "-m", "training.blend_labels", "--data", data, "--out", out / "labels",
+            "--ranker+", f"checkpoint:{out / 'baseline'}", made=out / "labels",
+        )  # fmt: skip
     teacher: list[str | Path] = ["--teacher", out / "teacher"] if config.decoder_teacher else []
     stages.program(
         "student", "student: the same BERT on the teacher's labels",
@@ -131,13 +144,14 @@ def flow(config: Config) -> dict[str, Any]:
         f"baseline=checkpoint:{out / 'baseline'}",
         f"teacher={teacher_row}",
         f"student=checkpoint:{out / 'student'}",
+        *(f"{arm} + bm25=prior:{out / arm}" for arm in ARMS),
     ]
     stages.program(
         "evaluate", "ranking quality on the test queries",
         "-m", "training.evaluate", "--data", data, "--system", "bm25",
         *(word for system in systems for word in ("--system", system)), "--out", out / "evaluation",
     )  # fmt: skip
-    reason = "" if config.smoke else reason_not_to_ship(out / "evaluation")
+    reason = "" if config.smoke else reason_not_to_ship(out / "evaluation", with_prior=config.sends_prior)
     if reason:
         return summarise_refusal(out, stages, reason)
     for arm in ARMS:
@@ -146,7 +160,7 @@ def flow(config: Config) -> dict[str, Any]:
             f"build_{arm}", f"{arm} to a Triton model (backend openvino), gated on judged queries",
             "build/build_student.py", "--checkpoint", out / arm, "--name", arm, "--target", "openvino", "--data", data,
             "--repository", repository, "--serves-now", "none" if arm == "baseline" else "baseline",
-            *(accept or control),
+            *prior, *(accept or control),
         )  # fmt: skip
     stages.run(
         "load", "load test of both arms, open loop",
@@ -154,7 +168,7 @@ def flow(config: Config) -> dict[str, Any]:
     )  # fmt: skip
     stages.run(
         "ab", "A/B test with simulated users",
-        lambda: ab_test(out / "ab", data, repository, config.users), config.users, out / "ab",
+        lambda: ab_test(out / "ab", data, repository, config.users, config.sends_prior), config.users, out / "ab",
     )  # fmt: skip
     stages.program(
         "report", "report: who won",
@@ -201,30 +215,34 @@ def student_start(config: Config) -> tuple[str, list[str]]:
     return "minilm", ["--init", config.student_init, *(["--epochs", "0.2"] if config.smoke else [])]
 
 
-def source_flags(given: Path | None, limit: int, smoke: bool, decoder_teacher: bool) -> list[str]:
-    """Flags of prepare_data: what it reads, how many queries.
-
-    given: BEIR or dataset folder, or a table of judgments; None: the built-in world. decoder_teacher: it pre-trains on
-    clicks, or on relevant pairs in their place. InputError if `given` is none of these.
-    """
+def source_flags(config: Config) -> list[str]:
+    """Flags of prepare_data: what it reads, how many queries. InputError if `data` is nothing that it reads."""
+    given, limit = config.data, config.limit
     if given is None:
-        return ["--source", "world", *(SMALL_WORLD if smoke else [])]
+        return ["--source", "world", *(SMALL_WORLD if config.smoke else [])]
     queries = {"train": limit, "dev": limit // 2, "test": limit, "unlabelled": 2 * limit}
-    sizes = [word for split, count in queries.items() for word in (f"--{split}-queries", str(count))]
-    clicks = ["--clicks-from-judgments"] if decoder_teacher else []
+    flags = [word for split, count in queries.items() for word in (f"--{split}-queries", str(count))]
+    # real tables have a few rows without a query or a title; a first try goes on without them and says how many
+    flags += ["--on-bad-row", "reject"]
+    for name in ("columns", "grades"):
+        if words := getattr(config, name):
+            flags += [f"--{name}", ",".join(words)]
+    if (given / "dataset.json").is_file():
+        return ["--source", f"dataset:{given}", *flags]
+    if config.decoder_teacher:
+        flags.append("--clicks-from-judgments")
+    # a set without splits of its own, or judged for the test alone as most public ones are: enough queries to the test
+    flags += ["--dev-fraction", "0.2", "--test-fraction", "0.4"]
     if (given / "corpus.jsonl").is_file():
         # most train queries give their documents to the teacher without their grades: labels must come from somewhere
-        judged = ["--judged-fraction", "0.25", *clicks]
+        flags += ["--judged-fraction", "0.25"]
         if judges_relevant_alone(given / "qrels"):
-            judged += ["--negatives", "20"]
-        # most public sets are judged for the test alone: their queries are dealt out anew, enough of them to the test
-        anew = ["--resplit", "--dev-fraction", "0.2", "--test-fraction", "0.4"]
-        resplit = [] if (given / "qrels" / "train.tsv").is_file() else anew
-        return ["--source", f"beir:{given}", *judged, *resplit, *sizes]
-    if (given / "dataset.json").is_file():
-        return ["--source", f"dataset:{given}", *sizes]
+            flags += ["--negatives", "20"]
+        if not (given / "qrels" / "train.tsv").is_file():
+            flags.append("--resplit")
+        return ["--source", f"beir:{given}", *flags]
     if given.is_file():
-        return ["--source", f"table:{given}", *clicks, *sizes]
+        return ["--source", f"table:{given}", *flags]
     raise InputError(
         f"{given}: not a BEIR folder (corpus.jsonl), a prepared dataset (dataset.json) or a table of judgments"
     )
@@ -247,6 +265,9 @@ def prepare(source: list[str], data: Path) -> None:
     """Write the dataset folder `data`. source: flags of source_flags()."""
     (data / "pool.parquet").unlink(missing_ok=True)  # an older run's pool is not this dataset's
     run_program("-m", "training.prepare_data", *source, "--out", data)
+    counts = json.loads((data / "dataset.json").read_text(encoding="utf-8")).get("counts", {})
+    if rejected := counts.get("rejected_rows", 0):
+        note(f"{rejected:,} bad rows were left out; {data / 'rejects.tsv'} has each with its reason")
 
 
 def click_pairs(data: Path) -> None:
@@ -315,7 +336,7 @@ def load_test(out: Path, data: Path, repository: Path, rate: int, seconds: int) 
     return found
 
 
-def ab_test(folder: Path, data: Path, repository: Path, users: int) -> None:
+def ab_test(folder: Path, data: Path, repository: Path, users: int, sends_prior: bool) -> None:
     """Simulated users on both arms through the router; the log and its Parquet tables go to `folder`."""
     folder.mkdir(exist_ok=True)
     (folder / "experiment.yaml").write_text(experiment_text())
@@ -329,7 +350,7 @@ def ab_test(folder: Path, data: Path, repository: Path, users: int) -> None:
     ):
         run_program(
             "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(users),
-            "--concurrency", "8",
+            "--concurrency", "8", *(["--send-prior"] if sends_prior else []),
         )  # fmt: skip
     run_program("clients/ab_compact.py", "--log", folder / "log", "--out", folder / "data")
 

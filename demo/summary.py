@@ -13,10 +13,9 @@ from demo.stages import Stages
 from ranking.files import write_json
 from ranking.labels import LabelSet
 from ranking.metrics import JudgedRanking
-from ranking.prior import PriorBlend
 from ranking.significance import paired_bootstrap, randomisation_test
 
-SYSTEMS = ("bm25", "baseline", "teacher", "student")
+SYSTEMS = ("bm25", "baseline", "teacher", "student", "baseline + bm25", "student + bm25")
 AB_METRICS = {"page_ctr": "page CTR", "user_ctr": "user CTR", "dwell": "dwell per click"}
 
 
@@ -63,7 +62,7 @@ def ab(out: Path) -> dict[str, Any]:
 def summarise(out: Path, stages: Stages, experiment: str) -> dict[str, Any]:
     """Write OUT/summary.json; returns it with `text`, the table for the terminal."""
     summary = {
-        "quality": {**quality(out), "student + bm25": with_prior(out)},
+        "quality": quality(out),
         "student against baseline": student_lead(out),
         "labelling": labelling(out),
         "serving": stages.known["load"]["found"],
@@ -101,18 +100,6 @@ def student_lead(out: Path) -> dict[str, float]:
         "lead": lead.value, "low": lead.low, "high": lead.high, "p": randomisation_test(ours, theirs),
         "queries": len(ours),
     }  # fmt: skip
-
-
-def with_prior(out: Path) -> dict[str, float]:
-    """NDCG@5 and PNR of the published student with BM25 as prior, from the scores that the evaluation kept."""
-    scores = pq.read_table(out / "evaluation" / "scores.parquet")
-    repository = out / "model_repository" / "student"
-    version = json.loads((repository / "promoted.json").read_text(encoding="utf-8"))[-1]
-    quality = json.loads((repository / str(version) / "manifest.json").read_text(encoding="utf-8"))["quality"]
-    groups = np.unique(scores.column("query_id").to_numpy(zero_copy_only=False), return_inverse=True)[1]
-    student, bm25, grades = (scores.column(name).to_numpy() for name in ("student", "bm25", "grade"))
-    judged = JudgedRanking(PriorBlend(**quality["prior"]).blend(student, bm25, groups), grades, groups)
-    return {"ndcg@5": float(judged.ndcg(5).mean()), "pnr": judged.pairs().pnr}
 
 
 def quality_lines(summary: dict[str, Any]) -> list[str]:

@@ -14,14 +14,18 @@ from ranking.significance import Interval, paired_bootstrap
 METRIC = "ndcg@5"
 
 
-def reason_not_to_ship(evaluation: Path) -> str:
+def reason_not_to_ship(evaluation: Path, with_prior: bool) -> str:
     """Why the student should not replace what ranks today; empty if it should.
 
-    evaluation: folder of training.evaluate with the systems bm25, baseline and student. The student has to beat BM25:
-    the 95% interval of the paired difference lies above 0. And it must not be worse than the baseline: that interval
-    does not lie below 0.
+    evaluation: folder of training.evaluate with the systems bm25, baseline and student, and "baseline + bm25" and
+    "student + bm25" for with_prior: the arms are then judged as they would serve, with BM25 as their prior. The student
+    has to beat BM25: the 95% interval of the paired difference lies above 0. And it must not be worse than the
+    baseline: that interval does not lie below 0.
     """
-    student, bm25, baseline = (per_query(evaluation, name) for name in ("student", "bm25", "baseline"))
+    arms = ("student + bm25", "baseline + bm25") if with_prior else ("student", "baseline")
+    student, baseline = (per_query(evaluation, name) for name in arms)
+    bm25 = per_query(evaluation, "bm25")
+    whose = "the student with BM25 as its prior" if with_prior else "the student"
     against_bm25, against_baseline = paired_bootstrap(student, bm25), paired_bootstrap(student, baseline)
     if against_bm25.low <= 0:
         gain = paired_bootstrap(baseline, bm25)
@@ -31,12 +35,12 @@ def reason_not_to_ship(evaluation: Path) -> str:
             else "nothing trained here beats what you have; more judgments, clicks or a better teacher are needed"
         )
         return (
-            f"on {len(student)} test queries the student's NDCG@5 is {student.mean():.3f} and BM25's {bm25.mean():.3f} "
+            f"on {len(student)} test queries NDCG@5 of {whose} is {student.mean():.3f} and BM25's {bm25.mean():.3f} "
             f"({_said(against_bm25)}): no gain that chance does not explain; {other}"
         )
     if against_baseline.high < 0:
         return (
-            f"on {len(student)} test queries the student's NDCG@5 is {student.mean():.3f} and the baseline's "
+            f"on {len(student)} test queries NDCG@5 of {whose} is {student.mean():.3f} and the baseline's "
             f"{baseline.mean():.3f} ({_said(against_baseline)}): ship the baseline, or distil from more labels"
         )
     return ""

@@ -1,9 +1,10 @@
-"""What the site adds to the pages: a reference of every program's flags, read from the code, and the results' menu."""
+"""What the site adds to the pages: every program's flags, read from the code, the story, and the results' menu."""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("training", "build", "clients", "demo", "ranking", "serving")
+sys.path.append(str(ROOT))  # mkdocs runs this file by itself
+
+from disranker.programs import read_programs  # noqa: E402
+
+FOLDERS = ("training", "build", "clients", "demo", "ranking", "serving", "loadtest", "benchmarks")
 STAGES = {
     "training": "Data and training",
     "build": "Building",
     "clients": "Labelling, serving, A/B test",
+    "loadtest": "Load testing",
     "demo": "Demo",
+    "benchmarks": "Results and capacity",
 }
 
 
@@ -92,19 +99,24 @@ def _last_word(found: Iterator[tuple[str, str, str]]) -> dict[str, tuple[str, st
 
 
 def programs() -> Iterator[tuple[str, str, Settings, str]]:
-    """(file, command, settings, example) of every file that ends in `run(main, Config, example=...)`."""
+    """(file, command, settings, example) of every program that the tree of docs/architecture.md names, by folder."""
+    shown = [program.module for program in read_programs()]
     for folder in STAGES:
-        for path in sorted((ROOT / folder).glob("*.py")):
-            near = str(path.relative_to(ROOT))
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+        for module in (module for module in shown if module.split(".")[0] == folder):
+            near = module.replace(".", "/") + ".py"
+            tree = ast.parse((ROOT / near).read_text(encoding="utf-8"))
             for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) == "run" and len(node.args) == 2:
                     settings = settings_of(ast.unparse(node.args[1]), near)
                     example = next((w.value for w in node.keywords if w.arg == "example"), None)
                     if settings is not None and example is not None:
-                        module = folder in ("training", "demo")
-                        command = f"python -m {folder}.{path.stem}" if module else f"python {near}"
-                        yield near, command, settings, _text(example, tree)
+                        as_file = folder in ("build", "clients", "loadtest") and near.count("/") == 1
+                        yield (
+                            near,
+                            f"python {near}" if as_file else f"python -m {module}",
+                            settings,
+                            _text(example, tree),
+                        )
 
 
 def _text(value: ast.expr, tree: ast.Module) -> str:
@@ -142,6 +154,40 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A cell of docs/story.py: markdown or code, and of code the lines that it printed."""
+
+    kind: str
+    text: str
+    output: list[str]
+
+
+def story_cells(path: Path) -> list[Cell]:
+    """The cells of a Python file in percent form, whose `#>` lines are what the cell before them printed."""
+    cells = []
+    for part in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
+        head, _, body = part.partition("\n")
+        lines = body.strip("\n").splitlines()
+        if "[markdown]" in head:
+            cells.append(Cell("markdown", "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines), []))
+        else:
+            code = [line for line in lines if not line.startswith("#>")]
+            output = [line.removeprefix("#>").removeprefix(" ") for line in lines if line.startswith("#>")]
+            cells.append(Cell("code", "\n".join(code).strip("\n"), output))
+    return cells
+
+
+def story_page(path: Path) -> str:
+    """The story as Markdown: text, code, and what the code printed."""
+    parts = []
+    for cell in story_cells(path):
+        parts.append(cell.text if cell.kind == "markdown" else f"```python\n{cell.text}\n```")
+        if cell.output:
+            parts.append("```\n" + "\n".join(cell.output) + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
 def on_config(config: Any) -> Any:
     """Add the results to the menu, each page by its own title."""
     pages = sorted((ROOT / "docs" / "results").glob("*.md"))
@@ -150,13 +196,15 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the reference of the programs."""
+    """Add the reference of the programs, and the story."""
     from mkdocs.structure.files import File
 
+    files.append(File.generated(config, "story.md", content=story_page(ROOT / "docs" / "story.py")))
     files.append(File.generated(config, "programs.md", content=reference()))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to files of the repository, which the site does not hold, become their paths."""
+    """Links to files of the repository, which the site does not hold, become their paths; the story has a page."""
+    markdown = markdown.replace("](story.py)", "](story.md)")
     return re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?!results/)[^)]+\.(?:yaml|py|toml))\)", r"`\2`", markdown)

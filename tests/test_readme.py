@@ -1,37 +1,30 @@
-"""The commands of the README: every program exists and takes the flags that it is shown with."""
+"""The commands of the README and of the pages for people: every program exists and takes the flags it is shown with.
+
+That they also do what they are shown for: tests/e2e/test_readme_recipe.py and test_readme_data_forms.py.
+"""
 
 from __future__ import annotations
 
-import importlib
 import re
-import shlex
-from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 
-from ranking.program import parse
+from tests.helpers.readme import BLOCKS, ROOT, commands_of, settings_of
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```\n(.*?)^```", README, flags=re.M | re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINES = [line for block in BLOCKS for line in block.splitlines()]
-PROGRAMS = [line for line in LINES if re.match(r"(\.venv/bin/)?python ", line)]
-POSITIONAL = {"loadtest.compare": ("before", "after")}
+SHOWN = [(page, command) for page in PAGES for command in commands_of(page)]
 
 
-def test_the_readme_shows_programs_of_every_stage():
-    assert len(PROGRAMS) >= 12
+def test_the_pages_show_programs_of_every_stage():
+    assert len([page for page, _ in SHOWN if page.name == "README.md"]) >= 12
+    assert len(SHOWN) >= 75 and len({page for page, _ in SHOWN}) >= 20
 
 
-@pytest.mark.parametrize("line", PROGRAMS)
-def test_a_command_of_the_readme_parses(line):
-    _, *words = shlex.split(line.removesuffix(" &"), comments=True)
-    module, arguments = (words[1], words[2:]) if words[0] == "-m" else (words[0][:-3].replace("/", "."), words[1:])
-    program = importlib.import_module(module)
-    (settings,) = (kind for name, kind in get_type_hints(program.main).items() if name != "return")
-    parse(settings, arguments, positional=POSITIONAL.get(module, ()))
-    for path in (arguments[i + 1] for i, word in enumerate(arguments) if word in ("--config", "--experiment")):
+@pytest.mark.parametrize("page, command", SHOWN, ids=[f"{page.name}: {command}" for page, command in SHOWN])
+def test_a_command_of_a_page_parses(page, command):
+    settings_of(command)
+    for path in re.findall(r"--(?:config|experiment) (\S+)", command):
         assert (ROOT / path).is_file(), path
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from disranker.programs import read_programs
+from tests.helpers.site import site_hooks
 
 ROOT = Path(__file__).parents[1]
 OF_EVERY_PROGRAM = {"--config", "--help", "--print-config"}
@@ -33,26 +35,21 @@ def test_a_page_fetches_nothing_from_elsewhere(site):
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+"', page) == []
 
 
-def site_hooks():
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "site_hooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["site_hooks"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_reference_has_every_program():
-    programs = {near for near, *_ in site_hooks().programs()}
+    """All that end in `run(main, Config, ...)` at the top of a folder of programs, and those further in that the map of
+    the code calls programs."""
+    documented = [near for near, *_ in site_hooks().programs()]
     ended_by_run = {
         str(path.relative_to(ROOT))
-        for folder in ("training", "build", "clients", "demo")
+        for folder in ("training", "build", "clients", "demo", "loadtest")
         for path in (ROOT / folder).glob("*.py")
         if re.search(
             r"^    run\($|^    run\(main|^    run\(\w+, \w*Config", path.read_text(encoding="utf-8"), flags=re.M
         )
     }
-    assert programs == ended_by_run and len(programs) > 20
+    mapped = {program.module.replace(".", "/") + ".py" for program in read_programs()}
+    assert ended_by_run <= set(documented) == mapped
+    assert len(documented) == len(set(documented)) > 30
 
 
 @pytest.mark.parametrize("near", ["clients/ab_report.py", "build/releases.py"])

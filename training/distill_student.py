@@ -97,11 +97,13 @@ class Config(DistillationSettings):
     """Distil teacher labels into a student.
 
     Args:
-        labels: finished labels folder of the dataset's candidates.parquet, as clients/label_corpus.py wrote it
+        labels: finished labels folder of the candidates, as clients/label_corpus.py wrote it
+        candidates: the file that was labelled, if not the dataset's candidates.parquet
         teacher: checkpoint whose card has the scores' mean and spread; without it they are taken from the labels
     """
 
     labels: Path
+    candidates: Path | None = None
     teacher: Path | None = None
 
 
@@ -109,7 +111,7 @@ def distill_student(config: Config) -> ScoreCard:
     """Train, write the checkpoint to config.out, and return its card."""
     card = None if config.teacher is None else ScoreCard.load(config.teacher)
     student = start_student(config)
-    candidates = config.data / "candidates.parquet"
+    candidates = config.candidates or config.data / "candidates.parquet"
     labelled = labelled_groups(candidates, config.labels, student.text_format)
     trained_on = {"candidates": fingerprint(candidates), "labels": LabelSet.load(config.labels).teacher_id}
     weights = None if config.confidence == "none" else confidence_weights(candidates, config.labels)

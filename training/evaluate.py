@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing, write_json
 from ranking.first_stage import BM25_NAME, first_stage_scores
+from ranking.prior_fit import fit_prior
 from ranking.program import run
 from ranking.schema import read_judgments
 from training.evaluation.comparison import Judgments, SystemResult, compare, per_query_table
@@ -41,11 +43,12 @@ class Config:
         split: train, dev or test
         system: bm25, random, labels:PATH (a labels folder or Parquet file), blend:PATH (the teacher behind a labels
             folder of training.blend_labels, on the judged pairs), checkpoint:PATH (ours, or any Hugging Face
-            cross-encoder) or published:ARM,CHECKPOINT (an arm's folder in the model repository and the checkpoint that
+            cross-encoder), prior:PATH (the same with the first stage's score as prior, its weight fitted on the dev
+            judgments) or published:ARM,CHECKPOINT (an arm's folder in the model repository and the checkpoint that
             it was built from, with the first stage's score as prior), each optionally as NAME=...; the first is what
             the others are tested against
-        first_stage: the first stage's scores of the judged pairs (query_id, doc_id, prior), for published:; BM25
-            when left out
+        first_stage: the first stage's scores of the judged pairs (query_id, doc_id, prior), for published: and prior:;
+            BM25 when left out
         curve: print quality against the number of judged train queries, and plot it into OUT/curve.png, from
             checkpoints that were trained with different --train-share
         teacher: row that retention and agreement refer to; default: the first teacher or labels row
@@ -103,18 +106,21 @@ def main(config: Config) -> None:
     """Score the judged documents with every system, print the tables, write the files of write_results."""
     judged_file = config.data / "judgments" / f"{config.split}.parquet"
     judgments = judgments_of(judged_file, config.queries)
-    systems = [
-        score_system(
-            spec,
-            judgments,
-            corpus=config.data,
-            first_stage=config.first_stage,
-            seed=config.seed,
-            precision=config.precision,
-            batch_tokens=config.batch_tokens,
+    systems: list[System] = []
+    for spec in config.system:
+        systems.append(
+            score_system(
+                spec,
+                judgments,
+                corpus=config.data,
+                split=config.split,
+                first_stage=config.first_stage,
+                seed=config.seed,
+                precision=config.precision,
+                batch_tokens=config.batch_tokens,
+                scored=systems,
+            )
         )
-        for spec in config.system
-    ]
     _make_names_unique(systems)
     teacher = _teacher(systems, config.teacher)
     results = compare(
@@ -157,16 +163,18 @@ def score_system(
     judgments: Judgments,
     *,
     corpus: Path,
+    split: Split = "test",
     first_stage: Path | None = None,
     seed: int = 0,
     precision: Precision = "float32",
     batch_tokens: int = 8192,
+    scored: Sequence[System] = (),
 ) -> System:
     """Scores of one --system. InputError names a spec that is none, a pair without a label, or a bad checkpoint.
 
-    corpus: dataset folder whose judged documents give BM25 its word statistics; first_stage: the prior's file, None for
-    BM25; seed: of the random system;
-    precision and batch_tokens: of a checkpoint's forwards.
+    corpus: dataset folder whose judged documents give BM25 its word statistics; split: the one that `judgments` are
+    of; first_stage: the prior's file, None for BM25; seed: of the random system; precision and batch_tokens: of a
+    checkpoint's forwards; scored: systems of the same judgments that have their scores, not to be taken twice.
     """
     name, source = _split_spec(spec)
     kind, _, where = source.partition(":")
@@ -184,6 +192,22 @@ def score_system(
         blend = Blend.of_labels(Path(where))
         scorer = BlendScorer(corpus, blend.encoder, blend.max_tokens, blend.precision)
         return System(name, source, scorer.blended(blend, judgments.table), is_teacher=True, is_logit=True)
+    if kind == "prior" and where:
+        from training.evaluation.checkpoint_scores import Scorer
+
+        if split == "dev":
+            raise InputError(f"--system {spec}: its weight is fitted on dev, and would be measured on what it has seen")
+        checkpoint = Scorer.load(where)
+        dev = judgments_of(corpus / "judgments" / "dev.parquet")
+        dev_scores = checkpoint.score(*dev.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
+        dev_prior = first_stage_scores(first_stage, corpus, dev.table)
+        blend, _ = fit_prior(dev_scores, dev_prior, dev.grades, dev.groups, len(dev.query_ids))
+        LOGGER.info("%s: weight of the prior %g, fitted on %d dev queries", name, blend.weight, len(dev.query_ids))
+        scores = next((s.scores for s in scored if s.source == f"checkpoint:{where}"), None)
+        if scores is None:
+            scores = checkpoint.score(*judgments.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
+        prior = first_stage_scores(first_stage, corpus, judgments.table)
+        return System(name, source, blend.blend(scores, prior, judgments.groups), is_logit=True)
     if kind in ("checkpoint", "published") and where:
         from training.evaluation.checkpoint_scores import Scorer
 
@@ -200,7 +224,7 @@ def score_system(
         is_teacher = card is not None and card.role == "teacher"
         return System(name, source, scores, is_teacher, True, card.calibration if card else None)
     raise InputError(
-        f"--system {spec}: bm25, random, labels:, blend:, checkpoint: or published: is expected, or NAME=one"
+        f"--system {spec}: bm25, random, labels:, blend:, checkpoint:, prior: or published: is expected, or NAME=one"
     )
 
 

@@ -13,7 +13,7 @@ from ranking.program import run
 from ranking.schema import OnBadRow, Rejects
 from training.sources.dataset_folder import DatasetSettings, write_dataset
 from training.sources.download import fetch_msrd
-from training.sources.grade_scales import map_grades, parse_grades
+from training.sources.grade_scales import map_grades, parse_grades, word_grades
 from training.sources.judged_collections import (
     MSRD_FILES,
     JudgedSource,
@@ -40,7 +40,8 @@ class Config(DatasetSettings):
         out: dataset folder to write
         columns: for table: OURS=THEIRS for query, title, grade, query_id, doc_id, summary, split
         grades: how the source's grades become ours, 0 to 4: THEIRS=OURS, as in 1,1.33=0,1.67,2=1,3=2, or by-rank;
-            without it whole grades from 0 to 4 stay, negative ones are 0, and another scale is mapped by rank
+            without it whole grades from 0 to 4 stay, negative ones are 0, and another scale is mapped by rank; a
+            table whose grades are words needs it, as in Irrelevant=0,Partial=1,Exact=2
         on_bad_row: stop at the first bad row, or reject: write it to rejects.tsv and go on
         licence: what dataset.json states, where the source does not say
         downloads: where downloaded files are kept
@@ -72,7 +73,7 @@ def main(config: Config) -> None:
     bad = BadRows(keep, remedy="--on-bad-row reject goes on without such rows")
     source = read_source(config, bad)
     mapped = map_grades(source, config.grades, bad)
-    check_usable(source, config.source, config.negatives)
+    check_usable(source, config.source, config.negatives, bad)
     if config.source.startswith("dataset:"):
         _copy_clicks(Path(config.source.removeprefix("dataset:")), config.out)
     content = write_dataset(
@@ -82,7 +83,11 @@ def main(config: Config) -> None:
         origin=config.source,
         licence=config.licence,
         rejected=bad.count,
-        reading={"columns": config.columns, "grades": mapped, "on_bad_row": config.on_bad_row},
+        reading={
+            "columns": config.columns,
+            "grades": mapped or word_grades(config.grades),
+            "on_bad_row": config.on_bad_row,
+        },
     )
     if bad.count:
         LOGGER.warning("%d bad rows were left out; see %s", bad.count, rejects)
@@ -110,7 +115,7 @@ def read_source(config: Config, bad: BadRows) -> JudgedSource:
     if kind == "ir" and where:
         return read_ir_dataset(where, bad, spare)
     if kind == "table" and where:
-        return read_table_source(Path(where), parse_columns(config.columns), bad)
+        return read_table_source(Path(where), parse_columns(config.columns), bad, word_grades(config.grades))
     if kind == "dataset" and where:
         if Path(where).resolve() == config.out.resolve():
             raise InputError(f"--out {config.out}: is the source itself")
@@ -118,10 +123,11 @@ def read_source(config: Config, bad: BadRows) -> JudgedSource:
     raise InputError(f"--source {config.source}: one of {SOURCES} is expected")
 
 
-def check_usable(source: JudgedSource, origin: str, negatives: int) -> None:
+def check_usable(source: JudgedSource, origin: str, negatives: int, bad: BadRows) -> None:
     """DataError unless some query has two documents of different grade: nothing could be trained or measured."""
     if not any(source.judged.values()):
-        raise DataError(origin, "no usable query: not one judged pair is left")
+        refused = f"; {bad.count} rows were refused, the first one: {bad.first}" if bad.count else ""
+        raise DataError(origin, f"no usable query: not one judged pair is left{refused}")
     for grades in source.judged.values():
         first: dict[str, float] = {}
         for (query_id, _), grade in grades.items():

@@ -200,7 +200,10 @@ def _encode(
 
     train = TokenStore.write(folder, train_pieces())
     if not len(train) or not held_out:
-        raise InputError(f"{clicks}: {len(train)} pairs to train on and {len(held_out)} held out: both are needed")
+        raise InputError(
+            f"{clicks}: {len(train)} pairs to train on and {len(held_out)} held out: both are needed; --held-out is "
+            "the share of the queries that is held out"
+        )
     return train, np.concatenate(weights) if config.click_weights else None, TokenStore.of_pairs(held_out)
 
 

@@ -1,9 +1,9 @@
 """Pick which (query, document) pairs the teacher labels, from a pool too large to label whole.
 
-Queries are drawn by their frequency in the log, tempered so that the tail is not lost; of each query's pool, documents
-are drawn by BM25 rank bands, so that the student sees what it will have to rank first, but also the far and the wrong.
-Spellings of one query, and documents of one text, count once. The pool is read out of core; one batch of queries with
-their pools is in memory. See docs/clicks.md.
+Queries are drawn by their frequency in the log, tempered so that the tail is not lost. What else decides is the
+strategy: nothing (random), BM25 rank bands, where rankers disagree, where a document may be on the wrong side of the
+first places, or what spreads over the pool. Spellings of one query, and documents of one text, count once. The pool is
+read out of core; one batch of queries with their pools is in memory. See docs/clicks.md.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ranking.bm25 import bm25_scores
@@ -26,13 +28,29 @@ from ranking.database import DuckDbSettings, literal
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
-from ranking.schema import TABLES, write_table
-from training.clicks.duckdb_tables import file_columns, open_view, parquet_files
+from ranking.schema import TABLES, Table, write_table
+from training.clicks.duckdb_tables import FileColumns, file_columns, open_view, parquet_files
 from training.clicks.event_columns import event_defaults
 from training.clicks.normalised_queries import BATCH_ROWS, number_queries
+from training.evaluation.pool_rankers import COLUMN_PREFIX, PoolRanker, pool_rankers
+from training.sources.pair_strategies import (
+    draw_by_usefulness,
+    draw_from_bands,
+    k_centres,
+    lexical_vectors,
+    misplacement,
+    rank_disagreement,
+    read_bands,
+    spread_out,
+)
 
 LOGGER = logging.getLogger(__name__)
-ROWS_AT_ONCE = 20_000  # pool rows that BM25 ranks together
+ROWS_AT_ONCE = 20_000  # pool rows that are scored together
+DEFAULT_BANDS = ["10:8", "50:8", "rest:4"]
+BY_USEFULNESS = ("disagreement", "uncertainty")
+LEXICAL = "lexical"
+
+Strategy = Literal["bands", "random", "disagreement", "uncertainty", "diversity"]
 
 
 @dataclass(kw_only=True)
@@ -44,8 +62,22 @@ class Config(DuckDbSettings):
         out: the candidates file to write; counts go to a .report.json beside it
         events: click log (file, folder or glob) that says how often each query is asked; without it all are alike
         queries: how many queries to draw
+        strategy: which documents of which queries: bands of BM25 ranks; random; disagreement of two or more rankers;
+            uncertainty whether a document belongs to the first `top`, by one ranker's margins or several rankers'
+            deviation; diversity of texts
+        documents: documents of each query, 20 if left out; bands say their own number
         bands: BM25 rank bands and how many documents to draw from each: "10:8" is 8 of the top 10, the next band starts
-            at rank 11; "rest" ends the list
+            at rank 11; "rest" ends the list; 10:8, 50:8 and rest:4 if left out
+        ranker: of disagreement and uncertainty: bm25, checkpoint:PATH (ours, or any cross-encoder) or column:NAME, a
+            column of scores in the pool
+        top: of uncertainty, how many first places matter
+        oversample: of disagreement, uncertainty and diversity: how many times `queries` are drawn by frequency, for the
+            strategy to choose from; 1 leaves it the documents alone
+        usefulness_power: pairs and queries are drawn in proportion to their disagreement or uncertainty to this power;
+            0 draws all alike, more than 1 keeps nearer to the most useful
+        vectors: of diversity: lexical (hashed words), or a sentence encoder: minilm, a folder or a hub id
+        labelled: candidates that were labelled before: their queries are not drawn again, and diversity keeps its
+            distance from them
         frequency_power: queries are drawn in proportion to frequency to this power: 1 as asked, 0 all alike
         exclude: tables whose queries must not be drawn, such as the judged dev and test splits
         on_bad_row: "stop" at the first bad row, or "reject" them to a .rejects.tsv beside the output
@@ -56,7 +88,15 @@ class Config(DuckDbSettings):
     out: Path
     events: str | None = None
     queries: int = 4_000
-    bands: list[str] = field(default_factory=lambda: ["10:8", "50:8", "rest:4"])
+    strategy: Strategy = "bands"
+    documents: int | None = None
+    bands: list[str] | None = None
+    ranker: list[str] = field(default_factory=list)
+    top: int = 5
+    oversample: float = 4.0
+    usefulness_power: float = 1.0
+    vectors: str = LEXICAL
+    labelled: list[Path] = field(default_factory=list)
     frequency_power: float = 0.5
     exclude: list[Path] = field(default_factory=list)
     on_bad_row: Literal["stop", "reject"] = "stop"
@@ -64,48 +104,89 @@ class Config(DuckDbSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.queries < 1 or self.frequency_power < 0:
-            raise ValueError("queries must be at least 1, frequency_power 0 or more")
-        read_bands(self.bands)
+        if self.queries < 1 or self.top < 1 or (self.documents is not None and self.documents < 1):
+            raise ValueError("queries, top and documents must be at least 1")
+        if self.frequency_power < 0 or self.usefulness_power < 0:
+            raise ValueError("frequency_power and usefulness_power must be 0 or more")
+        if not self.oversample >= 1:
+            raise ValueError(f"oversample is {self.oversample}: 1 or more is needed")
+        if self.strategy == "bands" and self.documents is not None:
+            raise ValueError("documents: of other strategies; bands say how many documents each gives")
+        if self.strategy != "bands" and self.bands is not None:
+            raise ValueError(f"bands: of the strategy bands; strategy {self.strategy} takes documents")
+        if self.strategy == "disagreement" and len(self.ranker) < 2:
+            raise ValueError(
+                "strategy disagreement compares rankers: give two or more, such as --ranker checkpoint:runs/student "
+                "--ranker bm25"
+            )
+        if self.strategy == "uncertainty" and not self.ranker:
+            raise ValueError(
+                "strategy uncertainty reads scores: give a ranker or more, such as --ranker checkpoint:runs/student"
+            )
+        if self.strategy not in BY_USEFULNESS and self.ranker:
+            raise ValueError(f"ranker: strategy {self.strategy} reads no scores; disagreement and uncertainty do")
+        if self.strategy != "diversity" and self.vectors != LEXICAL:
+            raise ValueError(f"vectors: of the strategy diversity, not of {self.strategy}")
+        read_bands(self.bands or DEFAULT_BANDS)
 
 
-def read_bands(bands: list[str]) -> list[tuple[float, int]]:
-    """[(last rank, documents)] of "10:8", "50:8", "rest:4". ValueError names a band out of order or not a number."""
-    found: list[tuple[float, int]] = []
-    for band in bands:
-        last, _, count = band.partition(":")
-        try:
-            rank = float("inf") if last == "rest" else int(last)
-            found.append((rank, int(count)))
-        except ValueError as problem:
-            raise ValueError(f"bands: {band!r} is not LAST_RANK:DOCUMENTS or rest:DOCUMENTS") from problem
-        if found[-1][1] < 0 or rank < 1 or (len(found) > 1 and rank <= found[-2][0]):
-            raise ValueError(f"bands: {band!r} must have a higher rank than the band before and a count of 0 or more")
-    if not sum(count for _, count in found):
-        raise ValueError("bands: no document would be drawn")
-    return found
+class DocumentChoice:
+    """How documents of one query are chosen: the strategy with its rankers or vectors, opened once."""
 
+    def __init__(self, config: Config):
+        self.config = config
+        self.documents = config.documents or sum(count for _, count in read_bands(DEFAULT_BANDS))
+        # models are opened before the pool is read, which may take long
+        self.rankers: list[PoolRanker] = pool_rankers(config.ranker)
+        # float32 [texts, width] of length 1
+        self.vectors: Callable[[list[str]], NDArray[np.float32]] = lexical_vectors
+        if config.vectors != LEXICAL:
+            from training.evaluation.sentence_similarity import SentenceEncoder
 
-def draw_from_bands(scores: np.ndarray, bands: list[tuple[float, int]], rng: np.random.Generator) -> np.ndarray:
-    """Rows drawn by rank band, best first. What a band cannot give is drawn from the ranks not drawn so far.
+            self.vectors = SentenceEncoder.load(config.vectors).embed
 
-    scores: float [n], higher ranks first, ties in row order. Returns row numbers, at most the sum of all counts.
-    """
-    ranked = np.argsort(-scores, kind="stable")
-    first, drawn = 0, np.zeros(len(ranked), dtype=bool)
-    for last_rank, count in bands:
-        last = int(min(last_rank, len(ranked)))
-        drawn[first + rng.permutation(max(0, last - first))[:count]] = True
-        first = max(first, last)
-    missing = sum(count for _, count in bands) - int(drawn.sum())
-    left = np.flatnonzero(~drawn)
-    drawn[rng.permutation(left)[:missing]] = True
-    return ranked[drawn]
+    def of_piece(self, piece: pa.Table, starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The rows chosen of whole queries, and the mean usefulness of each query's: int64 [rows], float64 [queries].
+
+        piece: pool rows ordered by query; starts: where each query begins. Without a measure usefulness is 0.
+        """
+        config, bands = self.config, read_bands(self.config.bands or DEFAULT_BANDS)
+        numbers = piece.column("query_no").to_numpy()
+        texts = [piece.column(name).to_pylist() for name in ("query", "title", "summary")]
+        scores = np.empty((len(piece), 0))
+        bm25, vectors = np.zeros(len(piece)), np.empty((len(piece), 0), np.float32)
+        if config.strategy in ("bands", "diversity"):
+            bm25 = bm25_scores(*texts)
+        if config.strategy == "diversity":
+            vectors = self.vectors([f"{title} {summary}" for title, summary in zip(*texts[1:])])
+        if self.rankers:
+            scores = np.stack([ranker.scores(piece) for ranker in self.rankers], axis=1)
+        chosen, useful = [], np.zeros(len(starts))
+        for query, (start, end) in enumerate(zip(starts, [*starts[1:], len(piece)])):
+            rng = np.random.default_rng([config.seed, int(numbers[start])])
+            if config.strategy == "bands":
+                rows = draw_from_bands(bm25[start:end], bands, rng)
+            elif config.strategy == "random":
+                rows = np.sort(rng.permutation(end - start)[: self.documents])
+            elif config.strategy == "diversity":
+                rows = np.sort(k_centres(vectors[start:end], self.documents, int(np.argmax(bm25[start:end]))))
+            else:
+                of_query = scores[start:end]
+                by_row = (
+                    rank_disagreement(of_query)
+                    if config.strategy == "disagreement"
+                    else misplacement(of_query, config.top)
+                )
+                rows = draw_by_usefulness(by_row, self.documents, config.usefulness_power, rng)
+                useful[query] = by_row[rows].mean()
+            chosen.append(start + rows)
+        return np.concatenate(chosen), useful
 
 
 def sample_candidates(config: Config) -> dict:
     """Write the sampled candidates and a report; returns the report. DataError or InputError on bad input."""
-    table = TABLES["candidates"]
+    choice = DocumentChoice(config)
+    table, columns = _pool_columns(config, choice.rankers)
     files = parquet_files(config.pool)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -113,11 +194,15 @@ def sample_candidates(config: Config) -> dict:
         connection = config.open_database(Path(spill))
         try:
             rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
-            read, refused = open_view(connection, "pool", table, files, rejects)
-            report = {"pairs_read": read, "pairs_rejected": refused}
+            read, refused = open_view(connection, "pool", table, files, rejects, columns)
+            report = {"strategy": config.strategy, "pairs_read": read, "pairs_rejected": refused}
             _count_queries(connection, config)
-            report |= _draw_queries(connection, config)
-            report["pairs"] = write_table(out, "candidates", _draw_documents(connection, config, report))
+            report |= _draw_queries(connection, config, choice)
+            pieces = _draw_documents(connection, table, choice, report)
+            if config.strategy in BY_USEFULNESS:
+                pieces = _most_useful_queries(pieces, config, report, Path(spill) / "drawn.parquet")
+            names = TABLES["candidates"].schema.names
+            report["pairs"] = write_table(out, "candidates", (piece.select(names) for piece in pieces))
         except duckdb.Error as problem:
             raise DataError(config.pool, f"DuckDB: {' '.join(str(problem).split())}") from problem
         finally:
@@ -126,10 +211,21 @@ def sample_candidates(config: Config) -> dict:
     return report
 
 
+def _pool_columns(config: Config, rankers: list[PoolRanker]) -> tuple[Table, FileColumns | None]:
+    """The candidates table with the score columns that rankers read, and how the pool's files spell it."""
+    table = TABLES["candidates"]
+    read = {COLUMN_PREFIX + ranker.column: ranker.column for ranker in rankers if ranker.column is not None}
+    if not read:
+        return table, None
+    fields = [pa.field(name, pa.float64(), nullable=False) for name in read]
+    table = replace(table, schema=pa.schema([*table.schema, *fields]))
+    return table, file_columns(parquet_files(config.pool), table, read)
+
+
 def _count_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> None:
     """Make `asked` (query_no, pages): the pool's queries and on how many pages of the log each stands."""
-    excluded = " UNION ALL ".join(f"SELECT query FROM read_parquet({literal(path)})" for path in config.exclude)
-    connection.execute(f"CREATE TABLE excluded AS {excluded or 'SELECT NULL::VARCHAR AS query WHERE false'}")
+    _queries_of(connection, "excluded", [*config.exclude, *config.labelled])
+    _queries_of(connection, "labelled", config.labelled)
     relations = ["pool", "excluded"]
     if config.events:
         files = parquet_files(config.events)
@@ -151,36 +247,72 @@ def _count_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> Non
     """)
 
 
-def _draw_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]:
-    """Make `chosen` (query_no): weighted draw without replacement (Efraimidis and Spirakis 2006); returns counts."""
+def _queries_of(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path]) -> None:
+    """Make the table `name` (query) of the distinct queries of Parquet files; empty without files."""
+    selected = " UNION ".join(f"SELECT query FROM read_parquet({literal(path)})" for path in files)
+    connection.execute(f"CREATE TABLE {name} AS {selected or 'SELECT NULL::VARCHAR AS query WHERE false'}")
+
+
+def _draw_queries(connection: duckdb.DuckDBPyConnection, config: Config, choice: DocumentChoice) -> dict[str, int]:
+    """Make `chosen` (query_no): weighted draw without replacement (Efraimidis and Spirakis 2006); returns counts.
+
+    Of a strategy that chooses among queries by their documents, all that it may choose from; of diversity, those that
+    lie far apart.
+    """
     columns = connection.execute("SELECT query_no, pages FROM asked ORDER BY query_no").fetchnumpy()
     numbers, pages = columns["query_no"], columns["pages"].astype(np.float64)
-    # a query of the pool that the log never shows is as rare as one shown once
-    weight = np.maximum(pages, 1) ** config.frequency_power
-    draws = np.random.default_rng(config.seed).exponential(size=len(numbers)) / weight
-    chosen = pa.table({"query_no": np.sort(numbers[np.argsort(draws)[: config.queries]])})  # noqa: F841
-    connection.execute("CREATE TABLE chosen AS SELECT query_no FROM chosen")
     if not len(numbers):
         raise DataError(config.pool, "no query is left to draw from: the pool is empty or all of it is excluded")
     if len(numbers) < config.queries:
         LOGGER.warning("the pool has only %d queries, %d were asked for", len(numbers), config.queries)
-    return {"pool_queries": len(numbers), "queries": min(config.queries, len(numbers))}
+    # a query of the pool that the log never shows is as rare as one shown once
+    weight = np.maximum(pages, 1) ** config.frequency_power
+    rng = np.random.default_rng(config.seed)
+    draws = rng.exponential(size=len(numbers)) / weight
+    wanted = config.queries if config.strategy in ("bands", "random") else round(config.queries * config.oversample)
+    drawn = np.sort(numbers[np.argsort(draws)[:wanted]])
+    if config.strategy == "diversity":
+        drawn = _far_apart(connection, drawn, config, choice, rng)
+    picked = pa.table({"query_no": drawn})  # noqa: F841 (DuckDB reads it by name)
+    connection.execute("CREATE TABLE chosen AS SELECT query_no FROM picked")
+    return {"pool_queries": len(numbers), "queries": len(drawn)}
 
 
-def _draw_documents(connection: duckdb.DuckDBPyConnection, config: Config, report: dict) -> Iterator[pa.Table]:
-    """The sample in pieces by query; adds pool_pairs and duplicates to the report."""
-    bands = read_bands(config.bands)
+def _far_apart(
+    connection: duckdb.DuckDBPyConnection,
+    numbers: NDArray[np.integer],
+    config: Config,
+    choice: DocumentChoice,
+    rng: np.random.Generator,
+) -> NDArray[np.integer]:
+    """The numbers of config.queries queries whose texts lie far from each other and from the labelled ones."""
+    frame = pa.table({"query_no": numbers})  # noqa: F841
+    texts = connection.execute("SELECT query FROM queries SEMI JOIN frame USING (query_no) ORDER BY query_no")
+    vectors = choice.vectors([text for (text,) in texts.fetchall()])
+    before = connection.execute("""
+        SELECT DISTINCT queries.query FROM labelled JOIN spellings ON labelled.query = raw
+        JOIN queries USING (query_no) ORDER BY 1
+    """).fetchall()
+    covered = choice.vectors([text for (text,) in before]) if before else None
+    return numbers[spread_out(vectors, min(config.queries, len(numbers)), rng, covered)]
+
+
+def _draw_documents(
+    connection: duckdb.DuckDBPyConnection, table: Table, choice: DocumentChoice, report: dict
+) -> Iterator[pa.Table]:
+    """The sample in pieces by query, with query_no and the query's usefulness; adds counts to the report."""
+    scores = "".join(f", {name}" for name in table.schema.names if name.startswith(COLUMN_PREFIX))
     # one row per document and per text: the lowest id stands for the rest
-    connection.execute("""
+    connection.execute(f"""
         CREATE VIEW drawn AS
-        SELECT query_no, min(query_id) OVER (PARTITION BY query_no) AS query_id, doc_id, title, summary,
+        SELECT query_no, min(query_id) OVER (PARTITION BY query_no) AS query_id, doc_id, title, summary{scores},
                row_number() OVER (PARTITION BY query_no, doc_id ORDER BY query_id) AS copy,
                row_number() OVER (PARTITION BY query_no, title, summary ORDER BY doc_id, query_id) AS twin
         FROM pool JOIN spellings ON query = raw SEMI JOIN chosen USING (query_no)
     """)
-    result = connection.sql("""
-        SELECT query_no, query_id, doc_id, query, title, summary, copy > 1 OR twin > 1 AS duplicate
-        FROM drawn JOIN queries USING (query_no) ORDER BY query_no, doc_id
+    result = connection.sql(f"""
+        SELECT query_no, query_id, doc_id, query, title, summary{scores}, copy > 1 OR twin > 1 AS duplicate
+        FROM drawn JOIN queries USING (query_no) ORDER BY query_no, doc_id, copy
     """)
     report |= {"pool_pairs": 0, "duplicates": 0}
     bar = tqdm(total=report["queries"], desc="candidates", unit="query")
@@ -189,17 +321,38 @@ def _draw_documents(connection: duckdb.DuckDBPyConnection, config: Config, repor
         duplicate = piece.column("duplicate").to_numpy()
         report["duplicates"] += int(duplicate.sum())
         piece = piece.filter(pa.array(~duplicate))
-        rows = piece.select(["query", "title", "summary"]).to_pydict()
-        scores = bm25_scores(rows["query"], rows["title"], rows["summary"])
-        numbers = piece.column("query_no").to_numpy()
-        picked = []
-        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(numbers)]):
-            rng = np.random.default_rng([config.seed, int(numbers[start])])
-            picked.append(start + draw_from_bands(scores[start:end], bands, rng))
+        starts = np.flatnonzero(np.diff(piece.column("query_no").to_numpy(), prepend=-1))
+        rows, useful = choice.of_piece(piece, starts)
         bar.update(len(starts))
-        yield piece.take(np.concatenate(picked)).select(TABLES["candidates"].schema.names)
+        of_query = np.repeat(useful, np.diff([*starts, len(piece)]))
+        yield piece.append_column("usefulness", pa.array(of_query)).take(rows)
     bar.close()
+
+
+def _most_useful_queries(pieces: Iterable[pa.Table], config: Config, report: dict, scratch: Path) -> Iterator[pa.Table]:
+    """The pieces' rows of config.queries queries, drawn in proportion to usefulness; adds figures to the report.
+
+    scratch: file for the rows of all queries, which are not held in memory.
+    """
+    numbers, usefulness = [np.empty(0, np.int64)], [np.empty(0)]
+    writer = None
+    for piece in pieces:
+        writer = writer or pq.ParquetWriter(scratch, piece.schema)
+        writer.write_table(piece)
+        of_piece, first = np.unique(piece.column("query_no").to_numpy(), return_index=True)
+        numbers.append(of_piece)
+        usefulness.append(piece.column("usefulness").to_numpy()[first])
+    if writer is None:
+        return
+    writer.close()
+    number, useful = np.concatenate(numbers), np.concatenate(usefulness)
+    rng = np.random.default_rng([config.seed, 1])
+    chosen = draw_by_usefulness(useful, config.queries, config.usefulness_power, rng)
+    report["queries"] = len(chosen)
+    report["usefulness"] = {"pool": float(useful.mean()), "drawn": float(useful[chosen].mean())}
+    for batch in pq.ParquetFile(scratch).iter_batches(BATCH_ROWS):
+        kept = np.isin(batch.column("query_no").to_numpy(), number[chosen])
+        yield pa.Table.from_batches([batch]).filter(pa.array(kept))
 
 
 def _whole_queries(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:

@@ -2,8 +2,9 @@
 
 python -m benchmarks.students.few_judgments --source beir:../shared/data/msrd --out runs/few_judgments
 
-The teacher is training.blend_labels on queries nobody judged; baselines and students have the shipped settings
-(training/configs/*_minilm.yaml) and differ in `--train-share` alone. All rows are measured on MSRD's test judgments, by
+The teacher is training.blend_labels on queries nobody judged, where there are judgments with the baseline that learned
+from them among its rankers; baselines and students have the shipped settings (training/configs/*_minilm.yaml) and
+differ in `--train-share` and their teacher alone. All rows are measured on MSRD's test judgments, by
 training.evaluate with its curve. A training that is finished is not run again, and an interrupted one goes on where it
 was.
 """
@@ -46,20 +47,24 @@ class Config:
 
 def main(config: Config) -> None:
     """Run what is not finished, then print the tables of training.evaluate and write its curve."""
-    data, labels = config.out / "data", config.out / "labels"
+    data = config.out / "data"
     prepare(config, data)
-    if not labels.is_dir():
-        blend_labels.main(blend_labels.Config(data=data, out=labels))
     queries = pc.count_distinct(read_table(data / "judgments/train.parquet", "judgments").column("query_id")).as_py()
-    systems = ["bm25", f"teacher=blend:{labels}"]
+    systems = ["bm25"]
     for seed in config.seeds:
         for judged in config.judged:
             share = min(1.0, judged / queries)
             flags = {"data": data, "seed": seed, "train_share": share}
             name = f"{judged}-seed{seed}"
+            labels = config.out / f"labels-{name}"
+            teacher = blend_labels.Config(data=data, out=labels)
             if judged:
                 out = config.out / f"baseline-{name}"
                 systems.append(f"checkpoint:{train_as_shipped(train_baseline, 'baseline_minilm.yaml', out, **flags)}")
+                teacher.ranker = [*teacher.ranker, f"checkpoint:{out}"]
+            if not labels.is_dir():
+                blend_labels.main(teacher)
+            systems.append(f"teacher-{name}=blend:{labels}")
             out = config.out / f"student-{name}"
             flags |= {"labels": labels}
             systems.append(f"checkpoint:{train_as_shipped(distill_student, 'student_minilm.yaml', out, **flags)}")

@@ -8,9 +8,10 @@ import pytest
 from build import build_student, releases
 from build.build_student import Config
 from build.gate import GateLimits, Reference
-from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, fit_prior, measure_quality
+from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, measure_quality
 from ranking.errors import InputError
 from ranking.prior import PriorBlend
+from ranking.prior_fit import fit_prior
 from ranking.schema import read_table, write_table
 
 QUERIES, DOCUMENTS = 60, 10
@@ -61,16 +62,16 @@ def test_an_arm_is_refused_for_the_one_that_serves_now():
 
 def test_two_halves_of_the_truth_make_a_better_blend():
     first, second = ranker(1.5, 1), ranker(1.5, 2)
-    prior, honest = fit_prior(reference(first), second)
+    prior, honest = fit_prior(first, second, GRADES, GROUPS, QUERIES)
     assert 0.2 <= prior.weight <= 0.8
     found = report(first, second)
     assert found.with_prior[0].ndcg5 == pytest.approx(honest.mean()) and found.with_prior[0].low > 0
 
 
 def test_a_prior_without_information_gets_no_weight():
-    prior, _ = fit_prior(reference(ranker(0.1, 1)), ranker(500, 2))
+    prior, _ = fit_prior(ranker(0.1, 1), ranker(500, 2), GRADES, GROUPS, QUERIES)
     assert prior.weight == 0
-    assert fit_prior(reference(ranker(1, 1)), np.full(len(GRADES), np.nan, np.float32))[0].weight == 0
+    assert fit_prior(ranker(1, 1), np.full(len(GRADES), np.nan, np.float32), GRADES, GROUPS, QUERIES)[0].weight == 0
 
 
 def test_only_queries_that_both_were_scored_on_are_compared():

@@ -14,10 +14,13 @@ import pytest
 from demo import run
 from demo.run import Config
 from demo.stages import Stages
+from demo.summary import SYSTEMS
 from demo.verdict import reason_not_to_ship
 from ranking.program import parse
 
 RNG = np.random.default_rng(0)
+# BM25 is the better of the two: each arm serves with all weight on its prior
+SAME_AS_BM25 = {"student": -0.1, "baseline": -0.1, "student + bm25": 0.0, "baseline + bm25": 0.0}
 BM25 = RNG.uniform(0.3, 0.7, 200)
 
 
@@ -33,22 +36,35 @@ def evaluation(folder, **difference):
 
 
 def test_a_student_that_beats_both_ships(tmp_path):
-    assert reason_not_to_ship(evaluation(tmp_path, student=0.05, baseline=0.02)) == ""
+    assert reason_not_to_ship(with_prior=False, evaluation=evaluation(tmp_path, student=0.05, baseline=0.02)) == ""
 
 
 def test_a_student_that_equals_the_baseline_ships_if_it_beats_bm25(tmp_path):
-    assert reason_not_to_ship(evaluation(tmp_path, student=0.05, baseline=0.05)) == ""
+    assert reason_not_to_ship(with_prior=False, evaluation=evaluation(tmp_path, student=0.05, baseline=0.05)) == ""
 
 
 @pytest.mark.parametrize("gain", [-0.2, 0.002, 0.005])
 def test_no_gain_beyond_chance_over_bm25_does_not_ship(tmp_path, gain):
-    reason = reason_not_to_ship(evaluation(tmp_path, student=gain, baseline=0.0))
+    reason = reason_not_to_ship(with_prior=False, evaluation=evaluation(tmp_path, student=gain, baseline=0.0))
     assert f"({gain:+.3f} [" in reason and "nothing trained here beats what you have" in reason
 
 
 def test_the_baseline_is_named_where_it_is_the_better_one(tmp_path):
-    assert "the baseline does beat it" in reason_not_to_ship(evaluation(tmp_path, student=0.0, baseline=0.05))
-    assert "ship the baseline" in reason_not_to_ship(evaluation(tmp_path, student=0.05, baseline=0.1))
+    assert "the baseline does beat it" in reason_not_to_ship(
+        with_prior=False, evaluation=evaluation(tmp_path, student=0.0, baseline=0.05)
+    )
+    assert "ship the baseline" in reason_not_to_ship(
+        with_prior=False, evaluation=evaluation(tmp_path, student=0.05, baseline=0.1)
+    )
+
+
+def test_on_own_data_the_arms_are_judged_as_they_serve_with_their_prior(tmp_path):
+    systems = {"student": -0.05, "baseline": -0.1, "student + bm25": 0.03, "baseline + bm25": 0.01}
+    folder = evaluation(tmp_path, **systems)
+    assert reason_not_to_ship(folder, with_prior=True) == ""
+    assert "NDCG@5 of the student is" in reason_not_to_ship(folder, with_prior=False)
+    folder = evaluation(tmp_path, **(systems | {"student + bm25": 0.0}))
+    assert "NDCG@5 of the student with BM25 as its prior is" in reason_not_to_ship(folder, with_prior=True)
 
 
 def test_a_run_without_gain_publishes_nothing_and_exits_with_3(tmp_path, monkeypatch, capsys):
@@ -57,9 +73,9 @@ def test_a_run_without_gain_publishes_nothing_and_exits_with_3(tmp_path, monkeyp
     def program(self, name, title, *command, made=None):
         commands.append(name)
         if name == "evaluate":
-            folder = evaluation(tmp_path / "run" / "evaluation", student=0.0, baseline=-0.1)
+            folder = evaluation(tmp_path / "run" / "evaluation", **SAME_AS_BM25)
             row = {"metrics": {"ndcg@5": 0.5, "pnr": 1.0}}
-            content = {"systems": dict.fromkeys(("bm25", "baseline", "teacher", "student"), row)}
+            content = {"systems": dict.fromkeys(SYSTEMS, row)}
             (folder / "evaluation.json").write_text(json.dumps(content))
 
     monkeypatch.setattr(Stages, "program", program)
@@ -67,7 +83,7 @@ def test_a_run_without_gain_publishes_nothing_and_exits_with_3(tmp_path, monkeyp
     monkeypatch.setattr("demo.summary.labelling", lambda out: {})
     (tmp_path / "judgments.csv").write_text("query,title,grade\n")
     assert run.main(Config(data=tmp_path / "judgments.csv", out=tmp_path / "run")) == 3
-    assert commands == ["data", "sample", "label", "baseline", "student", "evaluate"]
+    assert commands == ["data", "sample", "baseline", "label", "student", "evaluate"]
     assert "do not ship: on 200 test queries" in capsys.readouterr().out
     assert "do_not_ship" in json.loads((tmp_path / "run" / "summary.json").read_text())
     assert not (tmp_path / "run" / "model_repository").exists()
@@ -97,21 +113,32 @@ def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settin
         parsed.append(module)
 
     def stage(self, name, title, work, *_, **__):
-        if name in ("data", "sample") or (name == "label" and "labelling by BM25" in title):
+        if name in ("data", "sample"):
             work()
 
     monkeypatch.setattr(Stages, "program", lambda self, name, title, *command, made=None: parses(*command))
     monkeypatch.setattr(Stages, "run", stage)
     monkeypatch.setattr(run, "run_program", parses)
-    monkeypatch.setattr(run, "reason_not_to_ship", lambda evaluation: "")
+    monkeypatch.setattr(run, "reason_not_to_ship", lambda evaluation, with_prior: "")
     monkeypatch.setattr(run, "summarise", lambda *_: {"text": "done"})
     (tmp_path / "judgments.csv").write_text("query,title,grade\n")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "candidates.parquet").write_text("")
+    (tmp_path / "data" / "dataset.json").write_text("{}")
     given = {"data": tmp_path / "judgments.csv"} if "data" in settings else {}
     assert run.main(Config(**{**settings, **given}, out=tmp_path)) == 0
     assert parsed[-1] == "clients.ab_report" and parsed.count("build.build_student") == 2
     assert ("training.blend_labels" in parsed) == ("data" in settings and "teacher_init" not in settings)
+
+
+def test_a_table_with_bad_rows_is_prepared_and_their_number_said(tmp_path, capsys):
+    table = tmp_path / "judged.csv"
+    rows = [f"red tent {n},d{n}-{g},tent {g},a text,{g}" for n in range(60) for g in (0, 1, 2)]
+    table.write_text("\n".join(["query,doc_id,title,summary,grade", *rows, ",d0-0,tent 0,a text,1"]) + "\n")
+    flags = run.source_flags(Config(data=table, limit=20))
+    Stages(tmp_path / "run", total=1).run("data", "prepare", lambda: run.prepare(flags, tmp_path / "run" / "data"))
+    assert "1 bad rows were left out" in capsys.readouterr().out
+    assert "query is blank" in (tmp_path / "run" / "data" / "rejects.tsv").read_text()
 
 
 @pytest.mark.parametrize("splits", [["test"], ["train", "test"]])
@@ -120,7 +147,7 @@ def test_a_collection_judged_for_the_test_alone_is_split_anew(tmp_path, splits):
     (tmp_path / "corpus.jsonl").touch()
     for split in splits:
         (tmp_path / "qrels" / f"{split}.tsv").touch()
-    flags = run.source_flags(tmp_path, limit=40, smoke=False, decoder_teacher=False)
+    flags = run.source_flags(Config(data=tmp_path, limit=40))
     assert ("--resplit" in flags) == ("train" not in splits)
 
 
@@ -130,7 +157,7 @@ def test_a_collection_that_judges_relevant_documents_alone_gets_others_to_rank(t
     (tmp_path / "corpus.jsonl").touch()
     rows = [f"q{n}\td{n}{grade}\t{grade}" for n in range(5) for grade in grades]
     (tmp_path / "qrels" / "train.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
-    flags = run.source_flags(tmp_path, limit=40, smoke=False, decoder_teacher=False)
+    flags = run.source_flags(Config(data=tmp_path, limit=40))
     assert ("--negatives" in flags) == added
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -27,17 +26,17 @@ import yaml
 
 from ranking.bm25 import bm25_scores
 from ranking.metrics import JudgedRanking
+from tests.helpers.readme import BLOCKS, ROOT, SMALL_LIMITS, write_small_configs
 
-ROOT = Path(__file__).parents[2]
 MSRD = ROOT.parent / "shared" / "data" / "msrd"
-BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
 (RECIPE,) = [block for block in BLOCKS if "table:judgments.csv" in block]
 SMALL_LOADS = {"-u 20 -t 60s": "-u 1 -t 3s", "--users 500": "--users 60"}
 SMALL_TRAINING = {
     "epochs": 1,
+    "least_steps": 60,
     "batch_groups": 4,
     "group_documents": 4,
-    "limits": {"max_query_tokens": 8, "max_title_tokens": 8, "max_summary_tokens": 16},
+    "limits": SMALL_LIMITS,
 }
 QUERIES, DOCUMENTS = {"train": 12, "dev": 8, "test": 8}, 8
 
@@ -97,12 +96,8 @@ def write_table(path: Path) -> None:
 
 def lay_out(folder: Path) -> None:
     """A working folder in which the printed paths mean the repository's programs, with small settings."""
-    (folder / "training" / "configs").mkdir(parents=True)
-    for path in (ROOT / "training" / "configs").glob("*_minilm.yaml"):
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) | SMALL_TRAINING
-        if "judged_epochs" in settings:
-            settings["judged_epochs"] = 0.5
-        (folder / "training" / "configs" / path.name).write_text(yaml.safe_dump(settings), encoding="utf-8")
+    write_small_configs(folder, "baseline_minilm.yaml", SMALL_TRAINING)
+    write_small_configs(folder, "student_minilm.yaml", SMALL_TRAINING | {"judged_epochs": 0.5})
     for name in ("build", "loadtest"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "clients" / "experiments").mkdir(parents=True)

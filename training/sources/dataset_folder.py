@@ -35,7 +35,8 @@ class DatasetSettings(CandidateSettings, ClickSimulationSettings):
         dev_fraction: share of the train queries that become dev where the source has none
         test_fraction: share of the queries that become test where the source has none
         judged_fraction: share of the train queries that keep their grades; the others' documents become candidates
-        train_queries: at most this many judged train queries, of those that keep their grades; 0 for all
+        train_queries: at most this many train queries keep their grades; 0 for all. The others' documents become
+            candidates
         dev_queries: at most this many dev queries; 0 for all
         test_queries: at most this many test queries; 0 for all
         negatives: BM25's best unjudged documents added to each query as grade 0; for sets where only relevant ones are
@@ -122,15 +123,14 @@ def write_dataset(
             else:
                 judged[split].grades[query_id, doc_id] = int(grade)
     withheld: dict[Pair, int] = {}
-    if settings.judged_fraction < 1 and judged["train"].grades:
+    if judged["train"].grades:
         order = shuffled(judged["train"].queries(), settings.seed + 1)
-        keep = order[: max(1, round(settings.judged_fraction * len(order)))]
+        keep = order[: max(1, round(settings.judged_fraction * len(order)))][: settings.train_queries or None]
         withheld = judged["train"].of(set(order) - set(keep))
         judged["train"] = _Pairs(judged["train"].of(keep))
     held_out = [*judged["dev"].queries(), *judged["test"].queries()]
-    limits = {"train": settings.train_queries, "dev": settings.dev_queries, "test": settings.test_queries}
-    for name in SPLITS:
-        judged[name] = _limited(judged[name], limits[name], settings.seed)
+    for name, limit in {"dev": settings.dev_queries, "test": settings.test_queries}.items():
+        judged[name] = _limited(judged[name], limit, settings.seed)
     _warn_of_empty_splits({name: len(judged[name].grades) for name in SPLITS}, origin)
     candidates, found = candidate_pairs(
         source, judged["train"].grades, withheld, held_out, settings, seed=settings.seed

@@ -28,10 +28,13 @@ SAME_VALUE = 0.005  # "1.33" names 1.3333 too
 def parse_grades(words: Sequence[str]) -> dict[float, int] | str:
     """["1", "1.33=0", "2=1"] -> {1: 0, 1.33: 0, 2: 1}; ["by-rank"] -> BY_RANK; [] -> "". ValueError names a bad word.
 
-    A value without "=" has the grade of the next value with one.
+    A value without "=" has the grade of the next value with one. A map of words (word_grades) is "" here: the reader
+    of the table applies it, and what comes out is on our scale.
     """
     if not words or list(words) == [BY_RANK]:
         return words[0] if words else ""
+    if word_grades(words):
+        return ""
     grades: dict[float, int] = {}
     waiting: list[float] = []
     for word in words:
@@ -51,6 +54,33 @@ def parse_grades(words: Sequence[str]) -> dict[float, int] | str:
     if waiting:
         raise ValueError(f"grades: {waiting[-1]:g} has no grade; end the list as in {waiting[-1]:g}={MAX_GRADE}")
     return grades
+
+
+def word_grades(words: Sequence[str]) -> dict[str, int]:
+    """["Irrelevant=0", "Partial=1"] -> {"irrelevant": 0, "partial": 1}; {} where the values are numbers, or no map.
+
+    ValueError: words and numbers in one map, or a grade that is not ours.
+    """
+    pairs = [word.rpartition("=") for word in words]
+    named = [(value.strip(), grade) for value, equals, grade in pairs if equals and not _is_number(value)]
+    if not named:
+        return {}
+    if len(named) < len(words):
+        raise ValueError("grades: one map holds either words or numbers, each as in --grades Irrelevant=0,Exact=2")
+    for value, grade in named:
+        if not (grade.isdecimal() and int(grade) <= MAX_GRADE):
+            raise ValueError(f"grades: {value}={grade}: a grade from 0 to {MAX_GRADE} is needed")
+    if len({grade for _, grade in named}) < 2:
+        raise ValueError(f"grades: {','.join(words)} gives all documents one grade: nothing can be ranked by it")
+    return {value.casefold(): int(grade) for value, grade in named}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def by_rank(values: Sequence[float]) -> dict[float, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ def parse_columns(pairs: list[str]) -> dict[str, str]:
     return columns
 
 
-def read_table_source(path: Path, columns: dict[str, str], bad: BadRows) -> JudgedSource:
+def read_table_source(
+    path: Path, columns: dict[str, str], bad: BadRows, grades: Mapping[str, int] | None = None
+) -> JudgedSource:
     """One row per judged pair: query, title, grade, and query_id, doc_id, summary, split where there are such columns.
 
     Without query_id the normalised query is the id; without doc_id a hash of title and summary is. A document may have
-    another text under another query. An empty grade makes the pair a candidate to be labelled. DataError: a required or
-    mapped column is missing, or a row is bad.
+    another text under another query. grades: of words in lower case. An empty grade makes the pair a candidate to be
+    labelled. DataError: a required or mapped column is missing, or a row is bad.
     """
     source = JudgedSource(licence="the user's own")
     names: dict[str, str] | None = None
@@ -52,7 +54,7 @@ def read_table_source(path: Path, columns: dict[str, str], bad: BadRows) -> Judg
             if grade is None or (isinstance(grade, str) and not grade.strip()):
                 source.unlabelled.add(pair)
             else:
-                source.judge(split, pair, grade_field(grade), path, number)
+                source.judge(split, pair, grade_field(grade, grades), path, number)
             seen.add(pair)
             source.queries.setdefault(query_id, query)
             source.add_text(pair, text)
@@ -85,7 +87,9 @@ def _resolve(path: Path, columns: dict[str, str], row: dict[str, Any]) -> dict[s
                if theirs not in row and (ours in REQUIRED or ours in columns)]  # fmt: skip
     if missing:
         raise DataError(
-            path, f"no column {', '.join(missing)}; there are {', '.join(map(str, row))}; map them with --columns"
+            path,
+            f"no column {', '.join(missing)}; there are {', '.join(map(str, row))}; map them with --columns "
+            + ",".join(f"{ours}=THEIRS" for ours, theirs in names.items() if theirs not in row and ours in REQUIRED),
         )
     return {ours: theirs for ours, theirs in names.items() if theirs in row}
 

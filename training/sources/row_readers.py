@@ -13,7 +13,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,14 @@ Row = tuple[int, dict[str, Any]]
 
 
 class BadRows:
-    """rejects: where refused rows go; None stops at the first, with what to do about it in brackets."""
+    """rejects: where refused rows go; None stops at the first, with what to do about it in brackets.
+
+    first: the first refused row and why, where rejects are kept.
+    """
 
     def __init__(self, rejects: Rejects | None = None, remedy: str = ""):
         self.rejects, self.remedy = rejects, remedy
+        self.first = ""
 
     @property
     def count(self) -> int:
@@ -45,6 +49,7 @@ class BadRows:
         """Note a bad row and go on; DataError where rejects are not kept."""
         if self.rejects is None:
             raise DataError(path, f"{reason} ({self.remedy})" if self.remedy else reason, row)
+        self.first = self.first or f"{path}, row {row}: {reason}"
         self.rejects.add(path, [BadRow(row, reason)])
 
 
@@ -202,8 +207,13 @@ def text_field(value: Any, name: str, blank_ok: bool = False) -> str:
     return value
 
 
-def grade_field(value: Any) -> float:
-    """A grade as the source has it: a finite number, or its text ("1,5" too). ValueError says what is wrong."""
+def grade_field(value: Any, words: Mapping[str, int] | None = None) -> float:
+    """A grade as the source has it: a finite number, or its text ("1,5" too). ValueError says what is wrong.
+
+    words: grades of words in lower case, where the source grades by them.
+    """
+    if words and isinstance(value, str) and value.strip().casefold() in words:
+        return words[value.strip().casefold()]
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"grade is {'null' if value is None else type(value).__name__}, a number is needed")
     text = value.strip() if isinstance(value, str) else value
@@ -212,7 +222,12 @@ def grade_field(value: Any) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"grade {str(value)[:40]!r} is not a number") from None
+        if words:
+            raise ValueError(f"grade {str(value)[:40]!r} is none of {', '.join(words)}; name it in --grades") from None
+        raise ValueError(
+            f"grade {str(value)[:40]!r} is not a number; grades that are words are named, as in "
+            "--grades Irrelevant=0,Partial=1,Exact=2"
+        ) from None
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):

@@ -17,9 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ranking.text import StudentFormat
 from training.student.encoder import StudentModel
 from training.trainer import losses
 from training.trainer.group_batches import RankingGroups
+from training.trainer.ranking_trainer import RankingLoss
+from training.trainer.token_store import TokenStore
 
 LOGGER = logging.getLogger(__name__)
 
@@ -53,7 +56,10 @@ def late_interaction(words: nn.Embedding, ids: Tensor, is_query: Tensor, is_docu
     ids: int [rows, tokens]; is_query, is_document: bool [rows, tokens], which tokens are whose.
     """
     vectors = words(ids)
-    products = vectors @ vectors.transpose(1, 2)
+    # the query stands first; products of document words with one another would be most of the work and count nothing
+    query_end = int((is_query.any(0) * torch.arange(1, ids.shape[1] + 1)).max())
+    is_query = is_query[:, :query_end]
+    products = vectors[:, :query_end] @ vectors.transpose(1, 2)
     per_word = products.masked_fill(~is_document[:, None, :], -1e4).logsumexp(2)
     # a query word's score is above the bare count of document words: long documents must not win by length
     per_word = per_word - is_document.sum(1, keepdim=True).clamp(min=1).log()
@@ -68,10 +74,29 @@ def fit_word_embeddings(student: StudentModel, groups: RankingGroups, steps: int
     groups: the training groups, targets grades or teacher scores [documents]. The student must be from scratch.
     """
     generator = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng(seed)
     model = cast(Any, student.model)
-    rows, width = model.bert.embeddings.word_embeddings.weight.shape
-    words = nn.Embedding(rows, width)
+    words = nn.Embedding(*model.bert.embeddings.word_embeddings.weight.shape)
+    seen = fit_words(words, student.text_format, groups, steps, seed, generator)
+    _hand_over(model, words.weight.detach(), generator)
+    last = float(np.mean(seen[-max(1, steps // 10) :]))
+    LOGGER.info("word embeddings fitted in %d late-interaction steps, loss %.3f to %.3f", steps, seen[0], last)
+    return last
+
+
+def fit_words(
+    words: nn.Embedding,
+    text_format: StudentFormat,
+    groups: RankingGroups,
+    steps: int,
+    seed: int,
+    generator: torch.Generator,
+    loss: RankingLoss = losses.ranknet,
+) -> list[float]:
+    """Fit embeddings, drawn anew, so that late interaction orders the groups' documents; returns the loss of each step.
+
+    groups: targets as the loss wants them, grades or teacher scores; generator: of the first weights.
+    """
+    rng = np.random.default_rng(seed)
     with torch.no_grad():
         words.weight.normal_(0.0, 0.2, generator=generator)
     optimiser = torch.optim.Adam(words.parameters(), lr=1e-2)
@@ -80,21 +105,21 @@ def fit_word_embeddings(student: StudentModel, groups: RankingGroups, steps: int
         for group in optimiser.param_groups:
             group["lr"] = 1e-2 * (1 - step / steps)
         chosen, owner = _draw(groups, rng)
-        batch = groups.store.pad(chosen.tolist(), student.text_format.pad_id, token_types=True)
-        ids, types = batch["input_ids"], batch["token_type_ids"]
-        plain = (
-            (ids != student.text_format.cls_id) & (ids != student.text_format.sep_id) & (batch["attention_mask"] > 0)
-        )
-        scores = late_interaction(words, ids, plain & (types == 0), plain & (types == 1))
-        loss = losses.ranknet(scores, torch.from_numpy(groups.targets[chosen]), torch.from_numpy(owner))
+        scores = word_scores(words, text_format, groups.store, chosen)
+        value = loss(scores, torch.from_numpy(groups.targets[chosen]), torch.from_numpy(owner))
         optimiser.zero_grad()
-        loss.backward()
+        value.backward()
         optimiser.step()
-        seen.append(loss.item())
-    _hand_over(model, words.weight.detach(), generator)
-    last = float(np.mean(seen[-max(1, steps // 10) :]))
-    LOGGER.info("word embeddings fitted in %d late-interaction steps, loss %.3f to %.3f", steps, seen[0], last)
-    return last
+        seen.append(value.item())
+    return seen
+
+
+def word_scores(words: nn.Embedding, text_format: StudentFormat, store: TokenStore, rows: np.ndarray) -> Tensor:
+    """Late-interaction scores, float [rows], of these rows of a store of pairs."""
+    batch = store.pad(rows.tolist(), text_format.pad_id, token_types=True)
+    ids, types = batch["input_ids"], batch["token_type_ids"]
+    plain = (ids != text_format.cls_id) & (ids != text_format.sep_id) & (batch["attention_mask"] > 0)
+    return late_interaction(words, ids, plain & (types == 0), plain & (types == 1))
 
 
 def _draw(groups: RankingGroups, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ranking.errors import DataError
+from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, read_table, write_table
+from tests.helpers.tiny_student import make_student
 from training import sample_candidates as program
-from training.sample_candidates import Config, draw_from_bands, read_bands, sample_candidates
+from training.sample_candidates import Config, sample_candidates
+from training.sources import pair_strategies
+from training.sources.pair_strategies import (
+    draw_from_bands,
+    k_centres,
+    lexical_vectors,
+    misplacement,
+    read_bands,
+    spread_out,
+)
 from training.world.dataset import WorldConfig, write_world
 
 
@@ -147,3 +157,150 @@ def test_it_samples_a_world_with_its_log(tmp_path):
     report = sample_candidates(config)
     assert (report["queries"], report["pairs"]) == (20, 100)
     assert set(Counter(read_table(config.out, "candidates")["query_id"].to_pylist()).values()) == {5}
+
+
+# Strategies that look at scores or texts.
+
+
+def scored_sample(tmp_path, rows: list[dict], scores: dict[str, list[float]], **settings):
+    """sample() of a pool that has score columns."""
+    columns = {name: pa.array(values, pa.float64()) for name, values in scores.items()}
+    table = pa.Table.from_pylist(rows, TABLES["candidates"].schema)
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    pq.write_table(table, tmp_path / "pool.parquet")
+    report = sample_candidates(Config(pool=str(tmp_path / "pool.parquet"), out=tmp_path / "out.parquet", **settings))
+    return read_table(tmp_path / "out.parquet", "candidates").to_pylist(), report
+
+
+def test_random_takes_any_documents_of_as_many_queries(tmp_path):
+    _, report = sample(tmp_path, POOL, strategy="random", documents=3, queries=4)
+    assert (report["queries"], report["pairs"]) == (4, 12)
+    drawn = [sample(tmp_path, POOL, strategy="random", documents=3, seed=seed)[0] for seed in range(20)]
+    ranks = [int(row["doc_id"][1:]) for rows in drawn for row in rows]
+    assert abs(np.mean(ranks) - 14.5) < 3 * 8.7 / len(ranks) ** 0.5  # uniform over ranks 0 to 29
+
+
+def test_disagreement_draws_the_queries_and_documents_on_which_two_rankers_differ_at_the_top(tmp_path):
+    first = [float(-d) for q in range(5) for d in range(30)]
+    # of query 3 the other ranker swaps the first and the twentieth document; it shifts the scale of all others
+    second = [score * 7 + 100 for score in first]
+    second[3 * 30], second[3 * 30 + 20] = second[3 * 30 + 20], second[3 * 30]
+    settings = {"strategy": "disagreement", "ranker": ["column:one", "column:two"], "queries": 1, "documents": 2}
+    rows, report = scored_sample(
+        tmp_path, POOL, {"one": first, "two": second}, **settings, oversample=5, usefulness_power=4
+    )
+    assert [(row["query_id"], row["doc_id"]) for row in rows] == [("q3", "d00"), ("q3", "d20")]
+    assert report["queries"] == 1
+    assert report["usefulness"]["drawn"] > 0.5 > report["usefulness"]["pool"]
+
+
+def test_uncertainty_draws_documents_around_the_cut_below_the_first_places(tmp_path):
+    # the first three stand apart from the fourth by little in query 2, by much elsewhere
+    def scores(q: int) -> list[float]:
+        return [3.0, 2.9, 0.1 if q == 2 else 2.8, *([-0.1 if q == 2 else -3.0] + [-3.0 - d / 100 for d in range(26)])]
+
+    column = [score for q in range(5) for score in scores(q)]
+    settings = {"strategy": "uncertainty", "ranker": ["column:s"], "top": 3, "queries": 1, "documents": 2}
+    rows, _ = scored_sample(tmp_path, POOL, {"s": column}, **settings, oversample=5, usefulness_power=60)
+    assert [(row["query_id"], row["doc_id"]) for row in rows] == [("q2", "d02"), ("q2", "d03")]
+
+
+def test_diversity_leaves_near_copies_and_labelled_queries_aside(tmp_path):
+    texts = ["blue tent", "blue tent tent", "oak table", "jazz record", "jazz record record"]
+    rows = [
+        pair(f"q{q}", f"d{d}", text, f"thing{d // 4} item{d // 4} {d}")
+        for q, text in enumerate(texts)
+        for d in range(8)
+    ]
+    found, _ = sample(tmp_path, rows, strategy="diversity", queries=3, documents=2)
+    assert {row["query"].split()[0] for row in found} == {"blue", "oak", "jazz"}
+    for q in {row["query_id"] for row in found}:  # of two kinds of document, one each
+        assert {int(row["doc_id"][1:]) // 4 for row in found if row["query_id"] == q} == {0, 1}
+    before = tmp_path / "before.parquet"
+    write_table(before, "candidates", pa.Table.from_pylist([rows[0], rows[24]], TABLES["candidates"].schema))
+    found, report = sample(tmp_path, rows, strategy="diversity", queries=1, documents=2, labelled=[before])
+    assert {row["query"] for row in found} == {"oak table"}
+    assert report["pool_queries"] == 3
+
+
+@pytest.mark.parametrize("strategy", ["random", "disagreement", "uncertainty", "diversity"])
+def test_a_strategy_gives_the_same_pairs_again_whatever_the_pieces(tmp_path, monkeypatch, strategy):
+    rankers = {"disagreement": ["column:a", "column:b"], "uncertainty": ["column:a"]}.get(strategy, [])
+    drawn = np.random.default_rng(5).normal(size=(2, len(POOL)))
+    settings = {"strategy": strategy, "ranker": rankers, "queries": 3, "documents": 4, "oversample": 1.5}
+    whole, _ = scored_sample(tmp_path, POOL, {"a": drawn[0], "b": drawn[1]}, **settings)
+    backwards, _ = scored_sample(tmp_path, POOL[::-1], {"a": drawn[0][::-1], "b": drawn[1][::-1]}, **settings)
+    monkeypatch.setattr(program, "ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(program, "BATCH_ROWS", 23)
+    pieces, _ = scored_sample(tmp_path, POOL, {"a": drawn[0], "b": drawn[1]}, **settings)
+    other, _ = scored_sample(tmp_path, POOL, {"a": drawn[0], "b": drawn[1]}, **settings, seed=2)
+    assert len(whole) == 12
+    assert pieces == whole == backwards
+    assert other != whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"strategy": "disagreement", "ranker": ["bm25"]}, "disagreement compares rankers: give two"),
+        ({"strategy": "uncertainty"}, "uncertainty reads scores"),
+        ({"strategy": "random", "ranker": ["bm25"]}, "random reads no scores"),
+        ({"strategy": "random", "bands": ["10:2"]}, "of the strategy bands"),
+        ({"documents": 3}, "bands say how many"),
+        ({"strategy": "random", "vectors": "minilm"}, "of the strategy diversity"),
+        ({"strategy": "diversity", "oversample": 0.5}, "oversample"),
+    ],
+)
+def test_what_a_strategy_lacks_or_does_not_read_is_said(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Config(pool="pool", out=Path("out"), **settings)
+
+
+def test_a_ranker_that_the_pool_does_not_have_is_said(tmp_path):
+    settings = {"strategy": "disagreement", "documents": 3}
+    with pytest.raises(DataError, match=r"no column .*bert"):
+        sample(tmp_path, POOL, ranker=["bm25", "column:bert"], **settings)
+    with pytest.raises(InputError, match="bert: bm25, column:NAME or checkpoint:PATH"):
+        sample(tmp_path, POOL, ranker=["bm25", "bert"], **settings)
+    with pytest.raises(DataError, match=r"row 4.*score_bert is NaN"):
+        scores = np.ones(len(POOL))
+        scores[3] = np.nan
+        scored_sample(tmp_path, POOL, {"bert": scores}, ranker=["bm25", "column:bert"], **settings)
+
+
+def test_misplacement_follows_margins_of_one_ranker_and_deviation_of_several():
+    one = misplacement(np.array([[4.0], [2.1], [1.9], [-4.0]]), top=2)
+    assert one[1] == pytest.approx(one[2], abs=1e-9)
+    assert one[1] > 0.45 > one[0]
+    # both rankers put the second and third on the cut's two sides by as much; they differ on the first alone
+    two = misplacement(np.array([[4.0, 2.2], [2.1, 2.1], [1.9, 1.9], [-4.0, -4.0]]), top=2)
+    assert two[0] > two[3]
+    assert misplacement(np.array([[1.0]]), top=5).tolist() == [0.5]
+
+
+def test_centres_are_far_from_each_other_and_from_what_is_covered():
+    angles = np.array([0.0, 0.01, 1.5, 1.51, 3.0])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert k_centres(vectors, 3, first=0).tolist() == [0, 4, 2]
+    assert k_centres(vectors, 2, covered=vectors[[1, 4]]).tolist()[0] in (2, 3)
+    assert sorted(k_centres(vectors, 9).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_many_queries_are_spread_block_by_block(monkeypatch):
+    monkeypatch.setattr(pair_strategies, "BLOCK_QUERIES", 10)
+    vectors = lexical_vectors([f"word{n} thing" for n in range(95)])
+    chosen = spread_out(vectors, 33, np.random.default_rng(0))
+    assert len(set(chosen.tolist())) == 33
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
+
+
+def test_checkpoints_rank_and_embed_the_pool(tmp_path):
+    student = str(make_student(tmp_path / "bert"))
+    settings = {"queries": 2, "documents": 4}
+    by_student = {"strategy": "uncertainty", "ranker": [f"checkpoint:{student}"]}
+    for strategy in (by_student, {"strategy": "diversity", "vectors": student}):
+        rows, report = sample(tmp_path, POOL, **strategy, **settings)
+        assert (len(rows), report["queries"]) == (8, 2)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        sample(tmp_path, POOL, strategy="uncertainty", ranker=[f"checkpoint:{tmp_path}/none"], **settings)

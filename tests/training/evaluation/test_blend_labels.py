@@ -19,7 +19,7 @@ from training.blend_labels import Config, blend_labels
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import main as evaluate
 from training.evaluation.blend import Blend, BlendScorer
-from training.evaluation.blend_weights import fit_weights
+from training.evaluation.blend_weights import PULLS, choose_pull, fit_weights
 from training.evaluation.sentence_similarity import SentenceEncoder
 
 
@@ -65,9 +65,22 @@ def test_weights_follow_the_ranker_that_orders_and_stay_equal_without_evidence()
     weights = fit_weights(np.stack([good, noise], axis=1), grades, groups)
     assert weights.sum() == pytest.approx(1) and weights[0] > 0.85
     few = groups < 2
-    pulled = fit_weights(np.stack([good, noise], axis=1)[few], grades[few], groups[few])
+    pulled = fit_weights(np.stack([good, noise], axis=1)[few], grades[few], groups[few], pull=1.0)
     assert 0.5 < pulled[0] < 0.6
     assert fit_weights(np.stack([good, noise], axis=1), np.ones_like(grades), groups).tolist() == [0.5, 0.5]
+
+
+def test_cross_validation_chooses_how_far_weights_stay_equal():
+    """Equal views of one truth want a strong pull; one good ranker among useless ones wants none, with few queries."""
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(30), 8)
+    grades = rng.integers(0, 3, len(groups))
+    alike = grades[:, None] + 2.0 * rng.normal(size=(len(groups), 4))
+    useless = np.column_stack([grades + 0.7 * rng.normal(size=len(groups)), rng.normal(size=(len(groups), 3))])
+    assert choose_pull(alike, grades, groups) > choose_pull(useless, grades, groups)
+    assert fit_weights(useless, grades, groups)[0] > fit_weights(useless, grades, groups, pull=1.0)[0] + 0.03
+    one = groups == 0
+    assert choose_pull(useless[one], grades[one], groups[one]) == PULLS[-1]
 
 
 def test_the_labels_are_a_finished_folder_whose_blend_can_be_scored_again(data, encoder, tmp_path):
@@ -133,7 +146,9 @@ def test_evaluate_scores_judged_pairs_with_the_blend(data, encoder, tmp_path):
         ({"encoder": "/nowhere"}, "sentence encoder"),
     ],
 )
-def test_a_ranker_that_is_none_is_named(data, encoder, tmp_path, change, words):
+def test_a_ranker_that_is_none_is_named(data, encoder, tmp_path, monkeypatch, change, words):
+    # a name that is no folder is looked for on the hub, which without a network is tried again for most of a minute
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=words):
         blend_labels(dataclasses.replace(settings(data, encoder, tmp_path / "labels"), **change))
 

@@ -210,6 +210,22 @@ def test_a_published_arm_is_a_row_with_its_prior(data, tmp_path):
         evaluate(data, tmp_path / "o", f"published:{tmp_path}")
 
 
+def test_a_prior_is_weighted_on_dev_and_measured_on_test(data, tmp_path):
+    from tests.helpers.tiny_student import make_student
+
+    student = make_student(tmp_path / "student")  # random weights: all that ranks is the prior
+    specs = ("bm25", f"alone=checkpoint:{student}", f"student + bm25=prior:{student}")
+    content = evaluate(data, tmp_path / "out", *specs)
+    found = {name: row["metrics"]["ndcg@5"] for name, row in content["systems"].items()}
+    assert found["alone"] < found["bm25"] - 0.05
+    assert found["student + bm25"] == pytest.approx(found["bm25"], abs=0.03)
+    # the scores of a row that came before are not taken anew: the blend is the same without that row
+    again = evaluate(data, tmp_path / "again", "bm25", specs[2])
+    assert again["systems"]["student + bm25"]["metrics"] == content["systems"]["student + bm25"]["metrics"]
+    with pytest.raises(InputError, match="fitted on dev"):
+        evaluate(data, tmp_path / "o", specs[2], split="dev")
+
+
 def test_queries_can_be_limited_and_tables_need_no_teacher(data, tmp_path):
     content = evaluate(data, tmp_path / "out", "bm25", "random", queries=5)
     assert (content["queries"], content["documents"], content["teacher"]) == (5, 40, None)

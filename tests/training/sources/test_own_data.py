@@ -253,6 +253,33 @@ def test_other_scales(theirs, flag, expected, tmp_path, caplog):
     assert ("grades are mapped" in caplog.text) == (not flag and expected != theirs)
 
 
+def test_grades_that_are_words_are_named(tmp_path):
+    words = ["Irrelevant", "Partial", "Exact"]
+    path = csv_table(tmp_path / "mine.csv", graded_rows(lambda grade: words[grade]))
+    with pytest.raises(
+        DataError, match=r"'[A-Z][a-z]+' is not a number; grades that are words are named, as in --grades"
+    ):
+        prepare(f"table:{path}", tmp_path / "out")
+    with pytest.raises(
+        DataError, match=r"not one judged pair is left; 300 rows were refused, the first one: .*, row 2: gr"
+    ):
+        prepare(f"table:{path}", tmp_path / "out", on_bad_row="reject")
+    content = prepare(f"table:{path}", tmp_path / "out", grades=["irrelevant=0", "PARTIAL=1", "Exact=3"])
+    assert grades_of(tmp_path / "out") == {(QUERIES[q], d): [0, 1, 3][g] for q, d, g in judged()}
+    assert content["settings"]["grades"] == {"irrelevant": 0, "partial": 1, "exact": 3}
+    with pytest.raises(DataError, match="'Exact' is none of irrelevant, partial; name it in --grades"):
+        prepare(f"table:{path}", tmp_path / "out", grades=["irrelevant=0", "partial=1"])
+
+
+def test_train_queries_beyond_the_limit_are_candidates_without_grades(tmp_path):
+    path = csv_table(tmp_path / "mine.csv", graded_rows())
+    everything = prepare(f"table:{path}", tmp_path / "all")["counts"]
+    content = prepare(f"table:{path}", tmp_path / "out", train_queries=3)
+    assert content["counts"]["queries_train"] == 3 < everything["queries_train"]
+    assert content["candidates_are"]["queries_without_grades"] == everything["queries_train"] - 3
+    assert content["counts"]["queries_candidates"] == everything["queries_candidates"]
+
+
 def test_zero_to_ten_in_beir_is_spread_over_the_scale(tmp_path):
     draw = random.Random(1)
     folder = beir(tmp_path / "set", {"train": range(40), "test": range(40, 60)}, lambda _: draw.randrange(11))
@@ -280,7 +307,9 @@ def test_wrong_maps_of_grades_are_named(tmp_path):
         prepare(f"table:{path}", tmp_path / "out", grades=["0=0", "1=1"])
     for words, reason in (
         (["0=5"], "0=5"),
-        (["zero=0"], "zero=0"),
+        (["zero=0"], "zero=0 gives all documents one grade"),
+        (["zero=0", "1=1"], "either words or numbers"),
+        (["zero=0", "one=9"], "one=9: a grade from 0 to 4"),
         (["0=0", "1"], "1 has no grade"),
         (["rank"], "rank"),
     ):
