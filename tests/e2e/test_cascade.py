@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from build import releases
@@ -22,6 +23,7 @@ from ranking.cascade import Cascade
 from ranking.errors import InputError
 from ranking.prior import PriorBlend
 from ranking.request_tensors import token_tensors
+from ranking.schema import read_table, write_table
 from ranking.text import StudentFormat
 from serving.temporary_server import start_triton
 from tests.helpers.tiny_student import make_judged, make_student, sentence
@@ -41,6 +43,7 @@ def served(tmp_path_factory):
     data, repository = make_judged(folder / "data"), folder / "repository"
     small = make_student(folder / "small", seed=1, hidden_size=32, intermediate_size=64)
     large = make_student(folder / "large", seed=2)
+    grade_as(large, data)
     published(small, "small", data, repository)
     cascade = {"cascade_first": "small", "cascade_k": K}
     with pytest.raises(InputError, match="cascade_k is 10: no judged query has more documents"):
@@ -51,6 +54,19 @@ def served(tmp_path_factory):
     published(large, "student", data, repository, promote=False)  # version 2: the large model alone
     with start_triton(repository, "--model-control-mode=explicit", "--load-model=*") as server:
         yield server, repository, small, large
+
+
+def grade_as(checkpoint, data) -> None:
+    """Gives the judged documents grades that follow a checkpoint's scores, so that those tell of relevance."""
+    path = data / "judgments" / "dev.parquet"
+    table = read_table(path, "judgments")
+    text = StudentFormat.of_checkpoint(checkpoint)
+    pairs = text.encode(*(table.column(name).to_pylist() for name in ("query", "title", "summary")))
+    scores = score_pairs(torch_runner(load_encoder(checkpoint)), pairs, text.pad_id)
+    scores = scores + np.random.default_rng(0).normal(0, scores.std() / 2, len(scores))
+    grades = pa.array(np.digitize(scores, np.quantile(scores, [0.6, 0.85])).astype(np.int8))
+    place = table.schema.get_field_index("grade")
+    write_table(path, "judgments", table.set_column(place, table.schema.field(place), grades))
 
 
 def raw_scores(checkpoint, query, titles, summaries) -> np.ndarray:
@@ -67,7 +83,8 @@ def test_a_served_cascade_gives_the_joined_scores_of_both_checkpoints(served):
     rng = random.Random(2)
     with Reranker([f"grpc://{server.grpc}"], deadline_ms=60_000) as ranker:
         for documents in (1, K, K + 1, 20):
-            page = ("red moon", [sentence(rng, 0, 6) for _ in range(documents)], [sentence(rng, 0, 30)] * documents)
+            titles = [f"{sentence(rng, 0, 6)} {number}" for number in range(documents)]  # no two alike: no ties
+            page = ("red moon", titles, [sentence(rng, 0, 30)] * documents)
             priors = [rng.choice([None, rng.uniform(0, 9)]) for _ in range(documents)]
             first, scores = (raw_scores(checkpoint, *page) for checkpoint in (small, large))
             groups = np.zeros(documents, int)
