@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from build.triton_config import ServingLimits
 from clients.triton.connection import TritonConnection
 from clients.triton.reranker import Reranker, RerankError
 from clients.triton.scoring import PageTensors, ScoringClient, ScoringFailure
-from ranking.card import fingerprint
+from ranking.card import ScoreCard, fingerprint
 from ranking.cascade import Cascade
 from ranking.errors import InputError
 from ranking.prior import PriorBlend
@@ -43,6 +44,7 @@ def served(tmp_path_factory):
     data, repository = make_judged(folder / "data"), folder / "repository"
     small = make_student(folder / "small", seed=1, hidden_size=32, intermediate_size=64)
     large = make_student(folder / "large", seed=2)
+    share_tokenizer(large, small)
     grade_as(large, data)
     published(small, "small", data, repository)
     cascade = {"cascade_first": "small", "cascade_k": K}
@@ -54,6 +56,14 @@ def served(tmp_path_factory):
     published(large, "student", data, repository, promote=False)  # version 2: the large model alone
     with start_triton(repository, "--model-control-mode=explicit", "--load-model=*") as server:
         yield server, repository, small, large
+
+
+def share_tokenizer(source, target) -> None:
+    """Two trainings of one tiny tokenizer number its tokens differently."""
+    shutil.copy(source / "tokenizer.json", target)
+    card = ScoreCard.load(target)
+    card.vocabulary = fingerprint(target / "tokenizer.json")
+    card.save(target)
 
 
 def grade_as(checkpoint, data) -> None:
