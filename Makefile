@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
-EXTRAS := train,datasets,build,serve-cpu,clients,integrations,loadtest,ray,privacy,bench,docs,dev
+EXTRAS := train,datasets,build,serve-cpu,clients,integrations,loadtest,ray,privacy,tracing,bench,docs,dev
 
 .PHONY: help install test lint demo results retrain serve stop clean
 help:            ## list the targets
@@ -13,7 +13,8 @@ help:            ## list the targets
 install: $(STAMP) ## create .venv with everything (instant once done)
 
 $(STAMP): pyproject.toml constraints.txt requirements-no-deps.txt
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; where it has another name: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null || { \
+	  echo "Python 3.11 is needed, $(PYTHON) is none; where it has another name: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -qq --no-compile --progress-bar off -c constraints.txt -e '.[$(EXTRAS)]'
 	$(PY) -m pip install -qq --no-compile --progress-bar off --no-deps -r requirements-no-deps.txt
@@ -38,7 +39,7 @@ results: $(STAMP) ## every page of docs/results again, hours of work: ONLY=click
 retrain: $(STAMP) ## new clicks to the next A/B test: SINCE=2026-11-14, RUN=runs/demo (a demo run), OUT=runs/retrain, ARGS=...
 	$(PY) -m demo.retrain --log $(or $(RUN),runs/demo)/ab/data --data $(or $(RUN),runs/demo)/data \
 	  --student $(or $(RUN),runs/demo)/student --repository $(or $(RUN),runs/demo)/model_repository \
-	  --pretrained $(or $(RUN),runs/demo)/pretrained --last-teacher $(or $(RUN),runs/demo)/teacher \
+	  $(if $(findstring --teacher clicks,$(ARGS)),,--pretrained $(or $(RUN),runs/demo)/pretrained --last-teacher $(or $(RUN),runs/demo)/teacher) \
 	  --out $(or $(OUT),runs/retrain) $(if $(SINCE),--since $(SINCE)) $(ARGS)
 
 serve: $(STAMP)  ## tritonserver, A/B router and search page on the models of OUT (default: the last demo run)

@@ -56,12 +56,12 @@ FRONT_SOURCES = tuple(
         "model", "pages", "request_fields", "served_encoder", "buckets", "field_cache", "score_cache", "cache_metrics"
     )
 )  # fmt: skip
-# ranking/text.py, encoder_inputs.py, prior.py, cascade.py, calibration.py and all that they import of ours
+# ranking/text.py, encoder_inputs.py, prior.py, cascade.py, calibration.py, tracing.py and all that they import of ours
 FRONT_MODULES = tuple(
     f"ranking/{name}.py"
     for name in (
         "__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs", "prior", "cascade",
-        "calibration",
+        "calibration", "tracing",
     )
 )  # fmt: skip
 PROBABILITIES_NAME = "probabilities.json"

@@ -15,14 +15,14 @@ from pathlib import Path
 from clients.ab.log.compaction import compact, write_summary
 from clients.ab.log.quarantine import REJECTS
 from clients.ab.log.retention import remove_old_days
-from ranking.database import DuckDbSettings
 from ranking.program import run
+from ranking.query_engine import QueryEngineSettings
 
 logger = logging.getLogger("ab_compact")
 
 
 @dataclass
-class Config(DuckDbSettings):
+class Config(QueryEngineSettings):
     """Compact the A/B router's log into Parquet tables by day.
 
     Args:

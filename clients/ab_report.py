@@ -8,19 +8,20 @@ from pathlib import Path
 
 from clients.ab.report.charts import p_text
 from clients.ab.report.comparison_table import ErrorRates
+from clients.ab.report.experiment_pages import ExperimentPages
 from clients.ab.report.experiment_plan import plan
 from clients.ab.report.load_pages import LogSelection, load_interleaved, load_pages
 from clients.ab.report.report_page import metric_line, report_charts, report_figures, write_figures, write_report
 from clients.ab.report.side_by_side import read_judgments
 from clients.ab.report.statistics import preference
 from clients.ab.report.trust_checks import trust_checks
-from ranking.database import DuckDbSettings
 from ranking.errors import InputError
 from ranking.program import run
+from ranking.query_engine import QueryEngineSettings
 
 
 @dataclass
-class Config(DuckDbSettings):
+class Config(QueryEngineSettings):
     """Say who won an A/B test, or how long one must run.
 
     Args:
@@ -93,6 +94,13 @@ def main(config: Config) -> None:
         return
     chosen, rates = config.selection(), ErrorRates(config.alpha, config.planned_users)
     pages = load_pages(chosen, config)
+    try:
+        _report(pages, config, chosen, rates)
+    finally:
+        pages.engine.close()
+
+
+def _report(pages: ExperimentPages, config: Config, chosen: LogSelection, rates: ErrorRates) -> None:
     if config.plan:
         share = config.weights[1] / sum(config.weights)
         try:

@@ -28,16 +28,17 @@ from fastapi import FastAPI
 from clients.ab.router.http_app import create_app
 from clients.ab.router.http_limits import HttpLimits
 from clients.ab.router.http_protocol import limited_protocol
-from clients.ab.router.page_service import ServiceSettings
+from clients.ab.router.page_service import ServiceSettings, page_logger
 from clients.ab.router.rerank_api import RerankSettings
 from ranking.errors import InputError
 from ranking.program import run
+from ranking.telemetry import TelemetrySettings
 
 logger = logging.getLogger("ab_router")
 
 
 @dataclass(kw_only=True)
-class Config(ServiceSettings, HttpLimits, RerankSettings):
+class Config(ServiceSettings, HttpLimits, RerankSettings, TelemetrySettings):
     """Rank search pages by arm of an experiment, with fallbacks, and log every exposure.
 
     Args:
@@ -111,6 +112,13 @@ class _Server(uvicorn.Server):
 def main(config: Config) -> int:
     """Serve until interrupted. Returns 1 if the server could not start."""
     config.check()  # a bad file, folder or salt is one line here rather than a trace from the server
+    if config.log_format == "json":
+        page_logger.setLevel(logging.INFO)
+    with config.telemetry("disranker-router"):
+        return _serve(config)
+
+
+def _serve(config: Config) -> int:
     # the log's thread must not wait five milliseconds, Python's default, for its turn after the disk has answered
     sys.setswitchinterval(0.0005)
     if config.api_keys is None and config.host not in ("127.0.0.1", "::1", "localhost"):

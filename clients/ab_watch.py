@@ -61,8 +61,8 @@ class Config(DuckDbSettings):
             raise ValueError(f"alpha is {self.alpha}: an error rate between 0 and 1 is needed")
 
 
-def main(config: Config) -> int:
-    """Run the checks, write page and metrics, print the alerts; returns the exit code."""
+def watch(config: Config) -> tuple[date, int, list[Finding]]:
+    """The day that was looked at, how many pages it has, and what was found. InputError if there is no such day."""
     day = date.fromisoformat(config.day) if config.day else checks.latest_day(config.data)
     with config.open_database() as database:
         watched = Watched(
@@ -70,7 +70,12 @@ def main(config: Config) -> int:
         )
         watched.load()
         findings = judged(look(watched, config.judgments), config.alpha)
-        pages = watched.value("SELECT count(*) FROM page WHERE today")
+        return day, watched.value("SELECT count(*) FROM page WHERE today"), findings
+
+
+def main(config: Config) -> int:
+    """Run the checks, write page and metrics, print the alerts; returns the exit code."""
+    day, pages, findings = watch(config)
     if config.metrics is not None:
         write_metrics(config.metrics, findings, time.time())
     if config.page is not None:

@@ -41,6 +41,7 @@ logger = logging.getLogger("search_page")
 
 PAGE = Path(__file__).parent / "ab" / "judging" / "search_page.html"
 SHOWN = 10
+EXAMPLES = 6  # queries offered on the empty page
 MAX_QUERY = 2000  # characters
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -56,7 +57,8 @@ class Config(TritonAccess):
         treatment: model of the other side
         candidates: documents that BM25 finds for the arms to rank
         judgments: CSV that judgments are added to
-        grades: CSV of graded documents, the middle grade of each pair; every rater's own go to a .raters.csv beside it
+        grades: JSONL file of graded documents, the middle grade of each pair, which prepare_data reads as it is; every
+            rater's own go to a .raters.csv beside it
         log: folder of ab_compact whose queries are handed out
         queries_per_band: queries of each third of the log's pages: frequent, middling and rare ones
         min_users: queries of fewer users are shown to no rater
@@ -73,7 +75,7 @@ class Config(TritonAccess):
     treatment: str = "student"
     candidates: int = 48
     judgments: Path = Path("runs/judgments.csv")
-    grades: Path = Path("runs/grades.csv")
+    grades: Path = Path("runs/grades.jsonl")
     log: Path | None = None
     queries_per_band: int = 20
     min_users: int = 5
@@ -83,19 +85,25 @@ class Config(TritonAccess):
     host: str = "127.0.0.1"
     port: int = 8090
 
+    def __post_init__(self) -> None:
+        if self.grades.suffix != ".jsonl":
+            raise ValueError(f"grades is {self.grades}: a name that ends in .jsonl is needed")
+
 
 class Documents:
     """The distinct documents of a dataset folder, searched by BM25."""
 
     def __init__(self, folder: Path):
         found: dict[str, tuple[str, str]] = {}
+        queries: dict[str, None] = {}
         for path, table in self._tables(folder):
             for rows in iter_table(path, table):
                 ids, titles, summaries = (rows.column(c).to_pylist() for c in ("doc_id", "title", "summary"))
                 found.update(zip(ids, zip(titles, summaries)))
+                queries |= dict.fromkeys(rows.column("query").to_pylist())
         if not found:
             raise InputError(f"{folder}: no documents; a dataset folder of training.prepare_data is needed")
-        self.ids = list(found)
+        self.ids, self.queries = list(found), list(queries)
         self.titles, self.summaries = (list(column) for column in zip(*found.values()))
         self._index = Bm25(list(found.values()))
 
@@ -146,6 +154,9 @@ def make_app(config: Config) -> FastAPI:
     )
     places = {doc_id: number for number, doc_id in enumerate(documents.ids)}
     sheet = Sheet(config.judgments, config.grades, drawn, config.alpha)
+    examples = [one.query for one in drawn] or random.Random(config.seed).sample(
+        documents.queries, min(EXAMPLES, len(documents.queries))
+    )
     arms = (config.control, config.treatment)
 
     @asynccontextmanager
@@ -170,6 +181,11 @@ def make_app(config: Config) -> FastAPI:
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE)
+
+    @app.get("/examples")
+    async def example_queries() -> dict[str, list[str]]:
+        """Queries to begin with: of those handed out, or else some that the dataset has."""
+        return {"queries": examples[:EXAMPLES]}
 
     @app.get("/search")
     async def search(q: Annotated[str, Query(max_length=MAX_QUERY)]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ It shows what a front end does with the router, in one file: `POST /v2/rerank` w
 from __future__ import annotations
 
 import logging
+import random
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ logger = logging.getLogger("engine_page")
 PAGE = Path(__file__).with_name("engine_page.html")
 COOKIE = "disranker_user"
 MAX_QUERY = 2000  # characters
+EXAMPLES = 6  # queries offered on the empty page
 INDEX_BYTES = 64 << 20  # memory that Tantivy gathers documents in before it writes them
 
 
@@ -84,7 +86,8 @@ class Engine:
         self._index = tantivy.Index(self._schema)
         writer = self._index.writer(heap_size=INDEX_BYTES, num_threads=1)
         self.documents: list[dict[str, str]] = []
-        for document in _distinct_documents(folder):
+        documents, self.queries = _documents_and_queries(folder)
+        for document in documents:
             text = " ".join(words(f"{document['title']} {document['summary']}"))
             writer.add_document(tantivy.Document(number=len(self.documents), words=text))
             self.documents.append(document)
@@ -105,12 +108,15 @@ class Engine:
         return [{**self.documents[searcher.doc(address)["number"][0]], "prior": score} for score, address in hits]
 
 
-def _distinct_documents(folder: Path) -> list[dict[str, str]]:
+def _documents_and_queries(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The distinct ones of each."""
     found: dict[str, dict[str, str]] = {}
+    queries: dict[str, None] = {}
     for rows in iter_table(folder / "candidates.parquet", "candidates"):
+        queries |= dict.fromkeys(rows.column("query").to_pylist())
         for row in rows.select(["doc_id", "title", "summary"]).to_pylist():
             found.setdefault(row["doc_id"], row)
-    return list(found.values())
+    return list(found.values()), list(queries)
 
 
 class Click(BaseModel):
@@ -124,6 +130,7 @@ class Click(BaseModel):
 def make_app(config: Config) -> FastAPI:
     """The page as an ASGI application, with the documents indexed. InputError if there are none."""
     engine = Engine(config.data)
+    examples = random.Random(0).sample(engine.queries, min(EXAMPLES, len(engine.queries)))
     headers = {}
     if config.key_file is not None:
         headers["authorization"] = f"Bearer {config.key_file.read_text(encoding='ascii').strip()}"
@@ -141,6 +148,11 @@ def make_app(config: Config) -> FastAPI:
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE)
+
+    @app.get("/examples")
+    async def example_queries() -> dict[str, list[str]]:
+        """Some queries of the dataset, to begin with."""
+        return {"queries": examples}
 
     @app.get("/search")
     async def search(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -23,7 +24,7 @@ import yaml
 
 from demo.run import only, only_arms
 from demo.stages import ROOT, Stages, note, run_program
-from ranking.card import ScoreCard
+from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import write_json, write_text
 from ranking.program import run
@@ -32,6 +33,7 @@ from serving.temporary_server import start_triton
 
 EXIT_STOPPED = 3
 NDCG = "ndcg@5"
+TEACHER_STAGES = {"renew": 3, "clicks": 1, "keep": 0}
 
 
 @dataclass
@@ -45,17 +47,21 @@ class Config:
         repository: model repository that serves; the new student is published there, and not promoted over it
         out: folder of this run; a second run goes on where the first one stopped
         since: first UTC day of the log that is learnt from, as 2026-11-14; all of it when left out
-        teacher: "renew": continue the decoder's pre-training and fine-tune it again; "keep": label new pairs alone, by
-            the teacher that is in the repository
+        until: last such day; without it a day that arrives while the run is interrupted starts it afresh
+        teacher: "renew": continue the decoder's pre-training and fine-tune it again; "clicks": a BERT ranker goes on
+            learning from what the log showed and what was clicked, for teams without a GPU; "keep": label new pairs
+            alone, by the teacher that is in the repository
         pretrained: checkpoint of stage 1 that "renew" continues
-        last_teacher: the last teacher's checkpoint, which a new one must not be worse than
+        last_teacher: the last teacher's checkpoint, which a new one must not be worse than; "clicks" goes on from it,
+            or from the serving student where there is none
         teacher_model: the teacher's Triton model in the repository
         teacher_kind: decoder, served by vLLM, or ranker: a published arm
         store: label store: pairs that this teacher has labelled before are not asked again
         arm: name of the new arm and its Triton model
         serving_arm: arm that serves now, the control of the experiment
         student_config: settings of the student's training
-        teacher_size: which settings of training/configs the teacher's stages take: small or 0.5b_24gb
+        teacher_size: which settings of training/configs the stages of "renew" take: small or 0.5b_24gb
+        teacher_config: settings of the training of "clicks"
         label_queries: queries of the log whose documents are labelled, the most clicked first
         min_pairs: new click pairs below which nothing is trained
         teacher_tolerance: NDCG@5 on dev that a new teacher may lose against the last one
@@ -72,7 +78,8 @@ class Config:
     repository: Path
     out: Path
     since: str = ""
-    teacher: Literal["renew", "keep"] = "renew"
+    until: str = ""
+    teacher: Literal["renew", "clicks", "keep"] = "renew"
     pretrained: Path | None = None
     last_teacher: Path | None = None
     teacher_model: str = "teacher"
@@ -82,6 +89,7 @@ class Config:
     serving_arm: str = "student"
     student_config: str = "training/configs/student_minilm.yaml"
     teacher_size: Literal["small", "0.5b_24gb"] = "small"
+    teacher_config: str = "training/configs/baseline_clicks_minilm.yaml"
     label_queries: int = 2000
     min_pairs: int = 200
     teacher_tolerance: float = 0.01
@@ -92,8 +100,9 @@ class Config:
     click_flags: str = ""
 
     def __post_init__(self) -> None:
-        if self.since:
-            date.fromisoformat(self.since)
+        for day in (self.since, self.until):
+            if day:
+                date.fromisoformat(day)
         if self.teacher == "renew" and self.pretrained is None:
             raise ValueError("pretrained: the checkpoint of stage 1 is needed to renew the teacher; or --teacher keep")
         if self.arm == self.serving_arm:
@@ -104,33 +113,14 @@ class Config:
 
 def flow(config: Config) -> dict[str, Any]:
     """Every stage that is not finished, in order; returns what the summary says. InputError at a gate that refuses."""
-    out, data = config.out, config.out / "data"
-    stages = Stages(out, total=7 + 4 * (config.teacher == "renew"))
-    files = days_since(config.log, config.since)
-    stages.run("log", f"{len(files)} days of the log", lambda: link_days(config.log, files, out / "log"), files)
-    clicks = stages.run(
-        "clicks", "new clicks, through the privacy gate", lambda: new_clicks(config), config.click_flags
-    )
-    if clicks["pairs"] < config.min_pairs:
-        raise InputError(
-            f"stopped: {clicks['pairs']} new click pairs, {config.min_pairs} are needed (--min-pairs); nothing changed"
-        )
-    stages.run("data", "old candidates and new ones", lambda: merge(config), config.label_queries)
-    models = config.repository
-    if config.teacher == "renew":
-        renew_teacher(stages, config)
-        models = out / "model_repository"
-    stages.run("label", "labels of what the store lacks", lambda: label(config, models), made=out / "labels")
-    stages.program(
-        "student", "the student, started from the serving one",
-        "-m", "training.distill_student", "--config", config.student_config, "--data", data, "--labels", out / "labels",
-        "--init", config.student, "--out", out / "student", made=out / "student",
-    )  # fmt: skip
+    out = config.out
+    stages = Stages(out, total=7 + TEACHER_STAGES[config.teacher])
+    clicks = learn(stages, config, lambda: label(config))
     accept = ["--accept-worse", config.accept_worse] if config.accept_worse else []
     stages.program(
         "gate", "the gate, against what serves now",
         "build/build_student.py", "--checkpoint", out / "student", "--name", config.arm, "--target", "openvino",
-        "--data", data, "--repository", config.repository, "--serves-now", config.serving_arm, *accept,
+        "--data", out / "data", "--repository", config.repository, "--serves-now", config.serving_arm, *accept,
     )  # fmt: skip
     replay = stages.run(
         "replay", f"{config.replay_pages} logged pages in the shadow", lambda: replayed(config), config.replay_pages
@@ -140,11 +130,49 @@ def flow(config: Config) -> dict[str, Any]:
     return {"clicks": clicks, "replay": replay, "experiment": str(experiment)}
 
 
-def days_since(log: Path, since: str) -> list[str]:
-    """Names of the day files of the log from a day on. InputError if there is none."""
-    files = sorted(file.name for file in (log / "events").glob("*.parquet") if file.stem >= since)
+def learn(stages: Stages, config: Config, label_candidates: Callable[[], None]) -> dict[str, Any]:
+    """From the log to a new student in out/student; returns the counts of clicks. InputError at a gate that refuses.
+
+    label_candidates: writes out/labels, the labels folder of out/data/candidates.parquet.
+    """
+    out, data = config.out, config.out / "data"
+    files = days_of(config.log, config.since, config.until)
+    stages.run("log", f"{len(files)} days of the log", lambda: link_days(config.log, files, out / "log"), files)
+    clicks = stages.run(
+        "clicks", "new clicks, through the privacy gate", lambda: new_clicks(config), config.click_flags
+    )
+    if clicks["pairs"] < config.min_pairs:
+        raise InputError(
+            f"stopped: {clicks['pairs']} new click pairs, {config.min_pairs} are needed (--min-pairs); nothing changed"
+        )
+    stages.run("data", "old candidates and new ones", lambda: merge(config), config.label_queries)
+    if config.teacher == "renew":
+        renew_teacher(stages, config)
+    elif config.teacher == "clicks":
+        stages.program(
+            "teacher", "the ranker that labels, on what was shown and clicked",
+            "-m", "training.train_baseline", "--config", config.teacher_config, "--learn-from", "clicks",
+            "--data", data, "--init", config.last_teacher or config.student, "--out", out / "teacher",
+            made=out / "teacher",
+        )  # fmt: skip
+    if config.teacher != "keep":
+        refuse_worse_teacher(config)
+    stages.run("label", "labels of what the store lacks", label_candidates, made=out / "labels")
+    stages.program(
+        "student", "the student, started from the serving one",
+        "-m", "training.distill_student", "--config", config.student_config, "--data", data, "--labels", out / "labels",
+        "--init", config.student, "--out", out / "student", made=out / "student",
+    )  # fmt: skip
+    return clicks
+
+
+def days_of(log: Path, since: str, until: str = "") -> list[str]:
+    """Names of the log's day files from one day to another, both included. InputError if there is none."""
+    found = sorted(file.name for file in (log / "events").glob("*.parquet"))
+    files = [name for name in found if name[:10] >= since and (not until or name[:10] <= until)]
     if not files:
-        raise InputError(f"{log / 'events'}: no day{f' since {since}' if since else ''}; run ab_compact.py first")
+        span = f"{f' since {since}' if since else ''}{f' until {until}' if until else ''}"
+        raise InputError(f"{log / 'events'}: no day{span}; run ab_compact.py first")
     return files
 
 
@@ -173,30 +201,43 @@ def new_clicks(config: Config) -> dict[str, Any]:
 
 
 def merge(config: Config) -> dict[str, Any]:
-    """Write the run's candidates: the dataset's own, so that nothing is unlearnt, and what clicked queries showed."""
+    """Write the run's candidates: the dataset's own, so that nothing is unlearnt, and what clicked queries showed.
+
+    A query that the dataset knows joins again once the log showed documents for it that the dataset lacks: its words
+    may have come to mean something else.
+    """
     data = config.out / "data"
     old = read_table(config.data / "candidates.parquet", "candidates")
-    shown = read_table(data / "shown_documents.parquet", "shown_documents")
-    clicks = (
-        shown.group_by("query")
+    file = data / "shown_documents.parquet"
+    shown = read_table(file, "shown_documents")
+    pairs = old.select(["query", "doc_id"]).group_by(["query", "doc_id"]).aggregate([])
+    unlabelled = shown.join(pairs, ["query", "doc_id"], join_type="left anti").column("query").combine_chunks()
+    rows = shown.filter(pc.is_in(shown.column("query"), value_set=unlabelled))
+    chosen = (
+        rows.group_by("query")
         .aggregate([("clicks", "sum")])
         .sort_by([("clicks_sum", "descending"), ("query", "ascending")])
+        .column("query")
+        .slice(0, config.label_queries)
+        .combine_chunks()
     )
-    chosen = clicks.column("query").slice(0, config.label_queries)
-    known = pc.is_in(chosen, value_set=old.column("query").unique())
-    chosen = chosen.filter(pc.invert(known))
-    rows = shown.filter(pc.is_in(shown.column("query"), value_set=chosen.combine_chunks())).sort_by("query")
-    ids = pc.binary_join_element_wise(pa.scalar("log"), rows.column("query"), ":")
+    known = pc.sum(pc.is_in(chosen, value_set=old.column("query").combine_chunks())).as_py() or 0
+    rows = rows.filter(pc.is_in(rows.column("query"), value_set=chosen)).sort_by([("query", "ascending")])
+    # each run's groups have names of their own, since a query may join in several runs
+    prefix = f"log:{fingerprint(file, config.data / 'candidates.parquet')[:8]}"
+    ids = pc.binary_join_element_wise(pa.scalar(prefix), rows.column("query"), ":")
     new = pa.table(
         [ids, *(rows.column(name) for name in ("doc_id", "query", "title", "summary"))],
         names=TABLES["candidates"].schema.names,
     ).cast(TABLES["candidates"].schema)
     write_table(data / "candidates.parquet", "candidates", pa.concat_tables([old, new]))
-    return {"old_pairs": len(old), "new_pairs": len(new), "new_queries": len(chosen)}
+    return {
+        "old_pairs": len(old), "new_pairs": len(new), "new_queries": len(chosen) - known, "known_queries": known,
+    }  # fmt: skip
 
 
 def renew_teacher(stages: Stages, config: Config) -> None:
-    """Continue stage 1 on the new clicks and fine-tune again. InputError if the teacher got worse on dev."""
+    """Continue stage 1 on the new clicks and fine-tune again."""
     out, data, size = config.out, config.out / "data", config.teacher_size
     start = ["likelihood_small"] if size == "small" else [f"finetune_{size}", "--loss", "likelihood", "--epochs", "1"]
     assert config.pretrained is not None, "__post_init__ has checked it"
@@ -215,29 +256,41 @@ def renew_teacher(stages: Stages, config: Config) -> None:
         "-m", "training.finetune_teacher", "--config", f"training/configs/finetune_{size}.yaml", "--data", data,
         "--model", out / "start", "--out", out / "teacher", made=out / "teacher",
     )  # fmt: skip
-    if config.last_teacher is not None:
-        new, last = (ScoreCard.load(folder).metrics.get(NDCG) for folder in (out / "teacher", config.last_teacher))
-        if new is not None and last is not None and new < last - config.teacher_tolerance:
-            raise InputError(
-                f"stopped: the new teacher's {NDCG} on dev is {new:.4f}, the last one's {last:.4f}, and "
-                f"{config.teacher_tolerance:g} may be lost; --teacher keep labels with the last one"
-            )
-    stages.program(
-        "build_teacher", "teacher to a Triton model (backend vllm)",
-        "build/build_teacher.py", "--checkpoint", out / "teacher", "--repository", out / "model_repository",
-    )  # fmt: skip
 
 
-def label(config: Config, models: Path) -> None:
-    """Label the candidates by the served teacher, through the store."""
-    name = config.teacher_model
-    flags = only_arms(name) if config.teacher_kind == "ranker" else only(name)
+def refuse_worse_teacher(config: Config) -> None:
+    """InputError if the new teacher's NDCG@5 on dev is further below the last one's than may be."""
+    if config.last_teacher is None:
+        return
+    new, last = (ScoreCard.load(folder).metrics.get(NDCG) for folder in (config.out / "teacher", config.last_teacher))
+    if new is not None and last is not None and new < last - config.teacher_tolerance:
+        raise InputError(
+            f"stopped: the new teacher's {NDCG} on dev is {new:.4f}, the last one's {last:.4f}, and "
+            f"{config.teacher_tolerance:g} may be lost; --teacher keep labels with the last one"
+        )
+
+
+def label(config: Config) -> None:
+    """Label the candidates by the served teacher, through the store; a new one is built for Triton first."""
+    name, models, kind = config.teacher_model, config.repository, config.teacher_kind
+    teacher, built = config.out / "teacher", config.out / "model_repository"
+    if config.teacher == "renew":
+        models, kind = built, "decoder"
+        run_program("build/build_teacher.py", "--checkpoint", teacher, "--repository", models)
+    elif config.teacher == "clicks":
+        models, kind = built, "ranker"
+        run_program(
+            "build/build_student.py", "--checkpoint", teacher, "--name", name, "--target", "openvino",
+            "--repository", models, "--data", config.out / "data", "--serves-now", "none",
+            "--accept-worse", "it labels and serves nobody",
+        )  # fmt: skip
+    flags = only_arms(name) if kind == "ranker" else only(name)
     note(f"starting tritonserver with {name} ...")
     with start_triton(models, *flags) as server:
         run_program(
             "clients/label_corpus.py", "--candidates", config.out / "data" / "candidates.parquet",
             "--out", config.out / "labels", "--store", config.store, "--url", server.grpc, "--model", name,
-            "--teacher", models / name, "--teacher-kind", config.teacher_kind,
+            "--teacher", models / name, "--teacher-kind", kind,
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from clients.ab.router.local_router import start_router
-from demo.preflight import check_machine, cores
+from demo.preflight import check_machine, cores, slower_processor
 from demo.stages import ROOT, Stages, note, run_program
 from demo.summary import summarise, summarise_refusal
 from demo.verdict import reason_not_to_ship
@@ -381,6 +381,8 @@ def main(config: Config) -> int:
         f"Two free cores need about {about}; this machine has {cores()}. Every stage is a command that you can run by "
         f"hand; its output goes to {config.out / 'logs'}. Interrupted, the same command goes on from there.\n"
     )
+    if slower := slower_processor():
+        print(slower + "\n")
     summary = flow(config)
     print(summary["text"])
     return EXIT_DO_NOT_SHIP if "do_not_ship" in summary else 0

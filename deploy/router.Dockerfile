@@ -13,6 +13,6 @@ COPY demo/__init__.py demo/__init__.py
 COPY benchmarks/__init__.py benchmarks/__init__.py
 COPY disranker disranker
 COPY docs/architecture.md docs/architecture.md
-RUN pip install --no-cache-dir -c constraints.txt ".[clients]"
+RUN pip install --no-cache-dir -c constraints.txt ".[clients,tracing]"
 USER 65534:65534
 ENTRYPOINT ["python", "clients/ab_router.py"]

@@ -2,4 +2,5 @@
 ARG TRITON_IMAGE
 FROM ${TRITON_IMAGE}
 COPY constraints.txt /tmp/constraints.txt
-RUN pip install --no-cache-dir -c /tmp/constraints.txt "numpy<2" tokenizers
+RUN pip install --no-cache-dir -c /tmp/constraints.txt "numpy<2" tokenizers \
+    opentelemetry-sdk opentelemetry-exporter-otlp-proto-http

@@ -15,7 +15,9 @@ import sys
 from collections.abc import Sequence
 
 from disranker.completion import SHELLS, candidates, script
+from disranker.needs import missing_package
 from disranker.programs import Program, read_programs
+from ranking.extras import remedy
 
 _USAGE = """usage: disranker PROGRAM [flags of the program]
        disranker PROGRAM --help
@@ -36,7 +38,10 @@ def listing(programs: Sequence[Program]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the list or a completion script, or become the program that is named. Exit code 2 for an unknown name."""
+    """Print the list or a completion script, or become the program that is named. Exit code 2 for an unknown name.
+
+    1 if a package that the program needs is not installed.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     programs = read_programs()
     by_name = {program.name: program for program in programs}
@@ -58,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]}?" if near else " (see --help)"
         print(f"disranker: error: no program is called {words[0]!r}{hint}", file=sys.stderr)
         return 2
+    missing = missing_package(program.module)
+    if missing is not None:
+        print(f"disranker: error: {program.name} needs {missing}: {remedy(missing)}", file=sys.stderr)
+        return 1
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", program.module, *words[1:]])
 

@@ -70,21 +70,34 @@ def _default(value: ast.expr) -> str:
     return ast.unparse(value)
 
 
-def settings_of(name: str, near: str) -> Settings | None:
-    """The class of this name: in the file `near`, else the only one elsewhere; None if there is none."""
-    known = all_settings()
-    return known.get((near, name)) or next((each for (_, found), each in known.items() if found == name), None)
+@cache
+def _imported(near: str) -> dict[str, str]:
+    """Name -> file that a file takes it from, of this repository."""
+    found = {}
+    for node in ast.parse((ROOT / near).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            path = node.module.replace(".", "/") + ".py"
+            if (ROOT / path).is_file():
+                found |= {name.asname or name.name: path for name in node.names}
+    return found
+
+
+def settings_of(name: str, near: str) -> tuple[Settings, str] | None:
+    """What a file means by the name of a class of settings, and the file that has it; None if it is none."""
+    if found := all_settings().get((near, name)):
+        return found, near
+    return settings_of(name, _imported(near)[name]) if name in _imported(near) else None
 
 
 def flags(settings: Settings, near: str, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(flag, default, meaning) of a class and the groups that it inherits or holds."""
+    """(flag, default, meaning) of a class of the file `near` and the groups that it inherits or holds."""
     for base in settings.bases:
         if group := settings_of(base, near):
-            yield from flags(group, near, prefix)
+            yield from flags(*group, prefix)
     for name, kind, default in settings.fields:
-        group = settings_of(kind, near) if kind.isidentifier() and kind[0].isupper() and kind != "Path" else None
-        if group and group.fields:
-            yield from flags(group, near, f"{prefix}{name}.")
+        group = settings_of(kind, near)
+        if group and group[0].fields:
+            yield from flags(*group, f"{prefix}{name}.")
         elif not name.startswith("_") and kind != "ClassVar":
             flag = f"--{prefix}{name}".replace("_", "-")
             yield flag, default, settings.meanings.get(name, "")
@@ -98,8 +111,8 @@ def _last_word(found: Iterator[tuple[str, str, str]]) -> dict[str, tuple[str, st
     return known
 
 
-def programs() -> Iterator[tuple[str, str, Settings, str]]:
-    """(file, command, settings, example) of every program that the tree of docs/architecture.md names, by folder."""
+def programs() -> Iterator[tuple[str, str, tuple[Settings, str], str]]:
+    """(file, command, settings with their file, example) of every program that the map of the code names, by folder."""
     shown = [program.module for program in read_programs()]
     for folder in STAGES:
         for module in (module for module in shown if module.split(".")[0] == folder):
@@ -107,16 +120,12 @@ def programs() -> Iterator[tuple[str, str, Settings, str]]:
             tree = ast.parse((ROOT / near).read_text(encoding="utf-8"))
             for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) == "run" and len(node.args) == 2:
-                    settings = settings_of(ast.unparse(node.args[1]), near)
+                    known = settings_of(ast.unparse(node.args[1]), near)
                     example = next((w.value for w in node.keywords if w.arg == "example"), None)
-                    if settings is not None and example is not None:
+                    if known is not None and example is not None:
                         as_file = folder in ("build", "clients", "loadtest") and near.count("/") == 1
-                        yield (
-                            near,
-                            f"python {near}" if as_file else f"python -m {module}",
-                            settings,
-                            _text(example, tree),
-                        )
+                        command = f"python {near}" if as_file else f"python -m {module}"
+                        yield near, command, known, _text(example, tree)
 
 
 def _text(value: ast.expr, tree: ast.Module) -> str:
@@ -146,9 +155,9 @@ def reference() -> str:
     for near, command, settings, example in programs():
         if folder != (folder := near.split("/")[0]):
             lines += ["", f"## {STAGES[folder]}"]
-        lines += ["", f"### {command}", "", settings.summary, "", f"```\n{example}\n```", ""]
+        lines += ["", f"### {command}", "", settings[0].summary, "", f"```\n{example}\n```", ""]
         lines += ["| flag | default | meaning |", "|---|---|---|"]
-        for flag, (default, meaning) in _last_word(flags(settings, near)).items():
+        for flag, (default, meaning) in _last_word(flags(*settings)).items():
             cells = [f"`{flag}`", f"`{default}`" if default else "", meaning]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -164,7 +173,7 @@ class Cell:
 
 
 def story_cells(path: Path) -> list[Cell]:
-    """The cells of a Python file in percent form, whose `#>` lines are what the cell before them printed."""
+    """The cells of a Python file in percent form, whose `# >` lines are what the cell before them printed."""
     cells = []
     for part in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
         head, _, body = part.partition("\n")
@@ -172,8 +181,8 @@ def story_cells(path: Path) -> list[Cell]:
         if "[markdown]" in head:
             cells.append(Cell("markdown", "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines), []))
         else:
-            code = [line for line in lines if not line.startswith("#>")]
-            output = [line.removeprefix("#>").removeprefix(" ") for line in lines if line.startswith("#>")]
+            code = [line for line in lines if not line.startswith("# >")]
+            output = [line.removeprefix("# >").removeprefix(" ") for line in lines if line.startswith("# >")]
             cells.append(Cell("code", "\n".join(code).strip("\n"), output))
     return cells
 

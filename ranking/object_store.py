@@ -8,6 +8,10 @@ A store cannot rename, so a publication is whole once its record is there: `_pub
 last and names every file with its size and SHA-256. A reader takes the files that the record names and checks each. A
 record that says `complete: false` is written first, so that a publication that was broken off is never taken for a
 folder that somebody else put there; such folders have no record, and are taken as they are.
+
+A file that replaces a published one is first put aside, below `_replacing/`. The record then says for how long the new
+file is to be read there, and only after that does it take its own name. So the old state is there until the record
+changes and the new one from then on, wherever a writer is killed.
 """
 
 from __future__ import annotations
@@ -18,13 +22,15 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -32,6 +38,7 @@ import pyarrow.fs as pafs
 from ranking.errors import InputError
 
 RECORD_NAME = "_published.json"
+ASIDE_FOLDER = "_replacing"
 INTERVAL_VARIABLE = "DISRANKER_PUBLISH_SECONDS"  # how long what a program finished may stay on this machine alone: 60
 
 logger = logging.getLogger("object_store")
@@ -40,6 +47,9 @@ _SCHEMES = "s3|gs|gcs|abfs|abfss|hdfs"
 # pathlib makes one slash of two
 _ADDRESS = re.compile(rf"^({_SCHEMES}):/{{1,2}}(?=[^/])")
 _PIECE = 1 << 22
+_WAITS = (0.5, 2.0)  # seconds between the tries of a store that refuses
+
+T = TypeVar("T")
 
 
 def address(value: object) -> str | None:
@@ -58,6 +68,8 @@ class Remote:
     local: Path
     known: dict[str, tuple[int, str]] = field(default_factory=dict)  # file -> size and SHA-256, as it is published
     _stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # of the local files when they were copied
+    _unfinished: bool = False  # a writer was killed before the files that it had put aside took their names
+    _publishing: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         try:
@@ -66,7 +78,7 @@ class Remote:
             raise InputError(f"{self.url}: {_line(problem)}") from problem
 
     def fetch(self) -> None:
-        """Copy what is there, if anything is. InputError: it cannot be read, or a file is not the published one."""
+        """Copy what is there and is not here yet. InputError: it cannot be read, or a file is not the published one."""
         with self._asking():
             kind = self._store.get_file_info(self._root).type
             if kind == pafs.FileType.File:
@@ -74,15 +86,22 @@ class Remote:
                 self._stamps[""] = _stamp(self.local)
                 return
             record = self._read_record()
+            self._unfinished = bool(record and record["aside"])
         if record is None:
             self._fetch_listed()
             return
         if not record["complete"]:
             logger.warning("%s: its publication was broken off; nothing of it is taken", self.url)
             return
+        for name in self.known.keys() - record["files"].keys():  # gone since the last time
+            self._inside(name).unlink(missing_ok=True)
+            self.known.pop(name), self._stamps.pop(name, None)
         for name, (size, digest) in record["files"].items():
+            if self.known.get(name) == (size, digest) and self._stamps.get(name) == _stamp(self._inside(name)):
+                continue
+            source = f"{ASIDE_FOLDER}/{digest}" if name in record["aside"] else name
             with self._asking():
-                found = self._download(f"{self._root}/{name}", self._inside(name))
+                found = self._download(f"{self._root}/{source}", self._inside(name))
             if found != (size, digest):
                 raise InputError(
                     f"{self.url}/{name}: not the file that was published; it is being replaced, or damaged"
@@ -91,30 +110,74 @@ class Remote:
             self._stamps[name] = _stamp(self.local / name)
 
     def publish(self) -> int:
-        """Copy every file that is new or changed, then the record. Returns how many files were copied."""
+        """Copy every file that is new or changed, then the record. Returns how many files were copied.
+
+        A file that the program replaces or removes meanwhile goes with the next publication.
+        """
+        with self._publishing:
+            return self._publish()
+
+    def _publish(self) -> int:
         files = {"": self.local} if self.local.is_file() else dict(_visible_files(self.local))
         changed = {name: path for name, path in files.items() if self._stamps.get(name) != _stamp(path)}
         gone = set(self.known) - set(files)
-        if not changed and not gone:
+        if not changed and not gone and not self._unfinished:
             return 0
         with self._asking():
-            if files.keys() != {""} and self._read_record() is None:
+            if "" in files:  # a single object appears whole by itself
+                stamp = _stamp(self.local)
+                self.known, self._stamps[""] = {"": self._upload(self.local, self._root)}, stamp
+                return 1
+            if "" in gone:
+                self._store.delete_file(self._root)
+                self.known = {}
+                return 0
+            record = self._read_record()
+            if record is None:
                 self._write_record({}, complete=False)
             published = {name: facts for name, facts in self.known.items() if name not in gone}
+            # of a writer that was killed while they were aside
+            aside = {name for name in (record or {"aside": ()})["aside"] if name in published and name not in changed}
             for name, path in changed.items():
                 stamp = _stamp(path)
                 try:
-                    # facts of the bytes that were sent: the program may replace the file meanwhile
-                    published[name] = self._upload(path, f"{self._root}/{name}" if name else self._root)
+                    if record is None or name not in record["files"]:
+                        # facts of the bytes that were sent: the program may replace the file meanwhile
+                        published[name] = self._upload(path, f"{self._root}/{name}")
+                    else:
+                        published[name] = self._upload_aside(path)
+                        aside.add(name)
                 except FileNotFoundError:
                     continue
                 self._stamps[name] = stamp
-            if files.keys() != {""}:  # a single object appears whole by itself
+            self._write_record(published, complete=True, aside=aside)
+            for name in aside:
+                self._copy(f"{self._root}/{ASIDE_FOLDER}/{published[name][1]}", f"{self._root}/{name}")
+            if aside:
                 self._write_record(published, complete=True)
             for name in gone:
-                self._store.delete_file(f"{self._root}/{name}" if name else self._root)
-        self.known = published
+                self._store.delete_file(f"{self._root}/{name}")
+            if aside or (record and record["aside"]):
+                self._store.delete_dir(f"{self._root}/{ASIDE_FOLDER}")
+        self.known, self._unfinished = published, False
         return len(changed)
+
+    def _upload_aside(self, path: Path) -> tuple[int, str]:
+        """Put a file under the name of its digest; another try if the program replaces it between the two looks."""
+        while True:
+            with path.open("rb") as source:
+                digest = hashlib.file_digest(source, "sha256").hexdigest()
+            found = self._upload(path, f"{self._root}/{ASIDE_FOLDER}/{digest}")
+            if found[1] == digest:
+                return found
+
+    def _copy(self, source: str, target: str) -> None:
+        if self._store.type_name != "hdfs":
+            self._store.copy_file(source, target)
+            return
+        with self._store.open_input_stream(source) as old, self._store.open_output_stream(target) as new:
+            while piece := old.read(_PIECE):
+                new.write(piece)
 
     def beside(self) -> Iterator[Remote]:
         """Files that the program wrote beside this one, such as its report: they go beside it in the store."""
@@ -169,12 +232,14 @@ class Remote:
         try:
             record = json.loads(content)
             files = {str(name): (int(size), str(digest)) for name, (size, digest) in record["files"].items()}
-            return {"complete": record["complete"] is True, "files": files}
+            aside = {str(name) for name in record.get("aside", [])}
+            return {"complete": record["complete"] is True, "files": files, "aside": aside}
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise InputError(f"{self.url}/{RECORD_NAME}: not a record of published files: {problem!r}") from problem
 
-    def _write_record(self, files: dict[str, tuple[int, str]], complete: bool) -> None:
-        content = json.dumps({"complete": complete, "files": files}, indent=1).encode()
+    def _write_record(self, files: dict[str, tuple[int, str]], complete: bool, aside: set[str] | None = None) -> None:
+        record = {"complete": complete, "files": files} | ({"aside": sorted(aside)} if aside else {})
+        content = json.dumps(record, indent=1).encode()
         with self._store.open_output_stream(f"{self._root}/{RECORD_NAME}") as stream:
             stream.write(content)
 
@@ -193,37 +258,106 @@ def staged(config: Any, seconds: float | None = None) -> Iterator[list[Remote]]:
     config: a dataclass, its lists and dataclasses in it too. seconds: between two publications while the block lasts;
     without it the variable DISRANKER_PUBLISH_SECONDS says so, or 60. What is there after an exception is published too,
     so that the next run goes on there. InputError: a store cannot be read or written.
+
+    Of the processes of one training (torchrun sets RANK) each has copies of its own, and the first one publishes. If
+    the last publication fails, the copies stay, and the error says where.
     """
-    with tempfile.TemporaryDirectory(prefix="disranker-store-") as folder:
-        remotes: dict[str, Remote] = {}
+    folder = tempfile.mkdtemp(prefix="disranker-store-")
+    remotes: dict[str, Remote] = {}
 
-        def local(url: str) -> Path:
-            if url not in remotes:
-                path = Path(folder) / str(len(remotes)) / url.partition("?")[0].rsplit("/", 1)[-1]
-                path.parent.mkdir()
-                remotes[url] = Remote(url, path)
-            return remotes[url].local
+    def local(url: str) -> Path:
+        if url not in remotes:
+            path = Path(folder) / str(len(remotes)) / url.partition("?")[0].rsplit("/", 1)[-1]
+            path.parent.mkdir()
+            remotes[url] = Remote(url, path)
+        return remotes[url].local
 
+    try:
         _replace(config, local)
-        if not remotes:
-            yield []
-            return
-        for remote in remotes.values():
-            remote.fetch()
+        found = list(remotes.values())
+        for remote in found:
+            _patiently(remote.fetch)
+        writes = bool(found) and int(os.environ.get("RANK", "0")) == 0
         seconds = float(os.environ.get(INTERVAL_VARIABLE, "60")) if seconds is None else seconds
-        ended = threading.Event()
-        publisher = threading.Thread(
-            target=_keep_publishing, args=(list(remotes.values()), ended, seconds), daemon=True
-        )
-        publisher.start()
+        with _known(found), _publishing(found, seconds) if writes else nullcontext():
+            yield found
+    except _NotPublished as problem:
+        kept, folder = folder, ""
+        raise InputError(f"{problem}; what is not there yet is kept in {kept}") from problem
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _NotPublished(InputError):
+    pass
+
+
+@contextmanager
+def _publishing(remotes: list[Remote], seconds: float) -> Iterator[None]:
+    """Publish while the block lasts, and at its end."""
+    ended = threading.Event()
+    publisher = threading.Thread(target=_keep_publishing, args=(remotes, ended, seconds), daemon=True)
+    publisher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        publisher.join()
+        for remote in [each for one in remotes for each in (one, *one.beside())]:
+            try:
+                count = _patiently(remote.publish)
+            except InputError as problem:
+                raise _NotPublished(str(problem)) from problem
+            if count:
+                logger.info("%s: %d files published", remote.url, count)
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask a store up to three times: it may be busy, or a file may be replaced just then."""
+    for wait in _WAITS:
         try:
-            yield list(remotes.values())
-        finally:
-            ended.set()
-            publisher.join()
-            for remote in [each for one in remotes.values() for each in (one, *one.beside())]:
-                if count := remote.publish():
-                    logger.info("%s: %d files published", remote.url, count)
+            return ask()
+        except InputError as problem:
+            logger.warning("%s; asking again in %g s", problem, wait)
+            time.sleep(wait)
+    return ask()
+
+
+_STAGED: list[Remote] = []  # the copies that this process works on
+
+
+@contextmanager
+def _known(remotes: Iterable[Remote]) -> Iterator[None]:
+    _STAGED.extend(remotes)
+    try:
+        yield
+    finally:
+        _STAGED.clear()
+
+
+def addressed(text: str) -> str:
+    """A text with the stores' addresses in the place of the paths of this process's copies."""
+    return as_addressed(text, _STAGED)
+
+
+def hand_over(path: Path, first: bool, wait: Callable[[], None]) -> None:
+    """Let all processes of a training have what its first one wrote at `path`, or below it.
+
+    On a disk that all of them see there is only the waiting. Where `path` is a copy of an object store's, each process
+    has its own: the first publishes it, the others fetch it. first: whether this is the first process; wait: returns
+    once all processes have called it.
+    """
+    remotes = [remote for remote in _STAGED if path.is_relative_to(remote.local)]
+    if first:
+        for remote in remotes:
+            _patiently(remote.publish)
+    wait()
+    if not first:
+        for remote in remotes:
+            _patiently(remote.fetch)
+    if remotes:
+        wait()  # the first one must not replace anything while others fetch
 
 
 def as_addressed(message: str, remotes: list[Remote]) -> str:

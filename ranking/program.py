@@ -36,6 +36,7 @@ from typing import Any, NoReturn, TypeVar
 from jsonargparse import ArgumentParser
 
 from ranking.errors import InputError
+from ranking.extras import missing_module
 from ranking.object_store import Remote, as_addressed, staged
 
 C = TypeVar("C")
@@ -181,6 +182,13 @@ def run(
             code = main(config) or 0
     except InputError as problem:
         print(f"error: {as_addressed(str(problem), remotes)}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    except ModuleNotFoundError as problem:
+        if sys.modules.get(
+            (problem.name or "").partition(".")[0]
+        ):  # a part of a package that is there: a fault of ours
+            raise
+        print(f"error: {missing_module(problem)}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -15,6 +15,17 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "write into docs/ what tests show there: the trace of a request, the screens of the pages"
+    parser.addoption("--write-docs", action="store_true", help=text)
+
+
+@pytest.fixture(scope="session")
+def write_docs(request: pytest.FixtureRequest) -> bool:
+    """Whether a test writes what it made into docs/."""
+    return request.config.getoption("--write-docs")
+
+
 def has_cuda_device() -> bool:
     """Asked of the driver, not of torch: most tests need no torch, and a container without it may have a GPU."""
     if shutil.which("nvidia-smi") is None:

@@ -89,7 +89,8 @@ def test_the_engine_images_packages_are_all_that_the_engine_build_imports(tmp_pa
 
 
 def test_the_students_image_has_what_a_published_version_imports(tmp_path):
-    imports = "import ranking.encoder_inputs, ranking.text, ranking.card, numpy"
+    imports = "import ranking.encoder_inputs, ranking.text, ranking.card, ranking.tracing as t, numpy; "
+    imports += "t.begin('traced').stop(0.1)"
     done = run_with_only(installed_by("students.Dockerfile"), ["-c", imports], tmp_path)
     assert done.returncode == 0, done.stderr
 

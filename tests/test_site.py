@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from disranker.programs import read_programs
+from tests.helpers.readme import commands_of
 from tests.helpers.site import site_hooks
 
 ROOT = Path(__file__).parents[1]
@@ -52,12 +54,29 @@ def test_the_reference_has_every_program():
     assert len(documented) == len(set(documented)) > 30
 
 
-@pytest.mark.parametrize("near", ["clients/ab_report.py", "build/releases.py"])
+def test_the_reference_has_every_flag_that_a_page_shows():
+    hooks = site_hooks()
+    documented = {
+        command: {flag for flag, *_ in hooks.flags(*settings)} for _, command, settings, _ in hooks.programs()
+    }
+    shown = [command for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")] for command in commands_of(page)]
+    missing = []
+    for command in shown:
+        program = re.match(r"(?:\.venv/bin/)?(python (?:-m )?[\w./]+)", command)
+        assert program is not None and program[1] in documented, command
+        for word in shlex.split(command.removesuffix(" &")):
+            flag = re.sub(r"^--no-", "--", word.partition("=")[0].rstrip("+"))
+            if flag.startswith("--") and flag not in documented[program[1]] | OF_EVERY_PROGRAM:
+                missing.append((program[1], flag))
+    assert missing == [] and len(shown) > 75
+
+
+@pytest.mark.parametrize("near", ["clients/ab_report.py", "build/releases.py", "clients/ab_router.py"])
 def test_the_reference_has_the_flags_of_help(near):
     """Read from the source, not run: so it must agree with what the program itself says."""
     hooks = site_hooks()
     settings = next(settings for name, _, settings, _ in hooks.programs() if name == near)
-    documented = {flag for flag, *_ in hooks.flags(settings, near)}
+    documented = {flag for flag, *_ in hooks.flags(*settings)}
     shown = subprocess.run([sys.executable, near, "--help"], cwd=ROOT, capture_output=True, text=True).stdout
     assert documented == set(re.findall(r"^  (--[a-z][a-z.-]+)", shown, flags=re.M)) - {
         "--config",

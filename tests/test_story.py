@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def alike(shown: str, printed: str) -> bool:
 @pytest.mark.timeout(600)
 def test_the_story_prints_what_it_shows(monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging, "disable", lambda level: None)  # it would hold for all tests after this one
     cells = site_hooks().story_cells(STORY)
     names: dict[str, object] = {}
     for number, cell in enumerate(cells):
@@ -46,7 +48,7 @@ def test_the_story_prints_what_it_shows(monkeypatch):
 def test_the_site_has_the_story_with_its_outputs():
     page = site_hooks().story_page(STORY)
     assert page.startswith("# The story in ten cells\n") and page.count("\n## ") == 10
-    assert "```python\n" in page and "\n#>" not in page and "# %%" not in page
+    assert "```python\n" in page and "\n# >" not in page and "\n# %%" not in page
     assert all(Path(ROOT, "docs", link).is_file() for link in re.findall(r"\]\(([^)#]+\.md)\)", page))
 
 

@@ -41,11 +41,11 @@ class StudentLossSettings:
     """How a student learns from the teacher's scores.
 
     Args:
-        loss: hybrid = alpha * point-wise MSE + beta * margin MSE; point and margin alone; ranknet on the teacher's
-            order;
-            kl: list-wise softmax cross-entropy
+        loss: hybrid = alpha * point-wise MSE + beta * margin MSE, the paper's; point and margin alone; ranknet on the
+            teacher's order; ranknet_point = ranknet + anchor * point-wise MSE; kl: list-wise softmax cross-entropy
         alpha: weight of point-wise MSE in hybrid; more keeps scores comparable between queries (thresholds)
         beta: weight of margin MSE in hybrid; more spends capacity on the order within a query
+        anchor: weight of point-wise MSE in ranknet_point; more keeps scores comparable between queries (thresholds)
         temperature: of kl, on standardised scores; lower looks at the top of the list only
         judged_weight: weight of RankNet on the judged train queries mixed in beside the labels; 0 leaves them out
         confidence: weight of a label: none, or disagreement: less where the teachers behind it lie further apart
@@ -53,9 +53,10 @@ class StudentLossSettings:
         group_documents: how many of them; 0 takes all
     """
 
-    loss: Literal["hybrid", "point", "margin", "ranknet", "kl"] = "hybrid"
+    loss: Literal["hybrid", "point", "margin", "ranknet", "ranknet_point", "kl"] = "hybrid"
     alpha: float = 1.0
     beta: float = 1.0
+    anchor: float = 0.1
     temperature: float = 0.5
     judged_weight: float = 0.0
     confidence: Literal["none", "disagreement"] = "none"
@@ -63,7 +64,7 @@ class StudentLossSettings:
     group_documents: int = 12
 
     def __post_init__(self):
-        for name in ("alpha", "beta", "judged_weight", "group_documents"):
+        for name in ("alpha", "beta", "anchor", "judged_weight", "group_documents"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: must not be negative")
         if self.loss == "hybrid" and not self.alpha + self.beta:
@@ -193,6 +194,8 @@ def distillation_loss(settings: StudentLossSettings) -> RankingLoss:
             return losses.margin_mse(scores, targets, groups, "sum", weights)
         if settings.loss == "ranknet":
             return losses.ranknet(scores, targets, groups, "sum")
+        if settings.loss == "ranknet_point":
+            return losses.ranknet_point(scores, targets, groups, settings.anchor, "sum")
         if settings.loss == "kl":
             return losses.listwise_kl(scores, targets, groups, settings.temperature, "sum")
         return losses.hybrid(scores, targets, groups, settings.alpha, settings.beta, "sum", weights)

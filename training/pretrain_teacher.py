@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
@@ -24,6 +24,7 @@ from transformers import set_seed
 from ranking.card import ScoreCard, fingerprint, model_name
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
+from ranking.object_store import hand_over
 from ranking.program import run
 from ranking.schema import iter_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, EncodedPair, TeacherFormat
@@ -91,8 +92,11 @@ def main(config: Config) -> None:
     clicks = config.data / "clicks.parquet"
     state = PartialState(cpu=not torch.accelerator.is_available())
     config.out.mkdir(parents=True, exist_ok=True)
-    with state.main_process_first():  # one process trains the vocabulary, the others read it
-        tokenizer = _tokenizer(config, clicks, state.is_main_process)
+    # one process trains the vocabulary, the others read it
+    if state.is_main_process:
+        _train_vocabulary(config, clicks)
+    hand_over(config.out, state.is_main_process, state.wait_for_everyone)
+    tokenizer = open_tokenizer(config.model or config.out)
     model = open_decoder(config.model) if config.model else None
     positions = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
     with state.main_process_first():
@@ -102,7 +106,7 @@ def main(config: Config) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     fastest_attention(model, text_format.max_tokens())
 
-    tokens = config.out / RUN_FOLDER / f"tokens-{state.process_index}"
+    tokens = config.out / RUN_FOLDER / f".tokens-{state.process_index}"  # hidden: of no use elsewhere
     train, weights, dev = _encode(config, clicks, text_format, tokens)
     batches = TextBatches(
         train,
@@ -142,14 +146,11 @@ def main(config: Config) -> None:
         LOGGER.info("held-out perplexity %.2f; checkpoint in %s", metrics["eval_perplexity"], config.out)
 
 
-def _tokenizer(config: Config, clicks: Path, first: bool) -> Any:
-    if config.model:
-        return open_tokenizer(config.model)
-    if not first or (config.resume and (config.out / "tokenizer.json").is_file()):
-        return open_tokenizer(config.out)
-    tokenizer = train_bpe((_texts(piece) for piece in _pieces(clicks, config.data)), config.vocabulary)
-    tokenizer.save_pretrained(config.out)
-    return tokenizer
+def _train_vocabulary(config: Config, clicks: Path) -> None:
+    """Train and keep the vocabulary, where the model brings none and no interrupted run has made it."""
+    if not config.model and not (config.resume and (config.out / "tokenizer.json").is_file()):
+        texts = (_texts(piece) for piece in _pieces(clicks, config.data))
+        train_bpe(texts, config.vocabulary).save_pretrained(config.out)
 
 
 def own_words(document: str, draw: np.random.Generator) -> str:

@@ -28,10 +28,11 @@ from ranking.database import DuckDbSettings, literal
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
+from ranking.query_engine import BATCH_ROWS, DuckDbEngine
 from ranking.schema import TABLES, Table, write_table
-from training.clicks.duckdb_tables import FileColumns, file_columns, open_view, parquet_files
 from training.clicks.event_columns import event_defaults
-from training.clicks.normalised_queries import BATCH_ROWS, number_queries
+from training.clicks.log_tables import FileColumns, file_columns, open_view, parquet_files
+from training.clicks.normalised_queries import number_queries
 from training.evaluation.pool_rankers import COLUMN_PREFIX, PoolRanker, pool_rankers
 from training.sources.pair_strategies import (
     draw_by_usefulness,
@@ -194,7 +195,7 @@ def sample_candidates(config: Config) -> dict:
         connection = config.open_database(Path(spill))
         try:
             rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
-            read, refused = open_view(connection, "pool", table, files, rejects, columns)
+            read, refused = open_view(DuckDbEngine(connection), "pool", table, files, rejects, columns)
             report = {"strategy": config.strategy, "pairs_read": read, "pairs_rejected": refused}
             _count_queries(connection, config)
             report |= _draw_queries(connection, config, choice)
@@ -230,9 +231,9 @@ def _count_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> Non
     if config.events:
         files = parquet_files(config.events)
         columns = file_columns(files, TABLES["events"], defaults=event_defaults())
-        open_view(connection, "events", TABLES["events"], files, None, columns)
+        open_view(DuckDbEngine(connection), "events", TABLES["events"], files, None, columns)
         relations.append("events")
-    number_queries(connection, *relations)
+    number_queries(DuckDbEngine(connection), *relations)
     pages = "SELECT NULL::INTEGER AS query_no, 0 AS pages WHERE false"
     if config.events:
         pages = """SELECT query_no, count(DISTINCT request_id) AS pages

@@ -4,12 +4,14 @@ python -m benchmarks.students.ablation --out runs/ablation                # ever
 python -m benchmarks.students.ablation --out runs/ablation --report docs/results
 
 A seed is a world (documents, queries, hidden synonyms, clicks) and a training seed; with --data, a training seed alone.
+With --world-seeds every training seed runs on every one of those worlds.
 A row that is finished (a line in results.jsonl) is never run again, an interrupted training goes on where it was, and
 what rows share (world, pre-trained decoder, teacher, labels) is made once a seed.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -23,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from benchmarks.students.ablation_report import write_report
+from benchmarks.students.ablation_report import folder_of, write_report
 from benchmarks.students.runs import (
     append_row,
     checkpoint_scores,
@@ -46,7 +48,8 @@ from training.student.student_groups import groups_of
 from training.student.student_training import start_student
 from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import train_baseline
-from training.world.dataset import WorldConfig, write_world
+from training.world.dataset import WorldConfig, make_world, write_world
+from training.world.drift import DriftSettings
 
 LOGGER = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class Config:
     Args:
         out: folder for worlds, checkpoints, scores and results.jsonl
         seeds: seeds of world and training; three or more for a mean and a spread
+        world_seeds: worlds, on each of which every seed trains; none: a seed's world has its own number
         rows: rows to run, in this order; none: all of them, the main ones first
         data: dataset folder for all seeds; none: each seed makes a world of its own
         teachers: --runs folder of benchmarks/teacher/pretraining_gain.py on that data, whose teachers need not be
@@ -77,6 +81,7 @@ class Config:
 
     out: Path = Path("runs/ablation")
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    world_seeds: list[int] | None = None
     rows: list[str] | None = None
     data: Path | None = None
     teachers: Path | None = None
@@ -96,6 +101,8 @@ class Config:
             raise ValueError(f"rows: {', '.join(unknown)} unknown; there are {', '.join(ROWS)}")
         if not self.seeds:
             raise ValueError("seeds: at least one is needed")
+        if self.world_seeds is not None and self.data is not None:
+            raise ValueError("world_seeds make worlds, data is one dataset for all seeds: give one of the two")
         if self.teachers is not None and self.data is None:
             raise ValueError("teachers were trained on one dataset: data is needed with them")
 
@@ -106,21 +113,40 @@ class Seed:
 
     config: Config
     seed: int
+    world_seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What its folder is called, which its lines of results.jsonl refer to."""
+        return f"seed-{self.seed}" if self.world_seed is None else f"world-{self.world_seed}-seed-{self.seed}"
 
     @property
     def folder(self) -> Path:
         """The folder of all that this seed makes."""
-        return self.config.out / f"seed-{self.seed}"
+        return self.config.out / self.name
 
     def data(self) -> Path:
         """The dataset folder: the one given, or a world made from the seed."""
         if self.config.data is not None:
             return self.config.data
-        data = self.folder / "data"
+        shared = self.world_seed is not None
+        data = self.config.out / f"world-{self.world_seed}" if shared else self.folder / "data"
         if not (data / "dataset.json").is_file():
-            small = self.config.sample == "small"
-            write_world(WorldConfig.small(seed=self.seed) if small else WorldConfig(seed=self.seed), data)
+            small, seed = self.config.sample == "small", self.seed if self.world_seed is None else self.world_seed
+            write_world(WorldConfig.small(seed=seed) if small else WorldConfig(seed=seed), data)
         return data
+
+    def held_out_intents(self) -> set[str] | None:
+        """The test queries whose intent occurs in no query of the log or of the candidates; None if the dataset is no
+        world: nobody knows the intents of others.
+        """
+        content = json.loads((self.data() / "dataset.json").read_text(encoding="utf-8"))
+        if "world" not in content:
+            return None
+        settings = content["world"] | {"drift": DriftSettings(**content["world"].get("drift", {}))}
+        world = make_world(WorldConfig(**settings))
+        known = {query.intent() for query in (*world.logged, *world.unlabelled)}
+        return {f"test-q{n:05d}" for n, query in enumerate(world.judged["test"]) if query.intent() not in known}
 
     def judgments(self, split: str) -> pa.Table:
         """The judgments of train, dev or test."""
@@ -284,11 +310,12 @@ ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {
 
 def main(config: Config) -> None:
     """Run the rows that are not finished, then print the table of all that are."""
-    seeds = [Seed(config, seed) for seed in config.seeds]
-    finished = {(row["row"], row["seed"]) for row in finished_rows(config.out)}
+    worlds: list[int | None] = [*config.world_seeds] if config.world_seeds else [None]
+    seeds = [Seed(config, seed, world) for world in worlds for seed in config.seeds]
+    finished = {(row["row"], folder_of(row)) for row in finished_rows(config.out)}
     for name in [] if config.tables else config.rows or list(ROWS):
         for seed in seeds:
-            if (name, seed.seed) not in finished:
+            if (name, seed.name) not in finished:
                 run_row(config, name, seed)
     beats = {name: rival for name, (_, rival) in ROWS.items()}
     print(write_report(finished_rows(config.out), config.out, beats, config.report))
@@ -303,6 +330,9 @@ def run_row(config: Config, name: str, seed: Seed) -> None:
     train_seconds = time.perf_counter() - start
     score = bm25_of(seed) if checkpoint is None else partial(checkpoint_scores, checkpoint)
     line: dict[str, Any] = {"row": name, "seed": seed.seed, "train_seconds": round(train_seconds, 1)}
+    if seed.world_seed is not None:
+        line["world"] = seed.world_seed
+    held_out = seed.held_out_intents()
     for split in ("dev", "test"):
         judged = seed.judgments(split)
         scores = score(judged)
@@ -312,10 +342,18 @@ def run_row(config: Config, name: str, seed: Seed) -> None:
             scores=scores,
             grades=judged.column("grade").to_numpy(),
             groups=query_numbers(judged),
+            **_marked(judged, held_out if split == "test" else None),
         )
         line |= {f"{split}_{metric}": value for metric, value in figures(seed, name, split).items()}
     append_row(config.out, line)
     LOGGER.info("row %s, seed %d: %s", name, seed.seed, line)
+
+
+def _marked(judged: pa.Table, queries: set[str] | None) -> dict[str, NDArray[np.bool_]]:
+    """`held_out`, bool [rows]: whether the row's query is one of these; nothing where they are not known."""
+    if queries is None:
+        return {}
+    return {"held_out": np.array([query in queries for query in judged.column("query_id").to_pylist()])}
 
 
 def figures(seed: Seed, name: str, split: str) -> dict[str, float]:

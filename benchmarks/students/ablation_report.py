@@ -24,6 +24,8 @@ def write_report(rows: list[dict[str, Any]], out: Path, beats: dict[str, str | N
     if not rows:
         raise InputError(f"{out}: no finished row to report")
     table = _table(rows, out, beats)
+    if held_out := _held_out_table(rows, out, beats):
+        table += f"\n\n{held_out}"
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         _write_between_marks(report / "ablation.md", table)
@@ -37,7 +39,7 @@ def _table(rows: list[dict[str, Any]], out: Path, beats: dict[str, str | None]) 
         "difference in NDCG@5 | p |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    by_name = {name: sorted((r for r in rows if r["row"] == name), key=lambda r: r["seed"]) for name in beats}
+    by_name = {name: sorted((r for r in rows if r["row"] == name), key=folder_of) for name in beats}
     for name, found in by_name.items():
         if not found:
             continue
@@ -56,14 +58,41 @@ def _spread(values: list[float], digits: int) -> str:
 
 
 def _ratio(found: list[dict], teacher: list[dict]) -> str:
-    reference = {row["seed"]: row["test_ndcg@5"] for row in teacher}
-    shares = [row["test_ndcg@5"] / reference[row["seed"]] for row in found if row["seed"] in reference]
+    reference = {folder_of(row): row["test_ndcg@5"] for row in teacher}
+    shares = [row["test_ndcg@5"] / reference[folder_of(row)] for row in found if folder_of(row) in reference]
     return f"{np.mean(shares):.1%}" if shares else ""
 
 
-def _stored(out: Path, row: dict, split: str) -> tuple[NDArray, NDArray, NDArray]:
-    stored = np.load(out / f"seed-{row['seed']}" / "scores" / f"{row['row']}-{split}.npz")
-    return stored["scores"], stored["grades"], stored["groups"]
+def folder_of(row: dict[str, Any]) -> str:
+    """The folder of a finished row's seed, or of its world and seed."""
+    return f"world-{row['world']}-seed-{row['seed']}" if "world" in row else f"seed-{row['seed']}"
+
+
+def _stored(out: Path, row: dict, split: str, held_out: bool = False) -> tuple[NDArray, NDArray, NDArray]:
+    """Scores, grades and groups; held_out: of the queries with a held-out intent alone."""
+    stored = np.load(out / folder_of(row) / "scores" / f"{row['row']}-{split}.npz")
+    chosen = stored["held_out"] if held_out else slice(None)
+    return stored["scores"][chosen], stored["grades"][chosen], stored["groups"][chosen]
+
+
+def _held_out_table(rows: list[dict[str, Any]], out: Path, beats: dict[str, str | None]) -> str:
+    """The main figure again on test queries whose intent occurs in neither log nor labels; "" if none are known."""
+
+    def known(row: dict[str, Any]) -> bool:
+        return "held_out" in np.load(out / folder_of(row) / "scores" / f"{row['row']}-test.npz")
+
+    lines = ["| held-out intents | seeds | queries | NDCG@5 | PNR | must beat | difference in NDCG@5 | p |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, rival in beats.items():
+        found, rivals = ([row for row in rows if row["row"] == one and known(row)] for one in (name, rival))
+        if not found:
+            continue
+        judged = [JudgedRanking(*_stored(out, row, "test", held_out=True)) for row in found]
+        ndcg, pnr = [float(one.ndcg(5).mean()) for one in judged], [one.pairs().pnr for one in judged]
+        queries = sum(len(one.ndcg(5)) for one in judged)
+        cells = [name, str(len(found)), str(queries), _spread(ndcg, 4), _spread(pnr, 2)]
+        lines.append("| " + " | ".join([*cells, *_against(out, found, rivals, held_out=True)]) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _calibration_error(out: Path, row: dict) -> float:
@@ -77,24 +106,28 @@ def _calibration_error(out: Path, row: dict) -> float:
     return ece(probability(scores, curve), grades > 0)
 
 
-def _against(out: Path, found: list[dict], rivals: list[dict]) -> list[str]:
+def _against(out: Path, found: list[dict], rivals: list[dict], held_out: bool = False) -> list[str]:
     """Rival, difference with its interval and p, over the queries of all seeds that both rows have.
 
-    Where the seeds share one dataset their queries are the same: each counts once, with its mean over the seeds.
+    Where seeds share one dataset their queries are the same: each counts once, with its mean over those seeds.
     """
-    shared = sorted({row["seed"] for row in found} & {row["seed"] for row in rivals})
+    shared = {folder_of(row) for row in found} & {folder_of(row) for row in rivals}
     if not shared:
         return ["", "", ""]
-    judged = [_stored(out, row, "test")[1:] for row in found if row["seed"] in shared]
-    same_queries = all(all(map(np.array_equal, judged[0], other)) for other in judged)
-    join = (lambda rows: np.mean(rows, axis=0)) if same_queries else np.concatenate
-    ours, theirs = (join([_ndcg(out, row) for row in some if row["seed"] in shared]) for some in (found, rivals))
+    ours, theirs = (_by_query(out, [r for r in some if folder_of(r) in shared], held_out) for some in (found, rivals))
     gap, p = paired_bootstrap(ours, theirs), randomisation_test(ours, theirs)
     return [rivals[0]["row"], f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})", f"{p:.4f}"]
 
 
-def _ndcg(out: Path, row: dict) -> NDArray[np.float64]:
-    return JudgedRanking(*_stored(out, row, "test")).ndcg(5)
+def _by_query(out: Path, rows: list[dict], held_out: bool) -> NDArray[np.float64]:
+    """NDCG@5 of each query of each dataset, the mean over the seeds that share the dataset."""
+    of_dataset: dict[bytes, list[NDArray[np.float64]]] = {}
+    for row in sorted(rows, key=folder_of):
+        scores, grades, groups = _stored(out, row, "test", held_out)
+        of_dataset.setdefault(grades.tobytes() + groups.tobytes(), []).append(
+            JudgedRanking(scores, grades, groups).ndcg(5)
+        )
+    return np.concatenate([np.mean(of_seeds, axis=0) for of_seeds in of_dataset.values()])
 
 
 def _write_between_marks(path: Path, table: str) -> None:

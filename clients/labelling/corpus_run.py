@@ -22,6 +22,7 @@ from clients.labelling.teacher_endpoint import Patience
 from clients.labelling.work_queue import Tally
 from ranking.errors import InputError
 from ranking.program import EXIT_INTERRUPTED
+from ranking.telemetry import TelemetrySettings
 
 logger = logging.getLogger("labels")
 
@@ -34,7 +35,7 @@ LabelRanges = Callable[[Job, Sequence[RowRange], Tally, Callable[[], bool]], Non
 
 
 @dataclass(kw_only=True)
-class RunSettings:
+class RunSettings(TelemetrySettings):
     """Settings of every program that labels a corpus; their Config inherits them.
 
     Args:
@@ -135,7 +136,7 @@ def run_corpus(
     label: LabelRanges = label_here,
 ) -> int:
     """Bring the labels folder `out` to completion, or as far as the signals allow. Returns the exit code."""
-    with StopSignals() as stopping:
+    with settings.telemetry("disranker-labeller"), StopSignals() as stopping:
         run = _Run(settings, shard_rows, make_job, label, stopping)
         if settings.store is not None:
             return run.through_store(candidates, out, settings.store)

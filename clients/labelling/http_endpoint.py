@@ -16,6 +16,7 @@ from clients.labelling.http_teacher import AnswerLog, HttpTeacher
 from clients.labelling.request_window import Window
 from clients.labelling.teacher_endpoint import FIRST_WAIT, LONGEST_WAIT, Patience
 from clients.labelling.work_queue import Pair, Tally, WorkQueue
+from ranking import tracing
 from ranking.errors import InputError
 
 ALONE_AFTER = 2  # failures of a pair before it is sent alone: one bad document must not hold up its neighbours
@@ -89,6 +90,9 @@ class HttpEndpoint:
             except (httpx.RequestError, BadAnswer) as problem:  # the first: it cannot be unpacked, it leads elsewhere
                 self._failed(pairs, f"unusable answer: {problem}")
             else:
+                tracing.past(
+                    "ask", monotonic() - sent, endpoint=self.url, documents=len(pairs), status=answer.status_code
+                )
                 self._take(pairs, answer, monotonic() - sent)
 
     def _take(self, pairs: list[Pair], answer: httpx.Response, seconds: float) -> None:

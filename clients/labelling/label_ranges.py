@@ -27,6 +27,7 @@ from clients.labelling.teacher_endpoint import (
 )
 from clients.labelling.work_queue import Pair, ShardInHand, Tally, WorkQueue
 from clients.triton.connection import Credentials, TritonConnection
+from ranking import tracing
 from ranking.errors import InputError
 
 logger = logging.getLogger("labels")
@@ -169,13 +170,18 @@ async def label_ranges(
             raise InputError(f"the teacher fails on {failed} of {failed + answered} pairs; last: {tally.last_problem}")
 
     async def save(shard: ShardInHand) -> None:
-        await shard.done.wait()
-        # a fast failure fills whole shards between two looks of the guard: they must not count as finished
-        check_refusals()
-        record = await asyncio.to_thread(
-            write_shard, job.folder, job.origin, shard.covered, shard.rows, shard.scores, shard.refusals
-        )
-        job.asked.forget_answers(job.folder, shard.covered.index)
+        with tracing.span("shard", number=shard.covered.index, rows=shard.covered.rows) as span:
+            with tracing.span("score"):
+                await shard.done.wait()
+            # a fast failure fills whole shards between two looks of the guard: they must not count as finished
+            check_refusals()
+            with tracing.span("write"):
+                record = await asyncio.to_thread(
+                    write_shard, job.folder, job.origin, shard.covered, shard.rows, shard.scores, shard.refusals
+                )
+            job.asked.forget_answers(job.folder, shard.covered.index)
+            window = sum(endpoint.window.limit for endpoint in endpoints)
+            span.set(labels=record["labels"], rejects=len(record["rejects"]), window=window)
         tally.shards += 1
         on_shard(record)
 

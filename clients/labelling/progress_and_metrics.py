@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from tqdm import tqdm
 
 from clients.labelling.work_queue import Tally
+from ranking.telemetry import writes_json
 
 TICK_SECONDS = 0.5
 
@@ -27,7 +28,10 @@ def describe(tally: Tally) -> str:
 
 async def show(tally: Tally) -> None:
     """Redraw the bar until cancelled. The bar counts pairs, finished runs' ones included; its rate is this run's."""
-    with tqdm(total=tally.total, initial=tally.already, unit="pair", smoothing=0.05, dynamic_ncols=True) as bar:
+    hidden = writes_json()
+    with tqdm(
+        total=tally.total, initial=tally.already, unit="pair", smoothing=0.05, dynamic_ncols=True, disable=hidden
+    ) as bar:
         try:
             while True:
                 await asyncio.sleep(TICK_SECONDS)

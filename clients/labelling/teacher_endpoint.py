@@ -21,6 +21,7 @@ from clients.labelling.served_ranker import ServedRanker
 from clients.labelling.served_teacher import ServedTeacher, describe_grpc_error
 from clients.labelling.work_queue import Pair, Tally, WorkQueue
 from clients.triton.connection import Credentials, TritonConnection
+from ranking import tracing
 from ranking.errors import InputError
 
 logger = logging.getLogger("labels")
@@ -180,7 +181,9 @@ class TeacherEndpoint:
                 continue  # answered after its deadline: it has been handed back, the other answer counts
             self.tally.in_flight[self.url] = len(self._in_flight)
             self._room.set()
-            if answer.error_message:
+            refused = bool(answer.error_message)
+            tracing.past("ask", self._heard - sent, endpoint=self.url, documents=len(pairs), refused=refused)
+            if refused:
                 self._failed(pairs, answer.error_message)
                 continue
             for pair, value in zip(pairs, self.teacher.scores(answer.infer_response, len(pairs))):

@@ -21,6 +21,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from ranking import tracing
 from ranking.errors import InputError
 
 TOKEN_VARIABLE = "DISRANKER_TOKEN"
@@ -192,12 +193,18 @@ class TritonConnection:
         return inputs
 
     def infer_arguments(self, model: str, inputs: list[Any], deadline_ms: float, version: str = "") -> dict[str, Any]:
-        """Keyword arguments of a client's infer(): the request with its deadline and its credentials."""
+        """Keyword arguments of a client's infer(): the request with its deadline, its credentials and its trace.
+
+        The trace goes along twice: as a header for the server's own spans, and, since models see no headers, as a
+        parameter for the front model's.
+        """
+        traced = tracing.sampled_headers()
         return {
             "model_name": model,
             "model_version": version,
             "inputs": inputs,
-            "headers": self.credentials.headers(),
+            "headers": self.credentials.headers() | traced,
+            **({"parameters": traced} if traced else {}),
             # microseconds: the server drops a request that is still queued at the deadline, since nobody waits for it
             "timeout": max(1, int(deadline_ms * 1000)),
             **({"client_timeout": deadline_ms / 1000} if self.is_grpc else {}),

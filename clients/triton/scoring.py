@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from clients.triton.connection import TritonConnection
+from ranking import tracing
 from ranking.request_tensors import PROBABILITY, SCORE, documents_of, read_probabilities, read_scores
 
 # gRPC and HTTP name the same refusal differently
@@ -121,6 +122,24 @@ class ScoringClient:
         self._client.close()
 
 
+class ScoringBackend(Protocol):
+    """What the router asks for scores: a Triton server's AsyncScoringClient, or a simulation's own scores."""
+
+    renewals: int
+
+    async def score(self, model: str, page: PageTensors, deadline_ms: float) -> ModelScores:
+        """The page's scores by a model. ScoringFailure says why there are none."""
+        ...
+
+    async def served_limits(self, model: str, deadline_ms: float) -> dict[str, int]:
+        """The limits that the model's server names, none if it names none. ScoringFailure if it does not say."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
 class AsyncScoringClient:
     """The same for asyncio: any number of calls may be under way. Make it inside the running loop.
 
@@ -141,16 +160,18 @@ class AsyncScoringClient:
 
     async def score(self, model: str, page: PageTensors, deadline_ms: float, version: str = "") -> ModelScores:
         """The page's scores by a model. ScoringFailure says why there are none."""
-        arguments = self.connection.infer_arguments(model, page.inputs(self.connection), deadline_ms, version)
-        try:
-            async with asyncio.timeout(deadline_ms / 1000 + _GRACE_SECONDS):
-                answer = await self._client.infer(**arguments)
-        except self._lost as problem:
-            failure = _failure(problem, deadline_ms)
-            self._count_misses(failure.reason == "timeout")
-            raise failure from problem
-        self._count_misses(False)
-        return _read(answer, page.documents)
+        with tracing.span("infer", "client", model=model, documents=page.documents, deadline_ms=deadline_ms) as span:
+            arguments = self.connection.infer_arguments(model, page.inputs(self.connection), deadline_ms, version)
+            try:
+                async with asyncio.timeout(deadline_ms / 1000 + _GRACE_SECONDS):
+                    answer = await self._client.infer(**arguments)
+            except self._lost as problem:
+                failure = _failure(problem, deadline_ms)
+                span.set(failure=failure.reason)
+                self._count_misses(failure.reason == "timeout")
+                raise failure from problem
+            self._count_misses(False)
+            return _read(answer, page.documents)
 
     async def served_limits(self, model: str, deadline_ms: float) -> dict[str, int]:
         """The limits in a served model's configuration: `max_documents`, `max_field_bytes`, as far as it names them.

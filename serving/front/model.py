@@ -32,14 +32,17 @@ from field_cache import FieldCache
 from pages import Page, TokenPage, read_page
 from request_fields import BadRequest
 from score_cache import ScoreCache
-from served_encoder import ServedEncoder
+from served_encoder import Caller, ServedEncoder
 
+from ranking import tracing
 from ranking.calibration import probability
 from ranking.card import fingerprint
 from ranking.cascade import Blend, Cascade, without_prior
 from ranking.prior import PriorBlend
 
 HERE = Path(__file__).parent  # the version folder
+
+TRACING = "DISRANKER_TRACING"  # variable of Triton's environment: 1 to send spans to an OpenTelemetry collector
 
 
 class TritonPythonModel:
@@ -78,6 +81,8 @@ class TritonPythonModel:
             *(field_metrics(cache, {**labels, "vocabulary": name}) for name, cache in caches.items()),
             *(score_metrics(e.cache, {**labels, "encoder": e.name}) for e in encoders if e.cache is not None),
         ]
+        # its spans go where OpenTelemetry's variables in Triton's environment say
+        self.tracer = tracing.begin(f"disranker-{args['model_name']}") if os.environ.get(TRACING) == "1" else None
         self._report()  # the series stand at 0 before the first request
 
     def _report(self) -> None:
@@ -85,9 +90,11 @@ class TritonPythonModel:
             metrics.report()
 
     def finalize(self) -> None:
-        """Take this instance's series off the metrics page."""
+        """Take this instance's series off the metrics page, and send the spans that still wait."""
         for metrics in self.metrics:
             metrics.close()
+        if self.tracer is not None:
+            self.tracer.stop(1.0)
 
     async def execute(self, requests: list) -> list:
         """One response per request, in order: its scores, or what is wrong with it."""
@@ -106,7 +113,7 @@ class TritonPythonModel:
                 )
             prior = read_prior(request, len(page))
             blend = without_prior if prior is None else partial(self.prior.blend, prior=prior)
-            scores = await self._scores(page, blend, request.timeout())
+            scores = await self._scores(page, blend, self._caller(request))
         except BadRequest as problem:
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(str(problem), pb_utils.TritonError.INVALID_ARG)
@@ -123,13 +130,23 @@ class TritonPythonModel:
             answer.append(pb_utils.Tensor("probability", chances.astype(np.float32)))
         return pb_utils.InferenceResponse(answer)
 
-    async def _scores(self, page: Page, blend: Blend, timeout_us: int) -> np.ndarray:
+    async def _scores(self, page: Page, blend: Blend, caller: Caller) -> np.ndarray:
         """The arm's score of every document, float32 [n]: one model's, or both of a cascade joined."""
         if self.cascade is None or len(page) <= self.cascade.k:
-            return blend(await self.encoder.scores(page, timeout_us))
-        first = self.cascade.on_scale(await self.first.scores(page, timeout_us))
+            return blend(await self.encoder.scores(page, caller))
+        first = self.cascade.on_scale(await self.first.scores(page, caller))
         top = self.cascade.top(first, blend)
-        return self.cascade.join(first, top, await self.encoder.scores(page.take(top), timeout_us), blend)
+        return self.cascade.join(first, top, await self.encoder.scores(page.take(top), caller), blend)
+
+    def _caller(self, request) -> Caller:
+        trace = read_trace(request) if self.tracer else {}
+        # where the server traces requests itself, its spans of the encoder belong to this request
+        server_trace = request.trace() if request.trace().get_context() else None
+        return Caller(request.timeout(), server_trace, partial(self._span, trace=trace))
+
+    def _span(self, name: str, trace: dict[str, str]) -> tracing.Span:
+        """A span of this request in the trace that it came with; none if it came with none."""
+        return self.tracer.span(name, "internal", trace, {}) if self.tracer and trace else tracing.NO_SPAN
 
 
 def field_metrics(cache: FieldCache, labels: dict[str, str]) -> CacheMetrics:
@@ -153,6 +170,13 @@ def score_metrics(cache: ScoreCache, labels: dict[str, str]) -> CacheMetrics:
         "disranker_score_cache_bytes": ("memory of the scores kept now", lambda: cache.used_bytes),
     }
     return CacheMetrics(counted, labels)
+
+
+def read_trace(request) -> dict[str, str]:
+    """The trace that a request belongs to, as W3C fields: the server's own span of it, else the caller's, else none."""
+    context = request.trace().get_context()
+    given = json.loads(context or request.parameters() or "{}")
+    return {name: given[name] for name in (tracing.TRACEPARENT, tracing.TRACESTATE) if isinstance(given.get(name), str)}
 
 
 def read_prior(request, documents: int) -> np.ndarray | None:

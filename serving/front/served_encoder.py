@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -13,8 +15,18 @@ from numpy.typing import NDArray
 from pages import Page
 from score_cache import ScoreCache
 
+from ranking import tracing
 from ranking.encoder_inputs import OUTPUT, Feed, chosen, inputs_of, pack, pad
 from ranking.text import EncodedPairs, StudentFormat
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose request is answered: its timeout, the server's own trace of it if there is one, and spans by name."""
+
+    timeout_us: int
+    server_trace: Any
+    span: Callable[[str], tracing.Span]
 
 
 class ServedEncoder:
@@ -42,15 +54,15 @@ class ServedEncoder:
         size_mb, age = float(parameters["score_cache_mb"]), float(parameters["score_cache_seconds"])
         self.cache = ScoreCache(int(size_mb * 2**20), age) if size_mb else None
 
-    async def scores(self, page: Page, timeout_us: int) -> NDArray[np.float32]:
+    async def scores(self, page: Page, caller: Caller) -> NDArray[np.float32]:
         """The raw score of every document, float32 [n]. TritonModelException with the encoder's own message."""
         if self.cache is None:
-            return await self._encode(page.encode(self.text), timeout_us)
+            return await self._encode(page, caller)
         keys = page.keys()
         found = self.cache.find(keys)
         known = ~np.isnan(found)
         if known.any() and self.cache.is_audit_due():
-            computed = await self._encode(page.encode(self.text), timeout_us)
+            computed = await self._encode(page, caller)
             if not self.cache.compare(found, computed):
                 pb_utils.Logger.log_error(
                     f"{self.name}: a cached score differs from the computed one, so the score cache is off: this "
@@ -59,15 +71,20 @@ class ServedEncoder:
             return computed
         missing = np.flatnonzero(~known)
         if len(missing):
-            computed = await self._encode(page.take(missing).encode(self.text), timeout_us)
+            computed = await self._encode(page.take(missing), caller)
             self.cache.keep([keys[row] for row in missing], computed)
             found[missing] = computed
         return found
 
-    async def _encode(self, pairs: EncodedPairs, timeout_us: int) -> NDArray[np.float32]:
+    async def _encode(self, page: Page, caller: Caller) -> NDArray[np.float32]:
+        with caller.span("tokenise") as span:
+            pairs = page.encode(self.text)
+            span.set(documents=len(pairs))
         calls = list(self._calls(pairs))
         try:
-            answers = await asyncio.gather(*(self._request(feed, timeout_us).async_exec() for _, feed in calls))
+            with caller.span("encode") as span:
+                span.set(calls=len(calls))
+                answers = await asyncio.gather(*(self._request(feed, caller).async_exec() for _, feed in calls))
         except pb_utils.TritonModelException as problem:
             raise pb_utils.TritonModelException(f"{self.name}: {problem}") from problem
         scores = np.empty(len(pairs), np.float32)
@@ -92,12 +109,13 @@ class ServedEncoder:
             feed = pad(pairs.take(bucket.rows), bucket.length, self.text.pad_id, rows)
             yield bucket.rows, chosen(feed, self.inputs)
 
-    def _request(self, feed: Feed, timeout_us: int):
+    def _request(self, feed: Feed, caller: Caller):
         return pb_utils.InferenceRequest(
-            timeout=timeout_us,  # as the caller gave it: a call that nobody waits for leaves the encoder's queue
+            timeout=caller.timeout_us,  # as the caller gave it: a call that nobody waits for leaves the encoder's queue
             model_name=self.name,
             model_version=self.version,
             requested_output_names=[OUTPUT],
             inputs=[pb_utils.Tensor(name, values) for name, values in feed.items()],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+            **({"trace": caller.server_trace} if caller.server_trace else {}),
         )

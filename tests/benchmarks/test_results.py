@@ -24,7 +24,8 @@ EVERY_COMMAND = sorted({command for made in MADE for command in made.commands()}
 
 
 def test_every_page_names_the_commands_that_make_it():
-    assert {made.page for made in MADE} == set(PAGES.glob("*.md"))
+    without = set(PAGES.glob("*.md")) - {made.page for made in MADE}
+    assert without == set(), "each page of results marks the commands that make it: benchmarks/results.py says how"
     marks = sum(page.read_text(encoding="utf-8").count("<!-- made by") for page in PAGES.glob("*.md"))
     assert len(MADE) == marks, "a mark without its end"
 

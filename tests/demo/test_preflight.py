@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from demo import preflight
 from ranking.errors import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_taken_port_is_named_with_its_flag():
@@ -31,3 +36,42 @@ def test_little_memory_is_told_before_the_first_stage(tmp_path, monkeypatch):
     preflight.check_machine(tmp_path, decoder_teacher=False)
     with pytest.raises(InputError, match=r"6\.0 GiB of memory are free, this run needs 8"):
         preflight.check_machine(tmp_path, decoder_teacher=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("fpu avx2", "no AVX-512:"),
+        ("fpu avx2 avx512f", "no AVX-512 BF16 and no AMX:"),
+        ("avx2 avx512_bf16", ""),
+        ("", ""),
+    ],
+)
+def test_a_processor_without_bf16_is_slow_and_told_so(flags, said, monkeypatch, tmp_path):
+    monkeypatch.setattr(preflight, "_processor", lambda: f"model name : x\nflags\t\t: {flags}\n" if flags else "")
+    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 2**30))
+    told = preflight.slower_processor()
+    assert told.startswith(f"This processor has {said}") if said else told == ""
+    preflight.check_machine(tmp_path, decoder_teacher=True)
+
+
+def test_a_processor_that_vllm_cannot_use_is_told_before_the_first_stage(monkeypatch, tmp_path):
+    monkeypatch.setattr(preflight, "_processor", lambda: "flags : fpu sse4_2 avx\n")
+    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 2**30))
+    with pytest.raises(InputError, match="no AVX2, without which vLLM serves no teacher"):
+        preflight.check_machine(tmp_path, decoder_teacher=True)
+    preflight.check_machine(tmp_path, decoder_teacher=False)
+
+
+def test_make_says_which_python_it_needs(tmp_path):
+    """`make install` with no such interpreter, and with one that is too old, in a copy without a .venv."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt", "requirements-no-deps.txt"):
+        (tmp_path / name).touch()
+    old = tmp_path / "old-python"
+    old.write_text("#!/bin/sh\nexit 1\n")  # what any interpreter answers whose version is none of those asked for
+    old.chmod(0o755)
+    for python in ("/nowhere/python3.11", str(old)):
+        done = subprocess.run(["make", "install", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode and f"Python 3.11 is needed, {python} is none" in done.stdout
+        assert not (tmp_path / ".venv").exists()

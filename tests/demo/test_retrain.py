@@ -6,11 +6,21 @@ import datetime as dt
 import json
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from clients.ab.experiment.file import ExperimentFile
 from demo import retrain
-from demo.retrain import EXIT_STOPPED, Config, days_since, experiment_text, link_days, main, merge
+from demo.retrain import (
+    EXIT_STOPPED,
+    Config,
+    days_of,
+    experiment_text,
+    link_days,
+    main,
+    merge,
+    refuse_worse_teacher,
+)
 from ranking.errors import InputError
 from ranking.schema import TABLES, read_table, write_table
 from tests.helpers.tiny_student import make_judged, make_student
@@ -47,12 +57,13 @@ def make_log(folder, days=(5, 6, 7)) -> None:
 
 def test_only_days_from_the_given_one_on_are_learnt_from(tmp_path):
     make_log(tmp_path / "log")
-    files = days_since(tmp_path / "log", "2026-01-06")
+    files = days_of(tmp_path / "log", "2026-01-06")
     assert files == ["2026-01-06.parquet", "2026-01-07.parquet"]
+    assert days_of(tmp_path / "log", "", "2026-01-06") == ["2026-01-05.parquet", "2026-01-06.parquet"]
     link_days(tmp_path / "log", files, tmp_path / "linked")
     assert sorted(path.name for path in (tmp_path / "linked/events").iterdir()) == files
     with pytest.raises(InputError, match="no day since 2026-02-01"):
-        days_since(tmp_path / "log", "2026-02-01")
+        days_of(tmp_path / "log", "2026-02-01")
 
 
 def test_it_stops_where_too_little_was_clicked_and_says_so(tmp_path, capsys):
@@ -71,20 +82,58 @@ def test_it_stops_where_too_little_was_clicked_and_says_so(tmp_path, capsys):
     assert {row["title"] for row in new} == {"title of day 7"} and len(candidates) - len(new) == found["old_pairs"]
 
 
-def test_a_worse_teacher_stops_the_run(tmp_path, monkeypatch):
+def test_a_known_query_joins_again_with_documents_that_it_had_not(tmp_path):
     make_log(tmp_path / "log")
+    make_judged(tmp_path / "data")
+    first = settings(tmp_path, min_pairs=1, click_flags="--privacy.personal-data keep")
+    link_days(first.log, days_of(first.log, first.since), first.out / "log")
+    retrain.new_clicks(first)
+    assert merge(first)["known_queries"] == 0
+    # the next run learns from the same days and has the first one's candidates: nothing is new
+    second = settings(tmp_path, min_pairs=1, click_flags=first.click_flags)
+    second.data, second.out = first.out / "data", tmp_path / "second"
+    link_days(second.log, days_of(second.log, second.since), second.out / "log")
+    retrain.new_clicks(second)
+    assert merge(second)["new_pairs"] == 0
+    # a document that "red film" had not: the query comes again with all that is shown for it now
+    known = read_table(second.data / "candidates.parquet", "candidates")
+    lacks = pc.and_(pc.equal(known.column("query"), "red film"), pc.equal(known.column("doc_id"), "d2"))
+    write_table(second.data / "candidates.parquet", "candidates", known.filter(pc.invert(lacks)))
+    found = merge(second)
+    assert (found["new_queries"], found["known_queries"], found["new_pairs"]) == (0, 1, 4)
+
+
+def test_a_ranker_goes_on_learning_from_clicks_and_labels(tmp_path, monkeypatch):
+    make_log(tmp_path / "log")
+    make_judged(tmp_path / "data")
+    commands = []
+    monkeypatch.setattr(retrain.Stages, "program", lambda _, name, *words, **__: commands.append((name, words)))
+    config = settings(
+        tmp_path, teacher="clicks", last_teacher=make_student(tmp_path / "last"), since="",
+        click_flags="--privacy.personal-data keep",
+    )  # fmt: skip
+    make_student(config.out / "teacher")
+    labelled = []
+    retrain.learn(retrain.Stages(config.out, 6), config, lambda: labelled.append(config.out))
+    assert [name for name, _ in commands] == ["teacher", "student"] and labelled == [config.out]
+    (_, words), _ = commands
+    assert words[words.index("--init") + 1] == config.last_teacher
+    assert words[words.index("--data") + 1] == config.out / "data"
+    assert (config.out / "data/shown_documents.parquet").is_file()
+
+
+def test_a_worse_teacher_stops_the_run(tmp_path):
     from ranking.card import ScoreCard
 
     for folder, ndcg in ((tmp_path / "out/teacher", 0.70), (tmp_path / "last", 0.75)):
         card = ScoreCard.load(make_student(folder))
         card.metrics = {"ndcg@5": ndcg}
         card.save(folder)
-    monkeypatch.setattr(retrain.Stages, "program", lambda *_, **__: None)
     config = settings(tmp_path, teacher="renew", pretrained=tmp_path / "pretrained", last_teacher=tmp_path / "last")
     with pytest.raises(InputError, match=r"stopped: the new teacher's ndcg@5 on dev is 0.7000, the last one's 0.7500"):
-        retrain.renew_teacher(retrain.Stages(tmp_path / "out", 9), config)
+        refuse_worse_teacher(config)
     config.teacher_tolerance = 0.1
-    retrain.renew_teacher(retrain.Stages(tmp_path / "out", 9), config)
+    refuse_worse_teacher(config)
 
 
 def test_the_router_takes_the_experiment_that_it_writes(tmp_path):

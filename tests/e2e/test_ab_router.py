@@ -21,7 +21,7 @@ from benchmarks.ab.toy_rankers import set_delay, write_toy_repository
 from clients.ab.log.compaction import compact
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.router.local_router import start_router
-from ranking.database import DuckDbSettings
+from ranking.query_engine import QueryEngineSettings
 from ranking.schema import read_table
 from serving.temporary_server import TritonServer, start_triton
 
@@ -207,7 +207,7 @@ def test_a_router_killed_under_load_loses_no_exposure_that_left(tmp_path, triton
             load = asyncio.run(until_killed(router.url, router.process.pid))
             assert router.process.wait(10) == -signal.SIGKILL and load.failures
             answers += load.since(0)
-    summary = compact(log, tmp_path / "out", DuckDbSettings())
+    summary = compact(log, tmp_path / "out", QueryEngineSettings())
     days = [read_table(tmp_path / "out/exposures" / f"{day}.parquet", "exposures") for day in summary.days]
     assert {a["request_id"] for a in answers} <= {id_ for day in days for id_ in day["request_id"].to_pylist()}
     assert not summary.damaged
@@ -231,7 +231,7 @@ def test_clicks_and_shadow_scores_end_up_beside_their_page(tmp_path, triton):
         while not [r for r in read_folder(log, ReadCounts()) if r["type"] == "shadow"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    summary = compact(log, tmp_path / "out", DuckDbSettings())
+    summary = compact(log, tmp_path / "out", QueryEngineSettings())
     (row,) = read_table(tmp_path / "out/exposures" / f"{summary.days[0]}.parquet", "exposures").to_pylist()
     assert (row["clicked_positions"], row["dwell_seconds"]) == ([2], 21.5)
     assert row["scores"] == [4.0, 3.0, 2.0, 1.0, 0.0] and row["model_version"] == "1"

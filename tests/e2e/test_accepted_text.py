@@ -12,6 +12,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from clients.ab.log.compaction import compact
 from clients.ab.log.writer import ExposureLog
 from clients.ab.router.api import RankRequest
 from clients.ab.router.http_requests import parse_body
-from ranking.database import DuckDbSettings
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS
+from ranking.query_engine import QueryEngineSettings
 from ranking.schema import TABLES, read_table
 from ranking.text import normalise
 from ranking.visible import SEPARATORS, UNDRAWN
-from training.clicks.duckdb_tables import open_view, parquet_files
+from training.clicks.log_tables import open_view, parquet_files
 from training.clicks.normalised_queries import number_queries
 from training.sources.row_readers import text_field
 
@@ -127,7 +128,7 @@ def check_every_door(requests: list[RankRequest], front: types.ModuleType) -> No
                 },
             )
         log.close()
-        found = compact(Path(folder) / "log", Path(folder) / "data", DuckDbSettings())
+        found = compact(Path(folder) / "log", Path(folder) / "data", QueryEngineSettings())
         names = {request.request_id or f"made {number}" for number, request in enumerate(requests)}
         assert found.exposures == len(names) and not found.damaged and not found.rejected
         rows: dict[str, list[dict[str, Any]]] = {"exposures": [], "events": []}
@@ -139,14 +140,15 @@ def check_every_door(requests: list[RankRequest], front: types.ModuleType) -> No
         assert {(row["request_id"], row["doc_id"]) for row in rows["events"]} == {
             (name, document.doc_id) for name, request in last.items() for document in request.documents
         }
-        with DuckDbSettings(duckdb_memory_gb=1.0, duckdb_threads=1).open_database(Path(folder) / "spill") as connection:
+        limits = QueryEngineSettings(duckdb_memory_gb=1.0, duckdb_threads=1)
+        with closing(limits.open_engine(Path(folder) / "spill")) as engine:
             table = TABLES["events"]
             files = parquet_files(str(Path(folder) / "data" / "events"))
-            assert open_view(connection, "events", table, files, rejects=None) == (len(rows["events"]), 0)
-            spellings, _ = number_queries(connection, "events")
+            assert open_view(engine, "events", table, files, rejects=None) == (len(rows["events"]), 0)
+            spellings, _ = number_queries(engine, "events")
             assert spellings == len({r.query for r in last.values()})
-            numbered = connection.execute("SELECT count(*) FROM spellings").fetchone()
-            assert numbered == (spellings,)  # no accepted query is blank once it is normalised
+            numbered = engine.rows("SELECT count(*) FROM spellings")
+            assert numbered == [(spellings,)]  # no accepted query is blank once it is normalised
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))

@@ -7,7 +7,7 @@ import numpy as np
 
 from clients.ab.log.compaction import compact
 from clients.ab.router.local_router import start_router
-from ranking.database import DuckDbSettings
+from ranking.query_engine import QueryEngineSettings
 from ranking.schema import read_table
 from ranking.text import TeacherFormat, normalise
 from tests.helpers.stub_ranker import StubRanker
@@ -58,7 +58,7 @@ def test_a_served_page_reaches_a_training_batch(tmp_path):
         visit(page(7, "my own rash"), "d1")
         visit(page(8, "mail jane.doe@example.org"), "d2")
         visit(page(9, "red tent", arm="mixed"), "d3")  # somebody tries the arm
-    compact(log, data, DuckDbSettings())
+    compact(log, data, QueryEngineSettings())
 
     events = {
         row["request_id"]: row

@@ -145,7 +145,7 @@ def test_grades_and_a_click_log_go_through_the_commands_of_a_decoder_teacher(wor
             run_in_process(line)
             continue
         folder = settings_of(line)[1].teacher
-        with stub_servers(1, next(folder.glob("*/checkpoint"))) as (url,):
+        with stub_servers(1, next(folder.glob("*/checkpoint")).resolve()) as (url,):
             run_in_process(f"{line} --url {url}")
     (distil,) = [line for line in RECIPE if "distill_student" in line]
     run_in_process(f"{distil} --teacher runs/mine/teacher")

@@ -14,9 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ranking.schema import read_table
 from serving.temporary_server import start_triton
 from tests.helpers.browser import browser, errors, needs_browser, overflow, set_width
 from tests.helpers.graded_rankers import write_data, write_repository
+from training.prepare_data import Config as PrepareConfig
+from training.prepare_data import main as prepare
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +32,7 @@ def page(tmp_path_factory):
     with start_triton(write_repository(folder / "repository")) as server:
         port = str(free_port())
         command = [sys.executable, "clients/search_page.py", "--data", str(data), "--url", server.grpc]
-        command += ["--port", port, "--judgments", str(judgments)]
+        command += ["--port", port, "--judgments", str(judgments), "--grades", str(folder / "grades.jsonl")]
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None
@@ -101,3 +104,31 @@ def test_a_person_searches_judges_and_reveals(page):
         driver.save_screenshot(str(judgments.with_name("page.png")))
     with judgments.open() as stream:
         assert [row["verdict"] for row in csv.DictReader(stream)] == ["good", "good"]
+
+
+@needs_browser
+def test_a_click_on_a_grade_reaches_a_prepared_dataset(page, tmp_path):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    address, judgments = page
+    grades = judgments.with_name("grades.jsonl")
+    graded: dict[tuple[str, str], int] = {}
+    with browser() as driver:
+        set_width(driver, 400)
+        driver.get(address)
+        for query in (f"query {number}" for number in range(10, 16)):
+            box = driver.find_element("id", "query")
+            box.clear()
+            box.send_keys(query + "\n")
+            WebDriverWait(driver, 60).until(lambda d, q=query: d.execute_script("return shown && shown.query") == q)
+            for place, grade in ((0, 4), (5, 1), (9, 0)):
+                row = driver.find_elements("css selector", ".side:first-child li")[place]
+                doc_id = driver.execute_script("return shown.sides[0].results[arguments[0]].doc_id", place)
+                row.find_elements("css selector", ".grades button")[grade].click()
+                WebDriverWait(driver, 60).until(lambda d, r=row: r.find_elements("css selector", ".given"))
+                graded[query, doc_id] = grade
+        assert errors(driver) == []
+    prepare(PrepareConfig(source=f"table:{grades}", out=tmp_path / "data"))
+    tables = [read_table(path, "judgments") for path in (tmp_path / "data" / "judgments").glob("*.parquet")]
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert {(row["query"], row["doc_id"]): row["grade"] for row in rows} == graded and len(graded) == 18

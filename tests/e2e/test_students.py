@@ -40,12 +40,12 @@ from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from clients.triton.scoring import PageTensors, ScoringClient
 from ranking.calibration import ece, probability
 from ranking.card import ScoreCard, fingerprint
-from ranking.database import DuckDbSettings
 from ranking.encoder_inputs import INPUTS
 from ranking.errors import InputError
 from ranking.first_stage import first_stage_scores
 from ranking.labels import LabelSet, iter_labelled
 from ranking.prior import PriorBlend, standardised
+from ranking.query_engine import QueryEngineSettings
 from ranking.request_tensors import request_tensors, token_tensors
 from ranking.schema import read_table, write_table
 from ranking.text import StudentFormat
@@ -597,7 +597,7 @@ def test_the_router_gives_probabilities_and_leaves_out_what_is_below_the_thresho
     assert whole["probabilities"] == sorted(whole["probabilities"], reverse=True) and whole["left_out"] == 0
     assert cut["ranking"] == whole["ranking"][:3] and cut["left_out"] == 2 and len(cut["scores"]) == 3
     assert nothing["ranking"] == [] and nothing["left_out"] == 5 and nothing["served_by"] == "baseline"
-    assert compact(tmp_path / "log", tmp_path / "data", DuckDbSettings()).rejected == 0
+    assert compact(tmp_path / "log", tmp_path / "data", QueryEngineSettings()).rejected == 0
     rows = read_table(next((tmp_path / "data/exposures").iterdir()), "exposures").to_pylist()
     assert sorted(len(row["documents"]) for row in rows) == [0, 3, 5]
 

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,13 +102,15 @@ def test_an_error_names_the_store_and_not_the_copy(bucket, capsys):
     assert f"error: {bucket}/in/a.parquet: row 3: no title" in capsys.readouterr().err
 
 
-def test_a_store_that_cannot_be_asked_is_one_line(bucket, capsys):
+def test_a_store_that_cannot_be_asked_is_one_line_and_what_was_made_is_kept(bucket, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit) as ended:
         argv = ["--source", "s3://no-such-bucket/x", "--out", "s3://no-such-bucket/y"]
         run(lambda config: write_text(config.out / "a", "b"), Config, example="", argv=argv)
     assert ended.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert "s3://no-such-bucket/y" in line
+    assert "s3://no-such-bucket/y" in line and f"kept in {tmp_path}" in line
+    assert [p.read_text() for p in tmp_path.rglob("y/a")] == ["b"]
 
 
 def test_a_file_that_goes_or_changes_does_so_in_the_store_and_others_are_not_sent_again(bucket, tmp_path):
@@ -120,6 +123,22 @@ def test_a_file_that_goes_or_changes_does_so_in_the_store_and_others_are_not_sen
     again.fetch()
     assert {p.name: p.read_text() for p in again.local.rglob("*") if p.is_file()} == {"a": "new", "d": "3"}
     assert again.publish() == 0 and set(objects(f"{bucket}/changes")) == {"a", "c/d", RECORD_NAME}
+
+
+def test_a_copy_follows_what_another_process_publishes(bucket, tmp_path, monkeypatch):
+    first = Remote(f"{bucket}/run", folder_of(tmp_path, checkpoint_1="1", checkpoint_2="2"))
+    second = Remote(f"{bucket}/run", tmp_path / "second")
+    first.publish()
+    second.fetch()
+    write_text(second.local / "rng_state_1", "its own")
+    (first.local / "checkpoint_1").unlink()
+    write_text(first.local / "checkpoint_3", "3")
+    first.publish()
+    fetched, download = [], second._download
+    monkeypatch.setattr(second, "_download", lambda source, path: fetched.append(path.name) or download(source, path))
+    second.fetch()
+    assert fetched == ["checkpoint_3"]
+    assert {p.name for p in second.local.iterdir()} == {"checkpoint_2", "checkpoint_3", "rng_state_1"}
 
 
 class Cut(Exception):
@@ -153,15 +172,50 @@ def test_a_first_publication_that_was_broken_off_is_not_taken_for_a_folder(bucke
     assert {p.name: p.read_text() for p in reader.local.iterdir()} == {"a": "1", "b": "2"}
 
 
-def test_a_new_publication_that_was_broken_off_is_never_mixed_with_the_old_one(bucket, tmp_path):
-    made = folder_of(tmp_path, a="1", b="2")
-    remote = Remote(f"{bucket}/second", made)
-    remote.publish()
-    for name in "ab":
-        write_text(made / name, "new")
-    publish_until(remote, 1)
-    with pytest.raises(InputError, match="/a: not the file that was published"):
-        Remote(f"{bucket}/second", tmp_path / "read").fetch()
+class CutStore:
+    """A file system whose machine goes away before its n-th change."""
+
+    CHANGES = ("open_output_stream", "copy_file", "delete_file", "delete_dir")
+
+    def __init__(self, store: pafs.FileSystem, changes: int):
+        self.store, self.left = store, changes
+
+    def __getattr__(self, name: str):
+        if name in self.CHANGES:
+            if not self.left:
+                raise Cut
+            self.left -= 1
+        return getattr(self.store, name)
+
+
+def test_wherever_a_publication_breaks_off_the_old_state_or_the_new_one_is_there(bucket, tmp_path):
+    old, new = {"a": "1", "b": "2", "c": "3"}, {"a": "new", "b": "2", "c": "also new", "d": "4"}
+    seen, changes, whole = [], 0, False
+    while not whole:
+        url, folder = f"{bucket}/cut{changes}", tmp_path / str(changes)
+        remote = Remote(url, folder_of(folder, **old))
+        remote.publish()
+        folder_of(folder, **new)
+        remote._store = CutStore(remote._store, changes)
+        try:
+            remote.publish()
+            whole = True
+        except Cut:
+            pass
+        reader = Remote(url, folder / "read")
+        reader.fetch()
+        seen.append({p.name: p.read_text() for p in reader.local.iterdir()})
+        # the same program again, on another machine
+        again = Remote(url, folder / "again")
+        again.fetch()
+        for name, text in new.items():
+            write_text(again.local / name, text)
+        again.publish()
+        found = objects(url)
+        assert found.pop(RECORD_NAME) and found == {name: text.encode() for name, text in new.items()}
+        changes += 1
+    turn = seen.index(new)
+    assert seen == [old] * turn + [new] * (len(seen) - turn) and 2 < turn < len(seen) - 2
 
 
 @pytest.mark.parametrize("content", [b"", b"2", b"22"])

@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import pyarrow as pa
 
 from ranking.click_models import SATISFIED_SECONDS
-from ranking.database import DuckDbSettings
 from ranking.errors import DataError, InputError
 from ranking.files import write_json
 from ranking.object_store import address
+from ranking.query_engine import QueryEngine, QueryEngineSettings, add_table, single_row, single_value, told
 from ranking.schema import TABLES, write_table
-from training.clicks.duckdb_tables import file_columns, open_view, parquet_files
+from ranking.visible import VISIBLE_RE2
 from training.clicks.event_columns import LOST, event_defaults, parse_event_columns
-from training.clicks.normalised_queries import BATCH_ROWS, number_queries
+from training.clicks.log_tables import file_columns, open_view, parquet_files
+from training.clicks.normalised_queries import number_queries
 from training.clicks.privacy_gate import (
     PrivacySettings,
     ReadableQueries,
@@ -44,7 +44,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class ClickPairSettings(DuckDbSettings):
+class ClickPairSettings(QueryEngineSettings):
     """Turn a click log into weighted click pairs.
 
     Args:
@@ -116,7 +116,7 @@ class ClickPairSettings(DuckDbSettings):
 
     def satisfied(self) -> str:
         """The SQL condition of a satisfied click."""
-        return f"clicked AND dwell_seconds >= {float(self.dwell_seconds)!r}"
+        return f"clicked AND dwell_seconds >= CAST({float(self.dwell_seconds)!r} AS FLOAT)"
 
 
 def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
@@ -131,43 +131,43 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     out = Path(settings.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".clicks-", dir=settings.temp_folder or out.parent) as spill:
-        connection = settings.open_database(Path(spill))
+        engine = settings.open_engine(Path(spill))
         try:
             rejects = out.with_suffix(".rejects.tsv") if settings.on_bad_row == "reject" else None
-            read, refused = open_view(connection, "events", TABLES["events"], files, rejects, columns)
+            read, refused = open_view(engine, "events", TABLES["events"], files, rejects, columns)
             report: dict[str, Any] = {"events_read": read, "events_rejected": refused, "absent": columns.absent}
-            report |= drop_forced_pages(connection, settings.exposures or exposures_beside(settings.events))
-            report |= _drop_bots(connection, settings)
+            report |= drop_forced_pages(engine, settings.exposures or exposures_beside(settings.events))
+            report |= _drop_bots(engine, settings)
             report["distinct_queries"], report["normalised_queries"] = number_queries(
-                connection, "people", rewrite=readable
+                engine, "people", rewrite=readable
             )
-            report |= _exclude_queries(connection, settings)
-            report["privacy"] = drop_rare_queries(connection, settings.privacy)
+            report |= _exclude_queries(engine, settings)
+            report["privacy"] = drop_rare_queries(engine, settings.privacy)
             report["privacy"]["clicks_over_cap"] = cap_clicks(
-                connection, settings.satisfied(), settings.privacy, "user_id" not in columns.absent
+                engine, settings.satisfied(), settings.privacy, "user_id" not in columns.absent
             )
             report["privacy"] |= {f"queries_{reason}": count for reason, count in sorted(readable.counts.items())}
             report["privacy"]["personal_by_kind"] = dict(sorted(readable.by_kind.items()))
-            connection.execute("""
-                CREATE VIEW kept AS
-                SELECT people.*, query_no FROM people JOIN spellings ON people.query = raw
-                ANTI JOIN over_cap USING (request_id, doc_id)
-            """)
-            (report["events_kept"],) = connection.execute("SELECT count(*) FROM kept").fetchone() or (0,)
+            engine.view(
+                "kept",
+                """SELECT people.*, query_no FROM people JOIN spellings ON people.query = raw
+                   ANTI JOIN over_cap USING (request_id, doc_id)""",
+            )
+            report["events_kept"] = single_value(engine, "SELECT count(*) FROM kept")
             if not report["events_kept"]:
                 raise DataError(settings.events, _nothing_left(report))
-            propensities = _propensities(connection, settings, report["events_kept"])
+            propensities = _propensities(engine, settings, report["events_kept"])
             report["position_bias"] = propensities.report() if propensities else None
-            _sum_clicks(connection, settings, propensities)
-            report["pairs_without_text"] = _drop_pairs_without_text(connection)
-            report["clicks"] = write_table(out, "clicks", _clicks(connection))
+            _sum_clicks(engine, settings, propensities)
+            report["pairs_without_text"] = _count_pairs_without_text(engine)
+            report["clicks"] = write_table(out, "clicks", _clicks(engine))
             if settings.shown_documents is not None:
-                shown = shown_documents(connection, settings.satisfied(), propensities)
+                shown = shown_documents(engine, settings.satisfied(), propensities)
                 report["shown_documents"] = write_table(settings.shown_documents, "shown_documents", shown)
-        except duckdb.Error as problem:
-            raise DataError(settings.events, f"DuckDB: {' '.join(str(problem).split())}") from problem
+        except engine.problems as problem:
+            raise DataError(settings.events, told(engine, problem)) from problem
         finally:
-            connection.close()
+            engine.close()
     if not report["clicks"]:
         out.unlink()
         if report["pairs_without_text"]:
@@ -194,41 +194,38 @@ def _nothing_left(report: dict[str, Any]) -> str:
     return f"no event is left to learn from: of {report['distinct_queries']} queries {told or 'none is readable'}"
 
 
-def _drop_bots(connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings) -> dict[str, int]:
+def _drop_bots(engine: QueryEngine, settings: ClickPairSettings) -> dict[str, int]:
     """Make `bots` (users above either quantile) and the view `people` without them; returns counts."""
-    connection.execute("""
-        CREATE TABLE users AS
-        SELECT user_id, count(*) AS impressions, count(*) FILTER (clicked) / count(*) AS rate
-        FROM real_pages GROUP BY ALL
-    """)
-    connection.execute(
+    engine.table(
+        "users",
+        """SELECT user_id, count(*) AS impressions, count(*) FILTER (clicked) / count(*) AS rate
+           FROM real_pages GROUP BY user_id""",
+    )
+    engine.table(
+        "bots",
         """
-        CREATE TABLE bots AS
         WITH limits AS (
             SELECT quantile_cont(impressions, $volume) AS most,
                    quantile_cont(rate, $rate) FILTER (impressions >= $enough) AS highest FROM users)
         SELECT user_id, impressions FROM users, limits
         WHERE impressions > most OR (impressions >= $enough AND rate > highest)
         """,
-        {
-            "volume": settings.bot_volume_quantile,
-            "rate": settings.bot_rate_quantile,
-            "enough": settings.bot_min_impressions,
-        },
+        volume=settings.bot_volume_quantile,
+        rate=settings.bot_rate_quantile,
+        enough=settings.bot_min_impressions,
     )
-    connection.execute("CREATE VIEW people AS SELECT * FROM real_pages ANTI JOIN bots USING (user_id)")
-    users, events = connection.execute("SELECT count(*), coalesce(sum(impressions), 0) FROM users").fetchone() or (0, 0)
-    bots, dropped = connection.execute("SELECT count(*), coalesce(sum(impressions), 0) FROM bots").fetchone() or (0, 0)
+    engine.view("people", "SELECT * FROM real_pages ANTI JOIN bots USING (user_id)")
+    counted = "SELECT count(*), CAST(coalesce(sum(impressions), 0) AS BIGINT) FROM"
+    users, events = single_row(engine, f"{counted} users")
+    bots, dropped = single_row(engine, f"{counted} bots")
     if not events:
         raise InputError("the log has no events")
-    (pages,) = connection.execute("""
-        SELECT count(DISTINCT request_id) FROM real_pages SEMI JOIN bots USING (user_id)
-    """).fetchone() or (0,)
+    pages = single_value(engine, "SELECT count(DISTINCT request_id) FROM real_pages SEMI JOIN bots USING (user_id)")
     LOGGER.info("bot filter: dropped %d of %d users with %d of %d events", bots, users, dropped, events)
-    return {"users": users, "bot_users": bots, "bot_events": int(dropped), "bot_pages": pages}
+    return {"users": users, "bot_users": bots, "bot_events": dropped, "bot_pages": pages}
 
 
-def _exclude_queries(connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings) -> dict[str, Any]:
+def _exclude_queries(engine: QueryEngine, settings: ClickPairSettings) -> dict[str, Any]:
     """Take the number from every query that is near-identical to an excluded one; returns counts.
 
     Nothing made from `spellings` sees them from then on.
@@ -236,91 +233,89 @@ def _exclude_queries(connection: duckdb.DuckDBPyConnection, settings: ClickPairS
     files = [Path(path) for path in settings.exclude]
     if settings.exclude_held_out:
         files += held_out_files(settings.out.parent)
+    if not files:
+        return {"excluded_by": [], "excluded_queries": 0, "excluded_events": 0}
     near = held_out_queries(files)
-    result = connection.cursor().sql("SELECT query_no, query FROM queries")
     found = [
         number
-        for batch in result.to_arrow_reader(BATCH_ROWS)
+        for batch in engine.batches("SELECT query_no, query FROM queries")
         for number, query in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist())
         if query in near
     ]
-    excluded = pa.table({"query_no": pa.array(found, pa.int32())})  # noqa: F841 (DuckDB reads it by name)
-    connection.execute("CREATE TABLE excluded_queries AS SELECT query_no FROM excluded")
-    (events,) = connection.execute("""
-        SELECT count(*) FROM people JOIN spellings ON people.query = raw SEMI JOIN excluded_queries USING (query_no)
-    """).fetchone() or (0,)
-    connection.execute("DELETE FROM spellings WHERE query_no IN (SELECT query_no FROM excluded_queries)")
-    if files:
-        LOGGER.info(
-            "%d queries of the log with %d events are near-identical to one of %s and left out",
-            len(found), events, ", ".join(map(str, files)),
-        )  # fmt: skip
+    schema = pa.schema([("query_no", pa.int32())])
+    add_table(engine, "excluded_queries", pa.table([found], schema=schema))
+    events = single_value(
+        engine,
+        "SELECT count(*) FROM people JOIN spellings ON people.query = raw SEMI JOIN excluded_queries USING (query_no)",
+    )
+    engine.table("spellings", "SELECT * FROM spellings ANTI JOIN excluded_queries USING (query_no)")
+    LOGGER.info(
+        "%d queries of the log with %d events are near-identical to one of %s and left out",
+        len(found), events, ", ".join(map(str, files)),
+    )  # fmt: skip
     return {"excluded_by": [str(file) for file in files], "excluded_queries": len(found), "excluded_events": events}
 
 
-def _propensities(
-    connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings, events: int
-) -> Propensities | None:
+def _propensities(engine: QueryEngine, settings: ClickPairSettings, events: int) -> Propensities | None:
     if not settings.debias:
         return None
     if settings.propensities:
         return Propensities.given(settings.propensities)
-    return estimate_propensities(connection, "kept", events, settings.estimation_events, settings.unlinked)
+    return estimate_propensities(engine, "kept", events, settings.estimation_events, settings.unlinked)
 
 
-def _sum_clicks(
-    connection: duckdb.DuckDBPyConnection, settings: ClickPairSettings, propensities: Propensities | None
-) -> None:
+def _sum_clicks(engine: QueryEngine, settings: ClickPairSettings, propensities: Propensities | None) -> None:
     """Make `weights` (query_no, doc_id, weight) from satisfied clicks, after the impression limit."""
     satisfied = settings.satisfied()
-    connection.execute("CREATE TABLE position_weights (position INTEGER, weight DOUBLE)")
-    positions = [p for (p,) in connection.execute(f"SELECT DISTINCT position FROM kept WHERE {satisfied}").fetchall()]
+    positions = [p for (p,) in engine.rows(f"SELECT DISTINCT position FROM kept WHERE {satisfied} ORDER BY 1")]
     if propensities is None:
-        rows = [(position, 1.0) for position in positions]
+        found = dict.fromkeys(positions, 1.0)
     else:  # a position that was cut has propensity 0, and its clicks do not count
         seen = {position: propensities.at(position) for position in positions if propensities.at(position) > 0}
-        rows = [(position, min(settings.max_weight, 1 / propensity)) for position, propensity in seen.items()]
-    if rows:
-        connection.executemany("INSERT INTO position_weights VALUES (?, ?)", rows)
+        found = {position: min(settings.max_weight, 1 / propensity) for position, propensity in seen.items()}
+    schema = pa.schema([("position", pa.int32()), ("weight", pa.float64())])
+    add_table(engine, "position_weights", pa.table([list(found), list(found.values())], schema=schema))
     # rounded: the order in which threads add floats must not change the file
-    connection.execute(f"""
-        CREATE TABLE weights AS
-        SELECT query_no, doc_id, round(sum(weight), 4) AS weight
-        FROM kept JOIN position_weights USING (position) WHERE {satisfied} GROUP BY ALL
-    """)
+    engine.table(
+        "weights",
+        f"""SELECT query_no, doc_id, round(sum(weight), 4) AS weight
+            FROM kept JOIN position_weights USING (position) WHERE {satisfied} GROUP BY query_no, doc_id""",
+    )
     if settings.min_impressions > 1:
-        connection.execute(
+        engine.table(
+            "weights",
             """
-            CREATE OR REPLACE TABLE weights AS
             WITH shown AS (SELECT query_no, doc_id, count(*) AS times
-                           FROM kept SEMI JOIN weights USING (query_no, doc_id) GROUP BY ALL)
-            SELECT weights.* FROM weights JOIN shown USING (query_no, doc_id) WHERE times >= ?
+                           FROM kept SEMI JOIN weights USING (query_no, doc_id) GROUP BY query_no, doc_id)
+            SELECT weights.* FROM weights JOIN shown USING (query_no, doc_id) WHERE times >= $least
             """,
-            [settings.min_impressions],
+            least=settings.min_impressions,
         )
     # the text of the page: a snippet made for one query must not be learnt with another
-    connection.execute(f"""
-        CREATE TABLE texts AS
+    engine.table(
+        "texts",
+        f"""
         SELECT query_no, doc_id, arg_max({{'title': title, 'summary': summary}}, (timestamp, title, summary)) AS text
         FROM kept WHERE {satisfied} GROUP BY query_no, doc_id
-    """)
+        """,
+    )
 
 
-def _drop_pairs_without_text(connection: duckdb.DuckDBPyConnection) -> int:
-    """Remove pairs with neither title nor summary from `texts`: there is nothing to predict. Returns how many."""
-    blank = "trim(text.title) = '' AND trim(text.summary) = ''"
-    (count,) = connection.execute(
-        f"SELECT count(*) FROM texts JOIN weights USING (query_no, doc_id) WHERE {blank}"
-    ).fetchone() or (0,)
-    connection.execute(f"DELETE FROM texts WHERE {blank}")
-    return count
+# what a pair without it says of a query is nothing: there is no text to predict
+_HAS_TEXT = f"(regexp_matches(text.title, '{VISIBLE_RE2}') OR regexp_matches(text.summary, '{VISIBLE_RE2}'))"
 
 
-def _clicks(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
-    """The clicks table in pieces, by query and document."""
-    result = connection.sql("""
-        SELECT query, doc_id, text.title AS title, text.summary AS summary, weight::FLOAT AS weight
-        FROM weights JOIN queries USING (query_no) JOIN texts USING (query_no, doc_id) ORDER BY query, doc_id
-    """)
-    for batch in result.to_arrow_reader(BATCH_ROWS):
+def _count_pairs_without_text(engine: QueryEngine) -> int:
+    return single_value(
+        engine, f"SELECT count(*) FROM texts JOIN weights USING (query_no, doc_id) WHERE NOT {_HAS_TEXT}"
+    )
+
+
+def _clicks(engine: QueryEngine) -> Iterator[pa.Table]:
+    """The clicks table in pieces, by query and document, without pairs that have neither title nor summary."""
+    for batch in engine.batches(f"""
+        SELECT query, doc_id, text.title AS title, text.summary AS summary, CAST(weight AS FLOAT) AS weight
+        FROM weights JOIN queries USING (query_no) JOIN texts USING (query_no, doc_id)
+        WHERE {_HAS_TEXT} ORDER BY query, doc_id
+    """):
         yield pa.Table.from_batches([batch])

@@ -24,7 +24,7 @@ def event_defaults() -> dict[str, str]:
         "user_id": "'unknown'",
         "timestamp": "TIMESTAMPTZ '1970-01-01 00:00:00+00'",
         # longer than any threshold, so that a click is a satisfied click
-        "dwell_seconds": "(CASE WHEN clicked THEN 1e30 ELSE 0 END)::FLOAT",
+        "dwell_seconds": "(CASE WHEN CAST(clicked AS BOOLEAN) THEN 1e30 ELSE 0 END)::FLOAT",
     }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import duckdb
 import pyarrow as pa
 
+from ranking.query_engine import QueryEngine, single_value
 from ranking.text import normalise
 
-BATCH_ROWS = 65_536
+_SPELLED = pa.schema([("raw", pa.string()), ("query", pa.string())])
 
 
 def normalise_query(text: str) -> str:
@@ -19,7 +19,7 @@ def normalise_query(text: str) -> str:
 
 
 def number_queries(
-    connection: duckdb.DuckDBPyConnection, *relations: str, rewrite: Callable[[str], str] | None = None
+    engine: QueryEngine, *relations: str, rewrite: Callable[[str], str] | None = None
 ) -> tuple[int, int]:
     """Make `spellings` (raw -> query_no) and `queries` (query_no -> normalised text) from the relations' `query`.
 
@@ -27,20 +27,20 @@ def number_queries(
     A spelling that is blank once normalised has no number. rewrite: makes of a normalised query
     what is kept of it. Returns how many spellings and how many queries there are.
     """
-    connection.execute("CREATE TABLE spelled (raw VARCHAR, query VARCHAR)")
     distinct = " UNION ".join(f"SELECT query FROM {relation}" for relation in relations)
-    for batch in connection.cursor().sql(f"SELECT DISTINCT query FROM ({distinct})").to_arrow_reader(BATCH_ROWS):
-        raw = batch.column(0)
-        texts = [normalise_query(text) for text in raw.to_pylist()]
-        clean = pa.array([rewrite(text) if rewrite and text else text for text in texts], pa.string())
-        found = pa.table({"raw": raw, "query": clean})  # noqa: F841 (DuckDB reads it by name)
-        connection.execute("INSERT INTO spelled SELECT raw, query FROM found")
-    # numbered by text: the numbers, and with them every hash of them, are the same in every run
-    connection.execute("""
-        CREATE TABLE queries AS SELECT query, (row_number() OVER (ORDER BY query))::INTEGER AS query_no
-        FROM (SELECT DISTINCT query FROM spelled WHERE query <> '')
-    """)
-    connection.execute("CREATE TABLE spellings AS SELECT raw, query_no FROM spelled JOIN queries USING (query)")
-    counts = connection.execute("SELECT (SELECT count(*) FROM spelled), (SELECT count(*) FROM queries)").fetchone()
-    connection.execute("DROP TABLE spelled")
-    return counts or (0, 0)
+    with engine.filling("spelled", _SPELLED) as write:
+        for batch in engine.batches(f"SELECT DISTINCT query FROM ({distinct})"):
+            raw = batch.column(0).cast(pa.string())
+            texts = [normalise_query(text) for text in raw.to_pylist()]
+            clean = pa.array([rewrite(text) if rewrite and text else text for text in texts], pa.string())
+            write(pa.table([raw, clean], schema=_SPELLED))
+    # numbered by text: the numbers, and with them what is drawn by number, are the same in every run and engine
+    engine.table(
+        "queries",
+        """SELECT query, CAST(row_number() OVER (ORDER BY query) AS INTEGER) AS query_no
+           FROM (SELECT DISTINCT query FROM spelled WHERE query <> '')""",
+    )
+    engine.table("spellings", "SELECT raw, query_no FROM spelled JOIN queries USING (query)")
+    counts = [single_value(engine, f"SELECT count(*) FROM {table}") for table in ("spelled", "queries")]
+    engine.drop("spelled")
+    return counts[0], counts[1]

@@ -13,9 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import duckdb
-
 from ranking.errors import InputError
+from ranking.query_engine import QueryEngine, single_row, single_value
 from ranking.schema import DROPPED_QUERY
 from training.clicks.personal_data import PersonalData, kinds
 
@@ -83,39 +82,44 @@ def require_users(settings: PrivacySettings, absent: list[str]) -> None:
         LOGGER.warning("the log has no timestamp: users of a query are counted over the whole log, not over a window")
 
 
-def drop_rare_queries(connection: duckdb.DuckDBPyConnection, settings: PrivacySettings) -> dict[str, Any]:
+def drop_rare_queries(engine: QueryEngine, settings: PrivacySettings) -> dict[str, Any]:
     """Take the number from every query that fewer than min_users users typed within window_days; returns counts.
 
-    connection: has `people` (user_id, timestamp, query) and `spellings` (raw, query_no) of normalised_queries.py.
+    engine: has `people` (user_id, timestamp, query) and `spellings` (raw, query_no) of normalised_queries.py.
     """
     if settings.min_users == 1:
         return {"rare_queries": 0, "rare_events": 0}
-    connection.execute("""
-        CREATE TABLE daily AS
-        SELECT query_no, user_id, date_trunc('day', timestamp)::DATE AS day
-        FROM people JOIN spellings ON people.query = raw GROUP BY ALL
-    """)
-    # most queries that pass do so within one day; only the others' few users a day are joined over the window
-    connection.execute(
-        "CREATE TABLE shared AS SELECT DISTINCT query_no FROM daily GROUP BY query_no, day HAVING count(*) >= ?",
-        [settings.min_users],
+    engine.table(
+        "daily",
+        """SELECT query_no, user_id, CAST(date_trunc('day', timestamp) AS DATE) AS day
+           FROM people JOIN spellings ON people.query = raw GROUP BY ALL""",
     )
-    connection.execute(
+    # most queries that pass do so within one day; only the others' few users a day are joined over the window
+    engine.table(
+        "shared",
+        "SELECT DISTINCT query_no FROM daily GROUP BY query_no, day HAVING count(*) >= $users",
+        users=settings.min_users,
+    )
+    engine.table(
+        "shared",
         """
-        INSERT INTO shared
         WITH rest AS (SELECT * FROM daily ANTI JOIN shared USING (query_no))
+        SELECT query_no FROM shared UNION ALL
         SELECT DISTINCT ends.query_no FROM (SELECT DISTINCT query_no, day FROM rest) ends
-        JOIN rest ON rest.query_no = ends.query_no AND rest.day BETWEEN ends.day - ($days - 1)::INTEGER AND ends.day
+        JOIN rest ON rest.query_no = ends.query_no
+            AND rest.day BETWEEN ends.day - CAST($days - 1 AS INTEGER) AND ends.day
         GROUP BY ends.query_no, ends.day HAVING count(DISTINCT rest.user_id) >= $users
         """,
-        {"days": settings.window_days, "users": settings.min_users},
+        days=settings.window_days,
+        users=settings.min_users,
     )
-    rare, events = connection.execute("""
-        SELECT count(DISTINCT query_no), count(*)
-        FROM people JOIN spellings ON people.query = raw ANTI JOIN shared USING (query_no)
-    """).fetchone() or (0, 0)
-    connection.execute("DELETE FROM spellings WHERE query_no NOT IN (SELECT query_no FROM shared)")
-    connection.execute("DROP TABLE daily")
+    rare, events = single_row(
+        engine,
+        """SELECT count(DISTINCT query_no), count(*)
+           FROM people JOIN spellings ON people.query = raw ANTI JOIN shared USING (query_no)""",
+    )
+    engine.table("spellings", "SELECT * FROM spellings SEMI JOIN shared USING (query_no)")
+    engine.drop("daily")
     LOGGER.info(
         "privacy gate: %d queries with %d events have fewer than %d users within %d days and are left out",
         rare, events, settings.min_users, settings.window_days,
@@ -123,22 +127,21 @@ def drop_rare_queries(connection: duckdb.DuckDBPyConnection, settings: PrivacySe
     return {"rare_queries": rare, "rare_events": events}
 
 
-def cap_clicks(connection: duckdb.DuckDBPyConnection, satisfied: str, settings: PrivacySettings, users: bool) -> int:
+def cap_clicks(engine: QueryEngine, satisfied: str, settings: PrivacySettings, users: bool) -> int:
     """Make `over_cap` (request_id, doc_id): a user's satisfied clicks on a pair beyond max_user_clicks; how many.
 
-    connection: has `people` and `spellings`; satisfied: the SQL condition of a satisfied click; users: whether the log
+    engine: has `people` and `spellings`; satisfied: the SQL condition of a satisfied click; users: whether the log
     tells users apart.
     """
-    connection.execute("CREATE TABLE over_cap (request_id VARCHAR, doc_id VARCHAR)")
     if not settings.max_user_clicks or not users:
+        engine.table("over_cap", "SELECT '' AS request_id, '' AS doc_id WHERE false")
         return 0
-    connection.execute(
+    engine.table(
+        "over_cap",
         f"""
-        INSERT INTO over_cap
         SELECT request_id, doc_id FROM people JOIN spellings ON people.query = raw WHERE {satisfied}
-        QUALIFY row_number() OVER (PARTITION BY query_no, doc_id, user_id ORDER BY timestamp, request_id) > ?
+        QUALIFY row_number() OVER (PARTITION BY query_no, doc_id, user_id ORDER BY timestamp, request_id) > $most
         """,
-        [settings.max_user_clicks],
+        most=settings.max_user_clicks,
     )
-    (count,) = connection.execute("SELECT count(*) FROM over_cap").fetchone() or (0,)
-    return count
+    return single_value(engine, "SELECT count(*) FROM over_cap")

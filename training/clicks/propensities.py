@@ -21,14 +21,14 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import duckdb
 import numpy as np
 
 from ranking.errors import InputError
+from ranking.query_engine import QueryEngine
 
 LOGGER = logging.getLogger(__name__)
 Unlinked = Literal["extrapolate", "cut"]
-PARTS = 25  # groups of queries for the standard errors
+PARTS = 25  # groups of queries for the standard errors, by their number
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Propensities:
 
 
 def estimate_propensities(
-    connection: duckdb.DuckDBPyConnection,
+    engine: QueryEngine,
     impressions: str,
     events: int,
     sample_events: int,
@@ -81,28 +81,29 @@ def estimate_propensities(
     bounded. unlinked: what becomes of clicked positions that no chain of shared pairs links to the first clicked one.
     InputError if no position is linked to that one at all.
     """
-    found = connection.execute(f"SELECT position, count(*) FILTER (clicked) FROM {impressions} GROUP BY 1 ORDER BY 1")
-    clicks = dict(found.fetchall())
+    clicks = dict(engine.rows(f"SELECT position, count(*) FILTER (clicked) FROM {impressions} GROUP BY 1 ORDER BY 1"))
     share = min(1.0, sample_events / max(events, 1))
-    sampled = f"WHERE hash(query_no, doc_id) % 1000000 < {round(share * 1_000_000)}" if share < 1 else ""
-    connection.execute(f"""
-        CREATE TABLE shown AS
-        SELECT query_no, doc_id, position, count(*) AS n, count(*) FILTER (clicked) AS c
-        FROM {impressions} {sampled} GROUP BY ALL
-    """)
-    columns = connection.execute(f"""
+    # MD5 is the same in every engine; its first six digits are a number below 16 million
+    pair = "md5(CAST(query_no AS VARCHAR) || ' ' || doc_id)"
+    sampled = f"WHERE left({pair}, 6) < '{round(share * (1 << 24)):06x}'" if share < 1 else ""
+    engine.table(
+        "shown",
+        f"""SELECT query_no, doc_id, position, count(*) AS n, count(*) FILTER (clicked) AS c
+            FROM {impressions} {sampled} GROUP BY ALL""",
+    )
+    columns = engine.columns(f"""
         WITH paired AS (
-            SELECT hash(query_no) % {PARTS} AS part, a.position AS k, b.position AS other,
+            SELECT query_no % {PARTS} AS part, a.position AS k, b.position AS other,
                    a.n * b.n / (a.n + b.n) AS w, a.c / a.n AS rate, b.c / b.n AS other_rate, a.n AS n, b.n AS other_n
             FROM shown a JOIN shown b USING (query_no, doc_id) WHERE a.position < b.position)
-        SELECT part, k, other, sum(w * rate), sum(w * other_rate),
-               sum(w * w * rate / n), sum(w * w * other_rate / other_n)
-        FROM paired GROUP BY ALL ORDER BY ALL
-    """).fetchnumpy()
-    connection.execute("DROP TABLE shown")
+        SELECT part, k, other, sum(w * rate) AS clicks, sum(w * other_rate) AS other_clicks,
+               sum(w * w * rate / n) AS variance, sum(w * w * other_rate / other_n) AS other_variance
+        FROM paired GROUP BY ALL ORDER BY part, k, other
+    """)
+    engine.drop("shown")
     positions = list(clicks)
     index = {position: number for number, position in enumerate(positions)}
-    part, k, other, *sums = (np.ma.filled(column, 0) for column in columns.values())
+    part, k, other, *sums = columns.values()
     # per part: [clicks at k, at other, their variances] of every two positions
     totals = np.zeros((PARTS, 4, len(positions), len(positions)))
     for which, column in enumerate(sums):

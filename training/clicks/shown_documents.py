@@ -9,41 +9,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import duckdb
 import pyarrow as pa
 
-from training.clicks.normalised_queries import BATCH_ROWS
+from ranking.query_engine import QueryEngine, add_table
 from training.clicks.propensities import Propensities
 
 
-def shown_documents(
-    connection: duckdb.DuckDBPyConnection, satisfied: str, propensities: Propensities | None
-) -> Iterator[pa.Table]:
+def shown_documents(engine: QueryEngine, satisfied: str, propensities: Propensities | None) -> Iterator[pa.Table]:
     """The `shown_documents` table in pieces, by query and document.
 
-    connection: has `kept`, `queries` and `weights` of training/clicks/click_pairs.py; satisfied: the SQL
-    condition of a satisfied click; propensities: None counts every impression as one examination.
+    engine: has `kept`, `queries` and `weights` of training/clicks/click_pairs.py; satisfied: the SQL condition of a
+    satisfied click; propensities: None counts every impression as one examination.
     """
-    positions = connection.execute("SELECT DISTINCT position FROM kept ORDER BY 1").fetchall()
-    connection.execute("CREATE TABLE examination (position INTEGER, propensity DOUBLE)")
-    rows = [(position, propensities.at(position) if propensities else 1.0) for (position,) in positions]
-    connection.executemany("INSERT INTO examination VALUES (?, ?)", rows)
+    positions = [position for (position,) in engine.rows("SELECT DISTINCT position FROM kept ORDER BY 1")]
+    chances = [propensities.at(position) if propensities else 1.0 for position in positions]
+    schema = pa.schema([("position", pa.int32()), ("propensity", pa.float64())])
+    add_table(engine, "examination", pa.table([positions, chances], schema=schema))
     # rounded: the order in which threads add floats must not change the file
-    connection.execute(f"""
-        CREATE TABLE shown_counts AS
+    engine.table(
+        "shown_counts",
+        f"""
         SELECT query_no, doc_id, count(*) FILTER ({satisfied}) AS clicks, round(sum(propensity), 4) AS examinations
         FROM kept SEMI JOIN weights USING (query_no) JOIN examination USING (position) GROUP BY ALL
-    """)
+        """,
+    )
     # a document's text as it was last shown for that query
-    connection.execute("""
-        CREATE TABLE shown_texts AS
+    engine.table(
+        "shown_texts",
+        """
         SELECT query_no, doc_id, arg_max({'title': title, 'summary': summary}, (timestamp, title, summary)) AS text
         FROM kept SEMI JOIN shown_counts USING (query_no, doc_id) GROUP BY query_no, doc_id
-    """)
-    result = connection.sql("""
+        """,
+    )
+    for batch in engine.batches("""
         SELECT query, doc_id, text.title AS title, text.summary AS summary,
-               clicks::FLOAT AS clicks, examinations::FLOAT AS examinations
+               CAST(clicks AS FLOAT) AS clicks, CAST(examinations AS FLOAT) AS examinations
         FROM shown_counts JOIN queries USING (query_no) JOIN shown_texts USING (query_no, doc_id) ORDER BY query, doc_id
-    """)
-    for batch in result.to_arrow_reader(BATCH_ROWS):
+    """):
         yield pa.Table.from_batches([batch])

@@ -31,6 +31,7 @@ from ranking.card import CARD_NAME, ScoreCard, model_name
 from ranking.encoder_families import ENCODER_FAMILIES, longest_input, refused_family
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
+from ranking.object_store import hand_over
 from ranking.pretrained import checkpoint_of
 from ranking.text import PairFormat, StudentFormat, load_tokenizer
 from training.student.vocabulary import train_wordpiece
@@ -115,12 +116,13 @@ def create_student(
     set_seed(seed)  # a head from scratch is part of the seed
     init = None if settings.init is None else checkpoint_of(settings.init)
     processes, folder = PartialState(), Path(work) / "tokenizer"
-    with processes.main_process_first():  # one process writes the tokenizer, the others read it
-        if processes.is_main_process and not (resume and (folder / "tokenizer.json").is_file()):
-            if init is None:
-                train_wordpiece(data, folder, settings.vocabulary_size)
-            else:
-                _tokenizer_of(init).save_pretrained(folder)
+    # one process writes the tokenizer, the others read it
+    if processes.is_main_process and not (resume and (folder / "tokenizer.json").is_file()):
+        if init is None:
+            train_wordpiece(data, folder, settings.vocabulary_size)
+        else:
+            _tokenizer_of(init).save_pretrained(folder)
+    hand_over(folder, processes.is_main_process, processes.wait_for_everyone)
     limits = settings.limits
     if init is None:
         text_format = StudentFormat(load_tokenizer(folder), limits)

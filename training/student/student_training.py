@@ -13,6 +13,7 @@ from ranking.calibration_fit import Kind
 from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.files import replacing
+from ranking.object_store import hand_over
 from training.student.checkpoint import ScoreScale, save_student
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
 from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
@@ -93,7 +94,7 @@ def start_student(settings: StudentTrainingSettings) -> StudentModel:
         if trainer.args.process_index == 0:
             with replacing(kept) as aside:
                 save_file(student.model.state_dict(), aside)
-        trainer.accelerator.wait_for_everyone()
+        hand_over(kept, trainer.args.process_index == 0, trainer.accelerator.wait_for_everyone)
     student.model.load_state_dict(load_file(kept))
     student.base += f" + {settings.warm_up_epochs:g} epochs masked LM"
     return student

@@ -29,7 +29,8 @@ from transformers import (
 
 from ranking.card import ScoreCard
 from ranking.errors import InputError
-from ranking.files import write_json
+from ranking.files import write_json, write_text
+from ranking.object_store import addressed, hand_over
 from training.trainer.fsdp_precision import use_score_policy
 from training.trainer.training_settings import TrainingSettings, training_arguments
 
@@ -49,7 +50,7 @@ class BatchTrainer(Trainer):
 
     def __init__(self, model: PreTrainedModel, settings: TrainingSettings, train, dev, out: Path, best_metric: str):
         self.settings, self.out, self.batches = settings, out, train
-        callbacks: list[TrainerCallback] = [_SetEpoch(train)]
+        callbacks: list[TrainerCallback] = [_SetEpoch(train), _HandOver(self)]
         if settings.patience and dev is not None:
             callbacks.append(EarlyStoppingCallback(settings.patience))
         arguments = training_arguments(settings, out, best_metric if dev is not None else None)
@@ -109,6 +110,19 @@ class _Progress(ProgressCallback):
                 LOGGER.info("step %d: %s", state.global_step, figures)
 
 
+class _HandOver(TrainerCallback):
+    """Each checkpoint goes to the processes that have no disk in common with the first (docs/scale.md)."""
+
+    def __init__(self, trainer: BatchTrainer):
+        self.trainer = trainer
+
+    def on_save(self, args, state, control, **_):
+        run = Path(args.output_dir)
+        hand_over(run, args.process_index == 0, self.trainer.accelerator.wait_for_everyone)
+        if args.load_best_model_at_end and state.best_global_step:
+            state.best_model_checkpoint = str(run / f"checkpoint-{state.best_global_step}")
+
+
 class _SetEpoch(TrainerCallback):
     """The Trainer reaches only accelerate's own samplers with the epoch's number."""
 
@@ -126,7 +140,8 @@ def _only(items: list) -> Any:
 def _resume_point(settings: TrainingSettings, args: TrainingArguments, batches: int) -> str | None:
     run = Path(str(args.output_dir))
     given = {k: v for k, v in asdict(settings).items() if k not in _MAY_CHANGE}
-    wanted = json.loads(json.dumps(given | {"batches_per_epoch": batches}, default=str))
+    # a run in an object store is worked on in a new folder each time
+    wanted = json.loads(addressed(json.dumps(given | {"batches_per_epoch": batches}, default=str)))
     known = run / _SETTINGS
     finished = sorted(
         (p.parent for p in run.glob("checkpoint-*/trainer_state.json")), key=lambda p: int(p.name.split("-")[1])
@@ -148,4 +163,17 @@ def _resume_point(settings: TrainingSettings, args: TrainingArguments, batches: 
         LOGGER.warning("%s: interrupted before its first checkpoint; starting from the beginning", run)
         return None
     # the state file is written last, so a checkpoint that has one is whole
+    _point_to_best(finished[-1] / "trainer_state.json")
     return str(finished[-1])
+
+
+def _point_to_best(state_file: Path) -> None:
+    """Let a checkpoint's state name the best checkpoint where it lies now: the Trainer would else pass it over."""
+    state = json.loads(state_file.read_text(encoding="utf-8"))
+    if not state.get("best_model_checkpoint"):
+        return
+    here = state_file.parents[1] / Path(state["best_model_checkpoint"]).name
+    if not here.is_dir():
+        raise InputError(f"{here}: the best checkpoint of the run is gone; start it anew with another --out")
+    if str(here) != state["best_model_checkpoint"]:
+        write_text(state_file, json.dumps(state | {"best_model_checkpoint": str(here)}, indent=2) + "\n")

@@ -117,6 +117,18 @@ def hybrid(
     return alpha * point + beta * margin_mse(student, teacher, groups, reduction, weights)
 
 
+def ranknet_point(
+    student: Tensor, teacher: Tensor, groups: Tensor, anchor: float, reduction: Reduction = "mean"
+) -> Tensor:
+    """ranknet on the teacher's order + anchor * point_mse.
+
+    RankNet alone fixes neither a query's offset nor the scale of scores, so that no threshold holds for two queries; a
+    little point-wise MSE ties both to the teacher's scores and leaves the order to RankNet.
+    Arguments, normalisation and errors as for margin_mse.
+    """
+    return ranknet(student, teacher, groups, reduction) + anchor * point_mse(student, teacher, reduction)
+
+
 def listwise_kl(
     student: Tensor, teacher: Tensor, groups: Tensor, temperature: float = 1.0, reduction: Reduction = "mean"
 ) -> Tensor:

@@ -28,6 +28,7 @@ from training.clicks.click_pairs import ClickPairSettings, write_clicks
 from training.clicks.privacy_gate import OPEN_GATE
 from training.world.click_log import event_tables, simulate_log
 from training.world.documents import Documents, make_documents
+from training.world.drift import Drift, DriftSettings, draw_drift
 from training.world.lexicon import Lexicon, load_lexicon
 from training.world.queries import Corpus, Query, draw_query, grade
 
@@ -56,6 +57,8 @@ class WorldConfig:
         shown: documents of a logged page
         robot_share: pages by robots, as a share of people's pages
         messy_share: pages whose query is spelled with other case, spaces or full-width letters
+        drift: intents that nobody has yet and words that will mean something else, for rounds of serving and retraining
+            (training/world/drift.py); the dataset is the world before any of it
     """
 
     seed: int = 1
@@ -74,6 +77,7 @@ class WorldConfig:
     shown: int = 10
     robot_share: float = 0.01
     messy_share: float = 0.05
+    drift: DriftSettings = field(default_factory=DriftSettings)
 
     def __post_init__(self):
         for name in ("documents", "clicked_pairs", "log_queries", "candidates", "judged_documents", "shown"):
@@ -98,7 +102,10 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class World:
-    """A world in memory. judged: queries by split; hidden: synonyms (concept, form) outside the train split."""
+    """A world in memory.
+
+    judged: queries by split; hidden: synonyms (concept, form) outside the train split; drift: what later rounds change.
+    """
 
     config: WorldConfig
     lexicon: Lexicon
@@ -107,6 +114,7 @@ class World:
     judged: dict[str, list[Query]]
     unlabelled: list[Query]
     logged: list[Query]
+    drift: Drift
     luck: random.Random = field(repr=False)
 
     @property
@@ -126,6 +134,7 @@ def make_world(config: WorldConfig) -> World:
     luck = random.Random(config.seed)
     hidden = lexicon.draw_hidden(config.hidden_share, rng)
     corpus = Corpus(lexicon, make_documents(lexicon, config.documents, rng))
+    drift = draw_drift(lexicon, config.drift, np.random.default_rng([config.seed, 3]))
 
     taken_intents: set = set()
     taken_words: set[str] = set()
@@ -139,6 +148,8 @@ def make_world(config: WorldConfig) -> World:
                 raise InputError(f"{purpose} is {count}: {config.documents} documents allow only {len(queries)}")
             query = draw_query(corpus, config.lexical_share, hidden, luck, judged)
             words = " ".join(sorted(query.text.split()))
+            if not drift.searched(query.head, 0):
+                continue
             if words in taken_words or (new_intent and query.intent() in taken_intents):
                 continue
             taken_words.add(words)
@@ -154,7 +165,7 @@ def make_world(config: WorldConfig) -> World:
     judged = {split: draw(n, split == "train", True, f"{split}_queries") for split, n in sizes.items()}
     unlabelled = draw(config.unlabelled_queries, False, False, "unlabelled_queries")
     logged = draw(config.log_queries, False, False, "log_queries")
-    return World(config, lexicon, corpus, hidden, judged, unlabelled, logged, luck)
+    return World(config, lexicon, corpus, hidden, judged, unlabelled, logged, drift, luck)
 
 
 def pair_rows(world: World, queries: list[Query], prefix: str, count: int, graded: bool) -> pa.Table:

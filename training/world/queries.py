@@ -18,16 +18,38 @@ OTHER_DOMAINS = 0.2  # share of the padding candidates drawn from the whole corp
 
 @dataclass(frozen=True)
 class Query:
-    """head: the concept meant; modifiers: 0 to 2 attributes or settings; forms: (concept, index in typed) used."""
+    """What is meant and how it is typed.
+
+    head: the concept meant; modifiers: 0 to 2 attributes or settings; forms: (concept, index in typed) used; order: the
+    concepts in the order in which their words stand in the text.
+    """
 
     head: int
     modifiers: tuple[int, ...]
     forms: tuple[tuple[int, int], ...]
+    order: tuple[int, ...]
     text: str
 
     def intent(self) -> tuple[int, tuple[int, ...]]:
         """What is meant, whatever the words: two queries of one intent ask for the same documents."""
         return self.head, self.modifiers
+
+    def typed_with(self, lexicon: Lexicon) -> Query:
+        """The same wish in the searchers' words of another lexicon with the same concepts."""
+
+        def form_of(concept: int, form: int) -> tuple[int, int]:
+            others = len(lexicon.concepts[concept].typed) - 1  # a concept may have fewer synonyms there
+            return concept, 1 + (form - 1) % others if form else 0
+
+        return query_of(lexicon, self.head, self.modifiers, dict(form_of(*form) for form in self.forms), self.order)
+
+
+def query_of(
+    lexicon: Lexicon, head: int, modifiers: tuple[int, ...], form_of: dict[int, int], order: tuple[int, ...]
+) -> Query:
+    """The query of these concepts, each typed by its form; order: where the words stand."""
+    words = [lexicon.concepts[number].typed[form_of[number]] for number in order]
+    return Query(head, modifiers, tuple((n, form_of[n]) for n in (head, *modifiers)), order, " ".join(words))
 
 
 def grade(query: Query, documents: Documents, rows: np.ndarray, family: np.ndarray) -> np.ndarray:
@@ -51,10 +73,15 @@ def grade(query: Query, documents: Documents, rows: np.ndarray, family: np.ndarr
 
 @dataclass
 class Corpus:
-    """Documents with the look-ups that candidate generation needs. Built once; pools are row numbers."""
+    """Documents with the look-ups that candidate generation needs. Built once; pools are row numbers.
+
+    lexicon: the searchers' words; documents: written with the words of the first lexicon; moved: concept -> the concept
+    whose synonyms it had there, where they differ (training/world/drift.py).
+    """
 
     lexicon: Lexicon
     documents: Documents
+    moved: dict[int, int] = field(default_factory=dict)
     family: np.ndarray = field(init=False)
     of_head: dict[int, np.ndarray] = field(init=False)
     of_companion: dict[int, np.ndarray] = field(init=False)
@@ -94,7 +121,8 @@ class Corpus:
         key = next(form for form in query.forms if form[0] == query.head)
         if key not in self._lookalikes:
             typed = set(self.lexicon.concepts[key[0]].typed[key[1]].split())
-            pools = [self._named.get(key, _NONE)]
+            written = (self.moved.get(key[0], key[0]), key[1]) if key[1] else key
+            pools = [self._named.get(written, _NONE)]
             for concept in self.lexicon.concepts:
                 shares = any(typed & set(words.split()) for words in concept.documents)
                 if concept.kind == "head" and shares and concept.number != query.head:
@@ -164,9 +192,8 @@ def draw_query(
             return concept.number, 0
         return concept.number, forms[int(luck.random() * len(forms))]
 
-    forms = tuple(typed(concepts[number]) for number in (head, *modifiers))
-    words = {number: concepts[number].typed[form] for number, form in forms}
-    attributes = [words[m] for m in modifiers if concepts[m].kind == "attribute"]
-    settings = [words[m] for m in modifiers if concepts[m].kind == "setting"]
+    forms = dict(typed(concepts[number]) for number in (head, *modifiers))
+    attributes = [m for m in modifiers if concepts[m].kind == "attribute"]
+    settings = [m for m in modifiers if concepts[m].kind == "setting"]
     front, back = (attributes, []) if luck.random() >= HEAD_FIRST else ([], attributes)
-    return Query(head, modifiers, forms, " ".join([*front, words[head], *back, *settings]))
+    return query_of(corpus.lexicon, head, modifiers, forms, (*front, head, *back, *settings))

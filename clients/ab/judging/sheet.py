@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
+import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from ranking.database import DuckDbSettings, literal
 from ranking.errors import InputError
 from ranking.files import write_text
 from ranking.schema import DROPPED_QUERY
+from ranking.text import normalise
 
 BANDS = ("head", "torso", "tail")  # a third of the pages each: frequent, middling and rare queries
 COLUMNS = ("query", "verdict", "rater", "band", "reason")
@@ -83,12 +84,15 @@ class Sheet:
         _append(self.grades.with_suffix(".raters.csv"), (*GRADE_COLUMNS, "rater"), self._graded[-1])
         pairs: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
         for one in self._graded:
-            pairs[one["query"], one["doc_id"]][one["rater"]] = one  # a rater's later grade replaces the earlier one
+            # a rater's later grade replaces the earlier one, however the query was typed: prepare_data calls
+            # "Red film" and "red film" one query, and would refuse a table with both
+            pairs[normalise(one["query"]).casefold(), one["doc_id"]][one["rater"]] = one
         lines = []
         for by_rater in pairs.values():
             middle = sorted(by_rater.values(), key=lambda one: int(one["grade"]))[(len(by_rater) - 1) // 2]
-            lines.append({name: middle[name] for name in GRADE_COLUMNS})
-        write_text(self.grades, _as_csv(GRADE_COLUMNS, lines))
+            line = {name: middle[name] for name in GRADE_COLUMNS} | {"grade": int(middle["grade"])}
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        write_text(self.grades, "".join(lines))
 
     def standing(self) -> dict[str, Any]:
         """Counts, advantage with its always-valid interval, agreement, and whether one may stop.
@@ -140,14 +144,6 @@ def _append(path: Path, columns: Sequence[str], row: dict[str, str]) -> None:
         if fresh:
             writer.writerow(columns)
         writer.writerow([plain_cell(row[name]) for name in columns])
-
-
-def _as_csv(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> str:
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([plain_cell(row[name]) for name in columns] for row in rows)
-    return stream.getvalue()
 
 
 def plain_cell(text: str) -> str:

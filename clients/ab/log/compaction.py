@@ -7,12 +7,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -20,12 +21,13 @@ from clients.ab.log.lines import DAY_MICROSECONDS
 from clients.ab.log.quarantine import Line, Quarantine
 from clients.ab.log.reader import ReadCounts, log_files, read_lines
 from clients.ab.log.records import RECORDS, SMALL_RECORDS
-from ranking.database import DuckDbSettings, single_value
 from ranking.errors import InputError
 from ranking.files import write_json
+from ranking.query_engine import QueryEngine, QueryEngineSettings, single_value, told
 from ranking.schema import TABLES, write_table
 
 BLOCK_RECORDS = 20_000
+_ENTRY = pa.field("entry", pa.int64())
 FILE_MODE, FOLDER_MODE = 0o640, 0o750  # what users searched for and clicked is not for every account of the machine
 
 
@@ -50,16 +52,19 @@ class Summary:
 
 
 # the last exposure of a request_id counts: a caller that asked again used the later answer
-_PREPARE = f"""
-CREATE TABLE page AS SELECT *, logged // {DAY_MICROSECONDS} AS day FROM exposure
-    QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY logged DESC, rowid DESC) = 1;
-CREATE TABLE touched AS SELECT request_id, doc_id, max(dwell_seconds) AS dwell_seconds,
-    bool_or(event = 'click') AS clicked,
-    count(*) AS sent FROM event GROUP BY request_id, doc_id;
-CREATE TABLE action AS SELECT p.request_id, p.day, t.doc_id, t.clicked, t.sent, t.dwell_seconds,
-    list_position(p.documents, t.doc_id)::INTEGER AS position
-    FROM touched t JOIN page p USING (request_id) WHERE list_contains(p.documents, t.doc_id);
-"""
+_PREPARE = {
+    "page": f"""
+        SELECT *, logged // {DAY_MICROSECONDS} AS day FROM (
+            SELECT *, row_number() OVER (PARTITION BY request_id ORDER BY logged DESC, entry DESC) AS turn FROM exposure
+        ) AS asked WHERE turn = 1""",
+    "touched": """
+        SELECT request_id, doc_id, max(dwell_seconds) AS dwell_seconds, bool_or(event = 'click') AS clicked,
+            count(*) AS sent FROM event GROUP BY request_id, doc_id""",
+    "action": """
+        SELECT p.request_id, p.day, t.doc_id, t.clicked, t.sent, t.dwell_seconds,
+            list_position(p.documents, t.doc_id)::INTEGER AS position
+        FROM touched t JOIN page p USING (request_id) WHERE list_contains(p.documents, t.doc_id)""",
+}
 
 
 def _select(table: str, computed: dict[str, str]) -> str:
@@ -94,30 +99,33 @@ _TABLE_QUERIES = {
     "exposures": f"""
         SELECT {_EXPOSURE_COLUMNS}
         FROM page p LEFT JOIN (
-            SELECT request_id, count(*) AS clicks, list(position ORDER BY position) AS positions,
+            SELECT request_id, count(*) AS clicks, list_sort(list(position)) AS positions,
                 sum(dwell_seconds) AS dwell
             FROM action WHERE day = $day GROUP BY request_id
         ) a USING (request_id)
         WHERE p.day = $day ORDER BY logged, p.request_id""",
     "events": f"""
         WITH shown AS (
-            SELECT * EXCLUDE (title, summary), unnest(documents) AS doc_id, unnest(title) AS title,
-                unnest(summary) AS summary, generate_subscripts(documents, 1)::INTEGER AS position
-            FROM page WHERE day = $day
+            SELECT * EXCLUDE (documents, title, summary, scores, teams, place), place::INTEGER AS position,
+                list_extract(documents, place::INTEGER) AS doc_id, list_extract(title, place::INTEGER) AS title,
+                list_extract(summary, place::INTEGER) AS summary
+            FROM (SELECT *, unnest(generate_series(1, array_length(documents))) AS place
+                  FROM page WHERE day = $day AND array_length(documents) > 0) AS placed
         )
         SELECT {_EVENT_COLUMNS}
         FROM shown s LEFT JOIN (SELECT * FROM action WHERE day = $day) a
             ON a.request_id = s.request_id AND a.doc_id = s.doc_id
         ORDER BY logged, s.request_id, s.position""",
     "shadows": f"""
-        SELECT {_select("shadows", {"timestamp": "logged"})}
-        FROM shadow WHERE logged // {DAY_MICROSECONDS} = $day
-        QUALIFY row_number() OVER (PARTITION BY request_id, model ORDER BY logged DESC) = 1
+        SELECT {_select("shadows", {"timestamp": "logged"})} FROM (
+            SELECT *, row_number() OVER (PARTITION BY request_id, model ORDER BY logged DESC, entry DESC) AS turn
+            FROM shadow WHERE logged // {DAY_MICROSECONDS} = $day
+        ) AS asked WHERE turn = 1
         ORDER BY logged, request_id, model""",
 }
 
 
-def compact(raw: Path, out: Path, duckdb_settings: DuckDbSettings) -> Summary:
+def compact(raw: Path, out: Path, settings: QueryEngineSettings) -> Summary:
     """Read the raw log folder, write the days that it holds into `out`, and count what was met on the way.
 
     A record that breaks its table goes to rejects.jsonl with file, line and reason, and is counted: one caller's page
@@ -127,17 +135,19 @@ def compact(raw: Path, out: Path, duckdb_settings: DuckDbSettings) -> Summary:
     summary = Summary()
     quarantine = Quarantine()
     out.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".compact-", dir=duckdb_settings.temp_folder or out))
+    temporary = Path(tempfile.mkdtemp(prefix=".compact-", dir=settings.temp_folder or out))
     try:
-        with duckdb_settings.open_database(temporary, temporary / "scratch.duckdb") as database:
-            # of two exposures logged in one microsecond, the one with the higher rowid was written later
-            database.execute("SET preserve_insertion_order = true")
-            small = _load(database, raw, summary, quarantine)
-            database.execute(_PREPARE)
-            _count(database, summary)
-            _write_days(database, out, summary)
-    except duckdb.Error as problem:
-        raise InputError(f"{raw}: cannot be compacted: {' '.join(str(problem).split())[:300]}") from problem
+        engine = settings.open_engine(temporary, tables_on_disk=True)
+        try:
+            small = _load(engine, raw, summary, quarantine)
+            for name, query in _PREPARE.items():
+                engine.table(name, query)
+            _count(engine, summary)
+            _write_days(engine, out, summary)
+        except engine.problems as problem:
+            raise InputError(f"{raw}: cannot be compacted: {told(engine, problem)}") from problem
+        finally:
+            engine.close()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if path := quarantine.write(out):
@@ -158,49 +168,53 @@ def write_summary(out: Path, summary: Summary) -> None:
     write_json(out / "compact.json", asdict(summary))
 
 
-def _load(
-    database: duckdb.DuckDBPyConnection, raw: Path, summary: Summary, quarantine: Quarantine
-) -> dict[str, list[dict[str, Any]]]:
-    """Read every raw file into the database, block by block; returns the few records that become JSON files."""
-    for kind, schema in RECORDS.items():
-        database.register("empty", schema.empty_table())
-        database.execute(f"CREATE TABLE {kind} AS SELECT * FROM empty")
-        database.unregister("empty")
+def _load(engine: QueryEngine, raw: Path, summary: Summary, quarantine: Quarantine) -> dict[str, list[dict[str, Any]]]:
+    """Read every raw file into tables, block by block; returns the few records that become JSON files.
+
+    The column `entry` numbers the records: of two that were logged in one microsecond, the higher was written later.
+    """
     blocks: dict[str, list[Line]] = {kind: [] for kind in RECORDS}
     small: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SMALL_RECORDS}
     counts = ReadCounts()
     files = log_files(raw)
-    with tqdm(total=sum(f.stat().st_size for f in files), unit="B", unit_scale=True, desc="reading") as bar:
+    entries = dict.fromkeys(RECORDS, 0)
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(total=sum(f.stat().st_size for f in files), unit="B", unit_scale=True, desc="reading")
+        )
+        writes = {
+            kind: stack.enter_context(engine.filling(kind, schema.append(_ENTRY))) for kind, schema in RECORDS.items()
+        }
+
+        def insert(kind: str) -> None:
+            rows = quarantine.sound(kind, blocks[kind])
+            writes[kind](rows.append_column(_ENTRY, pa.array(np.arange(len(rows)) + entries[kind])))
+            entries[kind] += len(rows)
+            blocks[kind].clear()
+
         for path in files:
             for number, record in read_lines(path, counts):
                 kind, line = str(record.get("type")), Line(path, number, record)
                 if kind in blocks:
                     blocks[kind].append(line)
                     if len(blocks[kind]) >= BLOCK_RECORDS:
-                        _insert(database, kind, blocks[kind], quarantine)
+                        insert(kind)
                 elif kind in small:
                     small[kind] += quarantine.whole(kind, line)
                 else:
                     raise InputError(f"{path}: a record of type {kind!r}; it was written by a newer release")
             bar.update(path.stat().st_size)
-    for kind, block in blocks.items():
-        _insert(database, kind, block, quarantine)
+        for kind, block in blocks.items():
+            if block:
+                insert(kind)
     summary.files, summary.records, summary.torn_tails = counts.files, counts.records, counts.torn
     summary.damaged = counts.damaged
     return small
 
 
-def _insert(database: duckdb.DuckDBPyConnection, kind: str, block: list[Line], quarantine: Quarantine) -> None:
-    if block:
-        database.register("block", quarantine.sound(kind, block))
-        database.execute(f"INSERT INTO {kind} SELECT * FROM block")
-        database.unregister("block")
-        block.clear()
-
-
-def _count(database: duckdb.DuckDBPyConnection, summary: Summary) -> None:
+def _count(engine: QueryEngine, summary: Summary) -> None:
     def count(query: str) -> int:
-        return int(single_value(database, query) or 0)
+        return int(single_value(engine, query) or 0)
 
     summary.exposures = count("SELECT count(*) FROM page")
     summary.exposures_repeated = count("SELECT count(*) FROM exposure") - summary.exposures
@@ -211,26 +225,25 @@ def _count(database: duckdb.DuckDBPyConnection, summary: Summary) -> None:
     summary.dwells_without_click = count("SELECT count(*) FROM action WHERE NOT clicked")
 
 
-def _write_days(database: duckdb.DuckDBPyConnection, out: Path, summary: Summary) -> None:
-    days = [int(row[0]) for row in database.execute("SELECT DISTINCT day FROM page ORDER BY day").fetchall()]
+def _write_days(engine: QueryEngine, out: Path, summary: Summary) -> None:
+    days = [int(day) for (day,) in engine.rows("SELECT DISTINCT day FROM page ORDER BY day")]
     summary.days = [_date(day).isoformat() for day in days]
     for day in tqdm(days, desc="writing days"):
         for table, query in _TABLE_QUERIES.items():
             if table == "shadows" and not summary.shadows:
                 continue
-            reader = database.sql(query, params={"day": day}).to_arrow_reader(65536)
             path = out / table / f"{_date(day)}.parquet"
             path.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
-            rows = write_table(path, table, _pieces(reader, table))
+            rows = write_table(path, table, _pieces(engine.batches(query, day=day), table))
             path.chmod(FILE_MODE)
             if table == "shadows" and not rows:
                 path.unlink()
             summary.rows_written[table] = summary.rows_written.get(table, 0) + rows
 
 
-def _pieces(reader: pa.RecordBatchReader, table: str) -> Iterator[pa.Table]:
+def _pieces(batches: Iterator[pa.RecordBatch], table: str) -> Iterator[pa.Table]:
     schema = TABLES[table].schema
-    for batch in reader:
+    for batch in batches:
         piece = pa.Table.from_batches([batch])
         place = piece.schema.get_field_index("timestamp")
         yield piece.set_column(place, "timestamp", piece.column(place).cast(schema.field("timestamp").type))

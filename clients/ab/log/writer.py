@@ -39,8 +39,8 @@ class ExposureLog:
     """Appends records to files of one UTC day each; an append is done when it is on disk.
 
     folder: made if absent; rotate_bytes, rotate_seconds: when a new file is begun; queue_bytes: records that may wait
-    for a slow disk, beyond which a record counts as one that could not be written. InputError if the folder is not
-    writable.
+    for a slow disk, beyond which a record counts as one that could not be written; clock: microseconds since 1970, for
+    simulated days. InputError if the folder is not writable.
     """
 
     def __init__(
@@ -49,8 +49,9 @@ class ExposureLog:
         rotate_bytes: int = 64 << 20,
         rotate_seconds: float = 3600.0,
         queue_bytes: int = 64 << 20,
+        clock: Callable[[], int] = now_microseconds,
     ):
-        self.folder, self.queue_bytes = Path(folder), queue_bytes
+        self.folder, self.queue_bytes, self._clock = Path(folder), queue_bytes, clock
         self.waiting_records = self.waiting_bytes = 0  # queued and not yet on disk
         self._lock = threading.Lock()  # around these two and `failures`
         self._writing_since: float | None = None
@@ -104,7 +105,7 @@ class ExposureLog:
 
     def _submit(self, kind: str, records: list[dict[str, Any]], pending: _Pending) -> bool:
         # the time is taken where the order of the queue is made, so that a file holds one day and never goes back
-        logged = now_microseconds()
+        logged = self._clock()
         pending.lines = b"".join(encode({"type": kind, "logged": logged, **record}) for record in records)
         pending.day = logged // DAY_MICROSECONDS
         with self._lock:
@@ -168,8 +169,9 @@ class ExposureLog:
             self._file = file = None
         if file is None:
             self._count += 1
-            stamp = datetime.now(UTC)
-            if now_microseconds() // DAY_MICROSECONDS != day:  # midnight passed while the record waited
+            now = self._clock()
+            stamp = datetime.fromtimestamp(now / 1e6, UTC)
+            if now // DAY_MICROSECONDS != day:  # midnight passed while the record waited
                 stamp = datetime.fromtimestamp(((day + 1) * DAY_MICROSECONDS - 1) / 1e6, UTC)
             name = f"{stamp:%Y-%m-%dT%H%M%S.%f}-{os.getpid()}-{self._count}{SUFFIX}"
             self._file = file = _File(self.folder / name, day)

@@ -1,4 +1,4 @@
-"""The pages of one experiment in DuckDB, and the per-user totals that every metric is computed from.
+"""The pages of one experiment in a query engine, and the per-user totals that every metric is computed from.
 
 clients/ab/report/load_pages.py fills the table `pages`; everything here is a GROUP BY over it, so a log larger than
 memory becomes a few numbers per user.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import duckdb
 import numpy as np
 
 from clients.ab.report.metrics import RatioMetric
 from ranking.database import literal
+from ranking.query_engine import QueryEngine
 
 
 @dataclass
@@ -39,15 +39,15 @@ class LeftOut:
 
 @dataclass
 class ExperimentPages:
-    """One experiment's pages: a DuckDB connection with the table `pages`, and what was counted while it was filled.
+    """One experiment's pages: a query engine with the table `pages`, and what was counted while it was filled.
 
-    `pages` has a row per page of the two arms: user (dense int, a user of one arm), treatment (bool), pre (bool, before
-    the experiment's start), slice (int, part of the time), the columns of metrics.PAGE_COLUMNS (NULL where not logged),
-    query_words, platform, head (bool: one of the frequent queries that make up half of the pages).
+    `pages` has a row per page of the two arms: user_no (dense int, a user of one arm), treatment (bool), pre (bool,
+    before the experiment's start), slice (int, part of the time), the columns of metrics.PAGE_COLUMNS (NULL where not
+    logged), query_words, platform, head (bool: one of the frequent queries that make up half of the pages).
     dwell_cap: seconds; slice_ends: ISO times; columns: the PAGE_COLUMNS that this log can tell.
     """
 
-    connection: duckdb.DuckDBPyConnection
+    engine: QueryEngine
     experiment: str
     pages: int
     users: tuple[int, int]
@@ -71,7 +71,7 @@ class ExperimentPages:
         columns = [f"{sql} FILTER (NOT pre) AS {name}" for name, sql in sums.items()]
         columns += [f"coalesce({sql} FILTER (pre), 0) AS pre_{name}" for name, sql in sums.items()]
         rows = self._fetch(
-            f"SELECT treatment, {', '.join(columns)} FROM pages GROUP BY treatment, user "
+            f"SELECT treatment, {', '.join(columns)} FROM pages GROUP BY treatment, user_no "
             "HAVING count(*) FILTER (NOT pre) > 0"
         )
         before, base = rows["pre_n"].astype(np.float64), rows["pre_d"].astype(np.float64)
@@ -87,7 +87,7 @@ class ExperimentPages:
         return _by_arm(
             self._fetch(
                 f"SELECT treatment, {metric.numerator} AS n, {metric.denominator} AS d FROM pages "
-                f"WHERE {condition} GROUP BY treatment, user"
+                f"WHERE {condition} GROUP BY treatment, user_no"
             )
         )
 
@@ -96,19 +96,19 @@ class ExperimentPages:
         arms = []
         for treatment in ("false", "true"):
             rows = self._fetch(
-                f"SELECT {column} AS value, user FROM pages "
+                f"SELECT {column} AS value, user_no FROM pages "
                 f"WHERE NOT pre AND {column} IS NOT NULL AND treatment = {treatment}"
             )
-            users = np.unique(rows["user"], return_inverse=True)[1] if len(rows["user"]) else rows["user"]
+            users = np.unique(rows["user_no"], return_inverse=True)[1] if len(rows["user_no"]) else rows["user_no"]
             arms.append((rows["value"], users))
         return arms
 
     def by_slice(self, metric: RatioMetric) -> list[dict[str, np.ndarray]]:
-        """Per time slice the arrays treatment, user, n and d of that slice's users."""
+        """Per time slice the arrays treatment, user_no, n and d of that slice's users."""
         return [
             self._fetch(
-                f"SELECT treatment, user, {metric.numerator} AS n, {metric.denominator} AS d FROM pages "
-                f"WHERE NOT pre AND slice = {number} GROUP BY treatment, user"
+                f"SELECT treatment, user_no, {metric.numerator} AS n, {metric.denominator} AS d FROM pages "
+                f"WHERE NOT pre AND slice = {number} GROUP BY treatment, user_no"
             )
             for number in range(len(self.slice_ends))
         ]
@@ -123,10 +123,10 @@ class ExperimentPages:
                 ("5 words and more", "query_words >= 5"),
             ],
         }
-        names = self.connection.execute(
+        names = self.engine.rows(
             "SELECT platform FROM pages WHERE NOT pre AND platform != '' "
             "GROUP BY platform ORDER BY count(*) DESC, platform LIMIT 6"
-        ).fetchall()
+        )
         if len(names) > 1:
             families["platform"] = [(name, f"platform = {literal(name)}") for (name,) in names]
         return {
@@ -136,10 +136,7 @@ class ExperimentPages:
 
     def _fetch(self, query: str) -> dict[str, np.ndarray]:
         parameters = {"dwell_cap": self.dwell_cap} if "$dwell_cap" in query else {}
-        fetched = self.connection.execute(query, parameters).fetchnumpy()
-        return {
-            name: np.ma.filled(values, np.nan) if np.ma.isMA(values) else values for name, values in fetched.items()
-        }
+        return self.engine.columns(query, **parameters)
 
 
 def _by_arm(rows: dict[str, np.ndarray]) -> ArmTotals:

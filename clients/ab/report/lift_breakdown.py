@@ -23,9 +23,9 @@ def lift_over_time(pages: ExperimentPages, rates: ErrorRates) -> dict[str, list]
     is_treatment = np.zeros(size, dtype=bool)
     points: dict[str, list] = {"time": [], "lift": [], "low": [], "high": []}
     for end, rows in zip(pages.slice_ends, pages.by_slice(PAGE_CTR)):
-        n[rows["user"]] += rows["n"].astype(float)
-        d[rows["user"]] += rows["d"].astype(float)
-        is_treatment[rows["user"]] = rows["treatment"]
+        n[rows["user_no"]] += rows["n"].astype(float)
+        d[rows["user_no"]] += rows["d"].astype(float)
+        is_treatment[rows["user_no"]] = rows["treatment"]
         arms = [(d > 0) & ~is_treatment, (d > 0) & is_treatment]
         try:
             comparison = lift_of(ArmTotals([n[arm] for arm in arms], [d[arm] for arm in arms]), rates)

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 
 from clients.ab.report.experiment_pages import ExperimentPages, LeftOut
 from clients.ab.report.metrics import PAGE_COLUMNS
-from ranking.database import DuckDbSettings, literal, single_value
+from ranking.database import literal
 from ranking.errors import DataError, InputError
+from ranking.query_engine import QueryEngine, QueryEngineSettings, single_row, single_value, told
+from ranking.schema import reading
 
 _DAY = 86_400_000_000  # microseconds
 _TIME_SLICES = 30  # at most this many points of the cumulative lift
@@ -25,7 +27,7 @@ _DWELL_QUANTILE = 0.99  # of a click's dwell over both arms, at which dwell is c
 # what identifies a page and its segments: SQL over an exposure, and an aggregate over a page's events
 _IDENTITY = {
     "user_id": ("user_id", "any_value(user_id)"),
-    "moment": ("epoch_us(timestamp)", "min(epoch_us(timestamp))"),
+    "moment": ("epoch_us(timestamp::TIMESTAMPTZ)", "min(epoch_us(timestamp::TIMESTAMPTZ))"),
     "arm": ("arm", "any_value(arm)"),
     "query": ("query", "any_value(query)"),
     "platform": ("platform", "''"),
@@ -55,21 +57,26 @@ class LogSelection:
     max_pages_per_user: int | None = None
 
 
-def load_pages(chosen: LogSelection, duckdb_settings: DuckDbSettings) -> ExperimentPages:
-    """The pages of the chosen experiment.
+def load_pages(chosen: LogSelection, settings: QueryEngineSettings) -> ExperimentPages:
+    """The pages of the chosen experiment; whoever asked closes their engine.
 
     DataError on unreadable files or missing columns, InputError if an arm has none.
     """
     log = _LogFiles.find(chosen.path)
-    connection = duckdb_settings.open_database(duckdb_settings.temp_folder)
+    log.check_columns()
+    engine = settings.open_engine(settings.temp_folder)
     try:
-        log.check_columns(connection)
-        return _load(connection, log, chosen)
-    except duckdb.Error as problem:
-        raise DataError(chosen.path, " ".join(str(problem).split())) from problem
+        engine.read_files("log", log.files)
+        return _load(engine, log, chosen)
+    except engine.problems as problem:
+        engine.close()
+        raise DataError(chosen.path, told(engine, problem)) from problem
+    except InputError:
+        engine.close()
+        raise
 
 
-def load_interleaved(chosen: LogSelection, duckdb_settings: DuckDbSettings) -> tuple[np.ndarray, np.ndarray]:
+def load_interleaved(chosen: LogSelection, settings: QueryEngineSettings) -> tuple[np.ndarray, np.ndarray]:
     """Pages won per user by (treatment's, control's) team in an experiment's interleaved pages, float [users] each.
 
     DataError if the log is unreadable or holds no row per page, InputError if no page of it is interleaved.
@@ -79,12 +86,14 @@ def load_interleaved(chosen: LogSelection, duckdb_settings: DuckDbSettings) -> t
         raise DataError(
             chosen.path, "interleaved pages are in the exposures of a compacted log, this is an events table"
         )
+    engine = settings.open_engine(settings.temp_folder)
     try:
-        wins = _interleaved_wins(
-            duckdb_settings.open_database(duckdb_settings.temp_folder), log, chosen, chosen.experiment
-        )
-    except duckdb.Error as problem:
-        raise DataError(chosen.path, " ".join(str(problem).split())) from problem
+        engine.read_files("log", log.files)
+        wins = _interleaved_wins(engine, chosen, chosen.experiment)
+    except engine.problems as problem:
+        raise DataError(chosen.path, told(engine, problem)) from problem
+    finally:
+        engine.close()
     if wins is None:
         raise InputError(f"{chosen.path}: experiment {chosen.experiment!r} has no interleaved page")
     return wins
@@ -110,20 +119,14 @@ class _LogFiles:
             raise DataError(path, "no Parquet file there; run clients/ab_compact.py on the router's log first")
         return cls(path, files, has_exposures)
 
-    @property
-    def source(self) -> str:
-        """The files as an SQL table. A literal, not a parameter: CREATE TABLE AS cannot be prepared with one."""
-        # days that were compacted before a column existed read as NULL there
-        return f"read_parquet({literal(self.files)}, union_by_name = true)"
-
-    def check_columns(self, connection: duckdb.DuckDBPyConnection) -> None:
-        try:
-            described = connection.execute(f"DESCRIBE SELECT * FROM {self.source}").fetchall()
-        except duckdb.Error as problem:
-            reason = " ".join(str(problem).split())
-            raise DataError(self.path, f"cannot be read as Parquet: {reason}") from problem
+    def check_columns(self) -> None:
+        """DataError: an unreadable file, or a column that no file has."""
+        found: set[str] = set()  # days that were compacted before a column existed read as NULL there
+        for file in self.files:
+            with reading(file):
+                found.update(pq.read_schema(file).names)
         needed = _EXPOSURE_COLUMNS if self.has_exposures else _EVENT_COLUMNS
-        if missing := sorted(needed - {row[0] for row in described}):
+        if missing := sorted(needed - found):
             raise DataError(self.path, f"no column {', '.join(missing)}")
 
     def page_rows(self) -> str:
@@ -133,55 +136,57 @@ class _LogFiles:
             columns |= {name: column.of_exposure for name, column in PAGE_COLUMNS.items()}
         else:
             columns = {name: of_events for name, (_, of_events) in _IDENTITY.items()}
-            columns |= {name: column.of_events or "NULL" for name, column in PAGE_COLUMNS.items()}
+            columns |= {name: column.of_events or "CAST(NULL AS DOUBLE)" for name, column in PAGE_COLUMNS.items()}
         grouping = "" if self.has_exposures else " GROUP BY request_id"
-        return f"SELECT {', '.join(f'{sql} AS {name}' for name, sql in columns.items())} FROM {self.source}{grouping}"
+        return f"SELECT {', '.join(f'{sql} AS {name}' for name, sql in columns.items())} FROM log{grouping}"
 
 
-def _load(connection: duckdb.DuckDBPyConnection, log: _LogFiles, chosen: LogSelection) -> ExperimentPages:
-    connection.execute(f"CREATE TEMP TABLE raw AS {log.page_rows()}")
-    experiment = _experiment(connection, chosen) if log.has_exposures else chosen.experiment
+def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> ExperimentPages:
+    engine.table("raw", log.page_rows())
+    experiment = _experiment(engine, chosen) if log.has_exposures else chosen.experiment
     arms = f"arm IN ({literal(chosen.control)}, {literal(chosen.treatment)})"
     in_experiment = f"experiment = {literal(experiment)} AND {arms}" if log.has_exposures else arms
     before = f"moment < {_microseconds(chosen.start)}" if chosen.start else "false"
     window = f"{in_experiment} AND NOT forced AND NOT ({before})"
-    outside = single_value(connection, f"SELECT count(*) FROM raw WHERE NOT ({in_experiment}) AND NOT ({before})")
-    left_out = _leave_out_heavy_users(connection, chosen.max_pages_per_user)
-    left_out.forced_pages = single_value(connection, "SELECT count(*) FROM raw WHERE forced")
+    outside = single_value(engine, f"SELECT count(*) FROM raw WHERE NOT ({in_experiment}) AND NOT ({before})")
+    left_out = _leave_out_heavy_users(engine, chosen.max_pages_per_user)
+    left_out.forced_pages = single_value(engine, "SELECT count(*) FROM raw WHERE forced")
     left_out.outside_pages = outside - left_out.forced_pages if outside >= left_out.forced_pages else outside
-    users = _number_users(connection, chosen, window)
-    first, last = (single_value(connection, f"SELECT {end}(moment) FROM raw WHERE {window}") for end in ("min", "max"))
+    users = _number_users(engine, chosen, window)
+    first, last = (single_value(engine, f"SELECT {end}(moment) FROM raw WHERE {window}") for end in ("min", "max"))
     span = max(last - first, 1)  # microseconds
     slices = max(1, min(_TIME_SLICES, span // _DAY or _TIME_SLICES))
-    _mark_head_queries(connection)
+    _mark_head_queries(engine)
     treatment = f"arm = {literal(chosen.treatment)}"
-    connection.execute(
-        f"""CREATE TEMP TABLE pages AS SELECT arm_users.user, arm_users.treatment, ({before}) AS pre,
+    engine.table(
+        "pages",
+        f"""SELECT arm_users.user_no, arm_users.treatment, ({before}) AS pre,
             least(floor((moment - {first}) / {span} * {slices}), {slices - 1})::INT AS slice,
-            {", ".join(PAGE_COLUMNS)}, len(string_split(trim(raw.query), ' '))::INT AS query_words, platform,
-            head.query IS NOT NULL AS head
+            {", ".join(PAGE_COLUMNS)}, array_length(string_split(trim(raw.query, ' '), ' '))::INT AS query_words,
+            platform, head.query IS NOT NULL AS head
             FROM raw JOIN arm_users USING (user_id) LEFT JOIN head ON raw.query = head.query
-            WHERE ({before} OR ({in_experiment} AND ({treatment}) = arm_users.treatment)) AND NOT forced"""
+            WHERE ({before} OR ({in_experiment} AND ({treatment}) = arm_users.treatment)) AND NOT forced""",
     )
-    versions = connection.execute(
+    versions = engine.rows(
         f"SELECT model_version, count(*) FROM raw WHERE {window} AND model_version != '' GROUP BY 1 ORDER BY 2 DESC, 1"
-    ).fetchall()
-    connection.execute("DROP TABLE raw")
-    pages = single_value(connection, "SELECT count(*) FROM pages WHERE NOT pre")
+    )
+    engine.drop("raw")
+    pages = single_value(engine, "SELECT count(*) FROM pages WHERE NOT pre")
     heaviest = single_value(
-        connection, "SELECT max(n) FROM (SELECT count(*) AS n FROM pages WHERE NOT pre GROUP BY user)"
+        engine, "SELECT max(n) FROM (SELECT count(*) AS n FROM pages WHERE NOT pre GROUP BY user_no)"
     )
     cap = single_value(
-        connection, f"SELECT quantile_cont(dwell / clicks, {_DWELL_QUANTILE}) FROM pages WHERE NOT pre AND clicks > 0"
+        engine,
+        f"SELECT quantile_cont(dwell::DOUBLE / clicks, {_DWELL_QUANTILE}) FROM pages WHERE NOT pre AND clicks > 0",
     )
-    known = [n for n in PAGE_COLUMNS if single_value(connection, f"SELECT count({n}) FROM pages WHERE NOT pre")]
+    known = [n for n in PAGE_COLUMNS if single_value(engine, f"SELECT count({n}) FROM pages WHERE NOT pre")]
     return ExperimentPages(
-        connection=connection,
+        engine=engine,
         experiment=experiment,
         pages=pages,
         users=users,
         users_in_both_arms=single_value(
-            connection, "SELECT count(*) FROM (SELECT user_id FROM arm_users GROUP BY user_id HAVING count(*) > 1)"
+            engine, "SELECT count(*) FROM (SELECT user_id FROM arm_users GROUP BY user_id HAVING count(*) > 1)"
         ),
         heaviest_user_share=float(heaviest / pages),
         first=_utc(first).isoformat(timespec="seconds"),
@@ -189,79 +194,80 @@ def _load(connection: duckdb.DuckDBPyConnection, log: _LogFiles, chosen: LogSele
         slice_ends=[_utc(first + span * (i + 1) // slices).isoformat(timespec="minutes") for i in range(slices)],
         dwell_cap=float(cap or 0.0),
         columns=frozenset(known),
-        has_pre_period=single_value(connection, "SELECT count(*) FROM pages WHERE pre") > 0,
+        has_pre_period=single_value(engine, "SELECT count(*) FROM pages WHERE pre") > 0,
         left_out=left_out,
         model_versions=dict(versions),
-        interleaved=_interleaved_wins(connection, log, chosen, experiment) if log.has_exposures else None,
+        interleaved=_interleaved_wins(engine, chosen, experiment) if log.has_exposures else None,
     )
 
 
-def _experiment(connection: duckdb.DuckDBPyConnection, chosen: LogSelection) -> str:
+def _experiment(engine: QueryEngine, chosen: LogSelection) -> str:
     """The experiment to report: the chosen one, or the only one of the log. InputError if there are several."""
     if chosen.experiment:
         return chosen.experiment
-    found = connection.execute("SELECT DISTINCT experiment FROM raw WHERE experiment != '' ORDER BY 1").fetchall()
+    found = engine.rows("SELECT DISTINCT experiment FROM raw WHERE experiment != '' ORDER BY 1")
     names = [name for (name,) in found]
     if len(names) > 1:
         raise InputError(f"{chosen.path}: several experiments ({', '.join(names)}); choose one with --experiment")
     return names[0] if names else ""
 
 
-def _leave_out_heavy_users(connection: duckdb.DuckDBPyConnection, max_pages: int | None) -> LeftOut:
+def _leave_out_heavy_users(engine: QueryEngine, max_pages: int | None) -> LeftOut:
     """Make the table `heavy` of users with more pages than max_pages, and count them."""
     limit = f"HAVING count(*) > {max_pages}" if max_pages else "HAVING false"
-    connection.execute(f"CREATE TEMP TABLE heavy AS SELECT user_id, count(*) AS n FROM raw GROUP BY user_id {limit}")
-    users, pages = connection.execute("SELECT count(*), coalesce(sum(n), 0)::BIGINT FROM heavy").fetchall()[0]
+    engine.table("heavy", f"SELECT user_id, count(*) AS n FROM raw GROUP BY user_id {limit}")
+    users, pages = single_row(engine, "SELECT count(*), coalesce(sum(n), 0)::BIGINT FROM heavy")
     return LeftOut(heavy_users=users, heavy_pages=pages)
 
 
-def _number_users(connection: duckdb.DuckDBPyConnection, chosen: LogSelection, window: str) -> tuple[int, int]:
-    """Make the table `arm_users` (user_id, treatment, user) and count each arm's. InputError if an arm has fewer than
-    two.
+def _number_users(engine: QueryEngine, chosen: LogSelection, window: str) -> tuple[int, int]:
+    """Make the table `arm_users` (user_id, treatment, user_no) and count each arm's.
 
-    Someone seen in both arms (a leaky split) is a user of each, and counted apart.
+    InputError if an arm has fewer than two users. Someone seen in both arms (a leaky split) is a user of each, and
+    counted apart.
     """
-    connection.execute(
-        f"""CREATE TEMP TABLE arm_users AS SELECT user_id, arm = {literal(chosen.treatment)} AS treatment,
-            (row_number() OVER () - 1)::INT AS user FROM (SELECT DISTINCT user_id, arm FROM raw
-            WHERE {window} AND user_id NOT IN (SELECT user_id FROM heavy))"""
+    engine.table(
+        "arm_users",
+        f"""SELECT user_id, arm = {literal(chosen.treatment)} AS treatment,
+            (row_number() OVER (ORDER BY user_id, arm) - 1)::INT AS user_no FROM (SELECT DISTINCT user_id, arm
+            FROM raw ANTI JOIN heavy USING (user_id) WHERE {window})""",
     )
     control, treatment = (
-        single_value(connection, f"SELECT count(*) FROM arm_users WHERE treatment = {side}")
-        for side in ("false", "true")
+        single_value(engine, f"SELECT count(*) FROM arm_users WHERE treatment = {side}") for side in ("false", "true")
     )
     for arm, count in ((chosen.control, control), (chosen.treatment, treatment)):
         if count < 2:
-            found = connection.execute("SELECT DISTINCT arm FROM raw WHERE arm != '' ORDER BY 1").fetchall()
+            found = engine.rows("SELECT DISTINCT arm FROM raw WHERE arm != '' ORDER BY 1")
             named = ", ".join(name for (name,) in found) or "none"
             raise InputError(f"{chosen.path}: {count} users in arm {arm!r}; the log has arms {named}")
     return control, treatment
 
 
-def _mark_head_queries(connection: duckdb.DuckDBPyConnection) -> None:
+def _mark_head_queries(engine: QueryEngine) -> None:
     """Make the table `head`: the most frequent queries that together make up half of the pages."""
-    connection.execute(
-        """CREATE TEMP TABLE head AS SELECT query FROM (SELECT query, count(*) AS n,
+    engine.table(
+        "head",
+        """SELECT query FROM (SELECT query, count(*) AS n,
            sum(count(*)) OVER (ORDER BY count(*) DESC, query ROWS UNBOUNDED PRECEDING) - count(*) AS before
            FROM raw GROUP BY query)
-           WHERE before < (SELECT count(*) FROM raw) / 2"""
+           WHERE before < (SELECT count(*) FROM raw) / 2""",
     )
 
 
 def _interleaved_wins(
-    connection: duckdb.DuckDBPyConnection, log: _LogFiles, chosen: LogSelection, experiment: str
+    engine: QueryEngine, chosen: LogSelection, experiment: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Pages won by (treatment's, control's) team per user, of pages that interleaved the two; None if there are
     none."""
 
     def clicks(arm: str) -> str:
-        return f"len(list_filter(clicked_positions, lambda p: teams[p] = {literal(arm)}))"
+        return f"array_length(list_filter(clicked_positions, lambda p: list_extract(teams, p) = {literal(arm)}))"
 
-    rows = connection.execute(
+    rows = engine.columns(
         f"""SELECT sum((t > c)::INT) AS treatment, sum((c > t)::INT) AS control FROM (SELECT user_id,
-            {clicks(chosen.treatment)} AS t, {clicks(chosen.control)} AS c FROM {log.source}
-            WHERE len(teams) > 0 AND NOT forced AND experiment = {literal(experiment)}) GROUP BY user_id"""
-    ).fetchnumpy()
+            {clicks(chosen.treatment)} AS t, {clicks(chosen.control)} AS c FROM log
+            WHERE array_length(teams) > 0 AND NOT forced AND experiment = {literal(experiment)}) GROUP BY user_id"""
+    )
     if not len(rows["treatment"]):
         return None
     return rows["treatment"].astype(float), rows["control"].astype(float)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PageColumn:
-    """What the report keeps of a page. Both are SQL; None where such a log cannot tell.
+    """What the report keeps of a page. Both are DuckDB's SQL (ranking/spark_sql.py); None where a log cannot tell.
 
     of_exposure: over one row of the table `exposures`; of_events: an aggregate over the `events` rows of one page.
     """

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from clients.ab.router.breaker import Breaker
-from clients.triton.scoring import AsyncScoringClient, ModelScores, PageTensors, ScoringFailure
+from clients.triton.scoring import ModelScores, PageTensors, ScoringBackend, ScoringFailure
 
 logger = logging.getLogger("ab_router")
 
@@ -24,7 +24,7 @@ class GuardedScorer:
 
     def __init__(
         self,
-        client: AsyncScoringClient,
+        client: ScoringBackend,
         new_breaker: Callable[[], Breaker],
         observe: Callable[[str, float, str], None],
     ):

@@ -36,6 +36,8 @@ from clients.ab.router.page_service import (
 )
 from clients.ab.router.rerank_api import RerankRequest, RerankSettings, error_content
 from clients.ab.router.rerank_routes import add_rerank_routes
+from clients.ab.router.traced_requests import TracedRequests
+from ranking import tracing
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "not JSON"},
@@ -74,6 +76,8 @@ def create_app(
         await service.stop()
 
     app = FastAPI(title="DisRanker A/B router", version="1", description=description, lifespan=lifespan)
+    if tracing.is_on():
+        app.add_middleware(TracedRequests)
     _describe(app, RankRequest, EventsRequest, RerankRequest)
     reader = RequestReader(limits, lambda: app.state.service.keys)
     add_rerank_routes(app, reader, limits, rerank or RerankSettings(), REFUSALS)
@@ -90,7 +94,8 @@ def create_app(
             await asyncio.sleep(0)  # a large page must not be parsed, sent and logged in one go
             answer, after = await app.state.service.rank(page, arrived)
         background = BackgroundTask(after) if after else None
-        return Response(as_json(answer), media_type="application/json", background=background)
+        with tracing.span("answer"):
+            return Response(as_json(answer), media_type="application/json", background=background)
 
     @app.post("/events", response_model=EventsAnswer, openapi_extra=body_of(EventsRequest), responses=REFUSALS)
     async def events(request: Request) -> Response:

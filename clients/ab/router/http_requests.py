@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from clients.ab.router.api_keys import ApiKeys
 from clients.ab.router.body import BodyReader
 from clients.ab.router.http_limits import HttpLimits
+from ranking import tracing
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -45,7 +46,10 @@ class RequestReader:
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             raise HTTPException(415, f"the content type is {media[:80]!r}; application/json is taken")
-        return await self._bodies.read(request.stream(), request.headers.get("content-length"))
+        with tracing.span("receive") as span:
+            body = await self._bodies.read(request.stream(), request.headers.get("content-length"))
+            span.set(bytes=len(body))
+        return body
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

@@ -52,7 +52,7 @@ def start_router(
         process = subprocess.Popen([*command, *named], stderr=stream, stdin=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + timeout
-        while not (found := re.search(r"listening on (\S+)", output.read_text(errors="replace"))):
+        while not (found := re.search(r'listening on ([^\s"]+)', output.read_text(errors="replace"))):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the router did not start:\n{output.read_text(errors='replace')}")
             time.sleep(0.02)

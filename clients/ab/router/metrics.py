@@ -35,6 +35,7 @@ class Metrics:
         self.loop_pause = self._make(Histogram, "ab_loop_pause_seconds", "pauses of the event loop", buckets=_PAUSE)
         self.longest_pause = self._make(Gauge, "ab_loop_pause_longest_seconds", "the longest pause since the start")
         self.renewals = self._make(Counter, "ab_connection_renewals", "connections to Triton given up as silent")
+        self.spans_dropped = self._make(Counter, "ab_spans_dropped", "spans of tracing that no collector took")
         self.file_errors = self._make(
             Gauge, "ab_experiment_file_error", "1 while the experiment file or the keys are refused"
         )

@@ -22,7 +22,7 @@ from clients.ab.experiment.file import ExperimentFile
 from clients.ab.experiment.split import OUTSIDE, Assignment, bucket
 from clients.ab.log.privacy import PrivacySettings
 from clients.ab.log.records import PAGE_TEXT, complete
-from clients.ab.log.writer import ExposureLog
+from clients.ab.log.writer import ExposureLog, now_microseconds
 from clients.ab.router.api import Document, EventsRequest, RankRequest
 from clients.ab.router.api_keys import ApiKeys
 from clients.ab.router.breaker import BreakerSettings
@@ -33,11 +33,16 @@ from clients.ab.router.page_ranking import INCOMING, KILLED, DeadlineSettings, P
 from clients.ab.router.served_limits import ServedLimits
 from clients.ab.router.shadow_scoring import ShadowScoring
 from clients.triton.connection import TritonAccess, TritonConnection
-from clients.triton.scoring import AsyncScoringClient, PageTensors
+from clients.triton.scoring import AsyncScoringClient, PageTensors, ScoringBackend
+from ranking import tracing
 from ranking.object_store import address
 from ranking.request_tensors import request_tensors
+from ranking.telemetry import request_id as current_request
 
 logger = logging.getLogger("ab_router")
+page_logger = logging.getLogger("ab_router.pages")  # a line for every page, where the program asks for them
+page_logger.setLevel(logging.WARNING)
+_OF_A_PAGE_LINE = ("experiment", "arm", "served_by", "fallback", "model_version", "latency_ms", "logged")
 
 _TICK_SECONDS = 0.02
 PENDING: Literal["pending"] = "pending"
@@ -108,22 +113,36 @@ class ServiceSettings(TritonAccess, PrivacySettings, BreakerSettings, DeadlineSe
 
 
 class PageService:
-    """The state of one running router. Make it inside a running event loop: the connection to Triton belongs to it."""
+    """The state of one running router. Make it inside a running event loop: the connection to Triton belongs to it.
 
-    def __init__(self, settings: ServiceSettings):
+    client: scores pages in place of the Triton server at settings.url; clock: of the log, microseconds since 1970. Both
+    are for simulations, which know the scores and live through weeks in minutes.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        client: ScoringBackend | None = None,
+        clock: Callable[[], int] = now_microseconds,
+    ):
         self.settings = settings
         self.file = ExperimentFile(settings.experiment)
         self.privacy = settings.privacy()
         self.keys = ApiKeys(settings.api_keys) if settings.api_keys is not None else None
         self.draining = False  # set before the end: readiness goes first, then requests are finished
         self.exposure_log = ExposureLog(
-            settings.log, int(settings.rotate_mb * (1 << 20)), queue_bytes=int(settings.log_queue_mb * (1 << 20))
+            settings.log,
+            int(settings.rotate_mb * (1 << 20)),
+            queue_bytes=int(settings.log_queue_mb * (1 << 20)),
+            clock=clock,
         )
         self.watch = GuardrailWatch(settings.log)
         self.watch.adopt(self.file.current.experiments)
         self.metrics = Metrics()
-        connection = TritonConnection(settings.url, settings.credentials())
-        self._client = AsyncScoringClient(connection, settings.deadline_ms)
+        if client is None:
+            connection = TritonConnection(settings.url, settings.credentials())
+            client = AsyncScoringClient(connection, settings.deadline_ms)
+        self._client = client
         self.scorer = GuardedScorer(self._client, settings.new_breaker, self._observe_call)
         self.limits = ServedLimits(self._client)
         self.shadows = ShadowScoring(
@@ -155,9 +174,12 @@ class PageService:
         ForcedArmNotAllowed or UnknownArm if it names an arm, PageRefused if a model says that the page is wrong or it
         is larger than a model serves.
         """
-        assignment, experiment, arm = self._assign(request) if in_experiments else (OUTSIDE, None, None)
-        self.limits.check(request, {self.file.current.default_model, *(arm.models if arm else ())})
         request_id = request.request_id or uuid.uuid4().hex
+        current_request.set(request_id)
+        with tracing.span("assign") as span:
+            assignment, experiment, arm = self._assign(request) if in_experiments else (OUTSIDE, None, None)
+            span.set(request_id=request_id, experiment=assignment.experiment, arm=assignment.arm)
+        self.limits.check(request, {self.file.current.default_model, *(arm.models if arm else ())})
         titles, summaries, priors = zip(*((d.title, d.summary, d.prior) for d in request.documents))
         page = PageTensors(request_tensors(request.query, titles, summaries, priors))
         default_model = self.file.current.default_model
@@ -191,6 +213,9 @@ class PageService:
         seconds = time.perf_counter() - arrived  # what the caller waited for, the disk included
         answer["latency_ms"] = round(seconds * 1000, 3)
         self.metrics.page_seconds.labels(assignment.experiment, assignment.arm).observe(seconds)
+        if page_logger.isEnabledFor(logging.INFO):
+            fields = {name: answer[name] for name in _OF_A_PAGE_LINE}
+            page_logger.info("page ranked", extra={"fields": fields})
         if experiment is None or arm is None or bucket(f"shadow {experiment.name}", request_id) >= experiment.shadow:
             return answer, None
         return answer, partial(self.shadows.start, experiment, arm, page, answer, ranking.order)
@@ -283,6 +308,7 @@ class PageService:
         """Set the metrics that follow the log, the connection and the experiments, as they are now."""
         self.metrics.follow("log_failures", self.exposure_log.failures)
         self.metrics.follow("renewals", self._client.renewals)
+        self.metrics.follow("spans_dropped", tracing.dropped())
         self.metrics.log_waiting.set(self.exposure_log.waiting_records)
         self.metrics.log_stalled.set(self.exposure_log.stalled_seconds)
         self.metrics.file_errors.set(bool(self.file.error or (self.keys and self.keys.error)))
@@ -295,11 +321,13 @@ class PageService:
         """Log records of a kind: True, False, or PENDING if the disk takes longer than an answer waits for it."""
         started = time.perf_counter()
         written: Logged = PENDING
-        try:
-            async with asyncio.timeout(self.settings.log_wait_ms / 1000):
-                written = await self.exposure_log.append_all(kind, records)
-        except TimeoutError:
-            self.metrics.log_pending.inc(len(records))
+        with tracing.span("log", kind_of_record=kind) as span:
+            try:
+                async with asyncio.timeout(self.settings.log_wait_ms / 1000):
+                    written = await self.exposure_log.append_all(kind, records)
+            except TimeoutError:
+                self.metrics.log_pending.inc(len(records))
+            span.set(logged=written)
         self.metrics.log_seconds.observe(time.perf_counter() - started)
         return written
 

@@ -26,6 +26,7 @@ from clients.ab.router.rerank_api import (
     reranked,
     tei_answer,
 )
+from ranking import tracing
 from ranking.limits import MAX_ID_CHARACTERS
 from ranking.visible import is_visible
 
@@ -57,7 +58,8 @@ def add_rerank_routes(
         headers = {"x-request-id": answer["request_id"], "x-served-by": answer["served_by"]}
         headers |= {"x-fallback": answer["fallback"]} if answer["fallback"] else {}
         quoted = {key: quote(value, safe=" :,/-_.") for key, value in headers.items()}
-        return Response(as_json(content), 200, quoted, media_type="application/json", background=background)
+        with tracing.span("answer"):
+            return Response(as_json(content), 200, quoted, media_type="application/json", background=background)
 
     shared: dict[str, Any] = {"openapi_extra": body_of(RerankRequest), "responses": refusals}
 

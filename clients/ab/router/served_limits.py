@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from clients.ab.router.api import RankRequest
 from clients.ab.router.page_ranking import PageRefused
-from clients.triton.scoring import AsyncScoringClient, ScoringFailure
+from clients.triton.scoring import ScoringBackend, ScoringFailure
 from ranking.limits import MAX_FIELD_BYTES, field_bytes
 
 _FRESH_SECONDS = 30.0  # a model that was reloaded with other limits is noticed within this
@@ -17,7 +17,7 @@ _ASK_MS = 500.0
 class ServedLimits:
     """The limits of each model that the server told of. A model that it told nothing of refuses pages itself."""
 
-    def __init__(self, client: AsyncScoringClient):
+    def __init__(self, client: ScoringBackend):
         self._client = client
         self._known: dict[str, dict[str, int]] = {}
         self._asked: dict[str, float] = {}

@@ -31,7 +31,8 @@ class WatchLimits:
 
     Args:
         psi: population stability index of an arm's scores; 0.1 is usually called a small shift, 0.25 a large one
-        new_queries: rise of the share of pages whose query was not seen in the days before
+        new_queries: relative rise of the share of pages whose query the days before had not: 0.5 is half as many again
+        new_pages: and by how much of all pages it must rise at least
         unknown_tokens: rise of the share of tokens that the vocabulary does not know
         cut_fields: rise of the share of queries, titles or summaries that are cut
         ece: calibration error on fresh judgments above the build's
@@ -40,7 +41,8 @@ class WatchLimits:
     """
 
     psi: float = 0.2
-    new_queries: float = 0.1
+    new_queries: float = 0.5
+    new_pages: float = 0.01
     unknown_tokens: float = 0.02
     cut_fields: float = 0.05
     ece: float = 0.05
@@ -118,16 +120,31 @@ def score_findings(watched: Watched) -> list[Finding]:
 
 
 def query_findings(watched: Watched) -> list[Finding]:
-    """The share of pages whose query the days before did not have, against the same share of the day before it."""
-    if watched.value("SELECT count(DISTINCT day) FROM page") < 3:
-        return []  # the last day before is measured as today is: against what came before it
-    rows = watched.database.execute("""
-        WITH first_seen AS (SELECT query, min(day) AS first FROM page GROUP BY query),
-        before AS (SELECT max(day) AS day FROM page WHERE NOT today)
-        SELECT today, user_id, sum((first = page.day)::INT)::DOUBLE AS new, count(*)::DOUBLE AS pages
-        FROM page JOIN first_seen USING (query) WHERE today OR page.day = (SELECT day FROM before) GROUP BY ALL
-    """).fetchnumpy()
-    return _compared(watched, "query_mix", {}, rows, "new", "pages", watched.limits.new_queries, absolute=True)
+    """The share of pages whose query the days before had not, against the same share of the days before.
+
+    Every day is measured against as many days before it: half of those at hand, so that the other half is there to
+    compare with. The day before alone would do for a jump; a taste that turns slowly has moved it already.
+    """
+    days = watched.value("SELECT count(DISTINCT day) FROM page") - 1
+    if days < 2:
+        return []
+    back = (days + 1) // 2
+    rows = watched.database.execute(
+        """
+        WITH daily AS (SELECT query, day, dense_rank() OVER (ORDER BY day) AS number FROM page GROUP BY query, day),
+        seen AS (SELECT *, number - lag(number) OVER (PARTITION BY query ORDER BY number) AS since FROM daily)
+        SELECT today, user_id, sum((since IS NULL OR since > $back)::INT)::DOUBLE AS new, count(*)::DOUBLE AS pages
+        FROM page JOIN seen USING (query, day) WHERE number > $back GROUP BY ALL
+        """,
+        {"back": back},
+    ).fetchnumpy()
+    compared = _both(rows, "new", "pages")
+    if compared is None:
+        return []
+    before, now = compared
+    limit = max(before.value * (1 + watched.limits.new_queries), before.value + watched.limits.new_pages)
+    p = compare_arms(before, now).p
+    return [Finding("query_mix", {}, now.value, before.value, f"{limit:.4f}", now.value > limit, p)]
 
 
 def click_findings(watched: Watched) -> list[Finding]:
@@ -143,10 +160,14 @@ def click_findings(watched: Watched) -> list[Finding]:
                 """,
                 [name],
             ).fetchnumpy()
+            compared = _both(rows, "clicked", "pages")
+            if compared is None:
+                continue
+            before, now = compared
             where = {"model" if column == "served_by" else column: name or "(none)"}
-            findings += _compared(
-                watched, "click_rate", where, rows, "clicked", "pages", watched.limits.ctr_drop, absolute=False
-            )
+            limit = before.value * (1 - watched.limits.ctr_drop)
+            p = compare_arms(before, now).p
+            findings.append(Finding("click_rate", where, now.value, before.value, f"{limit:.4f}", now.value < limit, p))
     return findings
 
 
@@ -234,29 +255,16 @@ def latest_day(data: Path) -> date:
     return date.fromisoformat(days[-1])
 
 
-def _compared(
-    watched: Watched,
-    check: str,
-    where: dict[str, str],
-    rows: dict[str, Any],
-    numerator: str,
-    denominator: str,
-    change: float,
-    absolute: bool,
-) -> list[Finding]:
-    """A ratio of user totals today against the days before: a rise by `change`, or a relative fall if not absolute."""
+def _both(rows: dict[str, Any], numerator: str, denominator: str) -> tuple[Estimate, Estimate] | None:
+    """A ratio of user totals in the days before and today; None where either has too few users."""
     today = np.asarray(rows["today"], bool)
     if min(today.sum(), (~today).sum()) < MIN_USERS:
-        return []
-    both: list[Estimate] = []
-    for of in (~today, today):
-        totals = UserTotals(np.asarray(rows[numerator], float)[of], np.asarray(rows[denominator], float)[of])
-        both.append(estimate(totals))
-    before, now = both
-    limit = before.value + change if absolute else before.value * (1 - change)
-    large = now.value > limit if absolute else now.value < limit
-    p = compare_arms(before, now).p
-    return [Finding(check, where, now.value, before.value, f"{limit:.4f}", large, p)]
+        return None
+    before, now = (
+        estimate(UserTotals(np.asarray(rows[numerator], float)[of], np.asarray(rows[denominator], float)[of]))
+        for of in (~today, today)
+    )
+    return before, now
 
 
 def _numbered(users: np.ndarray) -> np.ndarray:

@@ -69,6 +69,34 @@ def test_the_page_keeps_the_words_around_its_table_and_gets_a_plot(results, tmp_
     assert (report / "ablation.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_worlds_are_joined_and_the_seeds_of_one_world_count_its_queries_once(results, tmp_path):
+    """Two seeds on each of two worlds, three queries in ten with an intent that nothing was learnt of."""
+    rows = []
+    for row in results:
+        for seed in (1, 2):
+            kept = np.load(tmp_path / f"seed-{row['seed']}/scores/{row['row']}-test.npz")
+            folder = tmp_path / f"world-{row['seed']}-seed-{seed}" / "scores"
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(folder / f"{row['row']}-dev.npz", **kept)
+            held_out = np.isin(kept["groups"] % 10, (0, 1, 2))
+            worse = np.where(held_out, np.random.default_rng(seed).normal(0, 3, len(held_out)), 0)
+            np.savez(
+                folder / f"{row['row']}-test.npz", **dict(kept) | {"scores": kept["scores"] + worse}, held_out=held_out
+            )
+            judged = JudgedRanking(kept["scores"] + worse, kept["grades"], kept["groups"])
+            figures = {"test_ndcg@5": mean(judged.ndcg(5)), "test_pnr": judged.pairs().pnr}
+            rows.append({"row": row["row"], "seed": seed, "world": row["seed"]} | figures)
+    table = write_report(rows, tmp_path, BEATS, None)
+    main, held_out = table.split("\n\n")
+    assert cells(main, "teacher")[1] == cells(held_out, "teacher")[1] == "4"
+    assert cells(held_out, "teacher")[2] == str(4 * 18) and cells(held_out, "teacher")[5] == "bm25"
+    assert float(cells(held_out, "teacher")[3].split()[0]) < float(cells(main, "teacher")[2].split()[0])
+    # one world's queries, each with its mean over the seeds, and another world's behind them
+    assert float(cells(main, "teacher")[7].split()[0]) > 0
+    one_world = write_report([row for row in rows if row["world"] == 1], tmp_path, BEATS, None)
+    assert cells(one_world, "teacher")[7] != cells(main, "teacher")[7]
+
+
 def test_nothing_to_report_is_said(tmp_path):
     with pytest.raises(InputError, match="no finished row"):
         write_report([], tmp_path, BEATS, None)

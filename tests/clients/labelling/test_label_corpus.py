@@ -21,6 +21,7 @@ from ranking.errors import DataError
 from ranking.labels import iter_labelled, read_labels
 from ranking.schema import TABLES
 from ranking.text import TeacherFormat
+from tests.helpers.collector import arrows, collector
 
 ROWS, SHARD_ROWS = 3000, 250
 SHARDS = ("--shard-rows", str(SHARD_ROWS))
@@ -358,3 +359,24 @@ def test_the_ray_engine_writes_the_same_bytes(candidates, undisturbed, label, st
     code, text = label.run(candidates, tmp_path, "--url", stub.url, "--engine", "ray", "--ray-workers", "2", *SHARDS)
     assert code == 0, text
     assert_same_labels(tmp_path, undisturbed)
+
+
+def test_a_traced_run_has_a_span_for_every_shard_and_request(write_candidates, label, stub, tmp_path, monkeypatch):
+    with collector() as taken:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", taken.url)
+        flags = ("--url", stub.url, "--shard-rows", "40", "--tracing", "--log-format", "json")
+        code, output = label.run(write_candidates(100), tmp_path / "labels", *flags)
+        assert code == 0, output
+        spans = list(taken.spans)
+    shards = [one for one in spans if one.name == "shard"]
+    assert sorted(one.attributes["disranker.rows"] for one in shards) == ["20", "40", "40"]
+    for shard in shards:
+        expected = {
+            ("", "shard", "disranker-labeller"),
+            *(("shard", n, "disranker-labeller") for n in ("score", "write")),
+        }
+        assert arrows(spans, shard.trace) == expected
+    asked = [one for one in spans if one.name == "ask"]
+    assert len(asked) == 100 and {one.attributes["disranker.endpoint"] for one in asked} == {stub.url}
+    said = [json.loads(line) for line in output.splitlines()]  # every line, no progress bar between them
+    assert any("100 labels" in line["message"] for line in said)

@@ -1,4 +1,4 @@
-"""Candidates and labels on s3:// (moto's server): a kill -9 and errors leave no trace there either."""
+"""Candidates and labels on s3:// (moto's server): a kill -9, errors and a slow store leave no trace there either."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import pytest
 
 from ranking.labels import read_labels
 from ranking.object_store import Remote
-from tests.helpers.bucket_server import bucket_server
+from tests.helpers.bucket_server import StoreFaults, bucket_server
 
 ROWS, SHARD = 1000, ("--shard-rows", "100")
 
 
 @pytest.fixture(scope="module")
-def bucket():
-    with bucket_server() as url:
+def faults() -> StoreFaults:
+    return StoreFaults()
+
+
+@pytest.fixture(scope="module")
+def bucket(faults):
+    with bucket_server(faults) as url:
         yield url
 
 
-def test_a_kill_and_errors_on_a_bucket_lose_and_double_nothing(
-    bucket, label, stub, start_stub, write_candidates, tmp_path, monkeypatch
+def test_a_kill_and_errors_of_teacher_and_store_lose_and_double_nothing(
+    bucket, faults, label, stub, start_stub, write_candidates, tmp_path, monkeypatch
 ):
     candidates = write_candidates(ROWS)
     code, text = label.run(candidates, tmp_path / "undisturbed", "--url", stub.url, *SHARD)
@@ -33,6 +38,7 @@ def test_a_kill_and_errors_on_a_bucket_lose_and_double_nothing(
 
     monkeypatch.setenv("DISRANKER_PUBLISH_SECONDS", "0.1")
     faulty = start_stub("--latency", "0.05", "--capacity", "16", "--error-rate", "0.05")
+    faults.error_rate, faults.delay = 0.1, 0.02
     out, flags = f"{bucket}/labels", ("--url", faulty.url, "--in-flight", "16", *SHARD)
     process = label(f"{bucket}/candidates.parquet", out, *flags)
     until = time.monotonic() + 60
@@ -45,6 +51,8 @@ def test_a_kill_and_errors_on_a_bucket_lose_and_double_nothing(
 
     code, text = label.run(f"{bucket}/candidates.parquet", out, *flags)
     assert code == 0, text
+    assert faults.errors > 5
+    faults.error_rate = faults.delay = 0.0
     copy = Remote(out, tmp_path / "copy")
     copy.fetch()
     assert read_labels(copy.local).equals(read_labels(tmp_path / "undisturbed"))

@@ -126,7 +126,7 @@ def test_a_student_trains_on_weighted_labels_with_judgments_mixed_in(data, tmp_p
     assert card.role == "student" and np.isfinite(card.score_spread)
 
 
-@pytest.mark.parametrize("loss", ["hybrid", "margin", "ranknet", "kl"])
+@pytest.mark.parametrize("loss", ["hybrid", "margin", "ranknet", "ranknet_point", "kl"])
 def test_every_loss_trains_with_judgments_mixed_in(data, tmp_path, loss):
     card = distilled(data, tmp_path / loss, loss=loss, judged_weight=0.5, group_documents=6, epochs=4)
     assert card.role == "student" and "train" in card.trained_on

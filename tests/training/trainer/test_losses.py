@@ -107,6 +107,16 @@ def test_hybrid_is_the_weighted_sum_of_its_parts():
     assert torch.allclose(losses.hybrid(s, t, groups, 0.25, 4.0), expected)
 
 
+def test_ranknet_point_is_ranknet_anchored_to_the_teachers_scores():
+    scores, labels, groups = torch.tensor([1.0, -1.0, 0.5]), torch.tensor([0.5, 0.0, 2.0]), torch.tensor([0, 0, 1])
+    expected = losses.ranknet(scores, labels, groups) + 0.3 * losses.point_mse(scores, labels)
+    assert losses.ranknet_point(scores, labels, groups, 0.3) == pytest.approx(float(expected))
+    # the order of a group is RankNet's, so only the anchor sees a shift of the whole group
+    moved = losses.ranknet_point(scores + 1, labels, groups, 0.3) - losses.ranknet_point(scores, labels, groups, 0.3)
+    apart = losses.point_mse(scores + 1, labels) - losses.point_mse(scores, labels)
+    assert float(moved) == pytest.approx(0.3 * float(apart))
+
+
 def test_a_shift_of_a_whole_group_costs_point_mse_only():
     s, _, _, groups = batch()
     shifted = s + 3.0 * (groups == groups[0])

@@ -149,7 +149,7 @@ def test_grades_follow_the_concept_overlap(world):
         (sibling, foreign[:1], 0),
         (stranger, own, 0),
     ):
-        query = Query(wanted, tuple(modifiers), ((wanted, 0),), "-")
+        query = Query(wanted, tuple(modifiers), ((wanted, 0),), (wanted,), "-")
         assert world.grades(query, [row]).tolist() == [expected], (wanted, modifiers)
 
 

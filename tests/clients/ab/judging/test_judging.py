@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import datetime as dt
+import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
@@ -15,28 +14,8 @@ from clients.ab.judging.sheet import Sheet, SheetQuery, draw_queries
 from clients.ab.report.side_by_side import read_judgments
 from clients.search_page import Config, make_app
 from ranking.errors import InputError
-from ranking.schema import TABLES, write_table
+from tests.helpers.ab_logs import log_of
 from tests.helpers.graded_rankers import write_data
-
-
-def log_of(folder, pages: dict[str, int], users: int = 10):
-    """A compacted log in which each query has so many pages, by up to so many users."""
-    rows = []
-    for query, count in pages.items():
-        for number in range(count):
-            rows.append(
-                {
-                    "request_id": f"{query}-{number}", "user_id": f"u{number % users}", "experiment": "", "arm": "",
-                    "timestamp": dt.datetime(2026, 1, 5, tzinfo=dt.UTC), "served_by": "student", "fallback": "",
-                    "model_version": "1", "latency_ms": 1.0, "query": query, "query_length": 1, "platform": "",
-                    "segments": "{}", "forced": False, "documents": ["a"], "scores": [1.0], "teams": [], "clicks": 0,
-                    "clicked_positions": [], "dwell_seconds": 0.0, "config": "",
-                }
-            )  # fmt: skip
-    (folder / "exposures").mkdir(parents=True)
-    table = pa.Table.from_pylist(rows, TABLES["exposures"].schema)
-    write_table(folder / "exposures" / "2026-01-05.parquet", "exposures", table)
-    return folder
 
 
 def test_queries_come_in_turn_from_the_thirds_of_the_pages(tmp_path):
@@ -116,7 +95,7 @@ def test_the_interval_may_be_looked_at_after_every_judgment():
 def page(tmp_path):
     config = Config(
         data=write_data(tmp_path / "data"), url="127.0.0.1:1", judgments=tmp_path / "judged.csv",
-        grades=tmp_path / "grades.csv", log=log_of(tmp_path / "log", {"red film": 30, "blue film": 10}),
+        grades=tmp_path / "grades.jsonl", log=log_of(tmp_path / "log", {"red film": 30, "blue film": 10}),
     )  # fmt: skip
     app = make_app(config)
     with TestClient(app, "http://127.0.0.1") as client:
@@ -145,12 +124,15 @@ def test_grades_become_a_table_of_judgments(page, tmp_path):
 
     documents = Documents(config.data)
     doc_id = documents.ids[0]
-    for rater, grade in (("ann", 4), ("ben", 1), ("cat", 3), ("ben", 2)):
-        body = {"query": "red film", "doc_id": doc_id, "grade": grade, "rater": rater}
+    spellings = ("red film", "Red  film", "red film", "RED FILM")  # one query, as prepare_data sees it
+    for query, rater, grade in zip(spellings, ("ann", "ben", "cat", "ben"), (4, 1, 3, 2)):
+        body = {"query": query, "doc_id": doc_id, "grade": grade, "rater": rater}
         assert client.post("/grade", json=body).status_code == 200
-    with config.grades.open(newline="") as stream:
-        (row,) = csv.DictReader(stream)
-    assert row["grade"] == "3" and row["title"] == documents.titles[0]  # the middle of 4, 2 and 3
+    row = json.loads(config.grades.read_text(encoding="utf-8"))
+    assert row["grade"] == 3 and row["title"] == documents.titles[0]  # the middle of 4, 2 and 3
+    odd = {"query": "=1+1", "doc_id": doc_id, "grade": 1, "rater": "@ann"}  # what a spreadsheet would run stays itself
+    assert client.post("/grade", json=odd).status_code == 200
+    assert [json.loads(line)["query"] for line in config.grades.read_text().splitlines()] == ["red film", "=1+1"]
     for wrong in ({"grade": 5}, {"grade": True}, {"doc_id": "nowhere"}):
         body = {"query": "red film", "doc_id": doc_id, "grade": 1, "rater": "ann"} | wrong
         assert client.post("/grade", json=body).status_code == 422

@@ -18,8 +18,8 @@ from clients.ab.log.lines import DAY_MICROSECONDS, encode
 from clients.ab.log.records import RECORDS, complete
 from clients.ab.log.retention import remove_old_days
 from clients.ab_compact import Config, main
-from ranking.database import DuckDbSettings
 from ranking.errors import InputError
+from ranking.query_engine import QueryEngineSettings
 from ranking.schema import read_table
 
 ROOT = Path(__file__).parents[4]
@@ -58,7 +58,7 @@ def write_log(folder: Path, records: list[dict], tail: bytes = b"", name: str = 
 
 
 def compact_again(tmp_path: Path) -> Summary:
-    return compact(tmp_path / "log", tmp_path / "out", DuckDbSettings())
+    return compact(tmp_path / "log", tmp_path / "out", QueryEngineSettings())
 
 
 def compacted(tmp_path: Path, records: list[dict]) -> Summary:

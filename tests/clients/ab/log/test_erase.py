@@ -12,7 +12,7 @@ from clients.ab.log.privacy import Privacy
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.log.writer import ExposureLog
 from clients.ab_erase import Config, main
-from ranking.database import DuckDbSettings
+from ranking.query_engine import QueryEngineSettings
 from ranking.schema import read_table
 from tests.clients.ab.log.test_compact import event, exposure, write_log
 
@@ -37,7 +37,7 @@ def written(tmp_path) -> Config:
     )
     records.append(exposure("bad", user_id="ann", platform=None))
     write_log(tmp_path / "log", records, tail=b'00000000 {"user_id":"ann"}\n00000000 {"user_id":"bob"}\n')
-    compact(tmp_path / "log", tmp_path / "out", DuckDbSettings())
+    compact(tmp_path / "log", tmp_path / "out", QueryEngineSettings())
     for number, salt in enumerate(SALTS):
         (tmp_path / f"salt-{number}").write_bytes(salt)
     return Config(["ann"], tmp_path / "log", tmp_path / "out", [tmp_path / f"salt-{n}" for n in range(2)])

@@ -142,11 +142,10 @@ def test_files_rotate_by_size_and_by_age(tmp_path):
     assert len(log_files(tmp_path / "aged")) == 3
 
 
-def test_a_file_holds_one_utc_day_even_when_midnight_passes_in_the_queue(tmp_path, monkeypatch):
+def test_a_file_holds_one_utc_day_even_when_midnight_passes_in_the_queue(tmp_path):
     day = 20_000 * DAY_MICROSECONDS
     clock = iter([day - 2, day - 1, day, day + 1] + [day + 2] * 20)
-    monkeypatch.setattr(writer, "now_microseconds", lambda: next(clock))
-    log = ExposureLog(tmp_path)
+    log = ExposureLog(tmp_path, clock=lambda: next(clock))
     write_all(log, [{"n": n} for n in range(4)])
     log.close()
     for path in log_files(tmp_path):

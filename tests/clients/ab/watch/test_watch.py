@@ -141,6 +141,17 @@ def test_what_changed_is_what_is_alerted(tmp_path, repository, make_last_day, ca
     assert all(f"ALERT {check} " in told and RUNBOOK[check] in told for check, _ in alerts)
 
 
+def test_a_taste_that_turns_from_day_to_day_is_noticed(tmp_path, repository):
+    """New queries come to a few pages more on each day: never a jump against the day before."""
+    first = dt.date(2026, 1, 1)
+    for number, new in enumerate((0.0, 0.0, 0.0, 0.0, 0.0, 0.03, 0.09)):
+        make_day(tmp_path / "data", first + dt.timedelta(days=number), seed=number, new=new)
+        code, found = watch(tmp_path, repository)
+        if not new:
+            assert code == 0, (number, found)
+    assert code == EXIT_ALERT and {what for what, alert in found.items() if alert} == {("query_mix", "")}
+
+
 def test_an_alert_needs_to_be_large_and_more_than_an_accident_of_many_looks():
     def finding(p: float, large: bool = True) -> Finding:
         return Finding("click_rate", {}, 0.4, 0.5, "0.475", large, p)

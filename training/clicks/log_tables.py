@@ -1,4 +1,4 @@
-"""Opens Parquet tables larger than memory in DuckDB; every bad row is named, or rejected with a count."""
+"""Opens Parquet tables larger than memory; every bad row is named, or rejected with a count."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ranking.database import literal, single_value
 from ranking.errors import DataError, InputError
 from ranking.limits import MAX_FIELD_BYTES
+from ranking.query_engine import QueryEngine, single_row, single_value
 from ranking.schema import BadRow, Rejects, Table, conform, reading
 from ranking.visible import VISIBLE_RE2
 
@@ -84,6 +83,9 @@ def file_columns(
             if pa.types.is_integer(kind) and (pa.types.is_string(wanted.type) or pa.types.is_boolean(wanted.type)):
                 to = "VARCHAR" if pa.types.is_string(wanted.type) else "BOOLEAN"
                 kind, sql[wanted.name] = wanted.type, f"CAST({_quoted(theirs[wanted.name])} AS {to})"
+            elif pa.types.is_timestamp(kind) and kind != wanted.type:
+                # DuckDB has no arithmetic on nanoseconds with a zone, and a time without one is UTC's
+                sql[wanted.name] = f"CAST({_quoted(theirs[wanted.name])} AS TIMESTAMPTZ)"
             types.append(pa.field(wanted.name, kind))
         conform(table, pa.schema(types).empty_table(), file)
     return FileColumns(sql, absent)
@@ -112,7 +114,7 @@ def _reason(table: Table) -> str:
 
 
 def open_view(
-    connection: duckdb.DuckDBPyConnection,
+    engine: QueryEngine,
     view: str,
     table: Table,
     files: list[Path],
@@ -126,47 +128,45 @@ def open_view(
     """
     columns = columns or file_columns(files, table)
     selected = ", ".join(f"{sql} AS {name}" for name, sql in columns.sql.items())
-    source = f"""(SELECT {selected}, filename, file_row_number
-        FROM read_parquet({literal(files)}, union_by_name = true, filename = true, file_row_number = true))"""
-    refused = f"{view}_refused"
-    total, bad = connection.execute(f"SELECT count(*), count({_reason(table)}) FROM {source}").fetchone() or (0, 0)
-    connection.execute(f"""
-        CREATE TABLE {refused} AS
-        SELECT filename, file_row_number, {_reason(table)} AS reason FROM {source}
-        WHERE {bad} > 0 AND {_reason(table)} IS NOT NULL
-    """)
+    engine.read_files(f"{view}_files", files, row_numbers=True)
+    engine.view(f"{view}_rows", f"SELECT {selected}, filename, file_row_number FROM {view}_files")
+    refused, reason = f"{view}_refused", _reason(table)
+    total, bad = single_row(engine, f"SELECT count(*), count({reason}) FROM {view}_rows")
+    refusals = f"""
+        SELECT filename, file_row_number, {reason} AS reason FROM {view}_rows
+        WHERE {bad} > 0 AND {reason} IS NOT NULL"""
     # Eight bytes of key per row instead of its strings: the check must not need more memory than the work itself.
     key = ", ".join(table.key)
-    connection.execute(f"""
-        CREATE OR REPLACE TABLE repeated AS
-        SELECT hash({key}) AS row_key FROM {source} GROUP BY row_key HAVING count(*) > 1
-    """)
-    if single_value(connection, "SELECT count(*) FROM repeated"):
-        connection.execute(f"""
-            INSERT INTO {refused}
-            SELECT filename, file_row_number, 'duplicate key ({key})' FROM (
-                SELECT filename, file_row_number, row_number() OVER (
+    engine.table(
+        "repeated",
+        f"SELECT row_key FROM (SELECT hash({key}) AS row_key FROM {view}_rows) GROUP BY row_key HAVING count(*) > 1",
+    )
+    if single_value(engine, "SELECT count(*) FROM repeated"):
+        refusals += f"""
+            UNION ALL
+            SELECT filename, file_row_number, 'duplicate key ({key})' AS reason FROM (
+                SELECT filename, file_row_number, {reason} AS reason, row_number() OVER (
                     PARTITION BY {key} ORDER BY filename, file_row_number) AS turn
-                FROM (SELECT *, hash({key}) AS row_key FROM {source}) SEMI JOIN repeated USING (row_key))
-            ANTI JOIN {refused} USING (filename, file_row_number) WHERE turn > 1
-        """)
-    count = single_value(connection, f"SELECT count(*) FROM {refused}")
+                FROM (SELECT *, hash({key}) AS row_key FROM {view}_rows) SEMI JOIN repeated USING (row_key))
+            WHERE turn > 1 AND reason IS NULL"""
+    engine.table(refused, refusals)
+    count = single_value(engine, f"SELECT count(*) FROM {refused}")
     keep = ""
     if count:
-        _refuse(connection, refused, count, rejects)
+        _refuse(engine, refused, count, rejects)
         keep = f"ANTI JOIN {refused} USING (filename, file_row_number)"
-    connection.execute(f"CREATE VIEW {view} AS SELECT {', '.join(table.schema.names)} FROM {source} {keep}")
+    engine.view(view, f"SELECT {', '.join(table.schema.names)} FROM {view}_rows {keep}")
     return total, count
 
 
-def _refuse(connection: duckdb.DuckDBPyConnection, refused: str, count: int, rejects: Path | None) -> None:
-    result = connection.execute(f"SELECT * FROM {refused} ORDER BY filename, file_row_number")
+def _refuse(engine: QueryEngine, refused: str, count: int, rejects: Path | None) -> None:
+    in_order = f"SELECT filename, file_row_number, reason FROM {refused} ORDER BY filename, file_row_number"
     if rejects is None:
-        file, row, reason = result.fetchone() or ("", 0, "")
+        file, row, reason = engine.rows(f"{in_order} LIMIT 1")[0]
         more = f" ({count - 1} more bad rows)" if count > 1 else ""
         raise DataError(file, reason + more, row + 1)
     rejects.unlink(missing_ok=True)  # of an earlier run
     sink = Rejects(rejects)
-    while rows := result.fetchmany(10_000):
-        for file, row, reason in rows:
-            sink.add(file, [BadRow(row + 1, reason)])
+    for batch in engine.batches(in_order):
+        for row in batch.to_pylist():
+            sink.add(row["filename"], [BadRow(row["file_row_number"] + 1, row["reason"])])

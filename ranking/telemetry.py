@@ -1,0 +1,110 @@
+"""What a long-running program tells about itself: log lines, as text or as JSON, and spans for a collector."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener
+from typing import Any, Literal
+
+from ranking import tracing
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")  # of the request that this task answers
+LINES_WAITING = 10_000  # for a slow reader of standard error; what comes beyond is left out and counted
+
+
+@dataclass(kw_only=True)
+class TelemetrySettings:
+    """How a program tells what it does; their Config inherits them.
+
+    Args:
+        log_format: of the lines on standard error; json has the request's id and the trace's in each line of a request,
+            and the router then has a line for every page
+        tracing: send spans to an OpenTelemetry collector, which the variables OTEL_* name (docs/operations.md)
+    """
+
+    log_format: Literal["text", "json"] = "text"
+    tracing: bool = False
+
+    @contextmanager
+    def telemetry(self, service: str) -> Iterator[None]:
+        """Log and trace as set during the block. service: name of the process. InputError as of tracing.started."""
+        logs = json_logs() if self.log_format == "json" else nullcontext()
+        with logs, tracing.started(service) if self.tracing else nullcontext():
+            yield
+
+
+def writes_json() -> bool:
+    """Whether standard error is for JSON lines now: then no progress bar belongs there."""
+    return any(isinstance(handler, _Enqueue) for handler in logging.getLogger().handlers)
+
+
+@contextmanager
+def json_logs() -> Iterator[None]:
+    """Every log line of the process as one JSON object on standard error, written by a thread of its own.
+
+    A reader of standard error that stalls holds up no request: LINES_WAITING lines wait, further ones are left out, and
+    every later line says how many were.
+    """
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(LINES_WAITING)
+    handler = _Enqueue(waiting)
+    handler.setFormatter(JsonLines(handler))
+    plain = logging.StreamHandler(sys.stderr)
+    writer = QueueListener(waiting, plain)
+    root = logging.getLogger()
+    before = root.handlers[:]
+    root.handlers[:] = [handler]
+    writer.start()
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        writer.stop()
+
+
+class _Enqueue(QueueHandler):
+    """Hands lines to the writing thread, and counts those for which there is no room."""
+
+    left_out = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.left_out += 1
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON: time (UTC), level, logger, message; request_id, trace_id and span_id where known.
+
+    What a call gives as `extra={"fields": {...}}` stands beside them.
+    """
+
+    def __init__(self, source: _Enqueue):
+        super().__init__()
+        self._source = source
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; half a surrogate pair of a request is written as its escape."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if current := request_id.get():
+            line["request_id"] = current
+        line |= tracing.ids()
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if self._source.left_out:
+            line["lines_left_out"] = self._source.left_out
+        return json.dumps(line, default=str)
