@@ -24,7 +24,7 @@ class TritonPythonModel(Front):
         self.compiled = ov.Core().compile_model(str(Path(__file__).parent / "model.xml"), "CPU", properties)
         self.job = self.compiled.create_infer_request()
 
-    async def _scores(self, page, blend, timeout_us):
+    async def _scores(self, page, blend, caller):
         encoder, scores = self.encoder, np.empty(len(page), np.float32)
         pairs = page.encode(encoder.text)
         limits = (encoder.max_batch, encoder.batch_tokens, encoder.call_tokens)
