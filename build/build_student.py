@@ -38,7 +38,7 @@ from build.publication_settings import PublicationSettings, check_model_name
 from build.publish import publish_engine, refusal, tools
 from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, QualityReport, measure_quality, serving_arm
 from build.reference_scores import reference_of
-from build.runners import Runner, score_pairs
+from build.runners import Runner, score_documents
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
 from ranking.cascade import Cascade
@@ -47,7 +47,7 @@ from ranking.encoder_inputs import chosen, inputs_of, without_padding
 from ranking.errors import InputError
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
-from ranking.text import EncodedPair, EncodedPairs, StudentFormat
+from ranking.text import EncodedPairs, StudentFormat
 from ranking.visible import is_visible
 
 LOGGER = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Build:
     text: StudentFormat
     onnx: Path
     parity_error: float
-    judged: JudgedPairs  # the pairs that the gate scores
+    judged: JudgedPairs  # the documents that the gate scores
     reference: Reference
     quality: QualityReport
     probabilities: ProbabilityMaps
@@ -154,7 +154,7 @@ class Build:
 
     def gate(self, runner: Runner, precision: str) -> GateReport:
         """Score the judged pairs with an engine and measure them against the fp32 checkpoint's scores."""
-        scores = score_pairs(runner, self.judged.pairs, self.text.pad_id, precision)
+        scores = score_documents(runner, self.judged.documents, self.text.pad_id, precision)
         return gate_scores(self.reference, scores, precision, self.config.gate)
 
 
@@ -173,7 +173,13 @@ def main(config: Config) -> None:
 def prepare(config: Config, folder: Path) -> Build:
     """Export, check the export, and score the judged pairs with the checkpoint itself."""
     text = StudentFormat.of_checkpoint(config.checkpoint)
-    card = ScoreCard.load(config.checkpoint)
+    card = served_card(ScoreCard.load(config.checkpoint), config.serving.max_chunks)
+    text = type(text)(text.tokenizer, card.limits, card.chunking)
+    if config.cascade_first and card.chunking.most > 1:
+        raise InputError(
+            f"cascade_first: {config.checkpoint} reads up to {card.chunking.most} chunks of a document, a cascade one: "
+            "give --serving.max-chunks 1, or publish the student without cascade_first"
+        )
     vocabulary = fingerprint(config.checkpoint / "tokenizer.json")
     if card.vocabulary and card.vocabulary != vocabulary:
         raise InputError(
@@ -189,7 +195,7 @@ def prepare(config: Config, folder: Path) -> Build:
         raise InputError(f"{config.checkpoint}: the tokenizer has more tokens than the model has embeddings")
     positions = widen_positions(encoder)
     judged = read_judged(config.data, config.split, text, config.gate_queries)
-    scores = score_pairs(torch_runner(encoder), judged.pairs, text.pad_id, "fp32 checkpoint")
+    scores = score_documents(torch_runner(encoder), judged.documents, text.pad_id, "fp32 checkpoint")
     if not np.isfinite(scores).all():
         raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
     reference = Reference(scores, judged.grades, judged.groups, judged.queries)
@@ -231,6 +237,16 @@ def join_cascade(
     cost = measure_cost(cascade, reference, joined, config.gate.max_cascade_loss)
     about = {"first": first.name, "first_version": first.version, "first_fingerprint": fingerprint(first.encoder)}
     return first, {**about, "scores": asdict(cascade), "cost": cost.as_json()}, joined
+
+
+def served_card(card: ScoreCard, max_chunks: int) -> ScoreCard:
+    """The checkpoint's card, with no more chunks of a document than are to be served; 0 for as many as it has.
+
+    A map from score to probability that was fitted with more chunks is left out: the build fits one.
+    """
+    if not 0 < max_chunks < card.chunking.most:
+        return card
+    return replace(card, chunking=replace(card.chunking, most=max_chunks), calibration=None)
 
 
 def judge_quality(
@@ -304,7 +320,7 @@ def build_openvino(build: Build, folder: Path) -> int:
             ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, build.positions, calibration)
         runner = runners[precision] = openvino_engine.runner(ir, precision, config.serving.threads)
         files[precision] = [ir, ir.with_suffix(".bin")]
-        speed = openvino_engine.pairs_per_second(runner, build.judged.pairs[:SPEED_PAIRS], build.text.pad_id)
+        speed = openvino_engine.pairs_per_second(runner, build.judged.documents.pairs[:SPEED_PAIRS], build.text.pad_id)
         LOGGER.info("speed: %s %.0f pairs/s", precision, speed)
         tried[precision]["pairs_per_second"] = round(speed, 1)
     by_speed = sorted(wanted, key=lambda p: -tried[p]["pairs_per_second"])
@@ -318,7 +334,8 @@ def build_openvino(build: Build, folder: Path) -> int:
             raise InputError(refusal(config.name, [reports[p] for p in wanted]))
         best = by_speed[0]
     if config.serving.score_cache_mb:
-        check_kept_scores(build, runners[best], best, build.judged.pairs, build.text.pad_id, build.lengths)
+        pairs = build.judged.documents.together
+        check_kept_scores(build, runners[best], best, pairs, build.text.pad_id, build.lengths)
         if build.first:
             check_first_arm(build, build.first)
     parameters = openvino_engine.triton_parameters(best, config.serving.threads, config.serving.streams)
@@ -339,16 +356,16 @@ def check_first_arm(build: Build, first: FirstArm) -> None:
     """The same of a cascade's small engine."""
     precision, text = first.manifest["precision"], StudentFormat.of_checkpoint(first.front)
     table = build.judged.table.to_pydict()
-    pairs = text.encode(*(table[column][:INVARIANCE_PAIRS] for column in ("query", "title", "summary")))
+    pairs = text.encode_together(*(table[column][:INVARIANCE_PAIRS] for column in ("query", "title", "summary")))
     runner = openvino_engine.runner(first.encoder / "model.xml", precision, build.config.serving.threads)
     check_kept_scores(build, runner, precision, pairs, text.pad_id, first.manifest["lengths"])
 
 
 def check_kept_scores(
-    build: Build, runner: Runner, precision: str, pairs: list[EncodedPair], pad_id: int, lengths: list[int]
+    build: Build, runner: Runner, precision: str, pairs: EncodedPairs, pad_id: int, lengths: list[int]
 ) -> None:
     """InputError if a score that the front keeps could differ from the one that it would compute."""
-    sample = EncodedPairs.of(pairs[:INVARIANCE_PAIRS])
+    sample = pairs.take(np.arange(min(len(pairs), INVARIANCE_PAIRS)))
     moved = shapes_that_move_scores(runner, sample, pad_id, build.config.serving, lengths)
     if moved:
         rows, length = moved[0]
@@ -377,7 +394,7 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
         folder,
         config.checkpoint,
         graph,
-        build.judged.pairs,
+        build.judged.documents,
         build.reference,
         build.judged_scores,
         build.text.pad_id,
@@ -401,6 +418,7 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
             "name": config.checkpoint.resolve().name,
             "fingerprint": fingerprint(config.checkpoint),
             "card": asdict(build.card),
+            "chunks": ScoreCard.load(config.checkpoint).chunking.most,  # the version may serve fewer, as its card says
         },
         "onnx": {"fingerprint": fingerprint(build.onnx), "parity_error": build.parity_error},
         "gate_data": {

@@ -19,6 +19,7 @@ from build.gate import Reference
 from build.quality_gate import JUDGED_SCORES_NAME, Comparison, JudgedScores, ndcg5
 from build.releases import manifest, serving_versions
 from build.triton_config import CONFIG_NAME, encoder_name, read_config
+from ranking.card import ScoreCard
 from ranking.cascade import Cascade
 from ranking.errors import InputError
 
@@ -46,9 +47,10 @@ class FirstArm:
 
 
 def read_first_arm(repository: Path, name: str, query_ids: Sequence[str], doc_ids: Sequence[str]) -> FirstArm:
-    """The serving version of arm `name`. InputError if none serves, it is none of OpenVINO, or a cascade itself.
+    """The serving version of arm `name`.
 
     query_ids, doc_ids: of the judged pairs [n] that the cascade is measured on; it must have been gated on them too.
+    InputError if no version serves, or it is none of OpenVINO, a cascade itself, or reads documents in chunks.
     """
     serving = serving_versions(repository, name)
     if not serving:
@@ -62,6 +64,12 @@ def read_first_arm(repository: Path, name: str, query_ids: Sequence[str], doc_id
         )
     if about.get("cascade"):
         raise InputError(f"cascade_first {name}: version {version} is a cascade itself; name a single model")
+    chunks = ScoreCard.load(front).chunking.most
+    if chunks > 1:
+        raise InputError(
+            f"cascade_first {name}: version {version} reads up to {chunks} chunks of a document, a cascade reads one; "
+            "name a model that reads one"
+        )
     scores = JudgedScores.load(front / JUDGED_SCORES_NAME).of_pairs(query_ids, doc_ids)
     if np.isnan(scores).any():
         raise InputError(

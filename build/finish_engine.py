@@ -25,13 +25,13 @@ from build.probabilities import ProbabilityMaps
 from build.publication_settings import PublicationSettings
 from build.publish import publish_engine, refusal
 from build.quality_gate import JUDGED_SCORES_NAME
-from build.runners import score_pairs
+from build.runners import score_documents
 from build.triton_config import ServingLimits
-from ranking.card import CARD_NAME, fingerprint
+from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing_folder, write_json
 from ranking.program import run
-from ranking.text import EncodedPair
+from ranking.text import EncodedDocuments, EncodedPairs
 
 LOGGER = logging.getLogger(__name__)
 STAGE_NAME, PAIRS_NAME, GRAPH_NAME = "stage.json", "gate.npz", "cast.onnx"
@@ -56,7 +56,7 @@ def stage(
     folder: Path,
     checkpoint: Path,
     graph: Path,
-    pairs: list[EncodedPair],
+    documents: EncodedDocuments,
     reference: Reference,
     judged_scores: Path,
     pad_id: int,
@@ -64,24 +64,31 @@ def stage(
 ) -> Path:
     """Write everything that finish() needs into `folder`, replacing an older stage. Returns the folder.
 
-    pairs: [n], the judged pairs of `reference`; judged_scores: file that the version keeps; facts: what
+    documents: [n], the judged documents of `reference`; judged_scores: file that the version keeps; facts: what
     build_student.py knows of the build, plain JSON.
     """
     with replacing_folder(folder) as aside:
         shutil.copy2(graph, aside / GRAPH_NAME)
         shutil.copy2(judged_scores, aside / JUDGED_SCORES_NAME)
-        for file in ("tokenizer.json", CARD_NAME):
-            shutil.copy2(checkpoint / file, aside / file)
+        shutil.copy2(checkpoint / "tokenizer.json", aside / "tokenizer.json")
+        pairs = documents.together
         np.savez_compressed(
             aside / PAIRS_NAME,
-            ids=np.concatenate([pair.ids for pair in pairs]).astype(np.int32),
-            document_starts=np.asarray([pair.document_start for pair in pairs], np.int32),
-            lengths=np.asarray([len(pair.ids) for pair in pairs], np.int32),
+            ids=pairs.ids,
+            document_starts=pairs.document_starts,
+            lengths=pairs.lengths,
+            chunk_starts=documents.starts,
             reference=reference.scores,
             grades=reference.grades,
             groups=reference.groups,
         )
-        staged = {**facts, "graph": fingerprint(graph), "queries": reference.queries, "pad_id": pad_id}
+        staged = {
+            **facts,
+            "graph": fingerprint(graph),
+            "queries": reference.queries,
+            "pad_id": pad_id,
+            "chunk_pooling": documents.pooling,
+        }
         write_json(aside / STAGE_NAME, staged)
     return folder
 
@@ -129,14 +136,14 @@ def _server_versions(listed: Path) -> set[str]:
 
 def finish(config: Config) -> int:
     """Build, gate and publish. Returns the version. InputError if the engine fails the gate."""
-    facts, pairs, reference = read_stage(config.staged)
+    facts, documents, reference = read_stage(config.staged)
     limits = ServingLimits(**facts["serving"])
     plan = tensorrt_engine.plan_for(limits, facts["lengths"], config.workspace_gib, facts["inputs"])
     with tempfile.TemporaryDirectory(prefix="finish-engine-") as folder:
         LOGGER.info("building the engine: %s", plan)
         engine = tensorrt_engine.build_engine(config.staged / GRAPH_NAME, folder, plan, config.timing_cache)
         runner = tensorrt_engine.engine_runner(engine, plan)
-        scores = score_pairs(runner, pairs, facts["pad_id"], "TensorRT")
+        scores = score_documents(runner, documents, facts["pad_id"], "TensorRT")
         report = gate_scores(reference, scores, facts["precision"], GateLimits(**facts["gate_limits"]))
         if not report.passed and not facts["accept_drop"]:
             raise InputError(refusal(facts["name"], [report]))
@@ -152,8 +159,11 @@ def finish(config: Config) -> int:
         )
 
 
-def read_stage(folder: Path) -> tuple[dict[str, Any], list[EncodedPair], Reference]:
-    """Facts, encoded pairs [n] and their fp32 scores, as stage() wrote them. InputError if the folder is incomplete."""
+def read_stage(folder: Path) -> tuple[dict[str, Any], EncodedDocuments, Reference]:
+    """Facts, encoded documents [n] and their fp32 scores, as stage() wrote them.
+
+    InputError if the folder is incomplete.
+    """
     try:
         facts = json.loads((folder / STAGE_NAME).read_text(encoding="utf-8"))
         with np.load(folder / PAIRS_NAME) as stored:
@@ -162,15 +172,12 @@ def read_stage(folder: Path) -> tuple[dict[str, Any], list[EncodedPair], Referen
         raise InputError(f"{folder}: not a staged build: {problem}") from problem
     if fingerprint(folder / GRAPH_NAME) != facts["graph"]:
         raise InputError(f"{folder / GRAPH_NAME}: not the graph that passed the gate; stage the build again")
-    ends = np.cumsum(arrays["lengths"])
-    pairs = [
-        EncodedPair(arrays["ids"][end - n : end].tolist(), int(start))
-        for n, end, start in zip(arrays["lengths"], ends, arrays["document_starts"])
-    ]
+    pairs = EncodedPairs(arrays["ids"], arrays["lengths"], arrays["document_starts"])
+    documents = EncodedDocuments(pairs, arrays["chunk_starts"], facts["chunk_pooling"])
     maps = ProbabilityMaps(**facts["probabilities"])
     calibration = maps.alone if maps.served else None
     reference = Reference(arrays["reference"], arrays["grades"], arrays["groups"], facts["queries"], calibration)
-    return facts, pairs, reference
+    return facts, documents, reference
 
 
 def container_command(staged: Path, repository: Path) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ranking.errors import DataError, InputError
 from ranking.schema import iter_table, read_judgments
-from ranking.text import EncodedPair, StudentFormat
+from ranking.text import EncodedDocuments, EncodedPair, StudentFormat
 
 LOGGER = logging.getLogger(__name__)
 
@@ -21,12 +21,12 @@ LOGGER = logging.getLogger(__name__)
 class JudgedPairs:
     """Rows of judged queries, encoded as the student reads them.
 
-    table: these rows of the judgments table; pairs: [n]; grades: int [n]; groups: int [n], index into queries; queries:
-    their texts.
+    table: these rows of the judgments table; documents: [n]; grades: int [n]; groups: int [n], index into queries;
+    queries: their texts.
     """
 
     table: pa.Table
-    pairs: list[EncodedPair]
+    documents: EncodedDocuments
     grades: NDArray[np.int64]
     groups: NDArray[np.int64]
     queries: list[str]
@@ -51,15 +51,18 @@ def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: 
     names = [""] * len(order)
     for group, query in zip(groups, rows["query"]):
         names[group] = query
-    pairs = text.encode(rows["query"], rows["title"], rows["summary"])
-    return JudgedPairs(table, pairs, np.asarray(rows["grade"], np.int64), groups, names)
+    documents = text.encode_documents(rows["query"], rows["title"], rows["summary"])
+    return JudgedPairs(table, documents, np.asarray(rows["grade"], np.int64), groups, names)
 
 
 def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[EncodedPair]:
-    """Up to `count` real pairs: candidates, else train judgments. InputError if the dataset has neither."""
+    """Up to `count` real pairs, of which each chunk is one: candidates, else train judgments.
+
+    InputError if the dataset has neither.
+    """
     source, fields = read_candidate_fields(data, count)
     LOGGER.info("calibrating on %d pairs of %s", len(fields[0]), source)
-    return text.encode(*fields)
+    return text.encode_documents(*fields).pairs[:count]
 
 
 def read_candidate_fields(data: str | Path, count: int) -> tuple[str, tuple[list[str], list[str], list[str]]]:

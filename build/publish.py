@@ -14,6 +14,7 @@ gathered in one beside the others, on the same file system.
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import shutil
@@ -60,8 +61,8 @@ FRONT_SOURCES = tuple(
 FRONT_MODULES = tuple(
     f"ranking/{name}.py"
     for name in (
-        "__init__", "errors", "files", "limits", "visible", "card", "text", "encoder_inputs", "prior", "cascade",
-        "calibration", "tracing",
+        "__init__", "errors", "files", "limits", "visible", "chunks", "card", "text", "encoder_inputs", "prior",
+        "cascade", "calibration", "tracing",
     )
 )  # fmt: skip
 PROBABILITIES_NAME = "probabilities.json"
@@ -71,7 +72,8 @@ FIRST_FOLDER = "first"  # of a cascade's version: tokenizer and card of its smal
 def publish(
     repository: str | Path,
     name: str,
-    checkpoint: str | Path,
+    tokenizer: Path,
+    card: ScoreCard,
     engine_files: Sequence[Path],
     front: pb.ModelConfig,
     encoder: pb.ModelConfig,
@@ -82,8 +84,8 @@ def publish(
 ) -> int:
     """Write the next version of both models and return its number. The front comes last: it makes the version exist.
 
-    beside: further JSON files of the front's version folder, by name; first: the small arm of a cascade, whose engine
-    becomes a third model.
+    tokenizer: the checkpoint's; card: what the version serves; beside: further JSON files of the front's version
+    folder, by name; first: the small arm of a cascade, whose engine becomes a third model.
     """
     first_home = Path(repository) / first_encoder_name(name)
     homes = [first_home, Path(repository) / encoder_name(name), Path(repository) / name]
@@ -105,8 +107,8 @@ def publish(
         (folder / "ranking").mkdir()
         for source in FRONT_MODULES:
             shutil.copy2(ROOT / source, folder / source)
-        shutil.copy2(Path(checkpoint) / "tokenizer.json", folder / "tokenizer.json")
-        ScoreCard.load(checkpoint).save(folder)  # written anew: an earlier release's card could hold a path
+        shutil.copy2(tokenizer, folder / "tokenizer.json")
+        card.save(folder)
         shutil.copy2(judged_scores, folder / JUDGED_SCORES_NAME)
         for file, content in beside.items():
             write_json(folder / file, content)
@@ -144,18 +146,18 @@ def publish_engine(
 ) -> int:
     """Publish a gated engine with its configs and manifest, and promote it unless told not to. Returns the version.
 
-    facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json and ranker.json; parameters:
-    those of the encoder's Triton backend; judged_scores: what build/quality_gate.py saved, for later comparisons;
-    first: the small arm, where facts["cascade"] makes the arm a cascade.
+    facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json; parameters: those of the
+    encoder's Triton backend; judged_scores: what build/quality_gate.py saved, for later comparisons; first: the small
+    arm, where facts["cascade"] makes the arm a cascade.
     """
     name, target, lengths = facts["name"], facts["target"], facts["lengths"]
     limits = ServingLimits(**facts["serving"])
-    tags = {
-        "arm": name,
-        "role": facts["checkpoint"]["card"]["role"],
-        "precision": facts["precision"],
-        "checkpoint": facts["checkpoint"]["fingerprint"],
-    }
+    card = ScoreCard.from_json(json.dumps(facts["checkpoint"]["card"]), f"the card of {name}")
+    identity = facts["checkpoint"]["fingerprint"]
+    # with fewer chunks it is another ranker to whoever keeps its scores
+    if card.chunking.most < facts["checkpoint"]["chunks"]:
+        identity += f"-{card.chunking.most}-chunks"
+    tags = {"arm": name, "role": card.role, "precision": facts["precision"], "checkpoint": identity}
     maps = ProbabilityMaps(**facts["probabilities"])
     cascade = Cascade(**facts["cascade"]["scores"]) if facts.get("cascade") else None
     first_lengths = first.manifest["lengths"] if first else ()
@@ -167,13 +169,26 @@ def publish_engine(
         "built_with": tools(),
     }
     prior = PriorBlend(**facts["quality"]["prior"])
-    front = front_config(name, target, limits, lengths, tags, prior, maps.served is not None, cascade, first_lengths)
-    encoder = encoder_config(name, target, limits, lengths, tags, parameters, facts["inputs"])
+    chunks = card.chunking.most
+    front = front_config(
+        name, target, limits, lengths, tags, prior, maps.served is not None, cascade, first_lengths, chunks
+    )
+    encoder = encoder_config(name, target, limits, lengths, tags, parameters, facts["inputs"], chunks)
     beside = {REFERENCE_NAME: facts["live_reference"]}
     if maps.served:
         beside[PROBABILITIES_NAME] = maps.served
     version = publish(
-        repository, name, checkpoint, engine_files, front, encoder, manifest, judged_scores, beside, first
+        repository,
+        name,
+        Path(checkpoint) / "tokenizer.json",
+        card,
+        engine_files,
+        front,
+        encoder,
+        manifest,
+        judged_scores,
+        beside,
+        first,
     )
     LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])
     if report.objections:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from build.judged_pairs import read_candidate_fields
-from build.runners import Runner, score_pairs
+from build.runners import Runner, score_documents
 from ranking.text import StudentFormat
 from ranking.text_figures import text_figures
 
@@ -22,7 +22,7 @@ def reference_of(data: Path, text: StudentFormat, runner: Runner, pairs: int) ->
     Plain JSON: {"source", "scores": [n], "text": TextFigures}. InputError if the dataset has no pairs.
     """
     source, fields = read_candidate_fields(data, pairs)
-    scores = score_pairs(runner, text.encode(*fields), text.pad_id, "reference scores")
+    scores = score_documents(runner, text.encode_documents(*fields), text.pad_id, "reference scores")
     return {
         "source": source,
         "scores": np.sort(scores).astype(float).round(6).tolist(),

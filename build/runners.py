@@ -1,6 +1,6 @@
 """Run judged pairs through an engine (ONNX Runtime, OpenVINO, TensorRT, PyTorch): a function of one padded batch.
 
-The gate scores the same pairs with every engine by score_pairs().
+The gate scores the same documents with every engine by score_documents().
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ranking.encoder_inputs import Feed, chosen, pad
-from ranking.text import EncodedPair
+from ranking.text import EncodedDocuments, EncodedPair
 
 LENGTH_MULTIPLE = 8  # TensorRT's bucket lengths are multiples of it, so a padded batch fits the last one
 
@@ -49,6 +49,11 @@ def score_pairs(
     for rows in tqdm(batches(pairs, batch_tokens), desc=label, disable=None if label else True, leave=False):
         scores[rows] = runner(pad_to_longest([pairs[row] for row in rows], pad_id))
     return scores
+
+
+def score_documents(runner: Runner, documents: EncodedDocuments, pad_id: int, label: str = "") -> NDArray[np.float32]:
+    """The engine's score of every document, float32 [n], made of its chunks' scores as it is served."""
+    return documents.pool(score_pairs(runner, documents.pairs, pad_id, label))
 
 
 def openvino_runner(model_path: str | Path, settings: dict[str, str | int]) -> Runner:

@@ -58,6 +58,8 @@ class ServingLimits:
 
     Args:
         max_documents: documents in one request; more is refused with a clear error
+        max_chunks: chunks of a long document that are read at most, where the checkpoint reads more; 0 for its own
+            number. The gate judges what is served
         max_batch: pairs in one encoder call; on TensorRT also the largest batch that requests are merged to
         batch_tokens: tokens in one encoder call, padding included; lower it for shorter waits between requests
         call_tokens: what one more encoder call costs, in tokens: a length bucket is split only where that saves more
@@ -83,6 +85,7 @@ class ServingLimits:
     """
 
     max_documents: int = MAX_DOCUMENTS
+    max_chunks: int = 0
     max_batch: int = 0
     batch_tokens: int = 0
     call_tokens: int = 0
@@ -110,6 +113,8 @@ class ServingLimits:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
+        if self.max_chunks < 0:
+            raise ValueError(f"max_chunks is {self.max_chunks}: a number of chunks, or 0 for the checkpoint's own")
         if self.cached_fields < 0:
             raise ValueError(f"cached_fields is {self.cached_fields}: a number of fields, or 0 for none")
         if not 0 <= self.score_cache_mb < math.inf or not self.score_cache_seconds > 0:
@@ -180,18 +185,22 @@ def front_config(
     probabilities: bool = False,
     cascade: Cascade | None = None,
     first_lengths: Sequence[int] = (),
+    chunks: int = 1,
 ) -> pb.ModelConfig:
     """The model that callers see: text or token ids of n documents, optional prior FP32 [n] -> score FP32 [n].
 
     prior: how much of the first stage's score the arm blends in where a caller sends it; probabilities: whether it also
-    gives probability FP32 [n]; cascade, first_lengths: for an arm that is one, with its small encoder's bucket lengths.
+    gives probability FP32 [n]; cascade, first_lengths: for an arm that is one, with its small encoder's bucket lengths;
+    chunks: of a document that are read at most. Above 1 the model also takes an optional max_chunks INT32 [1], and
+    gives chunks INT32 [n].
     """
     on_gpu = target == "tensorrt"
     limits = limits.for_target(target)
     parameters = {
         "encoder": encoder_name(name),
         "max_documents": str(limits.max_documents),
-        "max_field_bytes": str(MAX_FIELD_BYTES),  # for callers: the front itself knows it
+        "max_chunks": str(chunks),  # for callers, as the next: the front reads them from card and code
+        "max_field_bytes": str(MAX_FIELD_BYTES),
         "max_batch": str(limits.max_batch),
         "batch_tokens": str(limits.batch_tokens),
         "call_tokens": str(limits.call_tokens),
@@ -208,7 +217,7 @@ def front_config(
     if cascade is not None:
         parameters |= {f"cascade_{name}": repr(value) for name, value in asdict(cascade).items()}
         parameters |= {"first_encoder": first_encoder_name(name), "first_lengths": ",".join(map(str, first_lengths))}
-    return pb.ModelConfig(
+    config = pb.ModelConfig(
         name=name,
         backend="python",
         # a request is a query with its documents: it has no batch dimension to merge along (docs/serving.md)
@@ -226,6 +235,10 @@ def front_config(
         metric_tags=dict(tags),
         parameters=as_parameters(parameters),
     )
+    if chunks > 1:
+        config.input.add(name="max_chunks", data_type=pb.TYPE_INT32, dims=[1], optional=True)
+        config.output.add(name="chunks", data_type=pb.TYPE_INT32, dims=[-1])
+    return config
 
 
 def encoder_config(
@@ -236,8 +249,11 @@ def encoder_config(
     tags: Mapping[str, str],
     parameters: Mapping[str, str],
     inputs: Sequence[str] = INPUTS,
+    chunks: int = 1,
 ) -> pb.ModelConfig:
-    """The network: INT32 inputs -> logits, or four packed ones. parameters: of the backend; inputs: of a padded graph.
+    """The network: INT32 inputs -> logits, or four packed ones.
+
+    parameters: of the backend; inputs: of a padded graph; chunks: of a document that the front reads at most.
 
     For OpenVINO max_batch_size is 0 and the first dimension free: with a batch size the official backend refuses every
     smaller batch or pads it to the full size, and one request's buckets fill a CPU already. TensorRT merges requests
@@ -259,7 +275,7 @@ def encoder_config(
         config.default_model_filename = "model.plan"
         profiles = [str(i) for i in range(len(lengths))]
         config.instance_group.add(count=limits.encoder_instances, kind=GPU, profile=profiles)
-        waiting = limits.front_instances * most_calls(limits, lengths)
+        waiting = limits.front_instances * most_calls(limits, lengths, chunks)
         config.dynamic_batching.CopyFrom(bounded_queue(waiting, limits.encoder_timeout_ms))
         config.dynamic_batching.max_queue_delay_microseconds = limits.queue_delay_us
         if limits.memory_on_profile_change:
@@ -313,10 +329,10 @@ def _warmup(name: str, tensors: Sequence[str], dims: Sequence[int], batch_size: 
     return pb.ModelWarmup(name=name, batch_size=batch_size, inputs=inputs, count=1)
 
 
-def most_calls(limits: ServingLimits, lengths: Sequence[int]) -> int:
-    """At most so many encoder calls come of one request of max_documents pairs; limits as of for_target()."""
+def most_calls(limits: ServingLimits, lengths: Sequence[int], chunks: int = 1) -> int:
+    """At most so many encoder calls come of one request of max_documents documents; limits as of for_target()."""
     smallest = max(1, min(limits.max_batch, limits.batch_tokens // lengths[-1]))  # rows of a full call of long pairs
-    return len(lengths) + math.ceil(limits.max_documents / smallest)
+    return len(lengths) + math.ceil(limits.max_documents * chunks / smallest)
 
 
 def bounded_queue(size: int, timeout_ms: int) -> pb.ModelDynamicBatching:

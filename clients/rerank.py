@@ -29,6 +29,7 @@ class Config(TritonAccess):
         url: Triton servers, tried in this order; scheme grpc, grpcs, http or https (none means grpc)
         model: Triton model name: student, baseline or a further arm
         version: version of the model; empty for the one it serves
+        max_chunks: chunks of a long document that are read at most, for models that read several; none: the model's own
         top: lines to print; 0 for all
         deadline_ms: time for the whole request, retries included
     """
@@ -38,6 +39,7 @@ class Config(TritonAccess):
     url: list[str] = field(default_factory=lambda: ["grpc://localhost:8001"])
     model: str = "student"
     version: str = ""
+    max_chunks: int | None = None
     top: int = 10
     deadline_ms: float = 10_000.0
 
@@ -48,7 +50,7 @@ def main(config: Config) -> None:
     with Reranker(config.url, config.model, config.deadline_ms, config.credentials()) as ranker:
         titles, summaries = ([d[name] for d in documents] for name in ("title", "summary"))
         priors = [d["prior"] for d in documents]
-        ranked = ranker.rank(config.query, titles, summaries, config.version, priors)
+        ranked = ranker.rank(config.query, titles, summaries, config.version, priors, config.max_chunks)
     chances = ranked.probabilities
     print(f"{'rank':>4}  {'score':>9}  {'' if chances is None else 'probability  '}{'doc_id':12}  title")
     for place, index in enumerate(ranked.order[: config.top or None], start=1):

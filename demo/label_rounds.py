@@ -47,7 +47,7 @@ class Config:
         pool: candidates file, folder or glob to draw from, if not the dataset's candidates
         strategy: how rounds after the first are drawn, as in sample_candidates
         first_strategy: how the first round is drawn, when there is no student yet
-        documents: documents of a query
+        documents: documents of a query; of the strategy bands, half of them among BM25's best `documents`
         students: students trained a round, by different seeds; with two, disagreement is theirs
         ranker: further rankers of the strategies disagreement and uncertainty; with one student disagreement wants one
         sample_flags: further flags of sample_candidates in one text, such as "--events logs --oversample 8"
@@ -61,8 +61,8 @@ class Config:
     label: str
     budget: list[int]
     pool: str = ""
-    strategy: Literal["random", "disagreement", "uncertainty", "diversity"] = "disagreement"
-    first_strategy: Literal["random", "diversity"] = "random"
+    strategy: Literal["bands", "random", "disagreement", "uncertainty", "diversity"] = "disagreement"
+    first_strategy: Literal["bands", "random", "diversity"] = "bands"
     documents: int = 8
     students: int = 1
     ranker: list[str] = field(default_factory=lambda: ["bm25"])
@@ -137,10 +137,13 @@ def sample_round(
     strategy = config.strategy if students else config.first_strategy
     rankers = [f"checkpoint:{student}" for student in students] + config.ranker if strategy in FROM_STUDENTS else []
     held_out = [path for split in ("dev", "test") if (path := config.data / "judgments" / f"{split}.parquet").is_file()]
-    asked = folder / "asked.parquet"
+    asked, half = folder / "asked.parquet", config.documents // 2
+    size = ["--documents", str(config.documents)]
+    if strategy == "bands":
+        size = ["--bands", f"{config.documents}:{half},rest:{config.documents - half}"]
     command = [
         "-m", "training.sample_candidates", "--pool", config.pool or str(config.data / "candidates.parquet"),
-        "--out", str(asked), "--strategy", strategy, "--queries", str(queries), "--documents", str(config.documents),
+        "--out", str(asked), "--strategy", strategy, "--queries", str(queries), *size,
         "--seed", str(config.seed + number - 1),
         *(word for ranker in rankers for word in ("--ranker", ranker)),
         *(word for path in held_out for word in ("--exclude", str(path))),

@@ -25,6 +25,7 @@ class Tally:
     sent: int = 0
     answered: int = 0
     documents: int = 0
+    chunks: int = 0
     buckets: Counter[int] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -32,6 +33,7 @@ class Tally:
         self.sent += other.sent
         self.answered += other.answered
         self.documents += other.documents
+        self.chunks += other.chunks
         self.buckets.update(other.buckets)
         self.errors.update(other.errors)
 
@@ -79,10 +81,11 @@ class Recorder:
         self.send_lag[bucket_of(lag_ms)] += 1
         self._unsent_lag[bucket_of(lag_ms)] += 1
 
-    def answered(self, second: int, arm: str, latency_ms: float, documents: int) -> None:
+    def answered(self, second: int, arm: str, latency_ms: float, documents: int, chunks: int) -> None:
         for tally in self._both(second, arm):
             tally.answered += 1
             tally.documents += documents
+            tally.chunks += chunks
             tally.buckets[bucket_of(latency_ms)] += 1
 
     def failed(self, second: int, arm: str, reason: str) -> None:
@@ -118,15 +121,15 @@ class Recorder:
         unsent, self._unsent = self._unsent, {}
         lag, self._unsent_lag = self._unsent_lag, Counter()
         tallies = [
-            [second, arm, t.sent, t.answered, t.documents, dict(t.buckets), dict(t.errors)]
+            [second, arm, t.sent, t.answered, t.documents, t.chunks, dict(t.buckets), dict(t.errors)]
             for (second, arm), t in unsent.items()
         ]
         return {"tallies": tallies, "send_lag": dict(lag)}
 
     def merge(self, message: dict) -> None:
         """Add a worker's take_unsent()."""
-        for second, arm, sent, answered, documents, buckets, errors in message["tallies"]:
-            tally = Tally(sent, answered, documents, Counter(buckets), Counter(errors))
+        for second, arm, sent, answered, documents, chunks, buckets, errors in message["tallies"]:
+            tally = Tally(sent, answered, documents, chunks, Counter(buckets), Counter(errors))
             self.tallies.setdefault((second, arm), Tally()).add(tally)
         self.send_lag.update(message["send_lag"])
 

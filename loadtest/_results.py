@@ -32,6 +32,8 @@ def summary(tally: Tally, seconds: float) -> dict[str, Any]:
         "sent_per_second": round(tally.sent / seconds, 3),
         "answered_per_second": round(tally.answered / seconds, 3),
         "pairs_per_second": round(tally.documents / seconds, 1),
+        "chunks_per_page": round(tally.chunks / tally.answered, 1) if tally.answered else None,
+        "chunks_per_second": round(tally.chunks / seconds, 1),
         **{name: finite(tally.quantile(level)) for name, level in QUANTILES.items()},
         "errors": dict(tally.errors.most_common()),
     }
@@ -115,6 +117,13 @@ def write(found: dict[str, Any], path: Path) -> None:
     write_json(path, found)
 
 
+def _of_chunks(row: dict[str, Any]) -> str:
+    """What the load test says of chunks, where documents were read in several."""
+    if row["chunks_per_second"] == row["pairs_per_second"]:
+        return ""
+    return f" in {row['chunks_per_second']:.0f} chunks/s, {row['chunks_per_page']:.0f} a page"
+
+
 def lines(found: dict[str, Any]) -> list[str]:
     """The run in plain words, for the terminal."""
 
@@ -124,7 +133,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     out = []
     for arm, row in found["arms"].items():
         out.append(
-            f"{arm}: {row['answered_per_second']:.1f} answers/s ({row['pairs_per_second']:.0f} pairs/s), "
+            f"{arm}: {row['answered_per_second']:.1f} answers/s ({row['pairs_per_second']:.0f} pairs/s"
+            f"{_of_chunks(row)}), "
             f"p50 {ms(row['p50_ms'])}, p95 {ms(row['p95_ms'])}, p99 {ms(row['p99_ms'])}, "
             f"{row['failed']} failed, {row['unanswered']} unanswered of {row['sent']}"
         )

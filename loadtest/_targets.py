@@ -1,13 +1,13 @@
 """Where requests go: Triton over gRPC or HTTP, or the A/B router.
 
-Each `send` returns (model, scores in request order).
+Each `send` returns the model that answered, its scores in request order, and how many chunks it read.
 """
 
 from __future__ import annotations
 
 import json
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import geventhttpclient
@@ -17,7 +17,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from loadtest._request_pool import RankRequest
-from ranking.request_tensors import SCORE, read_scores, request_tensors
+from ranking.request_tensors import CHUNKS, SCORE, read_scores, request_tensors
 
 # what the parsers raise for an answer that is none; a simulated caller that dies of it would send no more
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
@@ -31,11 +31,22 @@ class RequestFailed(Exception):
     """
 
 
+class Answer(NamedTuple):
+    """model: what answered; scores: float32 [n] in request order; chunks: (query, title, chunk) pairs that it read.
+
+    A model that reads a document in one piece reads as many chunks as documents; the router does not say.
+    """
+
+    model: str
+    scores: np.ndarray
+    chunks: int
+
+
 class Target(Protocol):
     """A server that ranks. deadline_ms: after it a request has failed."""
 
-    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
-        """The model that answered and its scores in request order. RequestFailed if there is no usable answer."""
+    def send(self, arm: str, request: RankRequest) -> Answer:
+        """What the model answered. RequestFailed if there is no usable answer."""
 
 
 def _tensors(module, request: RankRequest, cache: dict[int, list]) -> list:
@@ -58,7 +69,7 @@ class GrpcTarget:
         self._deadline_ms = deadline_ms
         self._inputs: dict[int, list] = {}
 
-    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+    def send(self, arm: str, request: RankRequest) -> Answer:
         """Send one request; see Target.send."""
         try:
             answer = self._client.infer(
@@ -66,7 +77,7 @@ class GrpcTarget:
             )
         except InferenceServerException as problem:
             raise RequestFailed(_reason(problem)) from problem
-        return arm, _scores(answer, request)
+        return _read(arm, answer, request)
 
 
 class HttpTarget:
@@ -78,7 +89,7 @@ class HttpTarget:
         )
         self._inputs: dict[int, list] = {}
 
-    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+    def send(self, arm: str, request: RankRequest) -> Answer:
         """Send one request; see Target.send."""
         try:
             answer = self._client.infer(arm, _tensors(tritonclient.http, request, self._inputs))
@@ -86,7 +97,7 @@ class HttpTarget:
             raise RequestFailed(_reason(problem)) from problem
         except (OSError, geventhttpclient.response.HTTPParseError, *MALFORMED) as problem:
             raise RequestFailed(type(problem).__name__) from problem
-        return arm, _scores(answer, request)
+        return _read(arm, answer, request)
 
 
 class RouterTarget:
@@ -107,7 +118,7 @@ class RouterTarget:
         self._users, self._sent = users, 0
         self._documents: dict[int, list[dict[str, str]]] = {}
 
-    def send(self, arm: str, request: RankRequest) -> tuple[str, np.ndarray]:
+    def send(self, arm: str, request: RankRequest) -> Answer:
         """Send one request; see Target.send."""
         if request.number not in self._documents:
             rows = zip(request.doc_ids, request.titles, request.summaries)
@@ -131,7 +142,7 @@ class RouterTarget:
             raise RequestFailed(f"no answer of a router: {type(problem).__name__}") from problem
 
     @staticmethod
-    def _read(ranked: dict[str, Any], request: RankRequest) -> tuple[str, np.ndarray]:
+    def _read(ranked: dict[str, Any], request: RankRequest) -> Answer:
         if ranked["fallback"]:
             raise RequestFailed(f"fallback: {ranked['fallback']}")
         order, scores = ranked["ranking"], ranked["scores"]
@@ -140,12 +151,15 @@ class RouterTarget:
         if ranked["served_by"] != "interleaved" and any(a < b for a, b in pairwise(scores)):
             raise RequestFailed("the ranking is not in the order of its scores")
         by_document = dict(zip(order, scores))
-        return ranked["served_by"], np.array([by_document[doc] for doc in request.doc_ids], dtype=np.float32)
+        scores = np.array([by_document[doc] for doc in request.doc_ids], dtype=np.float32)
+        return Answer(ranked["served_by"], scores, len(scores))
 
 
-def _scores(answer, request: RankRequest) -> np.ndarray:
+def _read(arm: str, answer, request: RankRequest) -> Answer:
     try:
-        return read_scores(answer.as_numpy(SCORE), len(request.doc_ids))
+        scores = read_scores(answer.as_numpy(SCORE), len(request.doc_ids))
+        chunks = answer.as_numpy(CHUNKS)
+        return Answer(arm, scores, len(scores) if chunks is None else int(chunks.sum()))
     except MALFORMED as problem:
         raise RequestFailed(f"wrong answer: {problem}") from problem
 

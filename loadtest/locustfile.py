@@ -140,8 +140,8 @@ class RankingUser(User):
         problem: Exception | None = None
         documents = len(request.doc_ids)
         try:
-            served_by, scores = self.target.send(arm, request)
-            self.check(served_by, request, scores)
+            answer = self.target.send(arm, request)
+            self.check(answer.model, request, answer.scores)
         except RequestFailed as failure:
             problem = failure
         except gevent.GreenletExit:  # a closed-loop user is stopped in mid-request
@@ -149,7 +149,7 @@ class RankingUser(User):
             raise
         milliseconds = (time.time() - intended) * 1000
         if problem is None:
-            run.recorder.answered(second, arm, milliseconds, documents)
+            run.recorder.answered(second, arm, milliseconds, documents, answer.chunks)
         else:
             run.recorder.failed(second, arm, str(problem))
         self.environment.events.request.fire(

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from ranking.chunks import Chunking
 from ranking.errors import InputError
 from ranking.files import write_text
 from ranking.limits import FieldLimits
 
 CARD_NAME = "ranker.json"
-CARD_VERSION = 2  # 1 had the three limits as fields of the card itself
+CARD_VERSION = 3  # 1 had the three limits as fields of the card itself, 2 knew no chunks
 
 
 @dataclass
@@ -29,6 +30,7 @@ class ScoreCard:
         head: "linear" (hidden state -> one logit), "folded" (that head as one row of an LM head: for serving only),
             "none" for a pretrained decoder
         pooling: which position's state is scored: "last_token" (the end-of-sequence token), "mean", or "cls"
+        chunking: how a student reads a summary beyond its limit, and makes one score of the chunks'
         score_mean: mean raw score on the dev split
         score_spread: standard deviation of raw scores on the dev split
         instruction: task that a foreign teacher's prompt states; empty for the prompt's own, or where it has none
@@ -47,6 +49,7 @@ class ScoreCard:
     limits: FieldLimits
     head: Literal["linear", "folded", "none"]
     pooling: Literal["last_token", "mean", "cls"]
+    chunking: Chunking = field(default_factory=Chunking)
     score_mean: float = 0.0
     score_spread: float = 1.0
     instruction: str = ""
@@ -70,6 +73,7 @@ class ScoreCard:
                 )
         if not isinstance(self.format_version, int) or self.format_version < 1:
             raise ValueError(f"format_version is {self.format_version!r}, a whole number from 1 on is needed")
+        self.chunking.stride(self.limits.max_summary_tokens)
         if not math.isfinite(self.score_mean) or not 0 <= self.score_spread < math.inf:
             raise ValueError(
                 f"score_mean is {self.score_mean}, score_spread is {self.score_spread}: finite scores are needed"
@@ -95,7 +99,7 @@ class ScoreCard:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path) -> ScoreCard:
-        """The card that to_json or a release of card version 1 wrote. InputError names `where` and what is wrong."""
+        """The card that to_json or an earlier release wrote. InputError names `where` and what is wrong."""
         try:
             content = json.loads(text)
         except ValueError as problem:
@@ -104,6 +108,8 @@ class ScoreCard:
             raise InputError(f"{where}: not a score card: a JSON object is expected")
         if content.get("version") == 1:
             content = _from_version_1(content)
+        if content.get("version") == 2:
+            content = {**content, "chunking": {}, "version": 3}
         if content.get("version") != CARD_VERSION:
             raise InputError(
                 f"{where}: card version {content.get('version')!r}, this release reads 1 to {CARD_VERSION}"
@@ -116,8 +122,11 @@ class ScoreCard:
             raise InputError(
                 f"{where}: limits is {limits!r}: a JSON object with the token limit of each field is expected"
             )
+        chunking = content.get("chunking")
+        if not isinstance(chunking, dict):
+            raise InputError(f"{where}: chunking is {chunking!r}: a JSON object (most, overlap, pooling) is expected")
         try:
-            return cls(**{**content, "limits": FieldLimits(**limits)})
+            return cls(**{**content, "limits": FieldLimits(**limits), "chunking": Chunking(**chunking)})
         except (TypeError, ValueError) as problem:
             raise InputError(f"{where}: {problem}") from problem
 
@@ -136,7 +145,7 @@ def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
     names = [limit.name for limit in fields(FieldLimits)]
     limits = {name: content[name] for name in names if name in content}
     rest = {name: value for name, value in content.items() if name not in names}
-    return {**rest, "limits": limits, "version": CARD_VERSION}
+    return {**rest, "limits": limits, "version": 2}
 
 
 def model_name(model: str | Path) -> str:

@@ -4,6 +4,8 @@
     or token_ids INT32 [tokens], token_counts INT32 [1 + 2n], vocabulary BYTES [1] in place of the text
     ->  score FP32 [n], optional probability FP32 [n]
 
+A model that reads long documents in chunks also takes an optional max_chunks INT32 [1], and gives chunks INT32 [n].
+
 Whoever sends a request (rerank client, A/B router, load test) makes its own protocol's objects from these arrays.
 """
 
@@ -17,17 +19,25 @@ from numpy.typing import ArrayLike, NDArray
 
 SCORE = "score"  # name of the output tensor
 PROBABILITY = "probability"  # name of the output of a model that has a calibration
+CHUNKS = "chunks"  # name of the output that tells how many chunks were read of each document
+MAX_CHUNKS = "max_chunks"  # name of the input that asks for fewer
 MAX_PRIOR = 1e30  # well within float32
 
 
 def request_tensors(
-    query: str, titles: Sequence[str], summaries: Sequence[str], priors: Sequence[float | None] = ()
+    query: str,
+    titles: Sequence[str],
+    summaries: Sequence[str],
+    priors: Sequence[float | None] = (),
+    max_chunks: int | None = None,
 ) -> dict[str, NDArray[Any]]:
     """The inputs by name: query [1], title [n], summary [n] as object arrays of UTF-8 bytes, prior float32 [n].
 
     What is not valid Unicode (a lone surrogate) is replaced by "?". priors: the first stage's scores, None for a
     document without one; the tensor is left out where no document has one, so that models without that input go on
-    answering. ValueError if titles, summaries and priors differ in number, or a prior is not finite in float32.
+    answering. max_chunks: chunks of a document that are read at most, for models that read several; int32 [1].
+    ValueError if titles, summaries and priors differ in number, a prior is not finite in float32, or max_chunks is
+    below 1.
     """
     if len(titles) != len(summaries):
         raise ValueError(f"{len(titles)} titles and {len(summaries)} summaries: one of each per document")
@@ -41,6 +51,10 @@ def request_tensors(
             if prior is not None and not abs(prior) <= MAX_PRIOR:
                 raise ValueError(f"prior {prior}: a finite number of at most {MAX_PRIOR:g} is needed")
         tensors["prior"] = np.array([np.nan if prior is None else prior for prior in priors], np.float32)
+    if max_chunks is not None:
+        if not 1 <= max_chunks < 1 << 31:
+            raise ValueError(f"max_chunks {max_chunks}: a number of chunks from 1 on is needed")
+        tensors[MAX_CHUNKS] = np.array([max_chunks], np.int32)
     return tensors
 
 

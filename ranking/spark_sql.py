@@ -28,7 +28,7 @@ def spark_sql(query: str) -> str:
     return tree.transform(_translated).sql(Spark)
 
 
-def _translated(node: exp.Expression) -> exp.Expression:
+def _translated(node: exp.Expr) -> exp.Expr:
     if isinstance(node, exp.PercentileCont):  # exact, and interpolated as DuckDB does
         return exp.func("percentile", node.this, node.expression)
     if isinstance(node, exp.Anonymous):

@@ -10,6 +10,9 @@ and its state is the pair's representation. The teacher's input is a string, bec
 Student and baseline: `[CLS] query [SEP] title summary [SEP]` with token types 0 and 1, built from token ids; for
 encoders other than BERT with the marks of their own tokenizer, and without token types where it has none.
 
+A summary beyond the student's limit is cut there, or read as several chunks, each a pair of its own
+(ranking/chunks.py).
+
 Every field is normalised (NFKC, control characters and line breaks to single spaces), has special-token text
 neutralised ("</s>" in a document becomes "< /s>"), and is cut to its own token limit, so that a long query can never
 push the document or the final token out.
@@ -22,6 +25,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -30,6 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
 from ranking.card import ScoreCard, fingerprint
+from ranking.chunks import Chunking, Pooling, pool
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.visible import SEPARATORS, python_class
@@ -145,6 +150,36 @@ class EncodedPairs:
         return EncodedPairs(self.ids[places], lengths, self.document_starts[chosen])
 
 
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Documents with their queries as encoded pairs: one pair for each chunk that is read of a document.
+
+    together: [m] pairs; starts: int64 [n + 1], document d has the pairs starts[d]..starts[d + 1]; pooling: how a
+    document's score is made of its pairs' scores.
+    """
+
+    together: EncodedPairs
+    starts: NDArray[np.int64]
+    pooling: Pooling
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @cached_property
+    def pairs(self) -> list[EncodedPair]:
+        """The pairs, [m], each with a list of its own."""
+        return self.together.split()
+
+    @property
+    def chunks(self) -> NDArray[np.int32]:
+        """How many chunks are read of each document, int32 [n]."""
+        return np.diff(self.starts).astype(np.int32)
+
+    def pool(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores of the documents, float32 [n], of scores of the pairs, float32 [m]."""
+        return pool(scores, self.starts, self.pooling)
+
+
 class TeacherFormat:
     """Turns fields into teacher text for one tokenizer. Light: needs `tokenizers` only, no torch or transformers.
 
@@ -240,15 +275,21 @@ class StudentFormat:
     Built from ids, not by the tokenizer's own pair template, so that every field keeps its own limit. The query is
     tokenised once however many documents it has.
 
-    field_ids: what tokenises fields, tokenise_fields() unless a caller puts a cache before it; token_types: whether
-    the tokens from document_start on have the type 1, or the encoder has no types.
+    chunking: how a summary beyond its limit is read; field_ids: what tokenises fields, tokenise_fields() unless a
+    caller puts a cache before it; token_types: whether the tokens from document_start on have the type 1, or the
+    encoder has no types. InputError if chunks overlap by their whole length.
     """
 
     name = STUDENT_FORMAT
     token_types = True
 
-    def __init__(self, tokenizer: Tokenizer, limits: FieldLimits):
-        self.tokenizer, self.limits = tokenizer, limits
+    def __init__(self, tokenizer: Tokenizer, limits: FieldLimits, chunking: Chunking | None = None):
+        self.tokenizer, self.limits, self.chunking = tokenizer, limits, chunking or Chunking()
+        try:
+            # tokens of a summary that are read, in however many chunks
+            self.summary_tokens = self.chunking.summary_tokens(limits.max_summary_tokens)
+        except ValueError as problem:
+            raise InputError(str(problem)) from problem
         self.field_ids: Callable[[Sequence[str], int], Sequence[TokenIds]] = self.tokenise_fields
         self._clean = FieldCleaner(tokenizer)
         self.pad_id = 0
@@ -280,41 +321,75 @@ class StudentFormat:
         card = ScoreCard.load(folder).require(folder, "student", "baseline")
         kind = PairFormat if card.text_format == PAIR_FORMAT else StudentFormat
         check_format(card, kind.name, folder)
-        return kind(load_tokenizer(folder), card.limits)
+        return kind(load_tokenizer(folder), card.limits, card.chunking)
 
     def max_tokens(self) -> int:
         """Upper bound of a pair's length in tokens: field limits and marks."""
         return self.limits.total_tokens() + sum(map(len, (self.marks.first, self.marks.between, self.marks.last)))
 
     def encode(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> list[EncodedPair]:
-        """One EncodedPair per row; the three sequences have one entry per pair."""
+        """One EncodedPair per row; the three sequences have one entry per pair.
+
+        InputError if this format reads several chunks of a document, which encode_documents() gives.
+        """
         return self.encode_together(queries, titles, summaries).split()
 
     def encode_together(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> EncodedPairs:
         """The same in one array."""
-        return self.join(*self.tokenise(queries, titles, summaries))
+        if self.chunking.most > 1:
+            raise InputError(f"up to {self.chunking.most} chunks are read of a document: one pair is not all of it")
+        return self.encode_documents(queries, titles, summaries).together
+
+    def encode_documents(
+        self,
+        queries: Sequence[str],
+        titles: Sequence[str],
+        summaries: Sequence[str],
+        most_chunks: int | None = None,
+    ) -> EncodedDocuments:
+        """All that is read of each row's document; the three sequences have one entry per document.
+
+        most_chunks: read so many chunks of a document, if that is fewer than the format's own number.
+        """
+        return self.join(*self.tokenise(queries, titles, summaries), most_chunks)
 
     def tokenise(
         self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
     ) -> tuple[Sequence[TokenIds], Sequence[TokenIds], Sequence[TokenIds]]:
-        """Token ids of queries, titles and summaries at their places, cut to the limits, without the pair's marks."""
+        """Token ids of queries, titles and summaries at their places, without the pair's marks.
+
+        Each is cut to what is read of it, a summary to summary_tokens.
+        """
         queries, titles, summaries = self._placed(queries, titles, summaries)
         return (
             self.field_ids(queries, self.limits.max_query_tokens),
             self.field_ids(titles, self.limits.max_title_tokens),
-            self.field_ids(summaries, self.limits.max_summary_tokens),
+            self.field_ids(summaries, self.summary_tokens),
         )
 
     def join(
-        self, query_ids: Sequence[TokenIds], title_ids: Sequence[TokenIds], summary_ids: Sequence[TokenIds]
-    ) -> EncodedPairs:
-        """Pairs of fields that are tokenised already, as tokenise() gives them; one entry of each per pair."""
-        marks, n = self.marks, len(query_ids)
-        parts: list[TokenIds] = [marks.first, [], marks.between, [], [], marks.last] * n
-        parts[1::6], parts[3::6], parts[4::6] = query_ids, title_ids, summary_ids
-        lengths = np.fromiter(map(len, parts), np.int64, 6 * n).reshape(n, 6)
-        ids = np.concatenate([np.asarray(part, np.int32) for part in parts]) if n else np.empty(0, np.int32)
-        return EncodedPairs(ids, lengths.sum(1), lengths[:, :3].sum(1))
+        self,
+        query_ids: Sequence[TokenIds],
+        title_ids: Sequence[TokenIds],
+        summary_ids: Sequence[TokenIds],
+        most_chunks: int | None = None,
+    ) -> EncodedDocuments:
+        """Documents whose fields are tokenised already, as tokenise() gives them; one entry of each per document.
+
+        What is beyond the last chunk of a summary is left out; most_chunks: as of encode_documents().
+        """
+        spans = [self.chunking.spans(len(ids), self.limits.max_summary_tokens)[:most_chunks] for ids in summary_ids]
+        documents = [document for document, own in enumerate(spans) for _ in own]  # of each pair
+        marks, m = self.marks, len(documents)
+        parts: list[TokenIds] = [marks.first, [], marks.between, [], [], marks.last] * m
+        parts[1::6] = [query_ids[document] for document in documents]
+        parts[3::6] = [title_ids[document] for document in documents]
+        parts[4::6] = [ids[start:end] for ids, own in zip(summary_ids, spans) for start, end in own]
+        lengths = np.fromiter(map(len, parts), np.int64, 6 * m).reshape(m, 6)
+        ids = np.concatenate([np.asarray(part, np.int32) for part in parts]) if m else np.empty(0, np.int32)
+        pairs = EncodedPairs(ids, lengths.sum(1), lengths[:, :3].sum(1))
+        starts = np.cumsum([0, *map(len, spans)], dtype=np.int64)
+        return EncodedDocuments(pairs, starts, self.chunking.pooling)
 
     def _placed(
         self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]

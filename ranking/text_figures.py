@@ -30,7 +30,7 @@ def text_figures(
     unknown = tokens = 0
     cut = []
     for fields, limit in (
-        (queries, limits.max_query_tokens), (titles, limits.max_title_tokens), (summaries, limits.max_summary_tokens)
+        (queries, limits.max_query_tokens), (titles, limits.max_title_tokens), (summaries, text.summary_tokens)
     ):  # fmt: skip
         # one token beyond the limit tells that there is more
         ids = text.tokenise_fields([normalise(field) for field in fields], limit + 1)

@@ -27,6 +27,7 @@ from training.evaluation.label_scores import label_scores
 from training.evaluation.learning_curve import curve_points, curve_table, plot_curve
 from training.evaluation.published_arm import PublishedArm
 from training.evaluation.result_tables import calibration_table, disagreement_page, table, teacher_table
+from training.evaluation.trec_files import write_qrels, write_run
 
 LOGGER = logging.getLogger(__name__)
 Split = Literal["train", "dev", "test"]
@@ -54,6 +55,8 @@ class Config:
         teacher: row that retention and agreement refer to; default: the first teacher or labels row
         out: folder for evaluation.json, per_query.parquet, scores.parquet and disagreements-*.md; by default
             runs/evaluation/DATA-SPLIT
+        write_qrels: file to write the judgments into, in trec_eval's form
+        write_runs: folder to write every system's ranking into, NAME.run in trec_eval's form
         test_metric: metric of the interval and the p in the table; NDCG has linear gain, ndcg_exp has 2^grade - 1
         relevant_from: grade from which a document counts as relevant in the calibration error
         disagreements: rows in the list of largest disagreements with the teacher
@@ -72,6 +75,8 @@ class Config:
     curve: bool = False
     teacher: str = ""
     out: Path | None = None
+    write_qrels: Path | None = None
+    write_runs: Path | None = None
     test_metric: TestMetric = "ndcg@5"
     relevant_from: int = 1
     disagreements: int = 20
@@ -106,6 +111,8 @@ def main(config: Config) -> None:
     """Score the judged documents with every system, print the tables, write the files of write_results."""
     judged_file = config.data / "judgments" / f"{config.split}.parquet"
     judgments = judgments_of(judged_file, config.queries)
+    if config.write_qrels:
+        write_qrels(config.write_qrels, judgments)
     systems: list[System] = []
     for spec in config.system:
         systems.append(
@@ -122,6 +129,9 @@ def main(config: Config) -> None:
             )
         )
     _make_names_unique(systems)
+    if config.write_runs:
+        for name, system in _distinct_file_names(systems).items():
+            write_run(config.write_runs / f"{name}.run", judgments, system.scores, system.name)
     teacher = _teacher(systems, config.teacher)
     results = compare(
         {system.name: system.scores for system in systems},
@@ -201,13 +211,13 @@ def score_system(
         dev = judgments_of(corpus / "judgments" / "dev.parquet")
         dev_scores = checkpoint.score(*dev.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
         dev_prior = first_stage_scores(first_stage, corpus, dev.table)
-        blend, _ = fit_prior(dev_scores, dev_prior, dev.grades, dev.groups, len(dev.query_ids))
-        LOGGER.info("%s: weight of the prior %g, fitted on %d dev queries", name, blend.weight, len(dev.query_ids))
+        with_prior, _ = fit_prior(dev_scores, dev_prior, dev.grades, dev.groups, len(dev.query_ids))
+        LOGGER.info("%s: weight of the prior %g, fitted on %d dev queries", name, with_prior.weight, len(dev.query_ids))
         scores = next((s.scores for s in scored if s.source == f"checkpoint:{where}"), None)
         if scores is None:
             scores = checkpoint.score(*judgments.texts(), batch_tokens=batch_tokens, precision=precision, progress=name)
         prior = first_stage_scores(first_stage, corpus, judgments.table)
-        return System(name, source, blend.blend(scores, prior, judgments.groups), is_logit=True)
+        return System(name, source, with_prior.blend(scores, prior, judgments.groups), is_logit=True)
     if kind in ("checkpoint", "published") and where:
         from training.evaluation.checkpoint_scores import Scorer
 
@@ -297,9 +307,19 @@ def write_results(
         if teacher is not None and system is not teacher:
             names, scores = (teacher.name, system.name), (teacher.scores, system.scores)
             page = disagreement_page(names, scores, judgments, disagreements)
-            file_name = f"disagreements-{re.sub(r'[^A-Za-z0-9_.+-]+', '_', system.name)}.md"
-            with replacing(out / file_name) as aside:
+            with replacing(out / f"disagreements-{_file_name(system.name)}.md") as aside:
                 aside.write_text(page, encoding="utf-8")
+
+
+def _distinct_file_names(systems: list[System]) -> dict[str, System]:
+    named = {_file_name(system.name): system for system in systems}
+    if len(named) < len(systems):
+        raise InputError("--write-runs: two systems would have one file: name them apart with NAME=...")
+    return named
+
+
+def _file_name(system: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "_", system)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ class DocumentChoice:
         numbers = piece.column("query_no").to_numpy()
         texts = [piece.column(name).to_pylist() for name in ("query", "title", "summary")]
         scores = np.empty((len(piece), 0))
-        bm25, vectors = np.zeros(len(piece)), np.empty((len(piece), 0), np.float32)
+        bm25, vectors = np.zeros(len(piece), np.float32), np.empty((len(piece), 0), np.float32)
         if config.strategy in ("bands", "diversity"):
             bm25 = bm25_scores(*texts)
         if config.strategy == "diversity":

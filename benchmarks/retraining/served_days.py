@@ -129,7 +129,7 @@ async def serve(
         ]
         request = RankRequest(
             user_id=f"u{page.user}", query=search.text, documents=listed, request_id=page.request_id, platform="web",
-            min_probability=None, arm=None,
+            min_probability=None, max_chunks=None, arm=None,
         )  # fmt: skip
         answer, _ = await service.rank(request, time.perf_counter())
         grade_of = dict(zip((d.doc_id for d in listed), search.grades[page.present].tolist()))

@@ -119,12 +119,12 @@ class Encoder:
         if self.cache is not None:
             documents = [(page.titles[row].encode(), page.summaries[row].encode()) for row in rows]
             keys = content_keys(page.query.encode(), documents, b"text")
-            found = self.cache.find(keys)
+            found, _ = self.cache.find(keys)
         missing = np.flatnonzero(np.isnan(found))
         if len(missing):
             found[missing] = self._encode(page, rows[missing])
             if self.cache is not None:
-                self.cache.keep([keys[place] for place in missing], found[missing])
+                self.cache.keep([keys[place] for place in missing], found[missing], np.ones(len(missing), np.int32))
         return found
 
     def _encode(self, page: JudgedList, rows: NDArray[np.intp]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.serving.rerank_lists import make_checkpoint, read_lists
-from build.triton_config import ServingLimits, bucket_lengths
+from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.program import run
 from ranking.text import StudentFormat
 from serving.front.buckets import cut, fill
@@ -63,10 +63,12 @@ def main(config: Config) -> None:
     print(json.dumps({"tokenising a list, ms of one core": round(milliseconds, 1)}))
 
 
-def count_calls(lists: Sequence[Sequence[int]], limits: ServingLimits, longest: int) -> dict[str, float]:
+def count_calls(
+    lists: Sequence[Sequence[int]], limits: ServingLimits, longest: int, target: Target = "tensorrt"
+) -> dict[str, float]:
     """Calls a list, and encoded tokens over real ones. lists: tokens of each pair; longest: of the longest pair."""
-    limits = limits.for_target("tensorrt")
-    edges = bucket_lengths(limits, "tensorrt", longest)
+    limits = limits.for_target(target)
+    edges = bucket_lengths(limits, target, longest)
     calls_of = packed_calls if limits.graph == "packed" else padded_calls
     calls = [calls_of(lengths, edges, limits) for lengths in lists]
     real = sum(map(sum, lists))

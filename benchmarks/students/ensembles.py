@@ -99,7 +99,8 @@ class Seed:
             return self.config.data
         data = self.folder / "data"
         if not (data / "dataset.json").is_file():
-            sizes = {"train_queries": self.config.world_train_queries, "unlabelled_queries": self.config.world_queries}
+            sizes: dict[str, Any] = {"train_queries": self.config.world_train_queries}
+            sizes |= {"unlabelled_queries": self.config.world_queries}
             sizes |= {"documents": 10_000, "clicked_pairs": 2_000, "log_queries": 2_000, "test_queries": 400}
             write_world(WorldConfig(seed=self.seed, **sizes), data)
         return data
@@ -211,7 +212,7 @@ class Seed:
             return WordRanker.fit(self.text_format, groups, self.config.steps, self.seed, loss).scores
         if not (out / CARD_NAME).is_file():
             queries = len(set(self.candidates.column("query_id").to_pylist()))
-            steps = {"epochs": self.config.steps * 8 / queries, "eval_steps": self.config.steps}
+            steps: dict[str, Any] = {"epochs": self.config.steps * 8 / queries, "eval_steps": self.config.steps}
             distill_student(
                 StudentConfig(
                     data=self.data,

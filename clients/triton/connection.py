@@ -18,8 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-import numpy as np
 from numpy.typing import NDArray
+from tritonclient.utils import np_to_triton_dtype
 
 from ranking import tracing
 from ranking.errors import InputError
@@ -179,15 +179,14 @@ class TritonConnection:
         return tuple(self.credentials.headers().items())
 
     def infer_inputs(self, tensors: dict[str, NDArray[Any]]) -> list[Any]:
-        """tritonclient's input objects for BYTES, FP32 and INT32 tensors by name; they may be sent more than once."""
+        """tritonclient's input objects for tensors by name; they may be sent any number of times."""
         if self.is_grpc:
             import tritonclient.grpc as protocol
         else:
             import tritonclient.http as protocol
         inputs = []
         for name, values in tensors.items():
-            kind = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32"}.get(values.dtype, "BYTES")
-            tensor = protocol.InferInput(name, list(values.shape), kind)
+            tensor = protocol.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
             tensor.set_data_from_numpy(values)
             inputs.append(tensor)
         return inputs

@@ -123,12 +123,14 @@ class Reranker(_OverServers):
         summaries: Sequence[str],
         version: str = "",
         priors: Sequence[float | None] = (),
+        max_chunks: int | None = None,
     ) -> RankedDocuments:
         """The documents' scores and order. RerankError if no server answers in time or the request is wrong.
 
         priors: the first stage's score of each document, None where it has none; left out, the model ranks alone.
+        max_chunks: of a long document, read so many chunks at most; only for models that read several.
         """
-        page = _page(query, titles, summaries, priors)
+        page = _page(query, titles, summaries, priors, max_chunks)
         failures: list[str] = []
         for number, client, remaining_ms in self._servers.attempts():
             try:
@@ -161,9 +163,10 @@ class AsyncReranker(_OverServers):
         summaries: Sequence[str],
         version: str = "",
         priors: Sequence[float | None] = (),
+        max_chunks: int | None = None,
     ) -> RankedDocuments:
         """As Reranker.rank."""
-        page = _page(query, titles, summaries, priors)
+        page = _page(query, titles, summaries, priors, max_chunks)
         failures: list[str] = []
         for number, client, remaining_ms in self._servers.attempts():
             try:
@@ -185,8 +188,14 @@ class AsyncReranker(_OverServers):
         await self.close()
 
 
-def _page(query: str, titles: Sequence[str], summaries: Sequence[str], priors: Sequence[float | None]) -> PageTensors:
+def _page(
+    query: str,
+    titles: Sequence[str],
+    summaries: Sequence[str],
+    priors: Sequence[float | None],
+    max_chunks: int | None,
+) -> PageTensors:
     try:
-        return PageTensors(request_tensors(query, titles, summaries, priors))
+        return PageTensors(request_tensors(query, titles, summaries, priors, max_chunks))
     except ValueError as problem:
         raise RerankError(str(problem), bad_request=True) from problem

@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from clients.triton.connection import TritonConnection
 from ranking import tracing
-from ranking.request_tensors import PROBABILITY, SCORE, documents_of, read_probabilities, read_scores
+from ranking.request_tensors import MAX_CHUNKS, PROBABILITY, SCORE, documents_of, read_probabilities, read_scores
 
 # gRPC and HTTP name the same refusal differently
 _REASONS = {
@@ -43,7 +43,7 @@ _GRACE_SECONDS = 0.05
 # what tritonclient's parsers raise for an answer that is none: no JSON, no outputs, sizes that do not fit
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 
-SERVED_LIMITS = ("max_documents", "max_field_bytes")  # parameters of a front model's configuration
+SERVED_LIMITS = ("max_documents", "max_chunks", "max_field_bytes")  # parameters of a front model's configuration
 
 
 class ScoringFailure(Exception):
@@ -82,18 +82,23 @@ class PageTensors:
 
     def __init__(self, arrays: dict[str, NDArray[Any]]):
         self.arrays = arrays
-        self._inputs: dict[bool, list[Any]] = {}
+        self._inputs: dict[tuple[bool, bool], list[Any]] = {}
 
     @property
     def documents(self) -> int:
         """How many documents the page has."""
         return documents_of(self.arrays)
 
-    def inputs(self, connection: TritonConnection) -> list[Any]:
-        """tritonclient's input objects for that connection's protocol."""
-        if connection.is_grpc not in self._inputs:
-            self._inputs[connection.is_grpc] = connection.infer_inputs(self.arrays)
-        return self._inputs[connection.is_grpc]
+    def inputs(self, connection: TritonConnection, with_chunks: bool = True) -> list[Any]:
+        """tritonclient's input objects for that connection's protocol.
+
+        with_chunks: False for a model that reads one chunk and so has no input for their number.
+        """
+        kind = connection.is_grpc, with_chunks
+        if kind not in self._inputs:
+            arrays = {name: array for name, array in self.arrays.items() if with_chunks or name != MAX_CHUNKS}
+            self._inputs[kind] = connection.infer_inputs(arrays)
+        return self._inputs[kind]
 
 
 class ScoringClient:
@@ -154,6 +159,7 @@ class AsyncScoringClient:
         self._lost = (InferenceServerException, OSError, aiohttp.ClientError, *_MALFORMED)
         self.connection, self.renewals = connection, 0
         self._deadline_ms = deadline_ms
+        self._one_chunk: set[str] = set()  # models that said so in served_limits()
         self._client = connection.async_client(deadline_ms)
         self._misses = 0
         self._closing: set[asyncio.Task] = set()  # the loop itself keeps only weak references
@@ -161,7 +167,8 @@ class AsyncScoringClient:
     async def score(self, model: str, page: PageTensors, deadline_ms: float, version: str = "") -> ModelScores:
         """The page's scores by a model. ScoringFailure says why there are none."""
         with tracing.span("infer", "client", model=model, documents=page.documents, deadline_ms=deadline_ms) as span:
-            arguments = self.connection.infer_arguments(model, page.inputs(self.connection), deadline_ms, version)
+            inputs = page.inputs(self.connection, with_chunks=model not in self._one_chunk)
+            arguments = self.connection.infer_arguments(model, inputs, deadline_ms, version)
             try:
                 async with asyncio.timeout(deadline_ms / 1000 + _GRACE_SECONDS):
                     answer = await self._client.infer(**arguments)
@@ -174,9 +181,10 @@ class AsyncScoringClient:
             return _read(answer, page.documents)
 
     async def served_limits(self, model: str, deadline_ms: float) -> dict[str, int]:
-        """The limits in a served model's configuration: `max_documents`, `max_field_bytes`, as far as it names them.
+        """The limits in a served model's configuration, those of SERVED_LIMITS that it names.
 
-        ScoringFailure if the server does not say.
+        A model that reads one chunk of a document is not sent `max_chunks` from then on. ScoringFailure if the server
+        does not say.
         """
         try:
             async with asyncio.timeout(deadline_ms / 1000):
@@ -185,9 +193,14 @@ class AsyncScoringClient:
                 given = {name: value.string_value for name, value in answer.config.parameters.items()}
             else:
                 given = {name: value.get("string_value", "") for name, value in answer.get("parameters", {}).items()}
-            return {name: int(given[name]) for name in SERVED_LIMITS if given.get(name, "").isdecimal()}
+            limits = {name: int(given[name]) for name in SERVED_LIMITS if given.get(name, "").isdecimal()}
         except self._lost as problem:
             raise _failure(problem, deadline_ms) from problem
+        if limits.get("max_chunks", 1) > 1:  # absent in versions of earlier releases
+            self._one_chunk.discard(model)
+        else:
+            self._one_chunk.add(model)
+        return limits
 
     async def close(self) -> None:
         """Close the connection."""

@@ -3,6 +3,9 @@
     query BYTES [1], title BYTES [n], summary BYTES [n], or the same as token ids (pages.py); optional prior FP32 [n]
     ->  score FP32 [n], and where the arm has a calibration probability FP32 [n]
 
+    of an arm that reads long documents in chunks also
+    optional max_chunks INT32 [1]  ->  chunks INT32 [n], how many were read of each document
+
 It tokenises with the checkpoint's own fast tokenizer and text format, cuts the pairs into calls (length buckets, or
 packed lists without padding, as the build chose) and sends each to `<name>_encoder`, version for version, which runs on
 TensorRT, OpenVINO or whatever the build chose. A version folder holds this file and its neighbours, the tokenizer, the
@@ -113,7 +116,7 @@ class TritonPythonModel:
                 )
             prior = read_prior(request, len(page))
             blend = without_prior if prior is None else partial(self.prior.blend, prior=prior)
-            scores = await self._scores(page, blend, self._caller(request))
+            scores, chunks = await self._scores(page, blend, self._caller(request))
         except BadRequest as problem:
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(str(problem), pb_utils.TritonError.INVALID_ARG)
@@ -128,15 +131,20 @@ class TritonPythonModel:
             blended = prior is not None and not np.isnan(prior).all()
             chances = probability(scores, self.calibration["with_prior" if blended else "alone"])
             answer.append(pb_utils.Tensor("probability", chances.astype(np.float32)))
+        if "chunks" in request.requested_output_names():
+            answer.append(pb_utils.Tensor("chunks", chunks))
         return pb_utils.InferenceResponse(answer)
 
-    async def _scores(self, page: Page, blend: Blend, caller: Caller) -> np.ndarray:
-        """The arm's score of every document, float32 [n]: one model's, or both of a cascade joined."""
+    async def _scores(self, page: Page, blend: Blend, caller: Caller) -> tuple[np.ndarray, np.ndarray]:
+        """The arm's score of every document, float32 [n], one model's or both of a cascade joined; and its chunks."""
         if self.cascade is None or len(page) <= self.cascade.k:
-            return blend(await self.encoder.scores(page, caller))
-        first = self.cascade.on_scale(await self.first.scores(page, caller))
+            scores, chunks = await self.encoder.scores(page, caller)
+            return blend(scores), chunks
+        raw, chunks = await self.first.scores(page, caller)
+        first = self.cascade.on_scale(raw)
         top = self.cascade.top(first, blend)
-        return self.cascade.join(first, top, await self.encoder.scores(page.take(top), caller), blend)
+        scores, _ = await self.encoder.scores(page.take(top), caller)
+        return self.cascade.join(first, top, scores, blend), chunks
 
     def _caller(self, request) -> Caller:
         trace = read_trace(request) if self.tracer else {}

@@ -29,7 +29,8 @@ class ScoreCache:
 
     def __init__(self, size_bytes: int, max_age_seconds: float, clock: Callable[[], float] = time.monotonic):
         self._capacity, self._max_age, self._clock = size_bytes // ENTRY_BYTES, max_age_seconds, clock
-        self._scores: OrderedDict[bytes, tuple[float, float]] = OrderedDict()  # key -> score, when it was computed
+        # key -> score, chunks that it was made of, when it was computed
+        self._scores: OrderedDict[bytes, tuple[float, int, float]] = OrderedDict()
         self._until_audit = AUDIT_EVERY
         self.hits = self.misses = self.audits = self.moved = 0
 
@@ -41,32 +42,32 @@ class ScoreCache:
         """Memory of what is kept now."""
         return len(self._scores) * ENTRY_BYTES
 
-    def find(self, keys: Sequence[bytes]) -> NDArray[np.float32]:
-        """The score of each key, float32 [n]; NaN where there is none."""
+    def find(self, keys: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """The score of each key, float32 [n], NaN where there is none; the chunks that it was made of, int32 [n]."""
         oldest = self._clock() - self._max_age
-        found = np.full(len(keys), np.nan, np.float32)
+        found, chunks = np.full(len(keys), np.nan, np.float32), np.zeros(len(keys), np.int32)
         for row, key in enumerate(keys):
             entry = self._scores.get(key)
             if entry is None:
                 continue
-            if entry[1] < oldest:
+            if entry[2] < oldest:
                 del self._scores[key]
                 continue
             self._scores.move_to_end(key)
-            found[row] = entry[0]
+            found[row], chunks[row] = entry[:2]
         hits = int(np.count_nonzero(~np.isnan(found)))
         self.hits += hits
         self.misses += len(keys) - hits
-        return found
+        return found, chunks
 
-    def keep(self, keys: Sequence[bytes], scores: NDArray[np.float32]) -> None:
-        """Remember the scores, float32 [n], of these keys; one that is not finite is not kept."""
+    def keep(self, keys: Sequence[bytes], scores: NDArray[np.float32], chunks: NDArray[np.int32]) -> None:
+        """Remember the scores, float32 [n], and chunks of these keys; a score that is not finite is not kept."""
         if self.moved:
             return
         now = self._clock()
-        for key, score in zip(keys, scores.tolist()):
+        for key, score, count in zip(keys, scores.tolist(), chunks.tolist()):
             if np.isfinite(score):
-                self._scores[key] = (score, now)
+                self._scores[key] = (score, count, now)
                 self._scores.move_to_end(key)
         while len(self._scores) > self._capacity:
             self._scores.popitem(last=False)
@@ -90,7 +91,10 @@ class ScoreCache:
 
 
 def content_keys(query: bytes, documents: Sequence[tuple[bytes, bytes]], kind: bytes) -> list[bytes]:
-    """A key of 128 bits for each (title, summary) under the query. kind: what the bytes are, text or token ids."""
+    """A key of 128 bits for each (title, summary) under the query.
+
+    kind: what the bytes are, text or token ids, and how many chunks are read of them; at most 16 bytes.
+    """
     begun = hashlib.blake2b(len(query).to_bytes(8, "little") + query, digest_size=16, person=kind)
     keys = []
     for title, summary in documents:

@@ -19,6 +19,8 @@ from ranking import tracing
 from ranking.encoder_inputs import OUTPUT, Feed, chosen, inputs_of, pack, pad
 from ranking.text import EncodedPairs, StudentFormat
 
+Scored = tuple[NDArray[np.float32], NDArray[np.int32]]  # of each document: its score, and how many chunks were read
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -54,46 +56,45 @@ class ServedEncoder:
         size_mb, age = float(parameters["score_cache_mb"]), float(parameters["score_cache_seconds"])
         self.cache = ScoreCache(int(size_mb * 2**20), age) if size_mb else None
 
-    async def scores(self, page: Page, caller: Caller) -> NDArray[np.float32]:
-        """The raw score of every document, float32 [n]. TritonModelException with the encoder's own message."""
+    async def scores(self, page: Page, caller: Caller) -> Scored:
+        """The raw score of every document and its chunks. TritonModelException with the encoder's own message."""
         if self.cache is None:
             return await self._encode(page, caller)
         keys = page.keys()
-        found = self.cache.find(keys)
+        found, chunks = self.cache.find(keys)
         known = ~np.isnan(found)
         if known.any() and self.cache.is_audit_due():
-            computed = await self._encode(page, caller)
+            computed, chunks = await self._encode(page, caller)
             if not self.cache.compare(found, computed):
                 pb_utils.Logger.log_error(
                     f"{self.name}: a cached score differs from the computed one, so the score cache is off: this "
                     "processor is of another kind than the build's; build the student here"
                 )
-            return computed
+            return computed, chunks
         missing = np.flatnonzero(~known)
         if len(missing):
-            computed = await self._encode(page.take(missing), caller)
-            self.cache.keep([keys[row] for row in missing], computed)
-            found[missing] = computed
-        return found
+            found[missing], chunks[missing] = await self._encode(page.take(missing), caller)
+            self.cache.keep([keys[row] for row in missing], found[missing], chunks[missing])
+        return found, chunks
 
-    async def _encode(self, page: Page, caller: Caller) -> NDArray[np.float32]:
+    async def _encode(self, page: Page, caller: Caller) -> Scored:
         with caller.span("tokenise") as span:
-            pairs = page.encode(self.text)
-            span.set(documents=len(pairs))
-        calls = list(self._calls(pairs))
+            documents = page.encode(self.text)
+            span.set(documents=len(documents))
+        calls = list(self._calls(documents.together))
         try:
             with caller.span("encode") as span:
                 span.set(calls=len(calls))
                 answers = await asyncio.gather(*(self._request(feed, caller).async_exec() for _, feed in calls))
         except pb_utils.TritonModelException as problem:
             raise pb_utils.TritonModelException(f"{self.name}: {problem}") from problem
-        scores = np.empty(len(pairs), np.float32)
+        scores = np.empty(len(documents.together), np.float32)
         for (rows, _), answer in zip(calls, answers):
             if answer.has_error():
                 raise pb_utils.TritonModelException(f"{self.name}: {answer.error().message()}")
             logits = pb_utils.get_output_tensor_by_name(answer, OUTPUT).as_numpy()
             scores[rows] = logits.reshape(-1)[: len(rows)]
-        return scores
+        return documents.pool(scores), documents.chunks
 
     def _calls(self, pairs: EncodedPairs) -> Iterator[tuple[list[int], Feed]]:
         """Row numbers of the pairs of each call of the encoder, and the call's tensors."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,17 @@ import pytest
 
 from build import build_student, finish_engine, releases
 from build.build_student import Config
+from build.cascade import read_first_arm
 from build.export_onnx import Encoder, export
 from build.gate import GateLimits
 from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
 from ranking.card import ScoreCard
+from ranking.chunks import Chunking
 from ranking.errors import InputError
 from ranking.prior import PriorBlend
 from serving.front.buckets import cut
 from tests.helpers.tiny_student import make_judged
+from training.evaluation.published_arm import PublishedArm
 
 ROOT = Path(__file__).parents[2]
 NO_TENSORRT = not finish_engine.tensorrt_engine.is_available()
@@ -109,6 +113,38 @@ def test_the_encoders_queue_takes_all_that_the_fronts_can_send_and_is_bounded(bu
     assert policy.timeout_action == policy.REJECT and policy.default_timeout_microseconds == 30_000_000
 
 
+def test_served_chunks_are_gated_limited_and_told(build, checkpoint):
+    """An arm that serves fewer chunks than its checkpoint reads is another ranker, and nothing may take it for that."""
+    card, folder = ScoreCard.load(checkpoint), checkpoint
+    long = replace(
+        card, limits=replace(card.limits, max_summary_tokens=8), chunking=Chunking(5, 2),
+        calibration={"kind": "platt", "slope": 1.0, "intercept": 0.0},
+    )  # fmt: skip
+    long.save(folder)
+    try:
+        repository = build(serves_now="none", serving=ServingLimits(max_chunks=3))
+        build(serves_now="none", serving=ServingLimits(max_chunks=9))
+        with pytest.raises(InputError, match="serves at most 3 chunks"):
+            PublishedArm.read(f"{repository / 'student' / '1'},{folder}")
+        assert PublishedArm.read(f"{repository / 'student' / '2'},{folder}").checkpoint == folder
+        with pytest.raises(InputError, match=r"reads up to 5 chunks of a document, a cascade one: give --serving\.max-ch"):
+            build(cascade_first="small")
+        with pytest.raises(InputError, match="cascade_first student: version 2 reads up to 5 chunks of a document"):
+            read_first_arm(repository, "student", [], [])
+    finally:
+        card.save(folder)  # the other tests' checkpoint
+    kept = [ScoreCard.load(repository / "student" / version) for version in "12"]
+    assert [each.chunking for each in kept] == [Chunking(3, 2), Chunking(5, 2)]
+    assert kept[0].calibration is None and kept[1].calibration == long.calibration
+    fronts = [read_config(repository / "student" / version / "config.pbtxt") for version in "12"]
+    assert [front.parameters["max_chunks"].string_value for front in fronts] == ["3", "5"]
+    assert "max_chunks" in {tensor.name for tensor in fronts[0].input}
+    scores = [np.load(repository / "student" / version / "judged_scores.npz")["scores"] for version in "12"]
+    assert (scores[0] <= scores[1] + 1e-5).all() and (scores[0] < scores[1] - 1e-3).any()
+    first, second = (front.metric_tags["checkpoint"] for front in fronts)
+    assert first == f"{second}-3-chunks"
+
+
 def test_the_manifest_says_what_was_built_from_what(build, checkpoint):
     manifest = releases.manifest(build(), "student", 1)
     assert manifest["gate"]["tau"] == 1 and manifest["precision"] == "fp32" and manifest["accepted_drop"] == []
@@ -146,10 +182,12 @@ def test_without_tensorrt_the_cast_graph_is_gated_and_staged_and_the_command_pri
     staged = tmp_path / "engine" / "student"
     assert f"docker compose run --rm build-engine --staged {staged}" in capsys.readouterr().out
     assert not repository.exists()
-    facts, pairs, reference = finish_engine.read_stage(staged)
+    facts, documents, reference = finish_engine.read_stage(staged)
     assert facts["cast_gate"]["tau"] > 0.97 and facts["lengths"] == [32, 64]
     assert (facts["serving"]["graph"], facts["serving"]["call_tokens"], facts["kept_fp32"]) == ("fused", 1024, [])
-    assert len(pairs) == len(reference.scores) == 120 and np.isfinite(reference.scores).all()
+    assert (
+        len(documents) == len(documents.pairs) == len(reference.scores) == 120 and np.isfinite(reference.scores).all()
+    )
     with pytest.raises(InputError, match="TensorRT is not installed here"):
         finish_engine.main(finish_engine.Config(staged, repository=repository))
     (staged / "cast.onnx").write_bytes(b"another graph")

@@ -51,7 +51,7 @@ def test_each_round_pays_for_its_new_pairs_alone_and_a_second_run_for_none(tmp_p
         given = {"data": pool, "out": tmp_path / "out", "label": label, "documents": 3, "student_flags": TINY}
         found = flow(Config(**given, budget=[12, 24]))
         assert [row["labels"] for row in found["rounds"]] == [12, 24]
-        assert [row["strategy"] for row in found["rounds"]] == ["random", "disagreement"]
+        assert [row["strategy"] for row in found["rounds"]] == ["bands", "disagreement"]
         assert set(service.answered.values()) == {1} and len(service.answered) == 24
         assert all(0 < row["ndcg@5"][0] <= 1 for row in found["rounds"])
         second = next(words for words in in_this_process if "disagreement" in words)

@@ -19,6 +19,7 @@ from build.releases import promote
 from build.runners import score_pairs
 from build.triton_config import CPU, GRAPH_ROWS, ServingLimits, bucket_lengths, encoder_config, front_config
 from clients.rerank import Reranker
+from ranking.card import ScoreCard
 from ranking.prior import PriorBlend
 from ranking.text import StudentFormat
 from serving.temporary_server import start_triton
@@ -81,7 +82,10 @@ def publish_stand_in(repository: Path, name: str, limits: ServingLimits, checkpo
     judged_scores = folder / "judged_scores.npz"
     np.savez(judged_scores)  # no gate judged this stand-in
     files = [folder / "model.onnx", folder / "model.py"]
-    version = publish(repository, name, checkpoint, files, front, encoder, {}, judged_scores, {})
+    version = publish(
+        repository, name, checkpoint / "tokenizer.json", ScoreCard.load(checkpoint), files, front, encoder, {},
+        judged_scores, {},
+    )  # fmt: skip
     promote(repository, name, version)
 
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -40,6 +40,7 @@ from clients.triton.reranker import AsyncReranker, Reranker, RerankError
 from clients.triton.scoring import PageTensors, ScoringClient
 from ranking.calibration import ece, probability
 from ranking.card import ScoreCard, fingerprint
+from ranking.chunks import Chunking
 from ranking.encoder_inputs import INPUTS
 from ranking.errors import InputError
 from ranking.first_stage import first_stage_scores
@@ -51,6 +52,7 @@ from ranking.schema import read_table, write_table
 from ranking.text import StudentFormat
 from serving.temporary_server import TritonServer, start_triton
 from tests.helpers.tiny_student import make_judged, make_student, sentence
+from training.evaluation.checkpoint_scores import score_pairs as training_scores
 
 TITLES = ["night train", "the red queen", "", "moon", "winter ghost story"]
 SUMMARIES = ["a doctor and a robot", "king and ship " * 12, "blue", "", "dream city star house " * 4]
@@ -78,18 +80,23 @@ def served(tmp_path_factory) -> Iterator[Served]:
         "student": make_student(folder / "student", seed=1),
         "baseline": make_student(folder / "baseline", "baseline", seed=2),
         "newer": make_student(folder / "newer", seed=3),
+        "long": make_student(folder / "long", seed=4),
     }
+    # the judged summaries have up to 30 words, of which this one reads 8 at a time
+    card = ScoreCard.load(checkpoints["long"])
+    replace(card, limits=replace(card.limits, max_summary_tokens=8), chunking=Chunking(6, 3)).save(checkpoints["long"])
     liked = _data_that_likes(checkpoints["baseline"], data)
     card = ScoreCard.load(checkpoints["baseline"])
     card.calibration = {"kind": "platt", "slope": 0.8, "intercept": -0.3}
     card.save(checkpoints["baseline"])
-    for checkpoint, name in (("student", "student"), ("baseline", "baseline"), ("newer", "student")):
+    others, limits = {"long": "none"}, {"long": replace(LIMITS, front_instances=1, score_cache_mb=1)}
+    for checkpoint, name in (("student", "student"), ("baseline", "baseline"), ("newer", "student"), ("long", "long")):
         first = not (repository / name).exists()
         main(
             Config(
                 checkpoints[checkpoint], name, "openvino", liked if name == "baseline" else data,
-                repository=repository, precision="fp32", serving=LIMITS, promote=first,
-                accept_worse="random weights" if name == "baseline" else "",
+                repository=repository, precision="fp32", serving=limits.get(name, LIMITS), promote=first,
+                accept_worse="random weights" if name in ("baseline", "long") else "", serves_now=others.get(name, ""),
             )
         )  # fmt: skip
     _add_merging_encoder(repository)
@@ -268,6 +275,44 @@ def bytes_input(name: str, values: list[bytes]) -> grpc.InferInput:
     tensor = grpc.InferInput(name, [len(values)], "BYTES")
     tensor.set_data_from_numpy(np.array(values, dtype=np.object_))
     return tensor
+
+
+def test_long_documents_are_served_in_chunks_with_the_scores_of_training(served, tmp_path):
+    texts = ["", "moon", SUMMARIES[1], SUMMARIES[4] * 3, "queen " * 33]
+    expected = training_scores(served.checkpoints["long"], ["red night"] * 5, TITLES, texts)
+    with served.reranker("long") as ranker:
+        found = ranker.rank("red night", TITLES, texts).scores
+        fewer = ranker.rank("red night", TITLES, texts, max_chunks=1).scores
+        more = ranker.rank("red night", TITLES, texts, max_chunks=99).scores
+        kept = [ranker.rank("red night", TITLES, texts, max_chunks=most).scores for most in (1, 6)]
+        with pytest.raises(RerankError, match="max_chunks 0"):
+            ranker.rank("red night", TITLES, texts, max_chunks=0)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(more, expected, atol=1e-4)
+    # the front keeps scores, of each number of chunks its own
+    assert [scores.tobytes() for scores in kept] == [fewer.tobytes(), found.tobytes()]
+    beginning = shutil.copytree(served.checkpoints["long"], tmp_path / "beginning")
+    replace(ScoreCard.load(beginning), chunking=Chunking()).save(beginning)
+    short = training_scores(beginning, ["red night"] * 5, TITLES, texts)
+    np.testing.assert_allclose(fewer, short, atol=1e-4)
+    assert (fewer < found - 1e-3).any() and (fewer <= found + 1e-4).all()
+    with grpc.InferenceServerClient(served.server.grpc) as client:
+        page = [bytes_input("query", [b"red"]), bytes_input("title", [b"a"] * 3)]
+        page.append(bytes_input("summary", [b"", b"queen " * 9, b"queen " * 99]))
+        wanted = grpc.InferInput("max_chunks", [1], "INT32").set_data_from_numpy(np.array([-1], np.int32))
+        for _ in range(2):  # the second time from the kept scores
+            assert client.infer("long", page).as_numpy("chunks").tolist() == [1, 2, 6]
+        with pytest.raises(InferenceServerException, match="max_chunks is -1: at least 1"):
+            client.infer("long", [*page, wanted])
+    fields = StudentFormat.of_checkpoint(served.checkpoints["long"]).tokenise(["red night"], TITLES, texts)
+    ids = token_tensors(fields[0][0], *fields[1:], fingerprint(served.checkpoints["long"] / "tokenizer.json"))
+    client = ScoringClient(TritonConnection(f"grpc://{served.server.grpc}"), 20_000)
+    for most, of_text in ((6, found), (1, fewer)):
+        tensors = ids | {"max_chunks": np.array([most], np.int32)}
+        assert client.score("long", PageTensors(tensors), 20_000).values.tobytes() == of_text.tobytes()
+    client.close()
+    manifest = releases.manifest(served.repository, "long", 1)
+    assert manifest["gate"]["max_error"] < 1e-3 and manifest["checkpoint"]["card"]["chunking"]["most"] == 6
 
 
 def test_over_long_text_is_cut_to_the_field_limits(served):

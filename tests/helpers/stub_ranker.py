@@ -53,11 +53,13 @@ class _Background:
 class StubRanker(_Background, service_pb2_grpc.GRPCInferenceServiceServicer):
     """max_documents: what the models' configuration says; a page whose query is `refuse me` is a caller's fault.
 
+    max_chunks: the same, of the students alone, which then take an input of that name; chunks: what it said, by call;
     url: where it answers; asked: calls by model; timeouts: the requests' own, in microseconds.
     """
 
-    def __init__(self, max_documents: int | None = None):
-        self.max_documents, self.url = max_documents, ""
+    def __init__(self, max_documents: int | None = None, max_chunks: int | None = None):
+        self.max_documents, self.max_chunks, self.url = max_documents, max_chunks, ""
+        self.chunks: list[tuple[str, int | None]] = []
         self.asked: Counter[str] = Counter()
         self.timeouts: list[int] = []
 
@@ -75,6 +77,9 @@ class StubRanker(_Background, service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request, context):
         self.asked[request.model_name] += 1
         self.timeouts.append(request.parameters["timeout"].int64_param)
+        inputs = {tensor.name: raw for tensor, raw in zip(request.inputs, request.raw_input_contents)}
+        wanted = int.from_bytes(inputs["max_chunks"], "little") if "max_chunks" in inputs else None
+        self.chunks.append((request.model_name, wanted))
         if b"refuse me" in request.raw_input_contents[0]:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this page is wrong")
         count = next(tensor.shape[0] for tensor in request.inputs if tensor.name == "title")
@@ -87,6 +92,8 @@ class StubRanker(_Background, service_pb2_grpc.GRPCInferenceServiceServicer):
         config = model_config_pb2.ModelConfig(name=request.name)
         if self.max_documents is not None:
             config.parameters["max_documents"].string_value = str(self.max_documents)
+        if self.max_chunks is not None and request.name == "student":
+            config.parameters["max_chunks"].string_value = str(self.max_chunks)
         return service_pb2.ModelConfigResponse(config=config)
 
 

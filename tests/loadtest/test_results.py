@@ -14,7 +14,7 @@ import pytest
 from loadtest._capacity_search import PRECISION, Search
 from loadtest._recorder import Recorder
 from loadtest._request_pool import RankRequest, check_scores, parse_sizes
-from loadtest._results import result
+from loadtest._results import lines, result
 from loadtest._server_metrics import ServerMetrics, difference
 from loadtest.compare import Config as CompareConfig
 from loadtest.compare import changes, main
@@ -23,11 +23,13 @@ from ranking.errors import DataError, InputError
 REQUEST = RankRequest(0, "q", ("a", "b", "c"), ("A", "B", "C"), ("", "", ""))
 
 
-def recorded(latencies: list[float], failures: int = 0, lag_ms: float = 0.1, seconds: int = 20) -> Recorder:
+def recorded(
+    latencies: list[float], failures: int = 0, lag_ms: float = 0.1, seconds: int = 20, chunks: int = 24
+) -> Recorder:
     recorder = Recorder()
     for i, latency in enumerate(latencies):
         recorder.sent(1000 + i % seconds, "student", lag_ms)
-        recorder.answered(1000 + i % seconds, "student", latency, 24)
+        recorder.answered(1000 + i % seconds, "student", latency, 24, chunks)
     for i in range(failures):
         recorder.sent(1000 + i % seconds, "student", lag_ms)
         recorder.failed(1000 + i % seconds, "student", "DEADLINE_EXCEEDED")
@@ -43,6 +45,13 @@ def test_quantiles_are_within_one_percent_of_the_exact_ones():
     tally = recorded(latencies.tolist()).window("student", 0, 1e10)
     for level in (0.5, 0.95, 0.99):
         assert tally.quantile(level) == pytest.approx(np.quantile(latencies, level), rel=0.015)
+
+
+def test_chunks_are_counted_beside_documents_and_told_where_they_differ():
+    whole, chunked = (found(recorded([10.0] * 40, chunks=chunks)) for chunks in (24, 60))
+    row = chunked["arms"]["student"]
+    assert (row["chunks_per_page"], row["chunks_per_second"], row["pairs_per_second"]) == (60.0, 120.0, 48.0)
+    assert "(48 pairs/s in 120 chunks/s, 60 a page)" in lines(chunked)[0] and "chunks" not in lines(whole)[0]
 
 
 def test_a_failed_request_is_infinitely_slow():

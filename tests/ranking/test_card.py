@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from ranking.card import CARD_NAME, ScoreCard, fingerprint, model_name
+from ranking.chunks import Chunking
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 
@@ -15,11 +17,13 @@ CARD = ScoreCard(
     head="linear", pooling="cls", score_mean=0.25, metrics={"ndcg@5": 0.7},
     calibration={"kind": "platt", "slope": 1.0, "intercept": 0.0},
 )  # fmt: skip
+IN_CHUNKS = replace(CARD, chunking=Chunking(most=4, overlap=5, pooling="mean"))
 
 
-def test_a_card_reads_back_as_it_was_saved(tmp_path):
-    assert CARD.save(tmp_path) == tmp_path / CARD_NAME
-    assert ScoreCard.load(tmp_path) == CARD
+@pytest.mark.parametrize("card", [CARD, IN_CHUNKS])
+def test_a_card_reads_back_as_it_was_saved(card, tmp_path):
+    assert card.save(tmp_path) == tmp_path / CARD_NAME
+    assert ScoreCard.load(tmp_path) == card
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,11 @@ def test_a_card_reads_back_as_it_was_saved(tmp_path):
         ({"limits": {"max_query_tokens": 8, "max_title_tokens": 8}}, "max_summary_tokens"),
         ({"limits": [8, 8, 8]}, "limits"),
         ({"score_spread": -1}, "score_spread is -1"),
+        ({"chunking": None}, "chunking is None"),
+        ({"chunking": {"most": 0}}, "most is 0"),
+        ({"chunking": {"most": 4, "overlap": 16}}, "overlap is 16, a chunk .* has 16 tokens"),
+        ({"chunking": {"pooling": "median"}}, "pooling is 'median'"),
+        ({"chunking": {"surprise": 1}}, "surprise"),
         ({"score_mean": float("nan")}, "score_mean is nan"),
     ],
 )
@@ -87,7 +96,21 @@ def test_a_card_of_the_first_version_is_read_with_its_limits(tmp_path):
     (tmp_path / CARD_NAME).write_text(json.dumps(in_version_1()), encoding="utf-8")
     assert ScoreCard.load(tmp_path) == CARD
     CARD.save(tmp_path)
-    assert json.loads((tmp_path / CARD_NAME).read_text(encoding="utf-8"))["version"] == 2
+    assert json.loads((tmp_path / CARD_NAME).read_text(encoding="utf-8"))["version"] == 3
+
+
+def test_a_card_of_the_second_version_reads_one_chunk(tmp_path):
+    content = json.loads(IN_CHUNKS.to_json()) | {"version": 2}
+    del content["chunking"]
+    (tmp_path / CARD_NAME).write_text(json.dumps(content), encoding="utf-8")
+    assert ScoreCard.load(tmp_path) == CARD
+
+
+def test_whoever_knows_a_model_by_its_folder_notices_other_chunks(tmp_path):
+    CARD.save(tmp_path)
+    before = fingerprint(tmp_path)
+    IN_CHUNKS.save(tmp_path)
+    assert fingerprint(tmp_path) != before
 
 
 @pytest.mark.parametrize(

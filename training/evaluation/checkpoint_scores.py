@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ranking.card import CARD_NAME, ScoreCard
+from ranking.chunks import pool
 from ranking.errors import InputError
 from ranking.text import StudentFormat, TeacherFormat, normalise
 from training.trainer.token_store import TokenStore, split_by_tokens
@@ -39,12 +40,13 @@ Forward = Callable[[Any, dict[str, Tensor]], Tensor]
 class Scorer:
     """A checkpoint ready to score: its model in evaluation mode, how it reads text, and how it pools.
 
-    card: None for a cross-encoder that is not ours; encode: (queries, titles, summaries) -> token store.
+    card: None for a cross-encoder that is not ours; encode: (queries, titles, summaries) -> token store with a text per
+    row, or with one per chunk of each row's document, and then where each row's texts start, int64 [n + 1].
     """
 
     model: Any
     card: ScoreCard | None
-    encode: Callable[[Sequence[str], Sequence[str], Sequence[str]], TokenStore]
+    encode: Callable[[Sequence[str], Sequence[str], Sequence[str]], tuple[TokenStore, NDArray[np.int64] | None]]
     forward: Forward
     pad_id: int
     token_types: bool
@@ -84,11 +86,11 @@ class Scorer:
             raise ValueError(f"{len(queries)} queries, {len(titles)} titles, {len(summaries)} summaries: must be equal")
         if not len(queries):
             return np.zeros(0, np.float32)
-        store = self.encode(queries, titles, summaries)
+        store, starts = self.encode(queries, titles, summaries)
         self._check_ids(store)
         scores = np.full(len(store), np.nan, np.float32)
         device = next(self.model.parameters()).device
-        with tqdm(total=len(store), desc=progress, unit="doc", disable=progress is None) as bar:
+        with tqdm(total=len(store), desc=progress, unit="text", disable=progress is None) as bar:
             for rows in split_by_tokens(store.lengths, batch_tokens):
                 batch = {
                     name: t.to(device) for name, t in store.pad(rows.tolist(), self.pad_id, self.token_types).items()
@@ -100,7 +102,7 @@ class Scorer:
             raise InputError(
                 f"{bad} of {len(scores)} scores are not finite; in bfloat16, try float32, else train again"
             )
-        return scores
+        return scores if starts is None or self.card is None else pool(scores, starts, self.card.chunking.pooling)
 
     def _check_ids(self, store: TokenStore) -> None:
         rows, highest = self.model.get_input_embeddings().weight.shape[0], int(store.ids.max())
@@ -153,8 +155,8 @@ def _load_model(checkpoint: str | Path) -> Any:
 def _teacher_scorer(checkpoint: str | Path, model: Any, card: ScoreCard) -> Scorer:
     text_format = TeacherFormat.of_checkpoint(checkpoint)
 
-    def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> TokenStore:
-        return TokenStore.of_pairs(text_format.encode(queries, titles, summaries))
+    def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> tuple[TokenStore, None]:
+        return TokenStore.of_pairs(text_format.encode(queries, titles, summaries)), None
 
     if card.pooling not in ("last_token", "mean"):
         raise InputError(f"{checkpoint}: a teacher pools last_token or mean, not {card.pooling}")
@@ -184,8 +186,11 @@ def _mean_state(states: Tensor, mask: Tensor) -> Tensor:
 def _student_scorer(checkpoint: str | Path, model: Any, card: ScoreCard) -> Scorer:
     text_format = StudentFormat.of_checkpoint(checkpoint)
 
-    def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> TokenStore:
-        return TokenStore.of_pairs(text_format.encode(queries, titles, summaries))
+    def encode(
+        queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
+    ) -> tuple[TokenStore, NDArray[np.int64]]:
+        documents = text_format.encode_documents(queries, titles, summaries)
+        return TokenStore.of_pairs(documents.pairs), documents.starts
 
     return Scorer(model, card, encode, _logit, text_format.pad_id, text_format.token_types)
 
@@ -198,13 +203,13 @@ def _plain_scorer(checkpoint: str | Path, model: Any) -> Scorer:
     limit = min(tokenizer.model_max_length, PLAIN_MAX_TOKENS)
     has_types = "token_type_ids" in tokenizer.model_input_names
 
-    def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> TokenStore:
+    def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> tuple[TokenStore, None]:
         documents = [normalise(f"{title} {summary}") for title, summary in zip(titles, summaries)]
         encoded = tokenizer([normalise(query) for query in queries], documents, truncation=True, max_length=limit)
         # a template of somebody else's: its token types are all that says where the document starts
         types = encoded.get("token_type_ids")
         document_starts = [len(row) - sum(row) for row in types] if types is not None else None
-        return TokenStore.build(encoded["input_ids"], document_starts)
+        return TokenStore.build(encoded["input_ids"], document_starts), None
 
     return Scorer(model, None, encode, _logit, tokenizer.pad_token_id, token_types=has_types)
 

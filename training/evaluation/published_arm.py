@@ -36,10 +36,19 @@ class PublishedArm:
             content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             built_from = content["checkpoint"]["fingerprint"]
             quality = content["quality"]
+            chunks = content["checkpoint"].get(
+                "chunks", 1
+            )  # this and the next are absent in earlier releases' versions
+            served = content["checkpoint"].get("card", {}).get("chunking", {})
         except (OSError, ValueError, LookupError) as problem:
             raise InputError(f"{folder}: not a published arm of build/build_student.py: {problem!r}") from problem
         if content.get("cascade"):
             raise InputError(f"{folder}: a cascade of two models, whose ranking no single checkpoint gives")
         if fingerprint(checkpoint) != built_from:
             raise InputError(f"{checkpoint}: not what {folder} was built from, or changed since")
+        if served.get("most", 1) < chunks:
+            raise InputError(
+                f"{folder}: serves at most {served['most']} chunks of a document where the checkpoint reads {chunks}, "
+                "so the checkpoint's scores are not the served ones; the manifest has the figures of what is served"
+            )
         return cls(checkpoint, PriorBlend(**quality["prior"]), quality["first_stage"])

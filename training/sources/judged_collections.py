@@ -24,8 +24,10 @@ from training.sources.row_readers import (
     on_scale,
     separated_rows,
     text_field,
+    text_lines,
 )
 
+TREC_QRELS = ".qrels"
 UNSPLIT = ""  # the split of judgments whose source names none
 Pair = tuple[str, str]  # (query id, doc id)
 Text = tuple[str, str]  # (title, summary)
@@ -90,20 +92,23 @@ class _Qrel:
 def read_beir(folder: Path, bad: BadRows, spare: int | None = 0) -> JudgedSource:
     """A BEIR folder: corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/{train,dev,test}.tsv.
 
-    The columns of the qrels are query-id, corpus-id and score. The two .jsonl files may be gzipped.
+    The columns of the qrels are query-id, corpus-id and score; files named .qrels have trec_eval's form instead. The
+    two .jsonl files may be gzipped.
     spare: how many unjudged documents are kept, the first of the file; None keeps all. Errors: see module row_readers.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; beir:PATH needs corpus.jsonl, queries.jsonl and qrels/*.tsv in it")
-    files = sorted(file for pattern in ("*.tsv", "*.tsv.gz") for file in (folder / "qrels").glob(pattern))
+    patterns = ("*.tsv", "*.tsv.gz", f"*{TREC_QRELS}", f"*{TREC_QRELS}.gz")
+    files = sorted(file for pattern in patterns for file in (folder / "qrels").glob(pattern))
     if not files:
-        raise InputError(f"{folder / 'qrels'}: no .tsv file; judgments are expected there")
+        raise InputError(f"{folder / 'qrels'}: no .tsv or {TREC_QRELS} file; judgments are expected there")
     qrels: list[_Qrel] = []
     for file in files:
         split = split_name(file.name.split(".")[0])
         if split is None:
             raise InputError(f"{file}: name it for its split: {', '.join(SPLITS)}")
-        for number, row in separated_rows(file, bad):
+        trec = file.name.removesuffix(".gz").endswith(TREC_QRELS)
+        for number, row in _trec_qrels(file, bad) if trec else separated_rows(file, bad):
             names = ("query-id", "corpus-id", "score")
             query_id, doc_id, grade = (column(row, name, file) for name in names)
             try:
@@ -122,6 +127,16 @@ def read_beir(folder: Path, bad: BadRows, spare: int | None = 0) -> JudgedSource
     )
     _add_judgments(source, qrels, bad)
     return source
+
+
+def _trec_qrels(path: Path, bad: BadRows) -> Iterator[Row]:
+    """Rows of trec_eval's form, query_id 0 doc_id grade, under the names of BEIR's columns."""
+    for number, line in text_lines(path, bad):
+        fields = line.split()
+        if len(fields) != 4:
+            bad.refuse(path, number, f"{len(fields)} columns where TREC's qrels have 4: query_id, 0, doc_id, grade")
+            continue
+        yield number, {"query-id": fields[0], "corpus-id": fields[2], "score": fields[3]}
 
 
 def _one_of(folder: Path, stem: str) -> Path:

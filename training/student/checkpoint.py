@@ -54,7 +54,7 @@ def save_student(
     """Fold the scale into the head, score dev, calibrate, and (on the main process) write the checkpoint folder.
 
     Folding is exact and costs nothing when served: whoever loads the checkpoint reads raw scores on the teacher's
-    scale.
+    scale. It holds for chunks too: the maximum and the mean of scores on another scale are theirs on that scale.
     """
     scale_head(student.model, scale.spread, scale.mean)
     scores = trainer.score(dev)
@@ -66,6 +66,7 @@ def save_student(
         limits=student.text_format.limits,
         head="linear",
         pooling="cls",
+        chunking=student.text_format.chunking,
         score_mean=float(scores.mean()),
         score_spread=float(max(scores.std(), 1e-6)),
         vocabulary=fingerprint(student.tokenizer_folder / "tokenizer.json"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from ranking.card import CARD_NAME, ScoreCard, model_name
+from ranking.chunks import Chunking, Pooling
 from ranking.encoder_families import ENCODER_FAMILIES, longest_input, refused_family
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
@@ -74,6 +75,10 @@ class StudentModelSettings:
         vocabulary_size: WordPiece tokens of a model from scratch
         dropout: dropout of the encoder and before the head; 0.1 for long runs on a GPU, 0 is faster on a CPU
         limits: tokens of each field that the model reads; with --init of a checkpoint of ours, those of its card
+        chunks: read a summary beyond its limit as up to so many chunks of that length, in training and when served;
+            left out, this and the next two are as in the card of --init, else one chunk without overlap
+        chunk_overlap: tokens of a chunk that the next one begins with again; an eighth to a quarter of a chunk
+        chunk_pooling: the document's score: that of its best chunk (max), or the mean of all chunks
     """
 
     init: str | None = None
@@ -82,8 +87,12 @@ class StudentModelSettings:
     vocabulary_size: int = 8000
     dropout: float = 0.0
     limits: FieldLimits = DEFAULT_LIMITS
+    chunks: int | None = None
+    chunk_overlap: int | None = None
+    chunk_pooling: Pooling | None = None
 
     def __post_init__(self):
+        self.chunking(Chunking())
         if self.size not in SIZES:
             raise ValueError(f"size is {self.size!r}: one of {', '.join(SIZES)} is needed")
         if self.init_layers and self.init is None:
@@ -94,6 +103,11 @@ class StudentModelSettings:
             raise ValueError(f"dropout is {self.dropout}: a number from 0 to below 1 is needed")
         if self.vocabulary_size < 100:
             raise ValueError(f"vocabulary_size is {self.vocabulary_size}: at least 100 is needed")
+
+    def chunking(self, start: Chunking) -> Chunking:
+        """How long summaries are read: as `start` but for what these settings say."""
+        said: dict[str, Any] = {"most": self.chunks, "overlap": self.chunk_overlap, "pooling": self.chunk_pooling}
+        return replace(start, **{name: value for name, value in said.items() if value is not None})
 
 
 @dataclass
@@ -123,18 +137,19 @@ def create_student(
         else:
             _tokenizer_of(init).save_pretrained(folder)
     hand_over(folder, processes.is_main_process, processes.wait_for_everyone)
-    limits = settings.limits
+    limits, chunking = settings.limits, settings.chunking(Chunking())
     if init is None:
-        text_format = StudentFormat(load_tokenizer(folder), limits)
+        text_format = StudentFormat(load_tokenizer(folder), limits, chunking)
         model: PreTrainedModel = _from_scratch(settings, text_format)
         base = f"scratch:{settings.size}"
         _warn_of_unknown_words(Path(data))
     else:
         if (Path(init) / CARD_NAME).is_file():
-            limits = ScoreCard.load(init).require(init, "student", "baseline").limits
+            card = ScoreCard.load(init).require(init, "student", "baseline")
+            limits, chunking = card.limits, settings.chunking(card.chunking)
         model = _from_checkpoint(settings, init)
         kind = StudentFormat if model.config.model_type == "bert" else PairFormat
-        text_format = kind(load_tokenizer(folder), limits)
+        text_format = kind(load_tokenizer(folder), limits, chunking)
         base = model_name(str(settings.init)) + (
             f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else ""
         )

@@ -81,12 +81,12 @@ class MaskedTexts(Dataset):
         # drawn for the whole batch on every process, so that all know the normaliser
         masks = {int(row): self._mask(int(row)) for row in rows}
         mine = rows[self.process_index :: self.process_count]
-        chunks = [mine[chunk] for chunk in split_by_tokens(self.store.lengths[mine], self.forward_tokens)]
+        pieces = [mine[piece] for piece in split_by_tokens(self.store.lengths[mine], self.forward_tokens)]
         forwards, labels = [], []
-        for chunk in chunks:
-            batch = self.store.pad(chunk, self.text_format.pad_id, token_types=True)
+        for piece in pieces:
+            batch = self.store.pad(piece, self.text_format.pad_id, token_types=True)
             wanted = torch.full_like(batch["input_ids"], -100)
-            for place, row in enumerate(chunk):
+            for place, row in enumerate(piece):
                 positions, replacements = masks[int(row)]
                 wanted[place, positions] = batch["input_ids"][place, positions]
                 batch["input_ids"][place, positions] = replacements
@@ -144,7 +144,8 @@ def warm_up(
 def _texts(candidates: Path, text_format: StudentFormat) -> TokenStore:
     def pairs() -> Iterator[EncodedPair]:
         for rows in iter_table(candidates, "candidates"):
-            yield from text_format.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+            fields = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
+            yield from text_format.encode_documents(*fields).pairs
 
     store = TokenStore.of_pairs(pairs())
     if not len(store):

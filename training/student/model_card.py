@@ -47,8 +47,8 @@ scores = model.predict([("query", "title summary")])  # raw logits
 ```
 
 The model reads `{text_format}` (version {format_version}): the first {query} tokens of the query, {document_title} of
-the title and {summary} of the summary. Other libraries join title and summary with a space and cut the pair as a whole,
-so scores agree for texts within these limits.
+the title and {summary} of the summary.{chunks} Other libraries join title and summary with a space and cut the pair as
+a whole, so scores agree for texts within these limits.
 
 ## Scores on the dev judgments
 | metric | value |
@@ -94,6 +94,7 @@ def write_model_card(folder: Path, card: ScoreCard) -> None:
         query=limits.max_query_tokens,
         document_title=limits.max_title_tokens,
         summary=limits.max_summary_tokens,
+        chunks=_of_chunks(card),
         metrics=_rows({name: f"{value:.4f}" for name, value in card.metrics.items()}),
         mean=card.score_mean,
         spread=card.score_spread,
@@ -102,6 +103,17 @@ def write_model_card(folder: Path, card: ScoreCard) -> None:
         judged="not counted" if card.judged_queries is None else card.judged_queries,
     )
     write_text(folder / CARD_FILE, text)
+
+
+def _of_chunks(card: ScoreCard) -> str:
+    if card.chunking.most == 1:
+        return ""
+    score = "highest" if card.chunking.pooling == "max" else "mean"
+    return (
+        f" A longer summary is read as up to {card.chunking.most} chunks of that length, each of which begins with the "
+        f"last {card.chunking.overlap} tokens of the one before; the score is the {score} of the chunks' scores. Other "
+        "libraries read the first chunk alone."
+    )
 
 
 def _rows(values: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,27 +62,35 @@ def weighted(groups: RankingGroups, weights: np.ndarray) -> RankingGroups:
     source = columns[:, 1] if columns.shape[1] > 1 else np.zeros(len(columns), np.float32)
     judged = np.ones(len(columns) - len(weights), np.float32)
     targets = np.stack([columns[:, 0], source, np.concatenate([weights, judged])], axis=1).astype(np.float32)
-    return RankingGroups(groups.store, targets, groups.group_starts, groups.query_ids)
+    return replace(groups, targets=targets)
 
 
 def groups_of(pieces: Iterable[pa.Table], target: str, text_format: StudentFormat) -> RankingGroups:
     """Tokenise tables with query_id, query, title, summary and a target column, piece by piece.
 
-    Memory: the token ids (4 bytes each) of all rows, the texts of one piece. InputError if there is no row.
+    A document in chunks has all of them. Memory: the token ids (4 bytes each) of all rows, the texts of one piece.
+    InputError if there is no row.
     """
     query_ids: list[str] = []
     targets: list[np.ndarray] = []
+    chunks: list[np.ndarray] = []  # how many each document has
 
     def pairs() -> Iterator[EncodedPair]:
         for rows in pieces:
             query_ids.extend(rows.column("query_id").to_pylist())
             targets.append(rows.column(target).to_numpy().astype(np.float32))
-            yield from text_format.encode(*(rows.column(name).to_pylist() for name in ("query", "title", "summary")))
+            fields = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
+            documents = text_format.encode_documents(*fields)
+            chunks.append(np.diff(documents.starts))
+            yield from documents.pairs
 
     store = TokenStore.of_pairs(pairs())
     if not len(store):
         raise InputError("there is no judged or labelled document to train on")
-    return RankingGroups.of_rows(query_ids, np.concatenate(targets), store)
+    starts = None
+    if text_format.chunking.most > 1:
+        starts = np.concatenate([[0], np.cumsum(np.concatenate(chunks))]).astype(np.int64)
+    return RankingGroups.of_rows(query_ids, np.concatenate(targets), store, starts, text_format.chunking.pooling)
 
 
 def first_queries(groups: RankingGroups, share: float, seed: int) -> RankingGroups:
@@ -105,9 +114,7 @@ def select_queries(groups: RankingGroups, chosen: Iterable[int]) -> RankingGroup
     rows = np.concatenate([np.arange(groups.group_starts[q], groups.group_starts[q + 1]) for q in chosen])
     sizes = [groups.group_starts[q + 1] - groups.group_starts[q] for q in chosen]
     group_starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return RankingGroups(
-        groups.store.take(rows), groups.targets[rows], group_starts, [groups.query_ids[q] for q in chosen]
-    )
+    return groups.take(rows, group_starts, [groups.query_ids[q] for q in chosen])
 
 
 def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
@@ -119,10 +126,14 @@ def joined(first: RankingGroups, second: RankingGroups) -> RankingGroups:
         (s[row] for s in (first.store, second.store) for row in range(len(s))),
         np.concatenate([_document_starts(first), _document_starts(second)]),
     )
-    source = np.repeat([0.0, 1.0], [len(first.store), len(second.store)])
+    source = np.repeat([0.0, 1.0], [len(first.targets), len(second.targets)])
     targets = np.stack([np.concatenate([first.targets, second.targets]), source], axis=1).astype(np.float32)
     group_starts = np.concatenate([first.group_starts, first.group_starts[-1] + second.group_starts[1:]])
-    return RankingGroups(store, targets, group_starts, first.query_ids + second.query_ids)
+    chunk_starts = None
+    if first.chunk_starts is not None and second.chunk_starts is not None:  # of one text format: both or neither
+        chunk_starts = np.concatenate([first.chunk_starts, first.chunk_starts[-1] + second.chunk_starts[1:]])
+    query_ids = first.query_ids + second.query_ids
+    return RankingGroups(store, targets, group_starts, query_ids, chunk_starts, first.pooling)
 
 
 def _document_starts(groups: RankingGroups) -> np.ndarray:

@@ -21,7 +21,7 @@ from ranking.text import StudentFormat
 from training.student.encoder import StudentModel
 from training.trainer import losses
 from training.trainer.group_batches import RankingGroups
-from training.trainer.ranking_trainer import RankingLoss
+from training.trainer.ranking_trainer import RankingLoss, pool_chunks
 from training.trainer.token_store import TokenStore
 
 LOGGER = logging.getLogger(__name__)
@@ -105,7 +105,11 @@ def fit_words(
         for group in optimiser.param_groups:
             group["lr"] = 1e-2 * (1 - step / steps)
         chosen, owner = _draw(groups, rng)
-        scores = word_scores(words, text_format, groups.store, chosen)
+        texts, starts = groups.texts_of(chosen)
+        scores = word_scores(words, text_format, groups.store, texts)
+        if groups.chunk_starts is not None:
+            place = torch.from_numpy(np.repeat(np.arange(len(chosen)), np.diff(starts)))
+            scores = pool_chunks(scores, place, len(chosen), groups.pooling)
         value = loss(scores, torch.from_numpy(groups.targets[chosen]), torch.from_numpy(owner))
         optimiser.zero_grad()
         value.backward()

@@ -47,19 +47,19 @@ class LanguageTrainer(BatchTrainer):
         texts = TextBatches(
             store, None, batch_texts=len(store), forward_tokens=self.settings.forward_tokens, pad_id=self.pad_id, seed=0
         )
-        chunks = split_by_tokens(store.lengths, 2 * self.settings.forward_tokens)
+        pieces = split_by_tokens(store.lengths, 2 * self.settings.forward_tokens)
         process, process_count = self.args.process_index, self.args.world_size
         training = model.training
         model.eval()
         sums = torch.zeros(2, device=self.args.device, dtype=torch.float64)
-        rounds = range(0, len(chunks), process_count)
+        rounds = range(0, len(pieces), process_count)
         for first in tqdm(rounds, desc="perplexity", leave=False, disable=self.args.disable_tqdm or process != 0):
-            # as many forwards on every process: past the end the last chunk is computed and thrown away
-            inputs = self._prepare_inputs(texts.inputs(chunks[min(first + process, len(chunks) - 1)]))
+            # as many forwards on every process: past the end the last piece is computed and thrown away
+            inputs = self._prepare_inputs(texts.inputs(pieces[min(first + process, len(pieces) - 1)]))
             predicted = inputs["weights"].sum()
             with self.accelerator.autocast():
                 loss = self._loss_sum(model, dict(inputs))
-            if first + process < len(chunks):
+            if first + process < len(pieces):
                 sums += torch.stack([loss, predicted]).double()
         model.train(training)
         loss_sum, predicted = self.accelerator.reduce(sums, "sum").tolist()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ranking.chunks import Pooling, pool
 from training.trainer.token_store import TokenStore, split_by_tokens
 
 # (targets of one query's documents [m] or [m, k], random generator) -> indices of the documents to use this epoch
@@ -24,31 +25,69 @@ GroupSampler = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 class RankingGroups:
     """Documents ordered by query.
 
-    store: one text per document; targets: float32 [documents] (grade or teacher score) or [documents, k] where a loss
-    wants several (the first column is the one that pair accuracy and NDCG are taken on); group_starts: int [queries +
-    1], query q has the documents group_starts[q]..group_starts[q + 1]; query_ids: one name per query.
+    store: one text per document, or one per chunk of each document; targets: float32 [documents] (grade or teacher
+    score) or [documents, k] where a loss wants several (the first column is the one that pair accuracy and NDCG are
+    taken on); group_starts: int [queries + 1], query q has the documents group_starts[q]..group_starts[q + 1];
+    query_ids: one name per query; chunk_starts: int64 [documents + 1], document d has the texts
+    chunk_starts[d]..chunk_starts[d + 1], None where each has one; pooling: how a document's score is made of its
+    chunks' scores.
     """
 
     store: TokenStore
     targets: np.ndarray
     group_starts: np.ndarray
     query_ids: list[str]
+    chunk_starts: np.ndarray | None = None
+    pooling: Pooling = "max"
 
     def __post_init__(self):
-        if len(self.store) != len(self.targets) or self.group_starts[-1] != len(self.targets):
+        documents = len(self.store) if self.chunk_starts is None else len(self.chunk_starts) - 1
+        if documents != len(self.targets) or self.group_starts[-1] != len(self.targets):
             raise ValueError(
-                f"{len(self.store)} texts, {len(self.targets)} targets, groups up to "
+                f"{documents} documents, {len(self.targets)} targets, groups up to "
                 f"{self.group_starts[-1]}: must be equal"
             )
+        if self.chunk_starts is not None and self.chunk_starts[-1] != len(self.store):
+            raise ValueError(f"{len(self.store)} texts, chunks up to {self.chunk_starts[-1]}: must be equal")
 
     @classmethod
-    def of_rows(cls, query_ids: Sequence[str], targets: np.ndarray, store: TokenStore) -> RankingGroups:
+    def of_rows(
+        cls,
+        query_ids: Sequence[str],
+        targets: np.ndarray,
+        store: TokenStore,
+        chunk_starts: np.ndarray | None = None,
+        pooling: Pooling = "max",
+    ) -> RankingGroups:
         """Group rows in any order by query id; queries and documents keep the order of their first row.
 
-        query_ids, targets and the store's texts: one per row.
+        query_ids, targets and the store's texts (or, with chunk_starts, its stretches of texts): one per row.
         """
         names, order, group_starts = group_rows(query_ids)
-        return cls(store.take(order), np.asarray(targets, np.float32)[order], group_starts, names)
+        targets = np.asarray(targets, np.float32)
+        ungrouped = cls(store, targets, np.asarray([0, len(targets)]), [""], chunk_starts, pooling)
+        return ungrouped.take(order, group_starts, names)
+
+    def take(self, documents: np.ndarray, group_starts: np.ndarray, query_ids: list[str]) -> RankingGroups:
+        """The chosen documents (indices) in that order, as the groups that group_starts and query_ids say."""
+        texts, chunk_starts = self.texts_of(documents)
+        chunks = None if self.chunk_starts is None else chunk_starts
+        return RankingGroups(
+            self.store.take(texts), self.targets[documents], group_starts, query_ids, chunks, self.pooling
+        )
+
+    def texts_of(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The store's rows of the chosen documents, document after document, and where each one's start [n + 1]."""
+        if self.chunk_starts is None:
+            return documents, np.arange(len(documents) + 1)
+        sizes = np.diff(self.chunk_starts)[documents]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        within = np.arange(starts[-1]) - np.repeat(starts[:-1], sizes)
+        return np.repeat(self.chunk_starts[documents], sizes) + within, starts
+
+    def pool(self, scores: np.ndarray) -> np.ndarray:
+        """float32 [documents]: the documents' scores, of one score for each of the store's texts."""
+        return scores if self.chunk_starts is None else pool(scores, self.chunk_starts, self.pooling)
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -101,7 +140,9 @@ class GroupBatches(Dataset):
       "forwards": list of model inputs (TokenStore.pad),
       "rows": list of ints, how many of the scores of each forward count (0 in a filler),
       "targets": float [n] or [n, k] and "groups": int64 [n], in the order of the counting scores,
-      "normaliser": documents of the global batch on all processes, by which the loss is divided }.
+      "normaliser": documents of the global batch on all processes, by which the loss is divided },
+    and where documents have chunks also "documents": int64 [scores], the place in targets and groups of the document
+    that each counting score is a chunk's of.
     """
 
     def __init__(
@@ -146,27 +187,35 @@ class GroupBatches(Dataset):
         queries = self.order[index * self.batch_groups : (index + 1) * self.batch_groups]
         documents = [self.documents_of(query) for query in queries]
         lengths = self.groups.store.lengths
-        shares = deal([int(lengths[d].sum()) for d in documents], self.process_count)
+        sizes = [int(lengths[self.groups.texts_of(each)[0]].sum()) for each in documents]
+        shares = deal(sizes, self.process_count)
         plans = []
         for share in shares:
             mine = np.concatenate([documents[i] for i in share]) if share else np.empty(0, np.int64)
-            plans.append([mine[chunk] for chunk in split_by_tokens(lengths[mine], self.forward_tokens)])
+            texts, _ = self.groups.texts_of(mine)
+            plans.append([texts[piece] for piece in split_by_tokens(lengths[texts], self.forward_tokens)])
         forwards = plans[self.process_index]
         rows = [len(forward) for forward in forwards]
-        everything = np.concatenate(documents)
+        everything, _ = self.groups.texts_of(np.concatenate(documents))
         filler = everything[np.argmin(lengths[everything])][None]
         missing = max(map(len, plans)) - len(forwards)
-        mine = np.concatenate(forwards) if forwards else np.empty(0, np.int64)
-        return {
+        texts = np.concatenate(forwards) if forwards else np.empty(0, np.int64)
+        mine, place = texts, None
+        if self.groups.chunk_starts is not None:
+            mine, place = np.unique(
+                np.searchsorted(self.groups.chunk_starts, texts, side="right") - 1, return_inverse=True
+            )
+        item = {
             "forwards": [
-                self.groups.store.pad(chunk, self.pad_id, self.token_types)
-                for chunk in [*forwards, *[filler] * missing]
+                self.groups.store.pad(piece, self.pad_id, self.token_types)
+                for piece in [*forwards, *[filler] * missing]
             ],
             "rows": rows + [0] * missing,
             "targets": torch.from_numpy(self.groups.targets[mine]),
             "groups": torch.from_numpy(np.searchsorted(self.groups.group_starts, mine, side="right") - 1),
-            "normaliser": len(everything),
+            "normaliser": sum(map(len, documents)),
         }
+        return item if place is None else item | {"documents": torch.from_numpy(place)}
 
 
 def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ranking.chunks import Pooling
 from ranking.errors import InputError
 from ranking.metrics import JudgedRanking, mean
 from training.trainer.attention import scoring_attention
@@ -66,17 +67,21 @@ class RankingTrainer(BatchTrainer):
             token_types=token_types,
             sample_group=sample_group,
         )
-        self.loss, self.pad_id, self.token_types = loss, pad_id, token_types
+        self.loss, self.pad_id, self.token_types, self.pooling = loss, pad_id, token_types, train.pooling
         keep_head_exact(model)
         super().__init__(model, settings, batches, dev, out, BEST_METRIC)
         self.pairs = _PairStatistics(self.args.device)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
         """This process's part of the loss's mean over the documents of the optimiser step: a scalar."""
+        if "documents" in inputs and self.pooling == "max":
+            inputs = only_best_chunks(model, inputs)
         outputs = [model(**forward).logits.float().reshape(-1) for forward in inputs["forwards"]]
         scores = torch.cat([output[:rows] for output, rows in zip(outputs, inputs["rows"])])
         unused = sum((output[rows:].sum() * 0 for output, rows in zip(outputs, inputs["rows"])), scores.new_zeros(()))
         targets, groups = inputs["targets"], inputs["groups"]
+        if "documents" in inputs:
+            scores = pool_chunks(scores, inputs["documents"], len(targets), self.pooling)
         mean = self.loss(scores, targets, groups) if len(scores) else scores.sum()
         self.pairs.add(scores.detach(), targets if targets.dim() == 1 else targets[:, 0], groups)
         # fillers stay in the graph: DDP and FSDP expect every forward of a step in its backward
@@ -100,22 +105,25 @@ class RankingTrainer(BatchTrainer):
 
     @torch.no_grad()
     def score(self, groups: RankingGroups) -> np.ndarray:
-        """float32 [documents]: the current model's scores, computed by all processes together, the same on each."""
+        """float32 [documents]: the current model's scores, computed by all processes together, the same on each.
+
+        The score of a document in chunks is made of theirs, as it is served.
+        """
         model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
         training = model.training
         model.eval()
-        chunks = split_by_tokens(groups.store.lengths, 4 * self.settings.forward_tokens)
+        pieces = split_by_tokens(groups.store.lengths, 4 * self.settings.forward_tokens)
         process, process_count = self.args.process_index, self.args.world_size
         scores = torch.zeros(len(groups.store), device=self.args.device)
-        rounds = range(0, len(chunks), process_count)
+        rounds = range(0, len(pieces), process_count)
         for first in tqdm(rounds, desc="score", leave=False, disable=self.args.disable_tqdm or process != 0):
-            # as many forwards on every process: past the end the last chunk is computed and thrown away
-            chunk = chunks[min(first + process, len(chunks) - 1)]
-            inputs = self._prepare_inputs(groups.store.pad(chunk, self.pad_id, self.token_types))
+            # as many forwards on every process: past the end the last piece is computed and thrown away
+            piece = pieces[min(first + process, len(pieces) - 1)]
+            inputs = self._prepare_inputs(groups.store.pad(piece, self.pad_id, self.token_types))
             with self.accelerator.autocast(), scoring_attention(self.model):
                 output = model(**inputs).logits.float().reshape(-1)
-            if first + process < len(chunks):
-                scores[torch.from_numpy(chunk)] = output
+            if first + process < len(pieces):
+                scores[torch.from_numpy(piece)] = output
         model.train(training)
         result = self.accelerator.reduce(scores, "sum").cpu().numpy()
         if not np.isfinite(result).all():
@@ -123,7 +131,41 @@ class RankingTrainer(BatchTrainer):
                 f"{int((~np.isfinite(result)).sum())} of {len(result)} scores are not finite: training diverged; "
                 "lower the learning rate"
             )
-        return result
+        return groups.pool(result)
+
+
+@torch.no_grad()
+def only_best_chunks(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch with only the chunk of each document that scores highest now, or those that tie.
+
+    inputs: see GroupBatches. The gradient of a maximum goes to the highest chunk alone. So the others need no backward
+    pass, which is two thirds of their time, and no activations in memory.
+    """
+    counted = [
+        model(**forward).logits.float().reshape(-1)[:n] for forward, n in zip(inputs["forwards"], inputs["rows"])
+    ]
+    torch.clear_autocast_cache()  # it holds weights that were cast without a gradient
+    scores, documents = torch.cat(counted), inputs["documents"]
+    best = scores == pool_chunks(scores, documents, len(inputs["targets"]), "max")[documents]
+    forwards, rows = [], []
+    for forward, mine in zip(inputs["forwards"], best.split([len(each) for each in counted])):
+        kept = mine.nonzero()[:, 0]
+        rows.append(len(kept))
+        # as many forwards on every process: one that has no best chunk runs on a row that does not count
+        chosen = kept if len(kept) else kept.new_zeros(1)
+        forwards.append({name: values[chosen] for name, values in forward.items()})
+    return {**inputs, "forwards": forwards, "rows": rows, "documents": documents[best]}
+
+
+def pool_chunks(scores: Tensor, documents: Tensor, count: int, pooling: Pooling) -> Tensor:
+    """Documents' scores, float [count], of their chunks' scores, float [m]; gradients go back to the chunks.
+
+    documents: int64 [m], the document of each chunk, none of `count` without one. Of chunks that share the highest
+    score, each takes an equal part of the gradient.
+    """
+    pooled = scores.new_zeros(count)
+    how = "amax" if pooling == "max" else "mean"
+    return pooled.scatter_reduce(0, documents, scores, how, include_self=False)
 
 
 def dev_metrics(scores: np.ndarray, groups: RankingGroups) -> dict[str, float]:

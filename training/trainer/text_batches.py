@@ -65,8 +65,8 @@ class TextBatches(Dataset):
         lengths = self.store.lengths
         padded = 0
         for batch in self.batches:
-            for chunk in split_by_tokens(lengths[batch], self.forward_tokens):
-                padded += len(chunk) * int(lengths[batch][chunk].max())
+            for piece in split_by_tokens(lengths[batch], self.forward_tokens):
+                padded += len(piece) * int(lengths[batch][piece].max())
         return float(lengths.sum() / padded)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class TextBatches(Dataset):
         # sorted by length, so dealing texts in turn gives each process about the same tokens
         shares = [batch[process :: self.process_count] for process in range(self.process_count)]
         plans = [split_by_tokens(self.store.lengths[share], self.forward_tokens) for share in shares]
-        mine = [self.inputs(shares[self.process_index][chunk]) for chunk in plans[self.process_index]]
+        mine = [self.inputs(shares[self.process_index][piece]) for piece in plans[self.process_index]]
         filler = self.inputs(batch[:1])
         filler["weights"].zero_()
         mine += [filler] * (max(map(len, plans)) - len(mine))

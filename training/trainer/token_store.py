@@ -99,18 +99,18 @@ class TokenStore:
 
 
 def split_by_tokens(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Indices sorted by length, longest first, in chunks whose padded size (rows times longest) stays within budget.
+    """Indices sorted by length, longest first, in pieces whose padded size (rows times longest) stays within budget.
 
-    A text longer than the budget makes a chunk of its own. Longest first, so that memory that does not suffice is
+    A text longer than the budget makes a piece of its own. Longest first, so that memory that does not suffice is
     found out at the first forward.
     """
     order = np.argsort(-lengths, kind="stable")
-    chunks, start = [], 0
+    pieces, start = [], 0
     while start < len(order):
         rows = max(1, budget // int(lengths[order[start]]))
-        chunks.append(order[start : start + rows])
+        pieces.append(order[start : start + rows])
         start += rows
-    return chunks
+    return pieces
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The built-in world: a seeded generator of readable English search data, so that the product runs with no download.
+"""The built-in world: a seeded generator of readable search data, so that the product runs with no download.
 
 It rewards what the product does. Searchers and documents use different words; the judged train queries show only part
 of the synonyms, the click log shows all of them; and candidates hold word matches without the concept and the reverse.
@@ -41,6 +41,7 @@ class WorldConfig:
     """Sizes and shares of a built-in world.
 
     Args:
+        lexicon: english, chinese, or the path of a lexicon file of your own
         seed: another seed is another world: documents, queries, hidden synonyms, clicks
         documents: documents in the corpus
         clicked_pairs: distinct query-document pairs with a satisfied click in the log
@@ -61,6 +62,7 @@ class WorldConfig:
             (training/world/drift.py); the dataset is the world before any of it
     """
 
+    lexicon: str = "english"
     seed: int = 1
     documents: int = 20_000
     clicked_pairs: int = 60_000
@@ -129,7 +131,7 @@ class World:
 
 def make_world(config: WorldConfig) -> World:
     """Documents and queries of a world. InputError if its concepts cannot make as many distinct queries as asked."""
-    lexicon = load_lexicon()
+    lexicon = load_lexicon(config.lexicon)
     rng = np.random.default_rng([config.seed, 1])
     luck = random.Random(config.seed)
     hidden = lexicon.draw_hidden(config.hidden_share, rng)
@@ -147,7 +149,7 @@ def make_world(config: WorldConfig) -> World:
             if misses > 1000:  # in a row
                 raise InputError(f"{purpose} is {count}: {config.documents} documents allow only {len(queries)}")
             query = draw_query(corpus, config.lexical_share, hidden, luck, judged)
-            words = " ".join(sorted(query.text.split()))
+            words = lexicon.grammar.bag(query.text)
             if not drift.searched(query.head, 0):
                 continue
             if words in taken_words or (new_intent and query.intent() in taken_intents):
@@ -205,7 +207,7 @@ def write_world(config: WorldConfig, out: str | Path) -> dict:
     concepts = world.lexicon.concepts
     files = ["clicks.parquet", "candidates.parquet", *(f"judgments/{split}.parquet" for split in SPLITS)]
     content = {
-        "source": f"world:{config.seed}",
+        "source": f"world:{config.seed}" if config.lexicon == "english" else f"world:{config.lexicon}:{config.seed}",
         "licence": "Apache-2.0 (generated text)",
         "counts": {**counts, "events": report["events_read"], "clicks": report["clicks"]},
         "grades": grades,

@@ -1,4 +1,4 @@
-"""Documents of the built-in world: what each is about, and readable English that says so."""
+"""Documents of the built-in world: what each is about, and readable text that says so."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ HAS_SETTING = 0.75
 HAS_FILLER = 0.4
 HAS_COMPANION = 0.25
 HAS_INCIDENTAL = 0.25
+TITLE_SHAPES = (0.35, 0.65, 0.85)  # below the first the first form of a title, and so on
 SECOND_WORD = 0.3  # a mention uses the concept's second document word rather than the first
 EVEN = 4  # popularity of a concept is 1 / (rank + EVEN): a small model meets the head often, and yet there is a tail
 
@@ -113,25 +114,25 @@ def _write(lexicon: Lexicon, domain: Domain, facts: tuple, luck: list[float]) ->
     def word(concept: Concept) -> str:
         return concept.documents[1 if next(take) < SECOND_WORD else 0]
 
-    place = f" {word(concepts[setting])}" if setting >= 0 else ""
+    grammar = lexicon.grammar
+    place = grammar.place.format(place=word(concepts[setting])) if setting >= 0 else ""
     adjectives = [word(concepts[number]) for number in attributes]
     thing, name, shape = word(concepts[head]), pick(domain.names), next(take)
-    if shape < 0.35:
-        title = f"{adjectives[0]} {thing}{place} by {name}"
-    elif shape < 0.65:
-        title = f"{name}: {thing}{place}"
-    elif shape < 0.85:
-        title = f"{name} {' and '.join(adjectives[:2])} {thing}"
-    else:
-        title = f"{thing}{place}, {adjectives[0]}"
-
-    *front, last = adjectives
-    described = f"{', '.join(front)} and {last}" if front else last
-    sentences = [f"{pick(domain.openings)} {described} {word(concepts[head])}{place}."]
+    form = grammar.titles[int(np.searchsorted(TITLE_SHAPES, shape, side="right"))]
+    first_two = grammar.list_and.join(adjectives[:2])
+    title = form.format(adjective=adjectives[0], adjectives=first_two, thing=thing, place=place, name=name)
+    sentences = [
+        grammar.sentence.format(
+            opening=pick(domain.openings),
+            adjectives=grammar.listed(adjectives),
+            thing=word(concepts[head]),
+            place=place,
+        )
+    ]
     if next(take) < HAS_FILLER:
         sentences.append(pick(domain.fillers))
     if companion >= 0:
         sentences.append(pick(domain.companion).format(x=word(concepts[companion])))
     if named >= 0:
         sentences.append(pick(domain.incidental).format(x=concepts[named].typed[named_form]))
-    return title[0].upper() + title[1:], " ".join(sentences)
+    return title[0].upper() + title[1:], grammar.sentence_gap.join(sentences)

@@ -49,7 +49,9 @@ def query_of(
 ) -> Query:
     """The query of these concepts, each typed by its form; order: where the words stand."""
     words = [lexicon.concepts[number].typed[form_of[number]] for number in order]
-    return Query(head, modifiers, tuple((n, form_of[n]) for n in (head, *modifiers)), order, " ".join(words))
+    return Query(
+        head, modifiers, tuple((n, form_of[n]) for n in (head, *modifiers)), order, lexicon.grammar.word_gap.join(words)
+    )
 
 
 def grade(query: Query, documents: Documents, rows: np.ndarray, family: np.ndarray) -> np.ndarray:
@@ -120,11 +122,12 @@ class Corpus:
         """Documents of other heads that hold a word the query typed for its head: word matches without the concept."""
         key = next(form for form in query.forms if form[0] == query.head)
         if key not in self._lookalikes:
-            typed = set(self.lexicon.concepts[key[0]].typed[key[1]].split())
+            grammar = self.lexicon.grammar
+            typed = set(grammar.words(self.lexicon.concepts[key[0]].typed[key[1]]))
             written = (self.moved.get(key[0], key[0]), key[1]) if key[1] else key
             pools = [self._named.get(written, _NONE)]
             for concept in self.lexicon.concepts:
-                shares = any(typed & set(words.split()) for words in concept.documents)
+                shares = any(typed & set(grammar.words(words)) for words in concept.documents)
                 if concept.kind == "head" and shares and concept.number != query.head:
                     pools.append(self.of_head.get(concept.number, _NONE)[:200])
             self._lookalikes[key] = np.concatenate(pools)
@@ -196,4 +199,7 @@ def draw_query(
     attributes = [m for m in modifiers if concepts[m].kind == "attribute"]
     settings = [m for m in modifiers if concepts[m].kind == "setting"]
     front, back = (attributes, []) if luck.random() >= HEAD_FIRST else ([], attributes)
-    return query_of(corpus.lexicon, head, modifiers, forms, (*front, head, *back, *settings))
+    in_order = (
+        (*settings, *front, head, *back) if corpus.lexicon.grammar.settings_first else (*front, head, *back, *settings)
+    )
+    return query_of(corpus.lexicon, head, modifiers, forms, in_order)

@@ -25,10 +25,11 @@ class TritonPythonModel(Front):
         self.job = self.compiled.create_infer_request()
 
     async def _scores(self, page, blend, caller):
-        encoder, scores = self.encoder, np.empty(len(page), np.float32)
-        pairs = page.encode(encoder.text)
+        encoder = self.encoder
+        documents = page.encode(encoder.text)
+        pairs, scores = documents.together, np.empty(len(documents.together), np.float32)
         limits = (encoder.max_batch, encoder.batch_tokens, encoder.call_tokens)
         for bucket in cut(pairs.lengths.tolist(), encoder.edges, *limits):
             self.job.infer(pad(pairs.take(bucket.rows), bucket.length, encoder.text.pad_id))
             scores[bucket.rows] = self.job.get_output_tensor(0).data[:, 0]
-        return blend(scores)
+        return blend(documents.pool(scores)), documents.chunks

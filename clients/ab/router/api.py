@@ -60,6 +60,10 @@ class RankRequest(_Strict):
     min_probability: float | None = Field(
         None, ge=0, le=1, allow_inf_nan=False, description="leave out documents that are less probably relevant"
     )
+    max_chunks: int | None = Field(
+        None, ge=1, lt=1 << 31,
+        description="chunks of a long document that are read at most, where the model reads several",
+    )  # fmt: skip
     arm: str | None = Field(None, description="force this arm, for testing; only with --allow-forced-arm")
 
     @field_validator("documents")

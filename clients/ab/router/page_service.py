@@ -181,7 +181,7 @@ class PageService:
             span.set(request_id=request_id, experiment=assignment.experiment, arm=assignment.arm)
         self.limits.check(request, {self.file.current.default_model, *(arm.models if arm else ())})
         titles, summaries, priors = zip(*((d.title, d.summary, d.prior) for d in request.documents))
-        page = PageTensors(request_tensors(request.query, titles, summaries, priors))
+        page = PageTensors(request_tensors(request.query, titles, summaries, priors, request.max_chunks))
         default_model = self.file.current.default_model
         ranking = await rank_page(
             self.scorer, page, request_id, arm or Arm("", default_model), default_model, self.settings, arrived

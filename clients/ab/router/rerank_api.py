@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 from clients.ab.router.api import Document, Label, Name, Query, RankRequest, Text, short_enough
 from clients.ab.router.page_ranking import PageRefused
 from ranking.calibration import probability
+from ranking.chunks import MAX_CHUNKS
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS, field_bytes
 from ranking.request_tensors import MAX_PRIOR
 from ranking.visible import is_visible
@@ -93,7 +94,9 @@ class RerankRequest(BaseModel):
     return_documents: bool | None = Field(None, description="give the documents back with their scores")
     return_text: bool | None = Field(None, description="TEI's name of return_documents")
     rank_fields: list[str] | None = Field(None, min_length=1, description="fields of document objects that are read")
-    max_chunks_per_doc: int | None = Field(None, ge=1, description="taken and not used: models cut a text themselves")
+    max_chunks_per_doc: int | None = Field(
+        None, ge=1, description="chunks of a long document that are read at most, where the model reads several"
+    )
     raw_scores: bool | None = Field(None, description="give raw logits instead of numbers in 0..1")
     truncation_direction: Literal["Right", "right"] | None = Field(None, description="a long text loses its end")
     user: Label | None = Field(None, description="decides the arm; a header may name the user instead")
@@ -117,7 +120,7 @@ class RerankRequest(BaseModel):
         # every field was checked above: a second check of 48 documents would take as long as the first
         return RankRequest.model_construct(
             user_id=user_id, query=self.query, documents=documents, request_id=request_id, platform="", segments={},
-            arm=None,
+            arm=None, max_chunks=self.max_chunks_per_doc and min(self.max_chunks_per_doc, MAX_CHUNKS),
         )  # fmt: skip
 
     def _document(self, number: int, given: str | dict[str, Any], seen: set[str]) -> Document:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
+import ir_measures
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clients.labelling.candidate_file import CandidateFile
+from clients.labelling.score_files import ScoreColumns, ScoreFile
 from ranking.bm25 import bm25_scores, words
-from ranking.errors import InputError
+from ranking.errors import DataError, InputError
 from ranking.metrics import JudgedRanking
 from ranking.schema import write_table
 from training.evaluate import Config, main, score_system
 from training.evaluation.comparison import Judgments, compare
 from training.evaluation.result_tables import disagreement_page, disagreements, table, teacher_table
+from training.evaluation.trec_files import write_qrels, write_run
+from training.sources.judged_collections import read_beir
+from training.sources.row_readers import BadRows
 
 QUERIES, DOCUMENTS = 40, 8
 
@@ -46,6 +53,56 @@ def data(tmp_path):
     for split in ("train", "dev", "test"):
         write_table(folder / f"judgments/{split}.parquet", "judgments", table)
     return folder
+
+
+def test_judgments_and_rankings_travel_in_trecs_forms(data, tmp_path):
+    """Written by the program; read by ir-measures and by this project's own readers of both forms."""
+    write_labels(tmp_path / "labels.parquet", noise=1.0)
+    beir = tmp_path / "beir"
+    found = evaluate(
+        data, tmp_path / "out", f"my teacher=labels:{tmp_path / 'labels.parquet'}", "random",
+        write_qrels=beir / "qrels" / "test.qrels", write_runs=tmp_path / "runs",
+    )  # fmt: skip
+    run = tmp_path / "runs" / "my_teacher.run"
+    assert run.read_text().splitlines()[0].split()[:2] == ["q0", "Q0"]
+    qrels = list(ir_measures.read_trec_qrels(str(beir / "qrels" / "test.qrels")))
+    aggregate = ir_measures.calc_aggregate([ir_measures.nDCG @ 5], qrels, ir_measures.read_trec_run(str(run)))
+    ours = found["systems"]["my teacher"]["metrics"]["ndcg@5"]
+    assert aggregate[ir_measures.nDCG @ 5] == pytest.approx(ours, abs=1e-6)
+
+    rows = judgment_rows()
+    corpus = {row["doc_id"]: {"_id": row["doc_id"], "title": row["title"], "text": row["summary"]} for row in rows}
+    queries = {row["query_id"]: {"_id": row["query_id"], "text": row["query"]} for row in rows}
+    for name, content in (("corpus", corpus), ("queries", queries)):
+        (beir / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content.values()))
+    source = read_beir(beir, BadRows())
+    assert source.judged["test"] == {(row["query_id"], row["doc_id"]): row["grade"] for row in rows}
+
+    candidates = pa.Table.from_pylist([{k: v for k, v in row.items() if k != "grade"} for row in rows])
+    write_table(tmp_path / "candidates.parquet", "candidates", candidates)
+    labels = pq.read_table(tmp_path / "labels.parquet").to_pylist()
+    with ScoreFile(run, ScoreColumns(), CandidateFile.open(tmp_path / "candidates.parquet"), tmp_path) as scored:
+        back = pa.Table.from_batches(scored.scores())
+    assert back.column("row").to_pylist() == list(range(len(rows)))
+    assert back.column("score").to_pylist() == [np.float32(row["teacher_score"]) for row in labels]
+
+
+@pytest.mark.parametrize("name, value", [("doc_id", "d 1"), ("query_id", "q\u00a01"), ("doc_id", "d\t1")])
+def test_an_id_that_trecs_form_cannot_hold_is_refused_by_name(tmp_path, name, value):
+    rows = [row | ({name: value} if number == 3 else {}) for number, row in enumerate(judgment_rows())]
+    judgments = Judgments.of_table(pa.Table.from_pylist(rows))
+    with pytest.raises(InputError, match=rf"test\.qrels: {name} {re.escape(repr(value))} .* white space"):
+        write_qrels(tmp_path / "test.qrels", judgments)
+    with pytest.raises(InputError, match=rf"{name} .* white space"):
+        write_run(tmp_path / "a.run", judgments, np.zeros(len(rows), np.float32), "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_of_qrels_with_another_number_of_columns_is_told(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "dev.qrels").write_text("q1 0 d1 2\nq1 d2 1\n")
+    with pytest.raises(DataError, match=r"dev\.qrels, row 2: 3 columns where TREC's qrels have 4"):
+        read_beir(tmp_path, BadRows())
 
 
 def write_labels(path, noise: float, rows=None) -> None:

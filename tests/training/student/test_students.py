@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from ranking.card import ScoreCard
+from ranking.chunks import Chunking
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.program import run
@@ -87,6 +90,27 @@ def test_a_baseline_reloads_to_the_scores_that_its_card_describes(baseline, data
     assert scores.std() == pytest.approx(card.score_spread, rel=1e-3)
     assert card.calibration["kind"] == "isotonic" and set(card.trained_on) == {"train", "dev"}
     assert not list(baseline.glob("*.bin")), "checkpoints are safetensors, never pickle"
+
+
+def test_a_student_in_chunks_reloads_to_the_scores_that_its_card_describes_and_is_started_from(data, tmp_path):
+    """Start, warm-up, labels with judgments mixed in, dev figures and the saved card all read the same chunks."""
+    short = {"limits": FieldLimits(8, 8, 6), "chunks": 3, "chunk_overlap": 2}
+    card = distilled(
+        data, tmp_path / "student", judged_weight=0.5, match_steps=5, warm_up_epochs=0.2, **short
+    )  # fmt: skip
+    assert card.chunking == Chunking(most=3, overlap=2, pooling="max")
+    rows = text_columns(read_table(data / "judgments/dev.parquet", "judgments"))
+    scores = score_pairs(tmp_path / "student", *rows)
+    assert scores.mean() == pytest.approx(card.score_mean, abs=1e-4)
+    assert "up to 3 chunks" in (tmp_path / "student" / "README.md").read_text()
+    beginning = shutil.copytree(tmp_path / "student", tmp_path / "beginning")
+    replace(card, chunking=Chunking()).save(beginning)
+    cut = score_pairs(beginning, *rows)
+    assert (cut <= scores + 1e-5).all() and (cut < scores - 1e-5).any()
+    settings = DistillationSettings(
+        data=data, out=tmp_path / "next", init=str(tmp_path / "student"), chunk_pooling="mean"
+    )
+    assert start_student(settings).text_format.chunking == Chunking(3, 2, "mean")
 
 
 def test_a_student_scores_on_the_teachers_raw_scale(data, tmp_path):

@@ -176,9 +176,10 @@ def test_texts_are_short_finished_english(small):
         assert "  " not in row["title"] + row["summary"]
 
 
-def test_the_lexicon_gives_every_concept_its_own_searcher_words():
-    lexicon = load_lexicon()
-    assert 200 <= len(lexicon.concepts) <= 500
+@pytest.mark.parametrize("name, least", [("english", 200), ("chinese", 80)])
+def test_the_lexicon_gives_every_concept_its_own_searcher_words(name, least):
+    lexicon = load_lexicon(name)
+    assert least <= len(lexicon.concepts) <= 500
     for concept in lexicon.concepts:
         assert len(concept.typed) >= 3
         assert not set(concept.typed[1:]) & set(concept.documents), concept

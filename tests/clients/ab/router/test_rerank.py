@@ -221,3 +221,18 @@ def test_a_header_user_is_checked_like_one_in_a_body(start):
     client = start(user_header="x-customer")
     answer = client.post("/v2/rerank", json={"query": "q", "documents": TEXTS}, headers={"x-customer": "u" * 513})
     assert answer.status_code == 422 and "header x-customer: longer than 512" in answer.json()["message"]
+
+
+def test_a_callers_number_of_chunks_reaches_the_models_that_read_several(start):
+    """A model that reads documents in one piece has no such input and would refuse the page."""
+    with StubRanker(max_chunks=8) as stub:
+        client = start(stub.url)
+        for user in ("tester", ""):  # the student's, and outside the experiment the baseline's
+            for path, fields in (("/v1/rerank", {"documents": TEXTS}), ("/rerank", {"texts": TEXTS})):
+                body = {"query": "a", "max_chunks_per_doc": 3, **fields} | ({"user": user} if user else {})
+                assert client.post(path, json=body).status_code == 200
+        body = {"user_id": "tester", "query": "a", "documents": [{"doc_id": "1"}]}
+        assert client.post("/rank", json=body | {"max_chunks": 2}).status_code == 200
+        assert client.post("/rank", json=body).status_code == 200
+        assert client.post("/rank", json=body | {"max_chunks": 0}).status_code == 422
+    assert stub.chunks == [("student", 3)] * 2 + [("baseline", None)] * 2 + [("student", 2), ("student", None)]
