@@ -334,8 +334,8 @@ def build_openvino(build: Build, folder: Path) -> int:
             raise InputError(refusal(config.name, [reports[p] for p in wanted]))
         best = by_speed[0]
     if config.serving.score_cache_mb:
-        pairs = build.judged.documents.together
-        check_kept_scores(build, runners[best], best, pairs, build.text.pad_id, build.lengths)
+        served = build.judged.documents.together
+        check_kept_scores(build, runners[best], best, served, build.text.pad_id, build.lengths)
         if build.first:
             check_first_arm(build, build.first)
     parameters = openvino_engine.triton_parameters(best, config.serving.threads, config.serving.streams)
