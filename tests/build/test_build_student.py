@@ -127,7 +127,7 @@ def test_served_chunks_are_gated_limited_and_told(build, checkpoint):
         with pytest.raises(InputError, match="serves at most 3 chunks"):
             PublishedArm.read(f"{repository / 'student' / '1'},{folder}")
         assert PublishedArm.read(f"{repository / 'student' / '2'},{folder}").checkpoint == folder
-        with pytest.raises(InputError, match="5 chunks of a document, a cascade one: give --serving.max-chunks 1"):
+        with pytest.raises(InputError, match="5 chunks of a document, a cascade one: give --serving"):
             build(cascade_first="small")
         with pytest.raises(InputError, match="cascade_first student: version 2 reads up to 5 chunks of a document"):
             read_first_arm(repository, "student", [], [])
