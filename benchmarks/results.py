@@ -217,7 +217,7 @@ def call(command: str, made: Made, config: Config) -> str:
         errors.write(f"\n$ {command}\n")
         errors.flush()
         started = subprocess.Popen(
-            ["bash", "-c", command], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
+            ["/bin/bash", "-c", command], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
             start_new_session=True,
         )  # fmt: skip
         try:
