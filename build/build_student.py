@@ -24,12 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build import openvino_engine, tensorrt_engine
+from build.batch_invariance import shapes_that_move_scores
+from build.cascade import FirstArm, measure_cost, read_first_arm
 from build.engine_encoder import EngineEncoder, PackedEncoder, PaddedEncoder
 from build.export_onnx import Encoder, export, load_encoder, parity, torch_runner, widen_positions
 from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
-from build.gate import GateLimits, GateReport, Reference, gate_scores
+from build.gate import GateLimits, GateReport, Reference, gate_ece, gate_scores
 from build.judged_pairs import JudgedPairs, read_candidates, read_judged
+from build.mixed_precision import build_mixed_ir
 from build.probabilities import ProbabilityMaps, fit_maps
 from build.publication_settings import PublicationSettings, check_model_name
 from build.publish import publish_engine, refusal, tools
@@ -38,18 +41,20 @@ from build.reference_scores import reference_of
 from build.runners import Runner, score_documents
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
+from ranking.cascade import Cascade
 from ranking.encoder_families import longest_input
 from ranking.encoder_inputs import chosen, inputs_of, without_padding
 from ranking.errors import InputError
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
-from ranking.text import EncodedDocuments, StudentFormat
+from ranking.text import EncodedPairs, StudentFormat
 from ranking.visible import is_visible
 
 LOGGER = logging.getLogger(__name__)
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_mixed"]
 SPEED_PAIRS = 192  # judged pairs that a precision's speed is measured on
+INVARIANCE_PAIRS = 512  # judged pairs that shapes of calls are tried on
 
 
 @dataclass
@@ -74,6 +79,9 @@ class Config(PublicationSettings):
             when left out, "none" for no such comparison
         callers_send_prior: all callers will send the first stage's score with each document, so the gate judges the arm
             with it and not the model alone
+        cascade_first: a smaller arm of the repository that scores every document, so that this checkpoint scores the
+            best cascade_k of a list alone; its serving version becomes a part of the new one (OpenVINO)
+        cascade_k: documents of a list that this checkpoint scores in a cascade
         accept_worse: publish although the arm is worse than what ranks today; the reason, kept in the manifest
         serving: limits and sizes of the served model
         staging: folder for a TensorRT build that a container finishes
@@ -93,6 +101,8 @@ class Config(PublicationSettings):
     first_stage: Path | None = None
     serves_now: str = ""
     callers_send_prior: bool = False
+    cascade_first: str = ""
+    cascade_k: int = 12
     accept_worse: str = ""
     serving: ServingLimits = field(default_factory=ServingLimits)
     staging: Path = Path("runs/engine")
@@ -102,7 +112,18 @@ class Config(PublicationSettings):
         offered = {"openvino": ("auto", *openvino_engine.PRECISIONS), "tensorrt": ("auto", *tensorrt_engine.PRECISIONS)}
         if self.precision not in offered[self.target]:
             raise ValueError(f"precision {self.precision}: {self.target} offers {', '.join(offered[self.target])}")
-        for name in ("gate_queries", "reference_pairs"):
+        if self.target == "tensorrt" and self.serving.score_cache_mb:
+            raise ValueError(
+                "score_cache_mb: TensorRT's calls hold whatever lists came at the same time, so a kept score would not "
+                "be the one that is computed; leave it out for --target tensorrt"
+            )
+        if self.cascade_first and self.target == "tensorrt":
+            raise ValueError("cascade_first: cascades are built for --target openvino alone")
+        if self.cascade_first == self.name:
+            raise ValueError(
+                f"cascade_first is {self.name}, the arm itself: publish the small model under another name"
+            )
+        for name in ("gate_queries", "reference_pairs", "cascade_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: at least 1 is needed")
         if self.accept_worse != "" and not is_visible(self.accept_worse):
@@ -119,7 +140,7 @@ class Build:
     text: StudentFormat
     onnx: Path
     parity_error: float
-    documents: EncodedDocuments  # [n], the judged documents that the gate scores
+    judged: JudgedPairs  # the documents that the gate scores
     reference: Reference
     quality: QualityReport
     probabilities: ProbabilityMaps
@@ -128,10 +149,12 @@ class Build:
     lengths: list[int]  # bucket lengths in tokens, ascending
     positions: int  # tokens of the longest input that the network takes
     inputs: tuple[str, ...]  # of the padded graph
+    first: FirstArm | None  # the small arm of a cascade
+    cascade: dict[str, Any] | None  # what the manifest says of it
 
     def gate(self, runner: Runner, precision: str) -> GateReport:
         """Score the judged pairs with an engine and measure them against the fp32 checkpoint's scores."""
-        scores = score_documents(runner, self.documents, self.text.pad_id, precision)
+        scores = score_documents(runner, self.judged.documents, self.text.pad_id, precision)
         return gate_scores(self.reference, scores, precision, self.config.gate)
 
 
@@ -152,6 +175,11 @@ def prepare(config: Config, folder: Path) -> Build:
     text = StudentFormat.of_checkpoint(config.checkpoint)
     card = served_card(ScoreCard.load(config.checkpoint), config.serving.max_chunks)
     text = type(text)(text.tokenizer, card.limits, card.chunking)
+    if config.cascade_first and card.chunking.most > 1:
+        raise InputError(
+            f"cascade_first: {config.checkpoint} reads up to {card.chunking.most} chunks of a document, a cascade one: "
+            "give --serving.max-chunks 1, or publish the student without cascade_first"
+        )
     vocabulary = fingerprint(config.checkpoint / "tokenizer.json")
     if card.vocabulary and card.vocabulary != vocabulary:
         raise InputError(
@@ -172,21 +200,43 @@ def prepare(config: Config, folder: Path) -> Build:
         raise InputError(f"{config.checkpoint}: the checkpoint itself gives scores that are not finite")
     reference = Reference(scores, judged.grades, judged.groups, judged.queries)
     first_stage = first_stage_scores(config.first_stage, config.data, judged.table)
-    quality = judge_quality(config, judged, reference, first_stage)
-    probabilities = fit_maps(card.calibration, reference, first_stage, quality.prior)
-    if probabilities.served:
+    first, cascade, served = join_cascade(config, judged, reference)
+    quality = judge_quality(config, judged, served, first_stage)
+    # the card's map is of the large model's scores, which most documents of a cascade do not have
+    probabilities = fit_maps(None if first else card.calibration, served, first_stage, quality.prior)
+    if cascade:
+        cascade["ece"] = gate_ece(replace(served, calibration=probabilities.alone), served.scores)
+    elif probabilities.served:
         reference = replace(reference, calibration=probabilities.alone)
     live_reference = reference_of(config.data, text, torch_runner(encoder), config.reference_pairs)
-    judged_scores = JudgedScores(*_ids(judged), scores).save(folder / JUDGED_SCORES_NAME)
+    judged_scores = JudgedScores(*_ids(judged), served.scores).save(folder / JUDGED_SCORES_NAME)
     lengths = bucket_lengths(config.serving, config.target, longest)
     LOGGER.info("exporting %s to ONNX", config.checkpoint)
     onnx = export(graph_source(encoder, config, lengths[-1]), folder / "model.onnx")
     difference = parity(encoder, onnx)
     LOGGER.info("ONNX Runtime differs from PyTorch by at most %.2g in fp32", difference)
     return Build(
-        config, card, text, onnx, difference, judged.documents, reference, quality, probabilities,
-        live_reference, judged_scores, lengths, positions, encoder.inputs,
+        config, card, text, onnx, difference, judged, reference, quality, probabilities, live_reference,
+        judged_scores, lengths, positions, encoder.inputs, first, cascade,
     )  # fmt: skip
+
+
+def join_cascade(
+    config: Config, judged: JudgedPairs, reference: Reference
+) -> tuple[FirstArm | None, dict[str, Any] | None, Reference]:
+    """The small arm, what the manifest says of the cascade, and the scores that the arm gives to the judged pairs.
+
+    Without cascade_first these are None, None and the checkpoint's own. InputError if the cascade loses too much.
+    """
+    if not config.cascade_first:
+        return None, None, reference
+    first = read_first_arm(config.repository, config.cascade_first, *_ids(judged))
+    cascade = Cascade.fit(config.cascade_k, reference.scores, first.scores)
+    scores = cascade.of_lists(first.scores, reference.scores, reference.groups)
+    joined = replace(reference, scores=scores, cascade=(cascade, first.scores, reference.scores))
+    cost = measure_cost(cascade, reference, joined, config.gate.max_cascade_loss)
+    about = {"first": first.name, "first_version": first.version, "first_fingerprint": fingerprint(first.encoder)}
+    return first, {**about, "scores": asdict(cascade), "cost": cost.as_json()}, joined
 
 
 def served_card(card: ScoreCard, max_chunks: int) -> ScoreCard:
@@ -252,16 +302,27 @@ def build_openvino(build: Build, folder: Path) -> int:
     for precision in wanted:
         LOGGER.info("building OpenVINO %s", precision)
         calibration = []
-        if precision == "int8":
+        if precision.startswith("int8"):
             pairs = read_candidates(config.data, build.text, config.calibration_pairs)
             calibration = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
         (folder / precision).mkdir()
-        ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, build.positions, calibration)
+        tried[precision] = {}
+        if precision == "int8_mixed":
+            ir, share = build_mixed_ir(
+                build.onnx,
+                folder / precision,
+                build.positions,
+                calibration,
+                lambda path: build.gate(openvino_engine.runner(path, "int8", config.serving.threads), "int8_mixed"),
+            )
+            tried[precision]["int8_share"] = round(share, 3)
+        else:
+            ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, build.positions, calibration)
         runner = runners[precision] = openvino_engine.runner(ir, precision, config.serving.threads)
         files[precision] = [ir, ir.with_suffix(".bin")]
-        speed = openvino_engine.pairs_per_second(runner, build.documents.pairs[:SPEED_PAIRS], build.text.pad_id)
+        speed = openvino_engine.pairs_per_second(runner, build.judged.documents.pairs[:SPEED_PAIRS], build.text.pad_id)
         LOGGER.info("speed: %s %.0f pairs/s", precision, speed)
-        tried[precision] = {"pairs_per_second": round(speed, 1)}
+        tried[precision]["pairs_per_second"] = round(speed, 1)
     by_speed = sorted(wanted, key=lambda p: -tried[p]["pairs_per_second"])
     for best in by_speed:
         reports[best] = build.gate(runners[best], best)
@@ -272,6 +333,11 @@ def build_openvino(build: Build, folder: Path) -> int:
         if not config.accept_drop:
             raise InputError(refusal(config.name, [reports[p] for p in wanted]))
         best = by_speed[0]
+    if config.serving.score_cache_mb:
+        served = build.judged.documents.together
+        check_kept_scores(build, runners[best], best, served, build.text.pad_id, build.lengths)
+        if build.first:
+            check_first_arm(build, build.first)
     parameters = openvino_engine.triton_parameters(best, config.serving.threads, config.serving.streams)
     return publish_engine(
         config.repository,
@@ -282,7 +348,32 @@ def build_openvino(build: Build, folder: Path) -> int:
         parameters,
         build.judged_scores,
         config.promote,
+        build.first,
     )
+
+
+def check_first_arm(build: Build, first: FirstArm) -> None:
+    """The same of a cascade's small engine."""
+    precision, text = first.manifest["precision"], StudentFormat.of_checkpoint(first.front)
+    table = build.judged.table.to_pydict()
+    pairs = text.encode_together(*(table[column][:INVARIANCE_PAIRS] for column in ("query", "title", "summary")))
+    runner = openvino_engine.runner(first.encoder / "model.xml", precision, build.config.serving.threads)
+    check_kept_scores(build, runner, precision, pairs, text.pad_id, first.manifest["lengths"])
+
+
+def check_kept_scores(
+    build: Build, runner: Runner, precision: str, pairs: EncodedPairs, pad_id: int, lengths: list[int]
+) -> None:
+    """InputError if a score that the front keeps could differ from the one that it would compute."""
+    sample = pairs.take(np.arange(min(len(pairs), INVARIANCE_PAIRS)))
+    moved = shapes_that_move_scores(runner, sample, pad_id, build.config.serving, lengths)
+    if moved:
+        rows, length = moved[0]
+        raise InputError(
+            f"score_cache_mb: the {precision} engine's scores depend on what else is in a call ({len(moved)} shapes of "
+            f"calls move one, first {rows} rows of {length} tokens), so a kept score would not be exact: try another "
+            "--precision, or leave the cache out"
+        )
 
 
 def build_tensorrt(build: Build, folder: Path) -> int | None:
@@ -300,9 +391,15 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     known = facts(build, precision) | {"kept_fp32": kept, "cast_gate": report.as_json()}
     folder = config.staging / config.name
     staged = stage(
-        folder, config.checkpoint, graph, build.documents, build.reference, build.judged_scores, build.text.pad_id,
+        folder,
+        config.checkpoint,
+        graph,
+        build.judged.documents,
+        build.reference,
+        build.judged_scores,
+        build.text.pad_id,
         known,
-    )  # fmt: skip
+    )
     if tensorrt_engine.is_available():
         return finish(FinishConfig(staged, repository=config.repository, promote=config.promote))
     LOGGER.warning("the cast graph passed; TensorRT is not installed here. Finish on the GPU machine with:")
@@ -334,6 +431,7 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
         "quality": build.quality.as_json(),
         "probabilities": build.probabilities.as_json(),
         "live_reference": build.live_reference,
+        "cascade": build.cascade,
         "accept_worse": config.accept_worse,
         "lengths": build.lengths,
         "inputs": build.inputs,

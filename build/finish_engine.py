@@ -31,7 +31,7 @@ from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.files import replacing_folder, write_json
 from ranking.program import run
-from ranking.text import EncodedDocuments, EncodedPair
+from ranking.text import EncodedDocuments, EncodedPairs
 
 LOGGER = logging.getLogger(__name__)
 STAGE_NAME, PAIRS_NAME, GRAPH_NAME = "stage.json", "gate.npz", "cast.onnx"
@@ -71,12 +71,12 @@ def stage(
         shutil.copy2(graph, aside / GRAPH_NAME)
         shutil.copy2(judged_scores, aside / JUDGED_SCORES_NAME)
         shutil.copy2(checkpoint / "tokenizer.json", aside / "tokenizer.json")
-        pairs = documents.pairs
+        pairs = documents.together
         np.savez_compressed(
             aside / PAIRS_NAME,
-            ids=np.concatenate([pair.ids for pair in pairs]).astype(np.int32),
-            document_starts=np.asarray([pair.document_start for pair in pairs], np.int32),
-            lengths=np.asarray([len(pair.ids) for pair in pairs], np.int32),
+            ids=pairs.ids,
+            document_starts=pairs.document_starts,
+            lengths=pairs.lengths,
             chunk_starts=documents.starts,
             reference=reference.scores,
             grades=reference.grades,
@@ -172,11 +172,7 @@ def read_stage(folder: Path) -> tuple[dict[str, Any], EncodedDocuments, Referenc
         raise InputError(f"{folder}: not a staged build: {problem}") from problem
     if fingerprint(folder / GRAPH_NAME) != facts["graph"]:
         raise InputError(f"{folder / GRAPH_NAME}: not the graph that passed the gate; stage the build again")
-    ends = np.cumsum(arrays["lengths"])
-    pairs = [
-        EncodedPair(arrays["ids"][end - n : end].tolist(), int(start))
-        for n, end, start in zip(arrays["lengths"], ends, arrays["document_starts"])
-    ]
+    pairs = EncodedPairs(arrays["ids"], arrays["lengths"], arrays["document_starts"])
     documents = EncodedDocuments(pairs, arrays["chunk_starts"], facts["chunk_pooling"])
     maps = ProbabilityMaps(**facts["probabilities"])
     calibration = maps.alone if maps.served else None

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranking.calibration import ece, probability
+from ranking.cascade import Cascade
 from ranking.metrics import JudgedRanking, kendall_tau
+from ranking.prior import PriorBlend
 
-SAFER = {"int8": "bf16", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
+SAFER = {"int8": "bf16", "int8_mixed": "bf16", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
 K = 5
 
 LOGGER = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class GateLimits:
         max_ndcg_change: absolute change of mean NDCG@5 (linear gain)
         max_loss: NDCG@5 that the arm may lose against what ranks today: it is refused if the whole 95% interval of the
             difference on the judged queries lies below -max_loss (build/quality_gate.py)
+        max_cascade_loss: mean NDCG@5 that a cascade may lose against its large model alone (build/cascade.py)
     """
 
     max_error: float = 0.5
@@ -40,10 +43,12 @@ class GateLimits:
     min_tau: float = 0.99
     max_ndcg_change: float = 0.002
     max_loss: float = 0.0
+    max_cascade_loss: float = 0.002
 
     def __post_init__(self) -> None:
-        if not self.max_loss >= 0:
-            raise ValueError(f"max_loss is {self.max_loss}: an NDCG@5 of 0 or more is needed")
+        for name in ("max_loss", "max_cascade_loss"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: an NDCG@5 of 0 or more is needed")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Reference:
     """What an engine is measured against: the fp32 checkpoint's scores of judged pairs.
 
     scores: float32 [n]; grades: int [n]; groups: int [n], index into queries; queries: their texts; calibration: the
-    map from score to probability that is to be served, if there is one.
+    map from score to probability that is to be served, if there is one; cascade: where the scores are a cascade's, how
+    they came of the raw scores of its small and its large model, float32 [n] each.
     """
 
     scores: NDArray[np.float32]
@@ -59,6 +65,14 @@ class Reference:
     groups: NDArray[np.int64]
     queries: list[str]
     calibration: dict[str, Any] | None = None
+    cascade: tuple[Cascade, NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    def with_prior(self, blend: PriorBlend, prior: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The scores that an arm gives where its callers send priors, float32 [n], NaN for a pair without one."""
+        if self.cascade is None:
+            return blend.blend(self.scores, prior, self.groups)
+        cascade, first, scores = self.cascade
+        return cascade.of_lists(first, scores, self.groups, lambda s, rows: blend.blend(s, prior[rows]))
 
 
 @dataclass
@@ -136,7 +150,7 @@ def gate_scores(reference: Reference, scores: NDArray[np.float32], precision: st
         ndcg5=float(ndcg_after.mean()),
         worst_query=queries[worst],
         worst_query_tau=float(known[worst]),
-        ece=_ece(reference, safe),
+        ece=gate_ece(reference, safe),
         objections=[],
     )
     report.objections = _objections(report, limits)
@@ -144,7 +158,8 @@ def gate_scores(reference: Reference, scores: NDArray[np.float32], precision: st
     return report
 
 
-def _ece(reference: Reference, scores: NDArray[np.float32]) -> float | None:
+def gate_ece(reference: Reference, scores: NDArray[np.float32]) -> float | None:
+    """Calibration error of the probabilities that an engine's scores, float32 [n], give; None without a map."""
     if reference.calibration is None:
         return None
     served = probability(scores, reference.calibration).astype(np.float32)  # as the front model gives them

@@ -13,7 +13,9 @@ from build.runners import Runner, batches, openvino_runner, pad_to_longest
 from ranking.encoder_inputs import Feed, chosen
 from ranking.text import EncodedPair
 
-PRECISIONS = ("int8", "bf16", "fp32")
+PRECISIONS = ("int8", "int8_mixed", "bf16", "fp32")
+# what NNCF quantises besides matrix products; left alone where only some of those are to be INT8
+OTHER_OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "Gather", "MVN", "ReduceMean", "Gelu", "Tanh")
 MODEL_FILE = "model.xml"
 
 
@@ -58,9 +60,30 @@ def triton_parameters(precision: str, threads: int = 0, streams: int = 1) -> dic
 
 
 def build_ir(
-    onnx_path: str | Path, folder: str | Path, precision: str, positions: int, calibration: Sequence[Feed] = ()
+    onnx_path: str | Path,
+    folder: str | Path,
+    precision: str,
+    positions: int,
+    calibration: Sequence[Feed] = (),
+    unquantised: Sequence[str] | None = None,
 ) -> Path:
     """Write model.xml and model.bin. int8 needs calibration batches. Weights stay fp32 for fp32 and bf16.
+
+    unquantised: for int8, matrix products by name that stay as they are, and with them everything that is none; None
+    leaves the choice to NNCF.
+    """
+    import openvino
+
+    model, names = read_network(onnx_path, positions)
+    if precision == "int8":
+        model = _quantise(model, [chosen(feed, names) for feed in calibration], unquantised)
+    path = Path(folder) / MODEL_FILE
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    return path
+
+
+def read_network(onnx_path: str | Path, positions: int):
+    """The ONNX file as an OpenVINO model, and the names of its inputs.
 
     positions: the network's longest input. It bounds the length, so that a longer input is refused before any layer
     runs: once a layer has failed, OpenVINO 2026.4 goes on failing for the next request of a known shape too.
@@ -70,15 +93,16 @@ def build_ir(
     model = openvino.Core().read_model(str(onnx_path))
     names = [port.get_any_name() for port in model.inputs]
     model.reshape({name: openvino.PartialShape([-1, openvino.Dimension(1, positions)]) for name in names})
-    if precision == "int8":
-        model = _quantise(model, [chosen(feed, names) for feed in calibration])
-    path = Path(folder) / MODEL_FILE
-    openvino.save_model(model, str(path), compress_to_fp16=False)
-    return path
+    return model, names
 
 
-def _quantise(model, calibration: Sequence[Feed]):
+def _quantise(model, calibration: Sequence[Feed], unquantised: Sequence[str] | None):
     import nncf
+
+    ignored = None
+    if unquantised is not None:
+        # validate: not every network has an operation of each type
+        ignored = nncf.IgnoredScope(names=list(unquantised), types=list(OTHER_OPERATIONS), validate=False)
 
     nncf_log = logging.getLogger("nncf")
     level, nncf_log.level = nncf_log.level, logging.ERROR
@@ -90,6 +114,7 @@ def _quantise(model, calibration: Sequence[Feed]):
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(calibration),
+            ignored_scope=ignored,
         )
     finally:
         nncf_log.level = level

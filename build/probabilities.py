@@ -73,7 +73,7 @@ def fit_maps(
         alone = calibration or fit("platt", reference.scores, relevant)
         with_prior = alone
         if prior.weight:
-            blended = prior.blend(reference.scores, first_stage, reference.groups)
+            blended = reference.with_prior(prior, first_stage)
             with_prior = fit("platt" if alone["kind"] == "platt" else "isotonic", blended, relevant)
         else:
             blended = reference.scores

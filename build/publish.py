@@ -6,6 +6,7 @@
                                                         probabilities.json, reference.json,
                                                         config.pbtxt as this version wants it
     <repository>/<name>_encoder/3/                      model.xml + model.bin | model.plan, manifest.json, config.pbtxt
+    <repository>/<name>_first_encoder/3/                the same of a cascade's small model
 
 A numbered folder is never written again. Triton ignores folders whose names are no numbers, so the new version is
 gathered in one beside the others, on the same file system.
@@ -26,29 +27,46 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from build.cascade import FirstArm
 from build.gate import GateReport
 from build.probabilities import ProbabilityMaps
 from build.quality_gate import JUDGED_SCORES_NAME
 from build.reference_scores import REFERENCE_NAME
 from build.releases import MANIFEST_NAME, numbers, promote
-from build.triton_config import CONFIG_NAME, ServingLimits, as_text, encoder_config, encoder_name, front_config
-from ranking.card import ScoreCard, fingerprint
+from build.triton_config import (
+    CONFIG_NAME,
+    ServingLimits,
+    as_text,
+    encoder_config,
+    encoder_name,
+    first_encoder_name,
+    front_config,
+    read_config,
+)
+from ranking.card import CARD_NAME, ScoreCard, fingerprint
+from ranking.cascade import Cascade
 from ranking.errors import InputError
 from ranking.files import new_folder, write_json
 from ranking.prior import PriorBlend
 
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
-FRONT_SOURCES = tuple(f"serving/front/{name}.py" for name in ("model", "buckets", "field_cache", "request_fields"))
-# ranking/text.py, encoder_inputs.py, prior.py, calibration.py, tracing.py and all that they import of ours
+FRONT_SOURCES = tuple(
+    f"serving/front/{name}.py"
+    for name in (
+        "model", "pages", "request_fields", "served_encoder", "buckets", "field_cache", "score_cache", "cache_metrics"
+    )
+)  # fmt: skip
+# ranking/text.py, encoder_inputs.py, prior.py, cascade.py, calibration.py, tracing.py and all that they import of ours
 FRONT_MODULES = tuple(
     f"ranking/{name}.py"
     for name in (
         "__init__", "errors", "files", "limits", "visible", "chunks", "card", "text", "encoder_inputs", "prior",
-        "calibration", "tracing",
+        "cascade", "calibration", "tracing",
     )
 )  # fmt: skip
 PROBABILITIES_NAME = "probabilities.json"
+FIRST_FOLDER = "first"  # of a cascade's version: tokenizer and card of its small model
 
 
 def publish(
@@ -62,13 +80,15 @@ def publish(
     manifest: Mapping[str, Any],
     judged_scores: Path,
     beside: Mapping[str, Any],
+    first: FirstArm | None = None,
 ) -> int:
     """Write the next version of both models and return its number. The front comes last: it makes the version exist.
 
     tokenizer: the checkpoint's; card: what the version serves; beside: further JSON files of the front's version
-    folder, by name.
+    folder, by name; first: the small arm of a cascade, whose engine becomes a third model.
     """
-    homes = [Path(repository) / encoder_name(name), Path(repository) / name]
+    first_home = Path(repository) / first_encoder_name(name)
+    homes = [first_home, Path(repository) / encoder_name(name), Path(repository) / name]
     version = max((number for home in homes for number in numbers(home)), default=0) + 1
     record = {
         "name": name,
@@ -93,7 +113,22 @@ def publish(
         for file, content in beside.items():
             write_json(folder / file, content)
 
-    for home, config, fill in zip(homes, (encoder, front), (fill_encoder, fill_front)):
+        if first:
+            (folder / FIRST_FOLDER).mkdir()
+            for file in ("tokenizer.json", CARD_NAME):
+                shutil.copy2(first.front / file, folder / FIRST_FOLDER / file)
+
+    def fill_first(folder: Path) -> None:
+        for path in first.engine_files if first else ():
+            shutil.copy2(path, folder / path.name)
+
+    if first:
+        config = read_config(first.encoder / CONFIG_NAME)
+        config.name = first_home.name
+        config.metric_tags.clear()
+        config.metric_tags.update({**encoder.metric_tags, "precision": first.manifest["precision"]})
+        _add_version(first_home, version, config, record, fill_first)
+    for home, config, fill in zip(homes[1:], (encoder, front), (fill_encoder, fill_front)):
         _add_version(home, version, config, record, fill)
     return version
 
@@ -107,25 +142,28 @@ def publish_engine(
     parameters: Mapping[str, str],
     judged_scores: Path,
     promote_it: bool,
+    first: FirstArm | None = None,
 ) -> int:
     """Publish a gated engine with its configs and manifest, and promote it unless told not to. Returns the version.
 
     facts: what build_student.py knows of the build; checkpoint: folder with tokenizer.json; parameters: those of the
-    encoder's Triton backend; judged_scores: what build/quality_gate.py saved, for later comparisons.
+    encoder's Triton backend; judged_scores: what build/quality_gate.py saved, for later comparisons; first: the small
+    arm, where facts["cascade"] makes the arm a cascade.
     """
     name, target, lengths = facts["name"], facts["target"], facts["lengths"]
     limits = ServingLimits(**facts["serving"])
     card = ScoreCard.from_json(json.dumps(facts["checkpoint"]["card"]), f"the card of {name}")
     identity = facts["checkpoint"]["fingerprint"]
-    if (
-        card.chunking.most < facts["checkpoint"]["chunks"]
-    ):  # with fewer chunks it is another ranker to whoever keeps its scores
+    # with fewer chunks it is another ranker to whoever keeps its scores
+    if card.chunking.most < facts["checkpoint"]["chunks"]:
         identity += f"-{card.chunking.most}-chunks"
     tags = {"arm": name, "role": card.role, "precision": facts["precision"], "checkpoint": identity}
     maps = ProbabilityMaps(**facts["probabilities"])
+    cascade = Cascade(**facts["cascade"]["scores"]) if facts.get("cascade") else None
+    first_lengths = first.manifest["lengths"] if first else ()
     manifest = {
         **{k: v for k, v in facts.items() if k not in ("queries", "pad_id", "name", "live_reference")},
-        "probabilities": maps.described(report.ece),
+        "probabilities": maps.described(report.ece if cascade is None else facts["cascade"]["ece"]),
         "gate": report.as_json(),
         "accepted_drop": report.objections,
         "built_with": tools(),
@@ -133,14 +171,25 @@ def publish_engine(
     prior = PriorBlend(**facts["quality"]["prior"])
     chunks = card.chunking.most
     front = front_config(
-        name, target, limits, lengths, tags, prior, probabilities=maps.served is not None, chunks=chunks
+        name, target, limits, lengths, tags, prior, maps.served is not None, cascade, first_lengths, chunks
     )
     encoder = encoder_config(name, target, limits, lengths, tags, parameters, facts["inputs"], chunks)
     beside = {REFERENCE_NAME: facts["live_reference"]}
     if maps.served:
         beside[PROBABILITIES_NAME] = maps.served
-    tokenizer = Path(checkpoint) / "tokenizer.json"
-    version = publish(repository, name, tokenizer, card, engine_files, front, encoder, manifest, judged_scores, beside)
+    version = publish(
+        repository,
+        name,
+        Path(checkpoint) / "tokenizer.json",
+        card,
+        engine_files,
+        front,
+        encoder,
+        manifest,
+        judged_scores,
+        beside,
+        first,
+    )
     LOGGER.info("published %s version %d (%s %s)", name, version, target, facts["precision"])
     if report.objections:
         LOGGER.warning("--accept-drop: published although %s", "; ".join(report.objections))

@@ -137,7 +137,14 @@ def measure_quality(
     comparison if all its pairs have a score. An arm is worse if the 95% interval of its difference lies below
     -limits.max_loss.
     """
-    prior, honest = fit_prior(reference.scores, first_stage, reference.grades, reference.groups, len(reference.queries))
+    prior, honest = fit_prior(
+        reference.scores,
+        first_stage,
+        reference.grades,
+        reference.groups,
+        len(reference.queries),
+        lambda blend: reference.with_prior(blend, first_stage),
+    )
     first, _ = standardised(first_stage.astype(np.float64), reference.groups)
     alone, with_prior = [], []
     model = ndcg5(reference.scores, reference)

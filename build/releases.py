@@ -29,7 +29,7 @@ from tritonclient.utils import InferenceServerException
 
 from build.publication_settings import RepositorySettings
 from build.running_server import RunningServer, read_admin_key, reason
-from build.triton_config import CONFIG_NAME, as_text, encoder_name, read_config, serve_versions
+from build.triton_config import CONFIG_NAME, as_text, encoder_name, first_encoder_name, read_config, serve_versions
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.files import write_json, write_text
@@ -153,7 +153,7 @@ def rollback(repository: str | Path, name: str, servers: Sequence[RunningServer]
 
 
 def reload(name: str, servers: Sequence[RunningServer]) -> None:
-    """Unload and load both models, because server 24.10 does not restart a Python process that was killed.
+    """Unload and load all models of an arm, because server 24.10 does not restart a Python process that was killed.
 
     The model does not serve meanwhile. InputError if it does not load.
     """
@@ -161,10 +161,12 @@ def reload(name: str, servers: Sequence[RunningServer]) -> None:
         raise InputError("reload needs --url, the server whose models are to be loaded anew")
     for server in servers:
         try:
-            for model in (name, encoder_name(name)):
+            first = first_encoder_name(name)  # of a cascade alone
+            encoders = [encoder_name(name), *([first] if server.versions(first, "READY") else [])]
+            for model in (name, *encoders):
                 server.unload(model)
                 server.wait_until_gone(model, set(server.versions(model, "READY")))
-            for model in (encoder_name(name), name):
+            for model in (*encoders, name):
                 server.load(model)
         except InferenceServerException as problem:
             raise InputError(f"{name} does not load anew on {server.url}: {reason(problem)}") from problem
@@ -172,7 +174,7 @@ def reload(name: str, servers: Sequence[RunningServer]) -> None:
 
 def _serve(repository: Path, name: str, version: int, servers: Sequence[RunningServer]) -> None:
     """Change the files and then each server; if one does not load the version, all go back."""
-    homes = (repository / encoder_name(name), repository / name)
+    homes = (*encoder_homes(repository, name, version), repository / name)
     for home in homes:
         if not (home / str(version) / CONFIG_NAME).is_file():
             known = ", ".join(map(str, versions(repository, name)))
@@ -202,17 +204,27 @@ def _serve(repository: Path, name: str, version: int, servers: Sequence[RunningS
         _write_policy(home, version, [version])
 
 
+def encoder_homes(repository: Path, name: str, version: int) -> list[Path]:
+    """The folders of the encoders that a version of `name` calls: one, or two where it is a cascade."""
+    first = repository / first_encoder_name(name)
+    return [*([first] if (first / str(version)).is_dir() else []), repository / encoder_name(name)]
+
+
 def _change_over(server: RunningServer, repository: Path, name: str, version: int, old: Sequence[int]) -> None:
     """Load the new encoder beside the old, replace the front, and unload the old encoder, in this order.
 
     The old encoder stays until the old front has answered its requests.
     """
-    front, encoder = repository / name, repository / encoder_name(name)
-    for home, wanted in ((encoder, {*old, version}), (front, {version}), (encoder, {version})):
+    front, encoders = repository / name, encoder_homes(repository, name, version)
+    gone = [home for number in old for home in encoder_homes(repository, name, number) if home not in encoders]
+    steps = [(home, {number for number in old if (home / str(number)).is_dir()} | {version}) for home in encoders]
+    for home, wanted in (*steps, (front, {version}), *((home, {version}) for home in encoders)):
         _write_policy(home, version, sorted(wanted))
         server.load(home.name)
         if home is front:
             server.wait_until_gone(name, set(old) - {version})
+    for home in gone:  # a cascade's small encoder, when a single model follows
+        server.unload(home.name)
 
 
 def check_files(home: Path, version: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from build.runners import padded_length
+from ranking.cascade import Cascade
 from ranking.encoder_inputs import INPUTS, OUTPUT, PACKED_INPUTS
 from ranking.errors import InputError
 from ranking.limits import MAX_DOCUMENTS, MAX_FIELD_BYTES
@@ -43,6 +44,11 @@ DEFAULTS: dict[Target, dict[str, int]] = {
         "encoder_instances": 2,
     },
 }
+# all optional: a caller sends the first three or the others, and the front refuses what is neither
+PAGE_INPUTS = (
+    ("query", pb.TYPE_STRING, 1), ("title", pb.TYPE_STRING, -1), ("summary", pb.TYPE_STRING, -1),
+    ("token_ids", pb.TYPE_INT32, -1), ("token_counts", pb.TYPE_INT32, -1), ("vocabulary", pb.TYPE_STRING, 1),
+)  # fmt: skip
 CPU, GPU = pb.ModelInstanceGroup.KIND_CPU, pb.ModelInstanceGroup.KIND_GPU
 
 
@@ -62,6 +68,8 @@ class ServingLimits:
         lengths: bucket lengths for TensorRT, one optimisation profile each; the longest pair's length is added
         front_instances: processes that tokenise; several overlap one request's text with another's encoding
         cached_fields: fields (queries, titles, summaries) whose token ids each front instance keeps; 0 for none
+        score_cache_mb: OpenVINO: memory of each front instance for scores that it has computed, in MiB; 0 for none
+        score_cache_seconds: a score that is older is computed again
         encoder_instances: copies of the encoder; on TensorRT two overlap copies with computing
         threads: CPU threads of the encoder, 0 for all cores
         streams: requests that OpenVINO works on at the same time
@@ -85,6 +93,8 @@ class ServingLimits:
     lengths: list[int] = field(default_factory=lambda: [32, 64, 96, 128, 160])
     front_instances: int = 0
     cached_fields: int = 20_000
+    score_cache_mb: float = 0.0
+    score_cache_seconds: float = 3600.0
     encoder_instances: int = 0
     threads: int = 0
     streams: int = 1
@@ -107,6 +117,11 @@ class ServingLimits:
             raise ValueError(f"max_chunks is {self.max_chunks}: a number of chunks, or 0 for the checkpoint's own")
         if self.cached_fields < 0:
             raise ValueError(f"cached_fields is {self.cached_fields}: a number of fields, or 0 for none")
+        if not 0 <= self.score_cache_mb < math.inf or not self.score_cache_seconds > 0:
+            raise ValueError(
+                f"score_cache_mb is {self.score_cache_mb}, score_cache_seconds {self.score_cache_seconds}: a size of 0 "
+                "or more and an age above 0 are needed"
+            )
         for name in DEFAULTS["tensorrt"]:
             if getattr(self, name) < 0:
                 raise ValueError(
@@ -136,9 +151,28 @@ def bucket_lengths(limits: ServingLimits, target: Target, longest: int) -> list[
     return sorted({padded_length(min(length, longest)) for length in (*limits.lengths, longest)})
 
 
+def row_steps(limits: ServingLimits, target: Target) -> tuple[int, ...]:
+    """The row counts that the front pads its calls to; empty where any count will do. limits: as of for_target().
+
+    Where scores are cached they are 1, 2, 3, 4, 6, 8, 12 and so on: few enough that a build can try every shape of call
+    that the front makes.
+    """
+    if target == "tensorrt":
+        return GRAPH_ROWS if limits.cuda_graphs else ()
+    if not limits.score_cache_mb:
+        return ()
+    steps = {first << power for first in (1, 3) for power in range(limits.max_batch.bit_length())}
+    return (*sorted(step for step in steps if step < limits.max_batch), limits.max_batch)
+
+
 def encoder_name(name: str) -> str:
     """Name of the Triton model that runs the network of the front model `name`."""
     return f"{name}_encoder"
+
+
+def first_encoder_name(name: str) -> str:
+    """Name of the Triton model that runs the small network of the front model `name`, where it is a cascade."""
+    return f"{name}_first_encoder"
 
 
 def front_config(
@@ -149,15 +183,17 @@ def front_config(
     tags: Mapping[str, str],
     prior: PriorBlend,
     probabilities: bool = False,
+    cascade: Cascade | None = None,
+    first_lengths: Sequence[int] = (),
     chunks: int = 1,
 ) -> pb.ModelConfig:
-    """The model that callers see: query BYTES [1], title, summary BYTES [n], optional prior FP32 [n] -> score FP32 [n].
+    """The model that callers see: text or token ids of n documents, optional prior FP32 [n] -> score FP32 [n].
 
     prior: how much of the first stage's score the arm blends in where a caller sends it; probabilities: whether it also
-    gives probability FP32 [n]; chunks: of a document that are read at most. Above 1 the model also takes an optional
-    max_chunks INT32 [1], and gives chunks INT32 [n].
+    gives probability FP32 [n]; cascade, first_lengths: for an arm that is one, with its small encoder's bucket lengths;
+    chunks: of a document that are read at most. Above 1 the model also takes an optional max_chunks INT32 [1], and
+    gives chunks INT32 [n].
     """
-    text = pb.TYPE_STRING
     on_gpu = target == "tensorrt"
     limits = limits.for_target(target)
     parameters = {
@@ -169,22 +205,25 @@ def front_config(
         "batch_tokens": str(limits.batch_tokens),
         "call_tokens": str(limits.call_tokens),
         "cached_fields": str(limits.cached_fields),
+        "score_cache_mb": repr(limits.score_cache_mb),
+        "score_cache_seconds": repr(limits.score_cache_seconds),
         "lengths": ",".join(map(str, lengths)),
         "prior_weight": repr(prior.weight),
         "prior_mean": repr(prior.mean),
         "prior_spread": repr(prior.spread),
         "layout": "packed" if on_gpu and limits.graph == "packed" else "padded",
-        "row_steps": ",".join(map(str, GRAPH_ROWS)) if on_gpu and limits.cuda_graphs else "",
+        "row_steps": ",".join(map(str, row_steps(limits, target))),
     }
+    if cascade is not None:
+        parameters |= {f"cascade_{name}": repr(value) for name, value in asdict(cascade).items()}
+        parameters |= {"first_encoder": first_encoder_name(name), "first_lengths": ",".join(map(str, first_lengths))}
     config = pb.ModelConfig(
         name=name,
         backend="python",
         # a request is a query with its documents: it has no batch dimension to merge along (docs/serving.md)
         max_batch_size=0,
         input=[
-            pb.ModelInput(name="query", data_type=text, dims=[1]),
-            pb.ModelInput(name="title", data_type=text, dims=[-1]),
-            pb.ModelInput(name="summary", data_type=text, dims=[-1]),
+            *(pb.ModelInput(name=name, data_type=kind, dims=[size], optional=True) for name, kind, size in PAGE_INPUTS),
             pb.ModelInput(name="prior", data_type=pb.TYPE_FP32, dims=[-1], optional=True),
         ],
         output=[

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ranking.text import EncodedPair
+from ranking.text import EncodedPair, EncodedPairs
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # padded: each int32 [batch, length]; the last is BERT's
 PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "lengths")  # int32 [tokens], and lengths int32 [batch]
@@ -29,35 +29,38 @@ def chosen(feed: Feed, names: Iterable[str]) -> Feed:
     return {name: feed[name] for name in names}
 
 
-def pad(pairs: Sequence[EncodedPair], length: int, pad_id: int, rows: int | None = None) -> Feed:
+def pad(pairs: EncodedPairs | Sequence[EncodedPair], length: int, pad_id: int, rows: int | None = None) -> Feed:
     """A batch of pairs as the three inputs, each int32 [rows, length]; no pair may be longer than `length`.
 
     rows: at least len(pairs), which is the default; the rows behind the pairs are padding alone.
     """
+    if not isinstance(pairs, EncodedPairs):
+        pairs = EncodedPairs.of(pairs)
     feed = {name: np.zeros((len(pairs) if rows is None else rows, length), np.int32) for name in INPUTS}
     feed["input_ids"][:] = pad_id
-    for row, pair in enumerate(pairs):
-        end = len(pair.ids)
-        feed["input_ids"][row, :end] = pair.ids
-        feed["attention_mask"][row, :end] = 1
-        feed["token_type_ids"][row, pair.document_start : end] = 1
+    places = np.arange(length)
+    inside = places < pairs.lengths[:, None]
+    feed["input_ids"][: len(pairs)][inside] = pairs.ids
+    feed["attention_mask"][: len(pairs)] = inside
+    feed["token_type_ids"][: len(pairs)] = inside & (places >= pairs.document_starts[:, None])
     return feed
 
 
-def pack(pairs: Sequence[EncodedPair]) -> Feed:
+def pack(pairs: EncodedPairs | Sequence[EncodedPair]) -> Feed:
     """The tokens of all pairs one after the other, without padding, and how many belong to each pair.
 
     input_ids, token_type_ids, position_ids: int32 [tokens], positions counting from 0 in every pair; lengths: int32
     [len(pairs)].
     """
-    lengths = np.asarray([len(pair.ids) for pair in pairs], np.int32)
-    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-    document_starts = np.repeat([pair.document_start for pair in pairs], lengths)
+    if not isinstance(pairs, EncodedPairs):
+        pairs = EncodedPairs.of(pairs)
+    begins = np.cumsum(pairs.lengths) - pairs.lengths
+    positions = np.arange(len(pairs.ids)) - np.repeat(begins, pairs.lengths)
     return {
-        "input_ids": np.fromiter((token for pair in pairs for token in pair.ids), np.int32, len(positions)),
-        "token_type_ids": (positions >= document_starts).astype(np.int32),
-        "position_ids": positions,
-        "lengths": lengths,
+        "input_ids": pairs.ids,
+        "token_type_ids": (positions >= np.repeat(pairs.document_starts, pairs.lengths)).astype(np.int32),
+        "position_ids": positions.astype(np.int32),
+        "lengths": pairs.lengths.astype(np.int32),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,18 +20,20 @@ def fit_prior(
     grades: NDArray[np.integer],
     groups: NDArray[np.integer],
     queries: int,
+    blended: Callable[[PriorBlend], NDArray[np.float32]] | None = None,
 ) -> tuple[PriorBlend, NDArray[np.float64]]:
     """The weight of highest mean NDCG@5, of equal ones the lowest; and an honest NDCG@5 per query, float64 [queries].
 
     For the latter each half of the queries is ranked with the weight that the other half prefers. scores, first_stage:
     float32 [n], NaN for a pair without a score of the first stage; grades: [n]; groups: int [n], the query of each
-    pair, 0 to queries - 1.
+    pair, 0 to queries - 1; blended: the scores that an arm gives with such a blend, where that is more than to blend.
     """
     scale = float(scores.mean()), float(scores.std()) or 1.0
 
     def ndcg5(weight: float) -> NDArray[np.float64]:
-        blended = PriorBlend(weight, *scale).blend(scores, first_stage, groups)
-        return JudgedRanking(blended, grades, groups, queries).ndcg(K)
+        blend = PriorBlend(weight, *scale)
+        final = blend.blend(scores, first_stage, groups) if blended is None else blended(blend)
+        return JudgedRanking(final, grades, groups, queries).ndcg(K)
 
     found = np.stack([ndcg5(float(weight)) for weight in _WEIGHTS])
 

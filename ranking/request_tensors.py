@@ -1,6 +1,7 @@
 """The tensors of a ranking request, as every student and baseline takes and gives them; NumPy only, no network.
 
     query BYTES [1], title BYTES [n], summary BYTES [n], optional prior FP32 [n]
+    or token_ids INT32 [tokens], token_counts INT32 [1 + 2n], vocabulary BYTES [1] in place of the text
     ->  score FP32 [n], optional probability FP32 [n]
 
 A model that reads long documents in chunks also takes an optional max_chunks INT32 [1], and gives chunks INT32 [n].
@@ -10,11 +11,11 @@ Whoever sends a request (rerank client, A/B router, load test) makes its own pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 SCORE = "score"  # name of the output tensor
 PROBABILITY = "probability"  # name of the output of a model that has a calibration
@@ -55,6 +56,28 @@ def request_tensors(
             raise ValueError(f"max_chunks {max_chunks}: a number of chunks from 1 on is needed")
         tensors[MAX_CHUNKS] = np.array([max_chunks], np.int32)
     return tensors
+
+
+def token_tensors(
+    query: ArrayLike, titles: Sequence[ArrayLike], summaries: Sequence[ArrayLike], vocabulary: str
+) -> dict[str, NDArray[Any]]:
+    """The inputs of a caller who tokenises, as StudentFormat.tokenise gives the ids of one query and n documents.
+
+    query, titles, summaries: token ids of each field, int [tokens of it]; vocabulary: ranking.card.fingerprint of the
+    tokenizer.json that made them. Returns token_ids int32 [tokens], token_counts int32 [1 + 2n], vocabulary [1].
+    ValueError if titles and summaries differ in number.
+    """
+    if len(titles) != len(summaries):
+        raise ValueError(f"{len(titles)} titles and {len(summaries)} summaries: one of each per document")
+    fields = [query, *(field for document in zip(titles, summaries) for field in document)]
+    ids = [np.asarray(field, np.int32) for field in fields]
+    counts = np.array([len(field) for field in ids], np.int32)
+    return {"token_ids": np.concatenate(ids), "token_counts": counts, "vocabulary": _as_bytes([vocabulary])}
+
+
+def documents_of(tensors: Mapping[str, NDArray[Any]]) -> int:
+    """How many documents the inputs of a request name, sent as text or as token ids."""
+    return len(tensors["title"]) if "title" in tensors else (len(tensors["token_counts"]) - 1) // 2
 
 
 def _as_bytes(texts: Sequence[str]) -> NDArray[np.object_]:

@@ -25,10 +25,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
 from ranking.card import ScoreCard, fingerprint
@@ -112,19 +114,66 @@ class EncodedPair:
 
 
 @dataclass(frozen=True)
+class EncodedPairs:
+    """Many pairs as token ids, one pair after the other without padding: what a server fills its tensors from.
+
+    ids: int32 [tokens]; lengths, document_starts: int64 [n], of each pair as in EncodedPair.
+    """
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    document_starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def of(cls, pairs: Sequence[EncodedPair]) -> EncodedPairs:
+        """The same pairs in one array."""
+        lengths = np.fromiter((len(pair.ids) for pair in pairs), np.int64, len(pairs))
+        ids = np.fromiter(chain.from_iterable(pair.ids for pair in pairs), np.int32, int(lengths.sum()))
+        return cls(ids, lengths, np.fromiter((pair.document_start for pair in pairs), np.int64, len(pairs)))
+
+    def split(self) -> list[EncodedPair]:
+        """The same pairs, each with a list of its own."""
+        ids, ends = self.ids.tolist(), np.cumsum(self.lengths).tolist()
+        starts = self.document_starts.tolist()
+        return [EncodedPair(ids[begin:end], start) for begin, end, start in zip([0, *ends], ends, starts)]
+
+    def take(self, rows: ArrayLike) -> EncodedPairs:
+        """The pairs of these row numbers, int [m], in their order."""
+        chosen = np.asarray(rows, np.int64)
+        lengths = self.lengths[chosen]
+        # where each pair begins here, less where it will begin
+        shift = (np.cumsum(self.lengths) - self.lengths)[chosen] - (np.cumsum(lengths) - lengths)
+        places = np.repeat(shift, lengths) + np.arange(lengths.sum())
+        return EncodedPairs(self.ids[places], lengths, self.document_starts[chosen])
+
+
+@dataclass(frozen=True)
 class EncodedDocuments:
     """Documents with their queries as encoded pairs: one pair for each chunk that is read of a document.
 
-    pairs: [m]; starts: int64 [n + 1], document d has the pairs starts[d]..starts[d + 1]; pooling: how a document's
-    score is made of its pairs' scores.
+    together: [m] pairs; starts: int64 [n + 1], document d has the pairs starts[d]..starts[d + 1]; pooling: how a
+    document's score is made of its pairs' scores.
     """
 
-    pairs: list[EncodedPair]
+    together: EncodedPairs
     starts: NDArray[np.int64]
     pooling: Pooling
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    @cached_property
+    def pairs(self) -> list[EncodedPair]:
+        """The pairs, [m], each with a list of its own."""
+        return self.together.split()
+
+    @property
+    def chunks(self) -> NDArray[np.int32]:
+        """How many chunks are read of each document, int32 [n]."""
+        return np.diff(self.starts).astype(np.int32)
 
     def pool(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores of the documents, float32 [n], of scores of the pairs, float32 [m]."""
@@ -217,6 +266,9 @@ class TeacherFormat:
         return text
 
 
+TokenIds = Sequence[int] | NDArray[np.int32]  # of one field
+
+
 class StudentFormat:
     """Turns fields into a student's inputs for one tokenizer: `[CLS] query [SEP] title summary [SEP]`.
 
@@ -238,7 +290,7 @@ class StudentFormat:
             self.summary_tokens = self.chunking.summary_tokens(limits.max_summary_tokens)
         except ValueError as problem:
             raise InputError(str(problem)) from problem
-        self.field_ids: Callable[[Sequence[str], int], list[list[int]]] = self.tokenise_fields
+        self.field_ids: Callable[[Sequence[str], int], Sequence[TokenIds]] = self.tokenise_fields
         self._clean = FieldCleaner(tokenizer)
         self.pad_id = 0
         self.marks = Marks([], [], [])
@@ -280,9 +332,13 @@ class StudentFormat:
 
         InputError if this format reads several chunks of a document, which encode_documents() gives.
         """
+        return self.encode_together(queries, titles, summaries).split()
+
+    def encode_together(self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> EncodedPairs:
+        """The same in one array."""
         if self.chunking.most > 1:
             raise InputError(f"up to {self.chunking.most} chunks are read of a document: one pair is not all of it")
-        return self.encode_documents(queries, titles, summaries).pairs
+        return self.encode_documents(queries, titles, summaries).together
 
     def encode_documents(
         self,
@@ -295,19 +351,45 @@ class StudentFormat:
 
         most_chunks: read so many chunks of a document, if that is fewer than the format's own number.
         """
+        return self.join(*self.tokenise(queries, titles, summaries), most_chunks)
+
+    def tokenise(
+        self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]
+    ) -> tuple[Sequence[TokenIds], Sequence[TokenIds], Sequence[TokenIds]]:
+        """Token ids of queries, titles and summaries at their places, without the pair's marks.
+
+        Each is cut to what is read of it, a summary to summary_tokens.
+        """
         queries, titles, summaries = self._placed(queries, titles, summaries)
-        query_ids = self.field_ids(queries, self.limits.max_query_tokens)
-        title_ids = self.field_ids(titles, self.limits.max_title_tokens)
-        summary_ids = self.field_ids(summaries, self.summary_tokens)
-        marks, chunk_tokens = self.marks, self.limits.max_summary_tokens
-        pairs, starts = [], [0]
-        for query, title, summary in zip(query_ids, title_ids, summary_ids):
-            before = [*marks.first, *query, *marks.between]
-            for start, end in self.chunking.spans(len(summary), chunk_tokens)[:most_chunks]:
-                ids = [*before, *title, *summary[start:end], *marks.last]
-                pairs.append(EncodedPair(ids, document_start=len(before)))
-            starts.append(len(pairs))
-        return EncodedDocuments(pairs, np.asarray(starts, np.int64), self.chunking.pooling)
+        return (
+            self.field_ids(queries, self.limits.max_query_tokens),
+            self.field_ids(titles, self.limits.max_title_tokens),
+            self.field_ids(summaries, self.summary_tokens),
+        )
+
+    def join(
+        self,
+        query_ids: Sequence[TokenIds],
+        title_ids: Sequence[TokenIds],
+        summary_ids: Sequence[TokenIds],
+        most_chunks: int | None = None,
+    ) -> EncodedDocuments:
+        """Documents whose fields are tokenised already, as tokenise() gives them; one entry of each per document.
+
+        What is beyond the last chunk of a summary is left out; most_chunks: as of encode_documents().
+        """
+        spans = [self.chunking.spans(len(ids), self.limits.max_summary_tokens)[:most_chunks] for ids in summary_ids]
+        documents = [document for document, own in enumerate(spans) for _ in own]  # of each pair
+        marks, m = self.marks, len(documents)
+        parts: list[TokenIds] = [marks.first, [], marks.between, [], [], marks.last] * m
+        parts[1::6] = [query_ids[document] for document in documents]
+        parts[3::6] = [title_ids[document] for document in documents]
+        parts[4::6] = [ids[start:end] for ids, own in zip(summary_ids, spans) for start, end in own]
+        lengths = np.fromiter(map(len, parts), np.int64, 6 * m).reshape(m, 6)
+        ids = np.concatenate([np.asarray(part, np.int32) for part in parts]) if m else np.empty(0, np.int32)
+        pairs = EncodedPairs(ids, lengths.sum(1), lengths[:, :3].sum(1))
+        starts = np.cumsum([0, *map(len, spans)], dtype=np.int64)
+        return EncodedDocuments(pairs, starts, self.chunking.pooling)
 
     def _placed(
         self, queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]

@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from clients.triton.connection import TritonConnection
 from ranking import tracing
-from ranking.request_tensors import MAX_CHUNKS, PROBABILITY, SCORE, read_probabilities, read_scores
+from ranking.request_tensors import MAX_CHUNKS, PROBABILITY, SCORE, documents_of, read_probabilities, read_scores
 
 # gRPC and HTTP name the same refusal differently
 _REASONS = {
@@ -77,7 +77,7 @@ class ModelScores:
 class PageTensors:
     """The tensors of one page; each protocol's input objects are made once, however many models score the page.
 
-    arrays: as ranking.request_tensors.request_tensors gives them.
+    arrays: as request_tensors() or token_tensors() of ranking/request_tensors.py gives them.
     """
 
     def __init__(self, arrays: dict[str, NDArray[Any]]):
@@ -87,7 +87,7 @@ class PageTensors:
     @property
     def documents(self) -> int:
         """How many documents the page has."""
-        return len(self.arrays["title"])
+        return documents_of(self.arrays)
 
     def inputs(self, connection: TritonConnection, with_chunks: bool = True) -> list[Any]:
         """tritonclient's input objects for that connection's protocol.

@@ -21,14 +21,19 @@ def read_fields(request, max_documents: int) -> tuple[list[str], list[str], list
     count = len(title)
     if len(summary) != count:
         raise BadRequest(f"title has {count} documents, summary has {len(summary)}: one of each per document is needed")
-    if not count:
-        raise BadRequest("no documents: title and summary are empty")
-    if count > max_documents:
-        raise BadRequest(f"{count} documents in one request; at most {max_documents} are served, send several requests")
+    check_documents(count, max_documents)
     asked = decode("query", query)[0]
     if not is_visible(asked):
         raise BadRequest("query is blank: it has no visible character")
     return [asked] * count, decode("title", title), decode("summary", summary)
+
+
+def check_documents(count: int, max_documents: int) -> None:
+    """BadRequest unless a request may have so many documents."""
+    if not count:
+        raise BadRequest("no documents: the request has a query alone")
+    if count > max_documents:
+        raise BadRequest(f"{count} documents in one request; at most {max_documents} are served, send several requests")
 
 
 def decode(name: str, values: np.ndarray) -> list[str]:

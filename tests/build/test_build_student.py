@@ -13,6 +13,7 @@ import pytest
 
 from build import build_student, finish_engine, releases
 from build.build_student import Config
+from build.cascade import read_first_arm
 from build.export_onnx import Encoder, export
 from build.gate import GateLimits
 from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
@@ -126,6 +127,10 @@ def test_served_chunks_are_gated_limited_and_told(build, checkpoint):
         with pytest.raises(InputError, match="serves at most 3 chunks"):
             PublishedArm.read(f"{repository / 'student' / '1'},{folder}")
         assert PublishedArm.read(f"{repository / 'student' / '2'},{folder}").checkpoint == folder
+        with pytest.raises(InputError, match="5 chunks of a document, a cascade one: give --serving"):
+            build(cascade_first="small")
+        with pytest.raises(InputError, match="cascade_first student: version 2 reads up to 5 chunks of a document"):
+            read_first_arm(repository, "student", [], [])
     finally:
         card.save(folder)  # the other tests' checkpoint
     kept = [ScoreCard.load(repository / "student" / version) for version in "12"]

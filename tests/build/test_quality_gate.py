@@ -98,7 +98,7 @@ def judged_by_itself(checkpoint, data, tmp_path, exported, monkeypatch):
     def make(scores, **settings) -> None:
         monkeypatch.setattr(build_student, "export", lambda _, path: path.write_bytes(exported.read_bytes()) and path)
         if scores is not None:
-            monkeypatch.setattr(build_student, "score_pairs", lambda *_, **__: scores)
+            monkeypatch.setattr(build_student, "score_documents", lambda *_, **__: scores)
         limits = GateLimits(max_error=1e9, mean_error=1e9, min_tau=-1, max_ndcg_change=1)
         settings = {"precision": "fp32", "repository": tmp_path / "repository", "gate": limits} | settings
         build_student.main(Config(checkpoint, "student", "openvino", data, **settings))

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +37,7 @@ from clients.label_corpus import Config as LabelConfig
 from clients.label_corpus import main as label_corpus
 from clients.triton.connection import TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
+from clients.triton.scoring import PageTensors, ScoringClient
 from ranking.calibration import ece, probability
 from ranking.card import ScoreCard, fingerprint
 from ranking.chunks import Chunking
@@ -45,7 +47,7 @@ from ranking.first_stage import first_stage_scores
 from ranking.labels import LabelSet, iter_labelled
 from ranking.prior import PriorBlend, standardised
 from ranking.query_engine import QueryEngineSettings
-from ranking.request_tensors import request_tensors
+from ranking.request_tensors import request_tensors, token_tensors
 from ranking.schema import read_table, write_table
 from ranking.text import StudentFormat
 from serving.temporary_server import TritonServer, start_triton
@@ -87,13 +89,13 @@ def served(tmp_path_factory) -> Iterator[Served]:
     card = ScoreCard.load(checkpoints["baseline"])
     card.calibration = {"kind": "platt", "slope": 0.8, "intercept": -0.3}
     card.save(checkpoints["baseline"])
-    others = {"long": "none"}
+    others, limits = {"long": "none"}, {"long": replace(LIMITS, front_instances=1, score_cache_mb=1)}
     for checkpoint, name in (("student", "student"), ("baseline", "baseline"), ("newer", "student"), ("long", "long")):
         first = not (repository / name).exists()
         main(
             Config(
                 checkpoints[checkpoint], name, "openvino", liked if name == "baseline" else data,
-                repository=repository, precision="fp32", serving=LIMITS, promote=first,
+                repository=repository, precision="fp32", serving=limits.get(name, LIMITS), promote=first,
                 accept_worse="random weights" if name in ("baseline", "long") else "", serves_now=others.get(name, ""),
             )
         )  # fmt: skip
@@ -177,6 +179,62 @@ def test_asyncio_over_both_protocols_and_past_a_dead_server(served):
         np.testing.assert_allclose(asyncio.run(ask(url)), np.tile(expected, (4, 1)), atol=1e-6)
 
 
+def test_token_ids_of_a_caller_who_tokenises_get_the_bits_of_the_text(served):
+    checkpoint = served.checkpoints["student"]
+    text = StudentFormat.of_checkpoint(checkpoint)
+    query, titles, summaries = text.tokenise(["red night"], TITLES, SUMMARIES)
+    tensors = token_tensors(query[0], titles, summaries, fingerprint(checkpoint / "tokenizer.json"))
+    priors = request_tensors("red night", TITLES, SUMMARIES, [3.0, None, 12.5, 0.0, 7.0])
+    for url in (f"grpc://{served.server.grpc}", f"http://{served.server.http}"):
+        client = ScoringClient(TritonConnection(url), 20_000)
+        for more in ({}, {"prior": priors["prior"]}):
+            as_text = client.score(
+                "student", PageTensors(request_tensors("red night", TITLES, SUMMARIES) | more), 20_000
+            )
+            as_ids = client.score("student", PageTensors(tensors | more), 20_000)
+            assert as_ids.values.tobytes() == as_text.values.tobytes() and as_text.values.std() > 1e-3
+        client.close()
+
+
+def token_request(**changes) -> dict:
+    return token_tensors([60, 61], [[70]], [[80, 81]], "") | changes
+
+
+BAD_TOKENS = {
+    r"vocabulary is '', this version reads '[0-9a-f]{16}'": token_request(),
+    "the request has token_ids, token_counts: send query, title and summary, or": {"vocabulary": None},
+    "the request has query, token_ids, token_counts, vocabulary: send": {"query": np.array([b"a"], np.object_)},
+    "the request has no tensor|did not|expected": {"vocabulary": None, "token_ids": None, "token_counts": None},
+    "token_counts has 2 values": {"token_counts": np.array([2, 3], np.int32)},
+    "no documents": {"token_counts": np.array([5], np.int32)},
+    r"token_counts\[2\] is -1: summary\[0\] has 0 to 40": {"token_counts": np.array([2, 4, -1], np.int32)},
+    r"token_counts\[0\] is 9: query has 0 to 8 tokens": {"token_counts": np.array([9, 1, 2], np.int32)},
+    r"token_counts\[1\] is 13: title\[0\] has 0 to 12": {"token_counts": np.array([2, 13, 2], np.int32)},
+    "query is blank": {"token_counts": np.array([0, 3, 2], np.int32)},
+    "token_counts add up to 4, token_ids has 5 values": {"token_counts": np.array([2, 1, 1], np.int32)},
+    r"token_ids\[2\] of title\[0\] is 100000: the vocabulary has ids 0 to": {
+        "token_ids": np.array([60, 61, 100000, 80, 81], np.int32)
+    },
+    r"token_ids\[4\] of summary\[0\] is -7: the vocabulary": {"token_ids": np.array([60, 61, 70, 80, -7], np.int32)},
+    r"token_ids\[0\] of query is 3: that is a mark": {"token_ids": np.array([3, 61, 70, 80, 81], np.int32)},
+}
+
+
+@pytest.mark.parametrize("message", BAD_TOKENS)
+def test_token_ids_that_no_text_is_made_into_are_refused(served, message):
+    vocabulary = fingerprint(served.checkpoints["student"] / "tokenizer.json")
+    tensors = token_request(vocabulary=np.array([vocabulary.encode()], np.object_)) | BAD_TOKENS[message]
+    inputs = TritonConnection(f"grpc://{served.server.grpc}").infer_inputs(
+        {name: values for name, values in tensors.items() if values is not None}
+    )
+    with (
+        grpc.InferenceServerClient(served.server.grpc) as client,
+        pytest.raises(InferenceServerException, match=message) as refused,
+    ):
+        client.infer("student", inputs)
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
 BAD = {
     "query is blank": {"query": [b" "]},
     "no documents": {"title": [], "summary": []},
@@ -226,10 +284,13 @@ def test_long_documents_are_served_in_chunks_with_the_scores_of_training(served,
         found = ranker.rank("red night", TITLES, texts).scores
         fewer = ranker.rank("red night", TITLES, texts, max_chunks=1).scores
         more = ranker.rank("red night", TITLES, texts, max_chunks=99).scores
+        kept = [ranker.rank("red night", TITLES, texts, max_chunks=most).scores for most in (1, 6)]
         with pytest.raises(RerankError, match="max_chunks 0"):
             ranker.rank("red night", TITLES, texts, max_chunks=0)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_allclose(more, expected, atol=1e-4)
+    # the front keeps scores, of each number of chunks its own
+    assert [scores.tobytes() for scores in kept] == [fewer.tobytes(), found.tobytes()]
     beginning = shutil.copytree(served.checkpoints["long"], tmp_path / "beginning")
     replace(ScoreCard.load(beginning), chunking=Chunking()).save(beginning)
     short = training_scores(beginning, ["red night"] * 5, TITLES, texts)
@@ -239,9 +300,17 @@ def test_long_documents_are_served_in_chunks_with_the_scores_of_training(served,
         page = [bytes_input("query", [b"red"]), bytes_input("title", [b"a"] * 3)]
         page.append(bytes_input("summary", [b"", b"queen " * 9, b"queen " * 99]))
         wanted = grpc.InferInput("max_chunks", [1], "INT32").set_data_from_numpy(np.array([-1], np.int32))
-        assert client.infer("long", page).as_numpy("chunks").tolist() == [1, 2, 6]
+        for _ in range(2):  # the second time from the kept scores
+            assert client.infer("long", page).as_numpy("chunks").tolist() == [1, 2, 6]
         with pytest.raises(InferenceServerException, match="max_chunks is -1: at least 1"):
             client.infer("long", [*page, wanted])
+    fields = StudentFormat.of_checkpoint(served.checkpoints["long"]).tokenise(["red night"], TITLES, texts)
+    ids = token_tensors(fields[0][0], *fields[1:], fingerprint(served.checkpoints["long"] / "tokenizer.json"))
+    client = ScoringClient(TritonConnection(f"grpc://{served.server.grpc}"), 20_000)
+    for most, of_text in ((6, found), (1, fewer)):
+        tensors = ids | {"max_chunks": np.array([most], np.int32)}
+        assert client.score("long", PageTensors(tensors), 20_000).values.tobytes() == of_text.tobytes()
+    client.close()
     manifest = releases.manifest(served.repository, "long", 1)
     assert manifest["gate"]["max_error"] < 1e-3 and manifest["checkpoint"]["card"]["chunking"]["most"] == 6
 
@@ -305,6 +374,31 @@ def test_metrics_are_tagged_with_the_arm(served):
     assert any(
         'model="baseline"' in line and 'arm="baseline"' in line and 'role="baseline"' in line for line in counted
     )
+
+
+def cache_figures(served: Served, model: str) -> dict[str, float]:
+    """The caches' metrics of an arm, summed over its front instances, which have series of their own."""
+    text = urllib.request.urlopen(f"http://{served.server.metrics}/metrics").read().decode()
+    lines = [line for line in text.splitlines() if line.startswith("disranker_") and f'model="{model}"' in line]
+    assert len(lines) == len(set(lines))
+    figures: dict[str, float] = defaultdict(float)
+    for line in lines:
+        figures[line.partition("{")[0]] += float(line.rpartition(" ")[2])
+    return figures
+
+
+def test_the_metrics_page_has_the_hit_rate_and_the_size_of_the_field_cache(served):
+    titles = [f"a title that was never seen before {number}" for number in range(20)]
+    with served.reranker("baseline") as ranker:
+        before = cache_figures(served, "baseline")
+        for _ in range(6):  # two front instances: at least four of these lists find their fields
+            ranker.rank("moon", titles, [""] * 20)
+        after = cache_figures(served, "baseline")
+    grown = {name: after[name] - before[name] for name in after}
+    assert grown["disranker_field_cache_hits_total"] + grown["disranker_field_cache_misses_total"] == 6 * 22
+    assert 20 <= grown["disranker_field_cache_misses_total"] <= 2 * 22
+    assert 20 <= grown["disranker_field_cache_fields"] <= 2 * 22
+    assert 20 * 300 < grown["disranker_field_cache_bytes"] < 44 * 1000
 
 
 def test_the_openvino_backend_merges_requests_that_the_batcher_hands_over(served):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ranking.request_tensors import descending, read_scores, request_tensors
+from ranking.request_tensors import descending, documents_of, read_scores, request_tensors, token_tensors
 
 
 def test_the_three_inputs_have_their_names_shapes_and_utf8_bytes():
@@ -53,3 +53,13 @@ def test_an_unusable_score_tensor_is_refused_with_the_reason(values, reason):
 
 def test_equal_scores_keep_the_order_of_the_documents():
     assert descending(np.array([1.0, 2.0, 1.0, 2.0], np.float32)).tolist() == [1, 3, 0, 2]
+
+
+def test_token_ids_go_field_after_field():
+    tensors = token_tensors([1, 2], [[3], []], [[4, 5], [6]], "0a")
+    assert tensors["token_ids"].tolist() == [1, 2, 3, 4, 5, 6] and tensors["token_counts"].tolist() == [2, 1, 2, 0, 1]
+    assert tensors["token_ids"].dtype == tensors["token_counts"].dtype == np.int32
+    assert tensors["vocabulary"].tolist() == [b"0a"] and documents_of(tensors) == 2
+    assert documents_of(request_tensors("q", ["a"], [""])) == 1
+    with pytest.raises(ValueError, match="1 titles and 0 summaries"):
+        token_tensors([1], [[3]], [], "0a")

@@ -7,6 +7,7 @@ import time
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from ranking.limits import FieldLimits
 from ranking.text import (
     FORMAT_VERSION,
     TEACHER_FORMAT,
+    EncodedPair,
+    EncodedPairs,
     PairFormat,
     StudentFormat,
     TeacherFormat,
@@ -273,3 +276,11 @@ def test_marks_that_a_tokenizer_gained_later_are_neutralised_too():
     [found] = layout.texts(["a<|im_end|>"], ["<|IM_END|>"], [""])
     assert found.text == "Query: a< |im\nTitle: < |IM\nSummary: </s>"
     assert layout.tokenizer.token_to_id("<|im_end|>") not in layout.tokenizer.encode(found.text).ids
+
+
+def test_pairs_in_one_array_are_the_same_pairs_in_any_choice_of_rows():
+    pairs = [EncodedPair([5, 6, 7], 2), EncodedPair([8], 1), EncodedPair([], 0), EncodedPair([9, 10], 1)]
+    together = EncodedPairs.of(pairs)
+    assert together.split() == pairs and len(together) == 4 and together.ids.dtype == np.int32
+    assert together.take([3, 0, 2, 0]).split() == [pairs[row] for row in (3, 0, 2, 0)]
+    assert together.take([]).split() == [] == EncodedPairs.of([]).split()

@@ -42,6 +42,8 @@ class PublishedArm:
             served = content["checkpoint"].get("card", {}).get("chunking", {})
         except (OSError, ValueError, LookupError) as problem:
             raise InputError(f"{folder}: not a published arm of build/build_student.py: {problem!r}") from problem
+        if content.get("cascade"):
+            raise InputError(f"{folder}: a cascade of two models, whose ranking no single checkpoint gives")
         if fingerprint(checkpoint) != built_from:
             raise InputError(f"{checkpoint}: not what {folder} was built from, or changed since")
         if served.get("most", 1) < chunks:

@@ -124,9 +124,12 @@ def make_variants(config: Config, repository: Path, version: int) -> dict[str, s
         tokenizer.output.add(name=tensor, data_type=pb.TYPE_INT32, dims=[-1, -1])
     add(repository, tokenizer, config.name, version, "tokenizer_model.py")
 
-    ensemble = pb.ModelConfig(name="ensemble", platform="ensemble", input=front.input)
+    ensemble = pb.ModelConfig(name="ensemble", platform="ensemble")
+    for tensor in front.input:
+        if tensor.name in ("query", "title", "summary"):
+            ensemble.input.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     ensemble.output.add(name="score", data_type=pb.TYPE_FP32, dims=[-1, 1])
-    fields = [tensor.name for tensor in front.input]
+    fields = [tensor.name for tensor in ensemble.input]
     ensemble.ensemble_scheduling.step.add(
         model_name="tokenizer", model_version=-1, input_map={f: f for f in fields}, output_map={t: t for t in INPUTS}
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
+from buckets import cut
 from front import TritonPythonModel as Front
-from front import cut, pad
+
+from ranking.encoder_inputs import pad
 
 
 class TritonPythonModel(Front):
@@ -22,10 +24,12 @@ class TritonPythonModel(Front):
         self.compiled = ov.Core().compile_model(str(Path(__file__).parent / "model.xml"), "CPU", properties)
         self.job = self.compiled.create_infer_request()
 
-    async def _score(self, pairs):
-        scores = np.empty(len(pairs), np.float32)
-        lengths = [len(pair.ids) for pair in pairs]
-        for bucket in cut(lengths, self.edges, self.max_batch, self.batch_tokens, self.call_tokens):
-            self.job.infer(pad([pairs[row] for row in bucket.rows], bucket.length, self.text.pad_id))
+    async def _scores(self, page, blend, caller):
+        encoder = self.encoder
+        documents = page.encode(encoder.text)
+        pairs, scores = documents.together, np.empty(len(documents.together), np.float32)
+        limits = (encoder.max_batch, encoder.batch_tokens, encoder.call_tokens)
+        for bucket in cut(pairs.lengths.tolist(), encoder.edges, *limits):
+            self.job.infer(pad(pairs.take(bucket.rows), bucket.length, encoder.text.pad_id))
             scores[bucket.rows] = self.job.get_output_tensor(0).data[:, 0]
-        return scores
+        return blend(documents.pool(scores)), documents.chunks

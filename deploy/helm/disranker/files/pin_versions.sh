@@ -4,7 +4,9 @@ set -eu
 for pinned in $PINNED; do
   arm=${pinned%%=*}
   version=${pinned##*=}
-  for model in "$arm" "${arm}_encoder"; do
+  first="${arm}_first_encoder"  # of a cascade alone
+  [ -d "$PUBLISHED/$first/$version" ] || first=
+  for model in "$arm" "${arm}_encoder" $first; do
     source="$PUBLISHED/$model/$version"
     if [ ! -f "$source/config.pbtxt" ]; then
       echo "$source: no such published version; python build/releases.py --name $arm lists them" >&2
