@@ -139,7 +139,7 @@ def test_missing_files_and_empty_sets_are_named(tmp_path):
         main(Config(source=f"beir:{folder}", out=tmp_path / "out"))
     for file in (folder / "qrels").iterdir():
         file.unlink()
-    with pytest.raises(InputError, match=r"qrels: no \.tsv file"):
+    with pytest.raises(InputError, match=r"qrels: no \.tsv or \.qrels file"):
         main(Config(source=f"beir:{folder}", out=tmp_path / "out"))
     with pytest.raises(InputError, match="no such folder"):
         main(Config(source=f"beir:{tmp_path / 'none'}", out=tmp_path / "out"))

@@ -6,6 +6,7 @@ import gzip
 import http.server
 import json
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -319,7 +320,9 @@ def test_downloads_are_checked_and_not_repeated(web, tmp_path, monkeypatch):
 
 def test_the_built_in_world_is_a_source_and_its_sizes_are_flags(tmp_path):
     small = WorldConfig.small()
-    flags = [f"--world.{name.replace('_', '-')}={getattr(small, name)}" for name in small.__dataclass_fields__]
+    sizes = asdict(small)
+    sizes |= {f"drift.{name}": value for name, value in sizes.pop("drift").items()}
+    flags = [f"--world.{name.replace('_', '-')}={value}" for name, value in sizes.items()]
     config = parse(Config, ["--source", "world", "--out", str(tmp_path / "w"), *flags], prog="prepare_data")
     assert config.world == small
     prepare_data.main(config)
