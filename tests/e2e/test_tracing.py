@@ -60,9 +60,7 @@ def triton_flags(address: str) -> tuple[str, ...]:
     return tuple(f"--trace-config={flag.replace('http://collector:4318', address)}" for flag in flags)
 
 
-@pytest.mark.xfail(
-    reason="passed alone, fails since the front was split: a span of the server comes late or not at all"
-)
+@pytest.mark.xfail(reason="passes on a quiet machine; on a busy one a span of the server did not come within 30 s")
 def test_a_request_is_one_trace_from_the_router_to_the_encoder(repository, tmp_path, monkeypatch, write_docs):
     (tmp_path / "e.yaml").write_text(EXPERIMENT)
     with collector() as taken:
