@@ -29,6 +29,7 @@ from training.student.student_groups import (
     weighted,
 )
 from training.student.student_training import StudentTrainingSettings, start_student, train_student
+from training.student.value_relations import RelationSettings, ValueRelations, check_relation_teacher
 from training.trainer import losses
 from training.trainer.group_batches import GroupSampler, RankingGroups
 from training.trainer.ranking_trainer import RankingLoss
@@ -76,7 +77,7 @@ class StudentLossSettings:
 
 
 @dataclass(kw_only=True)
-class DistillationSettings(StudentTrainingSettings, StudentLossSettings, JudgedTuningSettings):
+class DistillationSettings(StudentTrainingSettings, StudentLossSettings, RelationSettings, JudgedTuningSettings):
     """What shapes a distilled student, wherever its labels come from.
 
     Args:
@@ -88,6 +89,7 @@ class DistillationSettings(StudentTrainingSettings, StudentLossSettings, JudgedT
     def __post_init__(self):
         StudentTrainingSettings.__post_init__(self)
         StudentLossSettings.__post_init__(self)
+        RelationSettings.__post_init__(self)
         JudgedTuningSettings.__post_init__(self)
         if not 0 <= self.train_share <= 1:
             raise ValueError(f"train_share is {self.train_share}: a share from 0 to 1 is needed")
@@ -112,6 +114,7 @@ def distill_student(config: Config) -> ScoreCard:
     """Train, write the checkpoint to config.out, and return its card."""
     card = None if config.teacher is None else ScoreCard.load(config.teacher)
     student = start_student(config)
+    check_relation_teacher(config, student)  # before the labels are read, which may take long
     candidates = config.candidates or config.data / "candidates.parquet"
     labelled = labelled_groups(candidates, config.labels, student.text_format)
     trained_on = {"candidates": fingerprint(candidates), "labels": LabelSet.load(config.labels).teacher_id}
@@ -132,6 +135,7 @@ def distill(
     card: the teacher's, None to take the scores' mean and spread from the labels; trained_on: name -> fingerprint;
     weights: of the labels (confidence_weights), None if all count alike.
     """
+    relations = ValueRelations.load(settings, student)
     scale = teacher_scale(labelled, card)
     labelled.targets = scale.standardise(labelled.targets)
     dev_path, train_path = (settings.data / "judgments" / f"{split}.parquet" for split in ("dev", "train"))
@@ -147,6 +151,8 @@ def distill(
         sample = _by_source(sample, graded_sampler(settings.group_documents))
     if weights is not None:
         groups = weighted(groups, weights)
+    if relations is not None:
+        trained_on = trained_on | {"relation teacher": relations.mark}
     return train_student(
         settings,
         student,
@@ -161,6 +167,7 @@ def distill(
         judged_queries=0 if judged is None else len(judged),
         judged=judged if settings.judged_epochs else None,
         tuning=settings,
+        relations=relations,
     )
 
 

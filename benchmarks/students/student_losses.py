@@ -2,6 +2,9 @@
 
 python -m benchmarks.students.student_losses --data runs/world --teacher runs/losses/seed-1/teacher --out runs/losses
 
+Where the teacher is an encoder with the students' tokenizer and limits, `--variants` may name those that also imitate
+its value relations (docs/results/value_relations.md).
+
 Every line has order (NDCG@5, PNR), calibration (ECE on test after Platt scaling on dev) and where the student's error
 against its teacher lies: in the offsets of whole queries, or in the order within them. A finished line is not run
 again.
@@ -56,6 +59,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ranknet, uniform sampling": {"loss": "ranknet", "group_sampling": "uniform"},
     "hybrid, all documents": {"loss": "hybrid", "group_documents": 0, "batch_groups": 3},
 }
+# variants for which the teacher must be an encoder with the students' tokenizer and limits
+OF_ENCODERS: dict[str, dict[str, Any]] = {
+    "hybrid, relations 0.1": {"loss": "hybrid", "relation_weight": 0.1, "relation_heads": 4},
+    "hybrid, relations 1": {"loss": "hybrid", "relation_weight": 1.0, "relation_heads": 4},
+    "hybrid, relations 10": {"loss": "hybrid", "relation_weight": 10.0, "relation_heads": 4},
+}
+ALL = VARIANTS | OF_ENCODERS
 PIECE = 4000  # candidates labelled at once; what is labelled is kept
 WITHOUT_OFFSETS = "hybrid, offsets removed"
 
@@ -68,9 +78,10 @@ class Config:
         data: dataset folder with candidates and judgments
         teacher: checkpoint whose scores of the candidates are the labels
         out: folder for labels, students and results.jsonl
-        variants: which, in this order; none: all of them
+        variants: which, in this order; none: all that any teacher can teach
         seeds: training seeds
         queries: queries of the candidates that are labelled; 0 for all
+        size: shape of the students, see docs/students.md
         epochs: passes over the labelled queries
         held_out: labelled queries that no student sees: the error against the teacher is measured there
         tables: print what is there and train nothing
@@ -82,14 +93,15 @@ class Config:
     variants: list[str] | None = None
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     queries: int = 0
+    size: str = "mini-3"
     epochs: float = 2
     held_out: int = 200
     tables: bool = False
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.variants or []) - set(VARIANTS))
+        unknown = sorted(set(self.variants or []) - set(ALL))
         if unknown:
-            raise ValueError(f"variants: {', '.join(unknown)} unknown; there are {', '.join(VARIANTS)}")
+            raise ValueError(f"variants: {', '.join(unknown)} unknown; there are {', '.join(ALL)}")
 
 
 def main(config: Config) -> None:
@@ -129,12 +141,13 @@ def measured(config: Config, labelled: pa.Table, name: str, seed: int) -> dict[s
     queries = labelled.column("query_id").unique()
     unseen = pc.is_in(labelled.column("query_id"), value_set=queries[: config.held_out])
     train, test = labelled.filter(pc.invert(unseen)), labelled.filter(unseen)
-    out = config.out / f"student-{list(VARIANTS).index(name)}-{seed}"
+    out = config.out / f"student-{list(ALL).index(name)}-{seed}"
     if not (out / CARD_NAME).is_file():
         settings = DistillationSettings(
             data=config.data, out=out, seed=seed, epochs=config.epochs, resume=started(out), limits=LIMITS,
-            size="mini-3", vocabulary_size=4000, match_steps=300, learning_rate=1e-3, warmup=20, log_steps=100,
-            **{"batch_groups": 8, "group_documents": 8} | VARIANTS[name],
+            size=config.size, vocabulary_size=4000, match_steps=300, learning_rate=1e-3, warmup=20, log_steps=100,
+            relation_teacher=config.teacher if name in OF_ENCODERS else None,
+            **{"batch_groups": 8, "group_documents": 8} | ALL[name],
         )  # fmt: skip
         student = start_student(settings)
         labels = without_offsets(train) if name == WITHOUT_OFFSETS else train
@@ -190,18 +203,22 @@ def error_of(checkpoint: Path, labelled: pa.Table) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds of each variant, in Markdown."""
+    """Mean and standard deviation over seeds of each variant, and of its difference from hybrid, in Markdown."""
     if not rows:
         raise InputError("no finished student to report")
     columns = {"dev_ndcg@5": 3, "ndcg@5": 3, "pnr": 2, "ece": 3, "offset": 3, "within": 3}
     lines = [
-        "| loss | seeds | dev NDCG@5 | test NDCG@5 | PNR | ECE, Platt on dev | error in offsets | error within |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| loss | seeds | dev NDCG@5 | test NDCG@5 | less hybrid | PNR | ECE, Platt on dev | error in offsets "
+        "| error within |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name in VARIANTS:
+    hybrid = {row["seed"]: row["ndcg@5"] for row in rows if row["variant"] == "hybrid (paper)"}
+    for name in ALL:
         found = [row for row in rows if row["variant"] == name]
         if found:
             cells = [_spread([row[column] for row in found], digits) for column, digits in columns.items()]
+            apart = [row["ndcg@5"] - hybrid[row["seed"]] for row in found if row["seed"] in hybrid]
+            cells.insert(2, _spread(apart, 3) if apart else "")
             lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
     between = np.mean([row["between"] for row in rows])
     return "\n".join([*lines, "", f"Of the labels' variance {between:.0%} lies between queries."])

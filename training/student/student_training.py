@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -19,6 +20,7 @@ from training.student.encoder import StudentModel, StudentModelSettings, create_
 from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
 from training.student.masked_lm_warm_up import WarmUpSettings, warm_up
 from training.student.model_card import push_to_hub
+from training.student.value_relations import ValueRelations
 from training.student.word_embedding_start import WordEmbeddingSettings, fit_word_embeddings
 from training.trainer.group_batches import GroupSampler, RankingGroups
 from training.trainer.ranking_trainer import RankingLoss, RankingTrainer
@@ -115,6 +117,7 @@ def train_student(
     judged_queries: int,
     judged: RankingGroups | None = None,
     tuning: JudgedTuningSettings | None = None,
+    relations: ValueRelations | None = None,
 ) -> ScoreCard:
     """Train, keep the weights with the best dev NDCG@5, write the checkpoint to settings.out, return its card.
 
@@ -122,22 +125,25 @@ def train_student(
     per document, from which word embeddings are fitted first where the settings ask for it (a start from scratch only);
     scale: the targets' raw scale, to which the saved model's scores are brought back; trained_on: name -> fingerprint;
     judged_queries: judged train queries behind the targets or the tuning;
-    judged, tuning: judged groups that the model is tuned on afterwards, and how (training/student/judged_tuning.py).
+    judged, tuning: judged groups that the model is tuned on afterwards, and how (training/student/judged_tuning.py);
+    relations: a teacher whose value relations are a further target.
     """
     if settings.match_steps and settings.init is None:
         fit_word_embeddings(student, word_groups, settings.match_steps, settings.seed)
-    trainer = RankingTrainer(
-        student.model,
-        settings.for_queries(len(train)),
-        train,
-        dev,
-        loss=loss,
-        pad_id=student.text_format.pad_id,
-        token_types=student.text_format.token_types,
-        sample_group=sample_group,
-        out=settings.out,
-    )
-    trainer.start()
+    with nullcontext() if relations is None else relations.text_loss_of(student.model) as text_loss:
+        trainer = RankingTrainer(
+            student.model,
+            settings.for_queries(len(train)),
+            train,
+            dev,
+            loss=loss,
+            pad_id=student.text_format.pad_id,
+            token_types=student.text_format.token_types,
+            sample_group=sample_group,
+            out=settings.out,
+            text_loss=text_loss,
+        )
+        trainer.start()
     if judged is not None and tuning is not None:
         tune_on_judgments(student, settings, tuning, judged, dev, work=settings.out / RUN_FOLDER / "judged")
     card = save_student(

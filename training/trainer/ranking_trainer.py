@@ -31,6 +31,9 @@ from training.trainer.training_settings import TrainingSettings
 # losses.py
 RankingLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# model inputs of a forward just done -> float32 [rows]: a further loss of each text, of what the model computed inside
+TextLoss = Callable[[dict[str, Tensor]], Tensor]
+
 BEST_METRIC = "eval_ndcg@5"
 
 
@@ -39,8 +42,9 @@ class RankingTrainer(BatchTrainer):
 
     model: gives logits [rows, 1]; train: groups with targets; dev: judged groups (targets are grades), None for no
     selection; loss: see RankingLoss; pad_id: token id that fills rows up; token_types: the model takes token_type_ids
-    (train.store has document starts); sample_group: draws a query's documents anew each epoch (None: all); out: output
-    folder.
+    (train.store has document starts); sample_group: draws a query's documents anew each epoch (None: all); text_loss:
+    see TextLoss, added to the loss as the mean over documents, of a document in chunks as the mean over those that
+    count (None: nothing); out: output folder.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class RankingTrainer(BatchTrainer):
         out: Path,
         token_types: bool = False,
         sample_group: GroupSampler | None = None,
+        text_loss: TextLoss | None = None,
     ):
         if not len(train):
             raise InputError("there is no query to train on")
@@ -68,6 +73,7 @@ class RankingTrainer(BatchTrainer):
             sample_group=sample_group,
         )
         self.loss, self.pad_id, self.token_types, self.pooling = loss, pad_id, token_types, train.pooling
+        self.text_loss = text_loss
         keep_head_exact(model)
         super().__init__(model, settings, batches, dev, out, BEST_METRIC)
         self.pairs = _PairStatistics(self.args.device)
@@ -76,16 +82,27 @@ class RankingTrainer(BatchTrainer):
         """This process's part of the loss's mean over the documents of the optimiser step: a scalar."""
         if "documents" in inputs and self.pooling == "max":
             inputs = only_best_chunks(model, inputs)
-        outputs = [model(**forward).logits.float().reshape(-1) for forward in inputs["forwards"]]
+        outputs, inner = [], []
+        for forward, rows in zip(inputs["forwards"], inputs["rows"]):
+            outputs.append(model(**forward).logits.float().reshape(-1))
+            if self.text_loss is not None:
+                inner.append(self.text_loss(forward)[:rows])
         scores = torch.cat([output[:rows] for output, rows in zip(outputs, inputs["rows"])])
         unused = sum((output[rows:].sum() * 0 for output, rows in zip(outputs, inputs["rows"])), scores.new_zeros(()))
         targets, groups = inputs["targets"], inputs["groups"]
         if "documents" in inputs:
             scores = pool_chunks(scores, inputs["documents"], len(targets), self.pooling)
         mean = self.loss(scores, targets, groups) if len(scores) else scores.sum()
+        further = scores.new_zeros(())
+        if inner:
+            of_text = torch.cat(inner)
+            of_document = (
+                pool_chunks(of_text, inputs["documents"], len(targets), "mean") if "documents" in inputs else of_text
+            )
+            further = of_document.sum()
         self.pairs.add(scores.detach(), targets if targets.dim() == 1 else targets[:, 0], groups)
         # fillers stay in the graph: DDP and FSDP expect every forward of a step in its backward
-        return self.global_loss(mean * len(scores) + unused, num_items_in_batch or inputs["normaliser"])
+        return self.global_loss(mean * len(scores) + further + unused, num_items_in_batch or inputs["normaliser"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the pair statistics since the last log line to the training loss."""
