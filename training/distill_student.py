@@ -87,6 +87,9 @@ class DistillationSettings(StudentTrainingSettings, StudentLossSettings, Relatio
     train_share: float = 1.0
 
     def __post_init__(self):
+        if self.init is None and self.tokenizer is None:
+            # two trainings of a vocabulary differ in how they settle ties, and relations want the same tokens
+            self.tokenizer = self.relation_teacher
         StudentTrainingSettings.__post_init__(self)
         StudentLossSettings.__post_init__(self)
         RelationSettings.__post_init__(self)

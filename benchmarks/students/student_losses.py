@@ -61,9 +61,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 # variants for which the teacher must be an encoder with the students' tokenizer and limits
 OF_ENCODERS: dict[str, dict[str, Any]] = {
-    "hybrid, relations 0.1": {"loss": "hybrid", "relation_weight": 0.1, "relation_heads": 4},
-    "hybrid, relations 1": {"loss": "hybrid", "relation_weight": 1.0, "relation_heads": 4},
-    "hybrid, relations 10": {"loss": "hybrid", "relation_weight": 10.0, "relation_heads": 4},
+    "hybrid with relations 0.1": {"loss": "hybrid", "relation_weight": 0.1, "relation_heads": 4},
+    "hybrid with relations 1": {"loss": "hybrid", "relation_weight": 1.0, "relation_heads": 4},
+    "hybrid with relations 10": {"loss": "hybrid", "relation_weight": 10.0, "relation_heads": 4},
 }
 ALL = VARIANTS | OF_ENCODERS
 PIECE = 4000  # candidates labelled at once; what is labelled is kept
@@ -146,6 +146,8 @@ def measured(config: Config, labelled: pa.Table, name: str, seed: int) -> dict[s
         settings = DistillationSettings(
             data=config.data, out=out, seed=seed, epochs=config.epochs, resume=started(out), limits=LIMITS,
             size=config.size, vocabulary_size=4000, match_steps=300, learning_rate=1e-3, warmup=20, log_steps=100,
+            # of an encoder the vocabulary too, so that the variants differ in nothing else
+            tokenizer=config.teacher if ScoreCard.load(config.teacher).role in ("student", "baseline") else None,
             relation_teacher=config.teacher if name in OF_ENCODERS else None,
             **{"batch_groups": 8, "group_documents": 8} | ALL[name],
         )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -73,6 +74,7 @@ class StudentModelSettings:
         init_layers: layers of that checkpoint to keep, e.g. 0,2,4,6,8,10 for a BERT-6 from a BERT-12; none: all
         size: shape of a model from scratch, see docs/students.md
         vocabulary_size: WordPiece tokens of a model from scratch
+        tokenizer: checkpoint folder whose tokenizer a model from scratch takes; none: one is trained on the dataset
         dropout: dropout of the encoder and before the head; 0.1 for long runs on a GPU, 0 is faster on a CPU
         limits: tokens of each field that the model reads; with --init of a checkpoint of ours, those of its card
         chunks: read a summary beyond its limit as up to so many chunks of that length, in training and when served;
@@ -85,6 +87,7 @@ class StudentModelSettings:
     init_layers: list[int] | None = None
     size: str = "bert-6"
     vocabulary_size: int = 8000
+    tokenizer: Path | None = None
     dropout: float = 0.0
     limits: FieldLimits = DEFAULT_LIMITS
     chunks: int | None = None
@@ -97,6 +100,8 @@ class StudentModelSettings:
             raise ValueError(f"size is {self.size!r}: one of {', '.join(SIZES)} is needed")
         if self.init_layers and self.init is None:
             raise ValueError("init_layers selects layers of a checkpoint: init is needed with it")
+        if self.tokenizer is not None and self.init is not None:
+            raise ValueError("tokenizer is for a model from scratch: a checkpoint named by init has its own")
         if self.init_layers and min(self.init_layers) < 0:
             raise ValueError(f"init_layers is {self.init_layers}: layers count from 0")
         if not 0 <= self.dropout < 1:
@@ -132,10 +137,12 @@ def create_student(
     processes, folder = PartialState(), Path(work) / "tokenizer"
     # one process writes the tokenizer, the others read it
     if processes.is_main_process and not (resume and (folder / "tokenizer.json").is_file()):
-        if init is None:
-            train_wordpiece(data, folder, settings.vocabulary_size)
-        else:
+        if init is not None:
             _tokenizer_of(init).save_pretrained(folder)
+        elif settings.tokenizer is not None:
+            _copy_tokenizer(settings.tokenizer, folder)
+        else:
+            train_wordpiece(data, folder, settings.vocabulary_size)
     hand_over(folder, processes.is_main_process, processes.wait_for_everyone)
     limits, chunking = settings.limits, settings.chunking(Chunking())
     if init is None:
@@ -186,6 +193,14 @@ def _tokenizer_of(init: str):
     if not tokenizer.is_fast:
         raise InputError(f"{init}: has no fast tokenizer (tokenizer.json)")
     return tokenizer
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """The tokenizer's files as they are: a tokenizer class might write its own idea of them."""
+    load_tokenizer(source)  # says what is wrong with it
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("tokenizer*.json"):
+        shutil.copyfile(file, folder / file.name)
 
 
 def _from_scratch(settings: StudentModelSettings, text_format: StudentFormat) -> BertForSequenceClassification:

@@ -114,7 +114,7 @@ def check_relation_teacher(settings: RelationSettings, student: StudentModel) ->
     if load_tokenizer(folder).to_str() != text_format.tokenizer.to_str():
         raise InputError(
             f"{folder}: relation_teacher has another tokenizer than the student: start the student from a checkpoint "
-            "with the same one (--init), or train both from scratch on one dataset with the same --vocabulary-size"
+            "with the same one (--init), or from scratch, where it takes the teacher's unless --tokenizer names another"
         )
     if card.limits != text_format.limits:
         raise InputError(

@@ -17,6 +17,7 @@ from ranking.limits import FieldLimits
 from tests.helpers.foreign_encoders import ENCODERS, make_encoder
 from tests.training.student.test_students import TINY, distilled, word_count_labels
 from training.distill_student import DistillationSettings
+from training.student.encoder import StudentModelSettings, create_student
 from training.student.student_groups import groups_of
 from training.student.student_training import start_student
 from training.student.value_relations import ValueRelations, check_relation_teacher, relation_divergence
@@ -40,7 +41,7 @@ def data(tmp_path_factory) -> Path:
 def teacher(data, tmp_path_factory) -> Path:
     """Wider than the students below, with their tokenizer and limits."""
     out = tmp_path_factory.mktemp("runs") / "teacher"
-    train_baseline(BaselineConfig(data=data, out=out, **TINY | {"size": "mini-3"}))
+    train_baseline(BaselineConfig(data=data, out=out, **TINY | {"size": "mini-3", "epochs": 0.5}))
     return out
 
 
@@ -109,7 +110,7 @@ def test_a_student_comes_to_relate_values_as_its_teacher_does(data, teacher, tmp
             models[0](**inputs)
             return float(text_loss(inputs).mean())
 
-    knobs = {"epochs": 8, "group_documents": 6}
+    knobs = {"epochs": 4, "group_documents": 6}
     plain = distilled(data, tmp_path / "plain", **knobs)
     card = distilled(data, tmp_path / "taught", relation_teacher=teacher, relation_weight=30.0, **knobs)
     assert apart(tmp_path / "taught") < 0.7 * apart(tmp_path / "plain")
@@ -154,7 +155,8 @@ def refusal(data: Path, out: Path, folder: Path, **knobs) -> str:
 
 def test_a_teacher_that_reads_something_else_is_refused(data, teacher, tmp_path):
     out = tmp_path / "student"
-    assert "another tokenizer" in refusal(data, out, teacher, vocabulary_size=300)
+    other = create_student(StudentModelSettings(size="tiny-2", vocabulary_size=300), data, tmp_path / "other", seed=1)
+    assert "another tokenizer" in refusal(data, out, teacher, tokenizer=other.tokenizer_folder)
     assert "they must be equal" in refusal(data, out, teacher, limits=FieldLimits(8, 8, 11))
     assert "does not divide the width of the student, 32" in refusal(data, out, teacher, relation_heads=64)
     decoder = tmp_path / "decoder"
