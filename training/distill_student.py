@@ -88,7 +88,7 @@ class DistillationSettings(StudentTrainingSettings, StudentLossSettings, Relatio
 
     def __post_init__(self):
         if self.init is None and self.tokenizer is None:
-            # two trainings of a vocabulary differ in how they settle ties, and relations want the same tokens
+            # relations compare token with token, whatever the dataset of today would make the vocabulary
             self.tokenizer = self.relation_teacher
         StudentTrainingSettings.__post_init__(self)
         StudentLossSettings.__post_init__(self)
