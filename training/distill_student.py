@@ -29,7 +29,7 @@ from training.student.student_groups import (
     weighted,
 )
 from training.student.student_training import StudentTrainingSettings, start_student, train_student
-from training.student.value_relations import RelationSettings, ValueRelations, check_relation_teacher
+from training.student.value_relations import RelationSettings, ValueRelations, check_relation_teacher, relation_card
 from training.trainer import losses
 from training.trainer.group_batches import GroupSampler, RankingGroups
 from training.trainer.ranking_trainer import RankingLoss
@@ -116,6 +116,7 @@ class Config(DistillationSettings):
 def distill_student(config: Config) -> ScoreCard:
     """Train, write the checkpoint to config.out, and return its card."""
     card = None if config.teacher is None else ScoreCard.load(config.teacher)
+    relation_card(config)  # a student from scratch takes this teacher's tokenizer
     student = start_student(config)
     check_relation_teacher(config, student)  # before the labels are read, which may take long
     candidates = config.candidates or config.data / "candidates.parquet"

@@ -98,17 +98,25 @@ class ValueRelations:
             yield text_loss
 
 
-def check_relation_teacher(settings: RelationSettings, student: StudentModel) -> None:
-    """InputError if the settings name a teacher that does not read what the student reads, or heads that do not fit."""
+def relation_card(settings: RelationSettings) -> ScoreCard | None:
+    """The card of the teacher that the settings name, None where they name none. InputError if it is no encoder."""
     folder = settings.relation_teacher
     if folder is None:
-        return
-    card, text_format = ScoreCard.load(folder), student.text_format
+        return None
+    card = ScoreCard.load(folder)
     if card.role not in ("student", "baseline"):
         raise InputError(
             f"{folder}: relation_teacher is a {card.role}: an encoder that reads the student's own tokens is needed, a "
             "baseline or student of ours; a decoder teaches by its labels alone"
         )
+    return card
+
+
+def check_relation_teacher(settings: RelationSettings, student: StudentModel) -> None:
+    """InputError if the settings name a teacher that does not read what the student reads, or heads that do not fit."""
+    folder, card, text_format = settings.relation_teacher, relation_card(settings), student.text_format
+    if folder is None or card is None:
+        return
     if card.text_format != text_format.name:
         raise InputError(f"{folder}: relation_teacher reads {card.text_format}, the student {text_format.name}")
     if load_tokenizer(folder).to_str() != text_format.tokenizer.to_str():

@@ -16,7 +16,7 @@ from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from tests.helpers.foreign_encoders import ENCODERS, make_encoder
 from tests.training.student.test_students import TINY, distilled, word_count_labels
-from training.distill_student import DistillationSettings
+from training.distill_student import Config, DistillationSettings, distill_student
 from training.student.encoder import StudentModelSettings, create_student
 from training.student.student_groups import groups_of
 from training.student.student_training import start_student
@@ -140,7 +140,7 @@ def test_a_loss_of_texts_counts_each_document_once_however_many_chunks_and_proce
                          process_index=i, process_count=process_count)[0]
             for i in range(process_count)
         ]  # fmt: skip
-        parts.append(sum(float(trainer.compute_loss(model, share)) for share in shares))
+        parts.append(sum(trainer.compute_loss(model, share).item() for share in shares))
     sums = np.array([store[row].sum() for row in range(len(store))])
     wanted = np.mean([sums[start:end].mean() for start, end in pairwise(starts)])
     assert parts[1] - parts[0] == pytest.approx(wanted, rel=1e-5)
@@ -162,7 +162,8 @@ def test_a_teacher_that_reads_something_else_is_refused(data, teacher, tmp_path)
     decoder = tmp_path / "decoder"
     decoder.mkdir()
     replace(ScoreCard.load(teacher), role="teacher").save(decoder)
-    assert "relation_teacher is a teacher" in refusal(data, out, decoder)
-    assert "no ranker.json" in refusal(data, out, tmp_path / "nowhere")
+    for folder, reason in ((decoder, "relation_teacher is a teacher"), (tmp_path / "nowhere", r"no ranker\.json")):
+        with pytest.raises(InputError, match=reason):
+            distill_student(Config(data=data, out=out, labels=tmp_path, relation_teacher=folder))
     with pytest.raises(ValueError, match="relation_weight is 0"):
         DistillationSettings(data=data, out=out, relation_weight=0)
