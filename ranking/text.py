@@ -7,8 +7,6 @@ Teacher, both training stages and the vLLM prompt:
 The query comes first, so that a prefix cache serves all candidates of a query; the end-of-sequence token comes last,
 and its state is the pair's representation. The teacher's input is a string, because the stock vLLM backend takes text.
 
-A decoder that writes queries reads the same the other way round, document first (QueryWriterFormat).
-
 Student and baseline: `[CLS] query [SEP] title summary [SEP]` with token types 0 and 1, built from token ids; for
 encoders other than BERT with the marks of their own tokenizer, and without token types where it has none.
 
@@ -30,7 +28,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,7 +40,6 @@ from ranking.limits import FieldLimits
 from ranking.visible import SEPARATORS, python_class
 
 TEACHER_FORMAT = "query-title-summary-eos"
-WRITER_FORMAT = "title-summary-query-eos"
 STUDENT_FORMAT = "cls-query-sep-title-summary-sep"
 PAIR_FORMAT = "tokenizer-pair-query-title-summary"
 FORMAT_VERSION = 1
@@ -191,8 +187,6 @@ class TeacherFormat:
     InputError if eos is not one special token of the tokenizer, since the pair would then be pooled elsewhere.
     """
 
-    name = TEACHER_FORMAT
-
     def __init__(self, tokenizer: Tokenizer, eos: str, limits: FieldLimits):
         self.tokenizer, self.eos, self.limits = tokenizer, eos, limits
         self._clean = FieldCleaner(tokenizer)
@@ -204,10 +198,10 @@ class TeacherFormat:
         self._appended = "" if tokenizer.encode("a").ids[-1] == eos_id else eos
 
     @classmethod
-    def of_checkpoint(cls, folder: str | Path) -> Self:
+    def of_checkpoint(cls, folder: str | Path) -> TeacherFormat:
         """The format of a teacher checkpoint folder, with the limits of its card. InputError on any mismatch."""
         card = ScoreCard.load(folder).require(folder, "pretrained", "teacher")
-        check_format(card, cls.name, folder)
+        check_format(card, TEACHER_FORMAT, folder)
         config_path = Path(folder) / "tokenizer_config.json"
         try:
             eos = json.loads(config_path.read_text(encoding="utf-8"))["eos_token"]
@@ -270,27 +264,6 @@ class TeacherFormat:
             text = text[:end].rstrip()
             offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
         return text
-
-
-class QueryWriterFormat(TeacherFormat):
-    """The text of a decoder that writes queries: the document, then the query that it predicts.
-
-    Title: <title>\\nSummary: <summary>\\nQuery: <query></s>
-
-    Here a pair's document_start is where its query starts: what is predicted stands behind it, as in TeacherFormat.
-    """
-
-    name = WRITER_FORMAT
-
-    def prompts(self, titles: Sequence[str], summaries: Sequence[str]) -> list[list[int]]:
-        """Token ids of each document up to where its query begins."""
-        # the ids before a query are the same whatever its words are: a word carries its space
-        pairs = self.encode(["a"] * len(titles), titles, summaries)
-        return [pair.ids[: pair.document_start] for pair in pairs]
-
-    def _lay_out(self, query: str, title: str, summary: str) -> TeacherText:
-        prompt = f"Title: {title}\nSummary: {summary}\nQuery:"
-        return TeacherText(f"{prompt} {query}{self._appended}", len(prompt))
 
 
 TokenIds = Sequence[int] | NDArray[np.int32]  # of one field

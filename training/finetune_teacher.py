@@ -22,7 +22,7 @@ from ranking.card import CARD_NAME, ScoreCard, fingerprint, model_name
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
-from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, WRITER_FORMAT, TeacherFormat
+from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, TeacherFormat
 from training.teacher.decoder import open_tokenizer, save_tokenizer
 from training.teacher.likelihood import evidence_groups, sample_groups
 from training.teacher.score_head import (
@@ -193,8 +193,6 @@ def _base_card(model: str, loss: str) -> ScoreCard | None:
     # a teacher has unlearnt to predict words, and has no likelihood to hand on
     roles = ["pretrained"] if loss == "likelihood" else ["pretrained", "teacher"]
     card = ScoreCard.load(model).require(model, *roles)
-    if card.text_format == WRITER_FORMAT:
-        raise InputError(f"{model}: writes queries; a teacher starts from stage 1 with --direction query-to-document")
     if (card.text_format, card.format_version) != (TEACHER_FORMAT, FORMAT_VERSION):
         raise InputError(f"{model}: text format {card.text_format!r} {card.format_version}: train stage 1 again")
     return card

@@ -1,7 +1,5 @@
 """Stage 1: continued pre-training of a decoder on clicks, from query to clicked document (docs/teacher.md).
 
-In the other direction the same program trains a decoder that writes queries (training/clicks/write_queries.py).
-
 python -m training.pretrain_teacher --data data/world --from-scratch 3M --out runs/pretrained
 """
 
@@ -29,7 +27,7 @@ from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.object_store import hand_over
 from ranking.program import run
 from ranking.schema import iter_table
-from ranking.text import FORMAT_VERSION, EncodedPair, QueryWriterFormat, TeacherFormat
+from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, EncodedPair, TeacherFormat
 from training.sources.held_out import held_out_files, held_out_queries
 from training.teacher.decoder import (
     build_decoder,
@@ -62,8 +60,6 @@ class Config(TrainingSettings):
         held_out: share of the queries kept aside to measure perplexity
         queries: clicked; or document, without a click log's knowledge: the query is one to three words of the document
             itself
-        direction: what is predicted: the document from the query, which makes a teacher; or the query from the
-            document, which makes a writer of queries for documents without clicks
         click_share: share of the clicked pairs to train on, drawn at random; lower it where time is short
     """
 
@@ -76,7 +72,6 @@ class Config(TrainingSettings):
     click_weights: bool = False
     held_out: float = 0.02
     queries: Literal["clicked", "document"] = "clicked"
-    direction: Literal["query-to-document", "document-to-query"] = "query-to-document"
     click_share: float = 1.0
     epochs: float = 1.0
     batch_groups: int = 64
@@ -105,8 +100,7 @@ def main(config: Config) -> None:
     model = open_decoder(config.model) if config.model else None
     positions = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
     with state.main_process_first():
-        layout = TeacherFormat if config.direction == "query-to-document" else QueryWriterFormat
-        text_format = save_tokenizer(tokenizer, config.out, config.limits, positions, layout)
+        text_format = save_tokenizer(tokenizer, config.out, config.limits, positions)
     if model is None:
         model = build_decoder(config.from_scratch, tokenizer, text_format.max_tokens())
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -132,7 +126,7 @@ def main(config: Config) -> None:
     trainer.save_checkpoint(
         ScoreCard(
             role="pretrained",
-            text_format=text_format.name,
+            text_format=TEACHER_FORMAT,
             format_version=FORMAT_VERSION,
             limits=config.limits,
             head="none",

@@ -132,20 +132,14 @@ def open_decoder(name: str | Path) -> Any:
     return model
 
 
-def save_tokenizer(
-    tokenizer: Any,
-    folder: Path,
-    limits: FieldLimits,
-    max_positions: int | None,
-    layout: type[TeacherFormat] = TeacherFormat,
-) -> TeacherFormat:
-    """Write the tokenizer into a checkpoint folder and return the text format of this layout, read back from there.
+def save_tokenizer(tokenizer: Any, folder: Path, limits: FieldLimits, max_positions: int | None) -> TeacherFormat:
+    """Write the tokenizer into a checkpoint folder and return the teacher format read back from there.
 
     InputError if the Hugging Face tokenizer and tokenizer.json (which ranking/text.py and serving read) disagree, or if
     a pair of full fields is longer than the model's positions.
     """
     tokenizer.save_pretrained(folder)
-    text_format = layout(load_tokenizer(folder), tokenizer.eos_token, limits)
+    text_format = TeacherFormat(load_tokenizer(folder), tokenizer.eos_token, limits)
     probe = text_format.texts(["café 北京", "</s> x"], ["A <s> title", ""], ["sum\nmary", "🙂 y"])
     for text in probe:
         ids = text_format.tokenizer.encode(text.text).ids
