@@ -37,8 +37,8 @@ from ranking.text import EncodedDocuments, EncodedPairs
 LOGGER = logging.getLogger(__name__)
 STAGE_NAME, PAIRS_NAME, GRAPH_NAME = "stage.json", "gate.npz", "cast.onnx"
 WAYS_TO_FUSE = (
-    "TensorRT fuses attention in fp16 alone and where it finds that faster: stage the build with --precision fp16, "
-    "--serving.graph fused, --serving.half-softmax true"
+    "TensorRT fuses attention in fp16, not in fp32, and where it finds that faster: stage the build with "
+    "--precision fp16, --serving.graph fused, --serving.half-softmax true"
 )
 
 
