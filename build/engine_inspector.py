@@ -10,9 +10,10 @@ beside the layers and within inputs and outputs; none of those is read here.
 
 Published by others who built engines with 8.6 to 10.15 (NVIDIA/TensorRT issues 3665 and 4397 among them): attention in
 one kernel is a layer of type `kgen` whose name and tactic begin with `_gemm_mha_v2`, or `_gemv_mha_v1` for a single
-query token. A softmax of its own is of type `SoftMax`, or a `kgen` layer with `MaxSubExpSum` in its name. `Metadata`
-names the ONNX nodes that a layer computes, as `[ONNX Layer: NAME]`. In an engine of several profiles the names of all
-layers but the first profile's end in ` [profile N]`.
+query token. A softmax of its own is of type `SoftMax`, or a `kgen` layer with `MaxSubExpSum` in its name. A layer of
+type `Myelin` (8.x) stands for a whole subgraph and tells nothing. `Metadata` names the ONNX nodes that a layer
+computes, as `[ONNX Layer: NAME]`. In an engine of several profiles the names of all layers but the first profile's end
+in ` [profile N]`.
 
 Inferred, since TensorRT has never run here: that all this holds for version 11, and that a layer of type `Attention`,
 or with `fmha` in its name, is fused attention too. What no layer speaks of counts as unknown, never as fused. Only
@@ -92,25 +93,30 @@ def softmax_nodes(graph: str | Path) -> list[str]:
 def read_attention(information: str, softmaxes: Iterable[str]) -> AttentionReport:
     """What the engine inspector's JSON says of these softmax nodes of the graph.
 
-    A layer that only names a node (to move its result, say) does not count where a fused kernel of the same profile
-    names that node. InputError if this is not the inspector's JSON of an engine that was built with verbosity DETAILED.
+    A layer that is a softmax by type or name always counts. One that only names a node in its metadata does (it may be
+    a softmax's second half), unless a fused kernel of the same profile names that node too: then it moves the result.
+    InputError if this is not the inspector's JSON of an engine that was built with verbosity DETAILED.
     """
     wanted, layers = list(softmaxes), _layers(information)
-    fused, alone = [], []  # (profile, name, softmax nodes that the layer names)
+    fused, others = [], []  # (profile, name, softmax nodes that the layer names)
+    softmax_layers = set()  # names of those that are one
     for layer in layers:
         name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", "")).lower()
         words = f"{name} {layer.get('TacticName', '')}"
         nodes = set(ONNX_NODE.findall(str(layer.get("Metadata", "")))) & set(wanted)
-        found = (_profile(name), name, nodes)
         if FUSED_KERNEL.search(words) or kind == "attention":
-            fused.append(found)
-        elif kind == "softmax" or SOFTMAX_KERNEL.search(words):
-            alone.append((*found[:2], nodes or {name}))
-        elif nodes:
-            alone.append(found)
+            fused.append((_profile(name), name, nodes))
+        elif kind != "myelin":  # which stands for a whole subgraph, and does not say how it is computed
+            others.append((_profile(name), name, nodes))
+        if kind == "softmax" or SOFTMAX_KERNEL.search(words):
+            softmax_layers.add(name)
     in_kernels = {(profile, node) for profile, _, nodes in fused for node in nodes}
-    unfused = [name for profile, name, nodes in alone if any((profile, node) not in in_kernels for node in nodes)]
-    seen = {node for _, _, nodes in (*fused, *alone) for node in nodes}
+    unfused = [
+        name
+        for profile, name, nodes in others
+        if name in softmax_layers or any((profile, node) not in in_kernels for node in nodes)
+    ]
+    seen = {node for _, _, nodes in (*fused, *others) for node in nodes}
     kernels = Counter(profile for profile, _, _ in fused)
     profiles = {_profile(str(layer.get("Name", ""))) for layer in layers}
     if seen.isdisjoint(wanted) and all(kernels[profile] >= len(wanted) for profile in profiles):

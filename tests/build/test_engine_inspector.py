@@ -85,6 +85,17 @@ def test_an_attention_that_is_fused_in_one_profile_alone_is_not_fused():
     assert [name.rpartition("_")[2] for name in report.unfused] == ["1 [profile 1]"] * 2 and len(report.fused) == 3
 
 
+def test_a_subgraph_that_is_one_layer_tells_nothing_of_its_softmax():
+    whole = layer("{ForeignNode[node_embedding...node_Tanh]}", "Myelin", "", ("node_embedding", *SOFTMAXES))
+    report = read_attention(information(whole), SOFTMAXES)
+    assert (report.unfused, report.unknown, report.all_fused) == ([], SOFTMAXES, False)
+
+
+def test_a_softmax_kernel_counts_although_another_profile_without_a_mark_fused_that_node():
+    report = read_attention(information(*attention(0, True), *attention(1, True), *attention(1, False)), SOFTMAXES)
+    assert report.unfused == ["__myl_CasMaxSubExpSum_myl0_1"]
+
+
 def test_what_no_layer_speaks_of_is_unknown_and_not_fused():
     report = read_attention(information(*attention(0, True)), SOFTMAXES)
     assert (report.unfused, report.unknown, report.all_fused) == ([], ["node_softmax_1"], False)
