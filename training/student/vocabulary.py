@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer
@@ -47,8 +47,7 @@ def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> 
     # a Thai sentence is one "word" to BERT's splitter, and one longer than 100 characters would be unknown as a whole
     tokenizer.pre_tokenizer = PreTokenizerSequence([Split(Regex(_UNSPACED), "isolated"), BertPreTokenizer()])
     tokenizer.decoder = WordPieceDecoder()
-    trainer = WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
-    tokenizer.train_from_iterator(_distinct_texts(present), trainer)
+    tokenizer = train_repeatably(tokenizer, lambda: _distinct_texts(present), vocabulary_size)
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
@@ -60,6 +59,31 @@ def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> 
     ).save_pretrained(out)
     LOGGER.info("trained a WordPiece vocabulary of %d tokens on %s", tokenizer.get_vocab_size(), data)
     return Path(out)
+
+
+def train_repeatably(tokenizer: Tokenizer, texts: Callable[[], Iterable[str]], vocabulary_size: int) -> Tokenizer:
+    """A copy of a tokenizer with a WordPiece model that is the same whenever it is trained on the same texts.
+
+    The trainer alone numbers the letters inside words ("##a") as it meets them in a hash table that each process orders
+    anew, and breaks ties between merges by these numbers: a checkpoint of one seed could not be trained twice.
+
+    texts: called twice. tokenizer: its normalizer, pre-tokenizer and decoder are the copy's.
+    """
+    inside: set[str] = set()
+    for text in texts():
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            inside.update(word[1:])
+    # what is given as special is numbered first, in this order
+    first = [*SPECIAL_TOKENS, *(f"##{letter}" for letter in sorted(inside))]
+    trainer = WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=first, show_progress=False)
+    tokenizer.train_from_iterator(texts(), trainer)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    trained = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    if tokenizer.decoder is not None:
+        trained.decoder = tokenizer.decoder
+    trained.add_special_tokens(list(SPECIAL_TOKENS))
+    return trained
 
 
 def _distinct_texts(sources: list[tuple[Path, str]]) -> Iterator[str]:
