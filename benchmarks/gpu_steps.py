@@ -142,7 +142,8 @@ def tensorrt_latency(tiny: bool, half_softmax: bool = False) -> dict[str, Any]:
     ms with the copies of ids and logits, the floor of this device, and how many attentions the engine inspector finds
     fused. half_softmax: softmax is fp16 too; otherwise it is fp32, as a build leaves it.
     """
-    rate, found = matrix_rate(tiny), {}
+    rate = matrix_rate(tiny)
+    found: dict[str, Any] = {}
     lengths = (16,) if tiny else (64, 128)
     feeds = {tokens: pad(random_pairs(np.full(48, tokens)), tokens, 0) for tokens in lengths}
     plan = EnginePlan(lengths, max_batch=48, optimal_batch=48)
