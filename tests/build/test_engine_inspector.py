@@ -184,9 +184,14 @@ def test_a_build_records_what_the_inspector_says_and_refuses_unfused_attention_w
     assert "2 layers compute softmax outside a fused kernel: __myl_CasMax" in warning
     assert "--serving.half-softmax" in warning
 
+    found = '{"layers": "written in another way"}'
+    assert finish_engine.finish(finish) == 3
+    assert manifest(tmp_path / "models", "student", 3)["attention"]["unknown"] == nodes
+    assert "not the JSON of TensorRT's engine inspector" in warnings()[1]
+
     facts = json.loads((staged / "stage.json").read_text())
     facts["gate_limits"]["require_fused_attention"] = True
     (staged / "stage.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match="student is not published: attention is not known to be fused throughout"):
         finish_engine.finish(finish)
-    assert versions(tmp_path / "models", "student") == [1, 2]
+    assert versions(tmp_path / "models", "student") == [1, 2, 3]
