@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -113,11 +114,10 @@ class SparkEngine:
         self, files: list[Path], types: dict[str, pa.DataType], kinds: dict[str, set[str]], row_numbers: bool
     ) -> DataFrame:
         """Files of one schema, their columns made to fit files of other schemas."""
-        reader = self._session.read.option("recursiveFileLookup", "true").option("__globPaths__", "false")
+        reader = self._session.read.option("recursiveFileLookup", "true")
         if hidden := [path for path in files if path.name.startswith(("_", "."))]:
             raise InputError(f"{hidden[0]}: Spark passes over files whose names begin with _ or a dot; rename it")
-        # not as_uri(): Spark takes the text after the scheme as it stands, "%20" for the name of a file
-        frame = reader.parquet(*[f"file:{path.absolute()}" for path in files])
+        frame = reader.parquet(*map(_to_read, files))
         selected = [f"{_column(name, kind, kinds[name])} AS {_quoted(name)}" for name, kind in types.items()]
         if row_numbers:
             # a URI back to the path: a plus is itself there, and url_decode would make a space of it
@@ -185,12 +185,12 @@ class SparkEngine:
 
     def _written(self, frame: DataFrame) -> Path:
         folder = self._new_folder()
-        frame.write.parquet(folder.as_uri())
+        frame.write.parquet(_address(folder))
         return folder
 
     def _keep(self, name: str, folder: Path, schema: StructType | None) -> None:
         reader = self._session.read if schema is None else self._session.read.schema(schema)
-        reader.parquet(folder.as_uri()).createOrReplaceTempView(name)
+        reader.parquet(_to_read(folder)).createOrReplaceTempView(name)
         if replaced := self._folders.get(name):
             shutil.rmtree(replaced)
         self._folders[name] = folder
@@ -229,6 +229,16 @@ def _column(name: str, kind: pa.DataType, kinds: set[str]) -> str:
     if "text" in kinds and _kind(kind) != "text":
         return f"CAST({quoted} AS STRING)"
     return f"CAST({quoted} AS INT)" if kinds == {"bool", "other"} and _kind(kind) == "bool" else quoted
+
+
+def _address(path: Path) -> str:
+    # not as_uri(): Spark takes the text after the scheme as it stands, "%20" for the name of a file
+    return f"file:{path.absolute()}"
+
+
+def _to_read(path: Path) -> str:
+    """The address of what lies at the path: a reader would else take brackets and their like for a pattern."""
+    return re.sub(r"([\\*?\[\]{}])", r"\\\1", _address(path))
 
 
 def _quoted(name: str) -> str:

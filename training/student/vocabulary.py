@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ LOGGER = logging.getLogger(__name__)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # letters of Thai, Lao, Burmese and Khmer with their marks; Chinese characters are split off by BertNormalizer
 _UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]\\p{M}*"
+MAX_CHARACTERS = 1000  # of which words are made; the trainer's own limit
 MAX_TEXTS = 2_000_000  # the vocabulary of a larger set hardly differs, and the trainer counts words in memory
 
 
@@ -47,8 +49,8 @@ def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> 
     # a Thai sentence is one "word" to BERT's splitter, and one longer than 100 characters would be unknown as a whole
     tokenizer.pre_tokenizer = PreTokenizerSequence([Split(Regex(_UNSPACED), "isolated"), BertPreTokenizer()])
     tokenizer.decoder = WordPieceDecoder()
-    trainer = WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
-    tokenizer.train_from_iterator(_distinct_texts(present), trainer)
+    tokenizer.model = WordPiece(_learn_pieces(tokenizer, present, vocabulary_size), unk_token="[UNK]")
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
@@ -60,6 +62,34 @@ def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> 
     ).save_pretrained(out)
     LOGGER.info("trained a WordPiece vocabulary of %d tokens on %s", tokenizer.get_vocab_size(), data)
     return Path(out)
+
+
+def _learn_pieces(tokenizer: Tokenizer, sources: list[tuple[Path, str]], vocabulary_size: int) -> dict[str, int]:
+    """Token -> id, the same in every process that reads the same texts.
+
+    Left to itself, the trainer numbers the pieces of one character inside a word (##a) in the order of a hash map,
+    another one in each process, and ties between longer pieces are broken by these numbers: one seed would give other
+    weights each time. So they are counted first, and handed over in a fixed order, as if they were special tokens.
+    """
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for text in _distinct_texts(sources):
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            counts.update(word)
+            inside.update(word[1:])
+    alphabet = sorted(counts, key=lambda character: (-counts[character], character))[:MAX_CHARACTERS]
+    numbered = [*SPECIAL_TOKENS, *(f"##{character}" for character in sorted(inside.intersection(alphabet)))]
+    trainer = WordPieceTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=numbered,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    learner = Tokenizer(WordPiece(unk_token="[UNK]"))
+    learner.normalizer, learner.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    learner.train_from_iterator(_distinct_texts(sources), trainer)
+    return learner.get_vocab()
 
 
 def _distinct_texts(sources: list[tuple[Path, str]]) -> Iterator[str]:
