@@ -363,17 +363,21 @@ def _most_useful_queries(pieces: Iterable[pa.Table], config: Config, report: dic
 
 
 def _whole_queries(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Rows ordered by query_no, regrouped into tables of about ROWS_AT_ONCE rows that never split a query."""
+    """Rows ordered by query_no, regrouped into tables of about ROWS_AT_ONCE rows that never split a query.
+
+    BM25 takes its statistics from a table, so these are the same however the rows are batched.
+    """
     held: list[pa.Table] = []
     for batch in batches:
         held.append(pa.Table.from_batches([batch]))
-        if sum(map(len, held)) < ROWS_AT_ONCE:
+        if sum(map(len, held)) <= ROWS_AT_ONCE:
             continue
         rows = pa.concat_tables(held)
         numbers = rows.column("query_no").to_numpy()
-        while len(numbers) and numbers[0] != numbers[-1] and len(numbers) >= ROWS_AT_ONCE:
-            cut = ROWS_AT_ONCE if len(numbers) > ROWS_AT_ONCE else len(numbers) - 1
-            cut = int(np.searchsorted(numbers, numbers[cut])) or int(np.searchsorted(numbers, numbers[0], "right"))
+        while len(numbers) > ROWS_AT_ONCE and numbers[0] != numbers[-1]:
+            cut = int(np.searchsorted(numbers, numbers[ROWS_AT_ONCE])) or int(
+                np.searchsorted(numbers, numbers[0], "right")
+            )
             yield rows.slice(0, cut)
             rows, numbers = rows.slice(cut), numbers[cut:]
         held = [rows]
