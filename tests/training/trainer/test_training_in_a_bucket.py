@@ -28,6 +28,9 @@ KNOBS = {
     "size": "tiny-2", "vocabulary_size": 800, "limits": FieldLimits(8, 8, 12), "epochs": 8, "learning_rate": 3e-3,
     "batch_groups": 8, "precision": "fp32", "log_steps": 1,
 }  # fmt: skip
+# A loss of score differences does not depend on these, nor does attention: their gradients are rounding alone, of which
+# Adam makes whole steps.
+UNSEEN = ("classifier.bias", "attention.self.key.bias")
 SECONDS = 400  # two starts of torch on a busy machine
 
 
@@ -100,7 +103,8 @@ def assert_same_training(found: Path, reference: Path, atol: float) -> None:
     weights, wanted = (load_file(folder / "model.safetensors") for folder in (found, reference))
     assert weights.keys() == wanted.keys()
     for name in wanted:
-        np.testing.assert_allclose(weights[name], wanted[name], rtol=0, atol=10 * atol, err_msg=name)
+        if not (atol and name.endswith(UNSEEN)):
+            np.testing.assert_allclose(weights[name], wanted[name], rtol=0, atol=atol, err_msg=name)
     vocabularies = [(folder / "tokenizer.json").read_text() for folder in (found, reference)]
     assert vocabularies[0] == vocabularies[1]
 
@@ -146,4 +150,4 @@ def test_two_nodes_that_share_nothing_but_a_bucket_train_as_one_process(bucket, 
         for node in nodes:
             node.ends_well()
     # the sums of two processes are added up in another order
-    assert_same_training(fetched(out, tmp_path / "out"), reference, atol=1e-4)
+    assert_same_training(fetched(out, tmp_path / "out"), reference, atol=1e-5)
