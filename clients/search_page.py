@@ -40,6 +40,7 @@ from ranking.schema import MAX_GRADE, iter_table
 logger = logging.getLogger("search_page")
 
 PAGE = Path(__file__).parent / "ab" / "judging" / "search_page.html"
+SCRIPT = PAGE.with_name("marked_words.js")
 SHOWN = 10
 EXAMPLES = 6  # queries offered on the empty page
 MAX_QUERY = 2000  # characters
@@ -181,6 +182,10 @@ def make_app(config: Config) -> FastAPI:
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE)
+
+    @app.get("/marked_words.js", include_in_schema=False)
+    async def script() -> FileResponse:
+        return FileResponse(SCRIPT)
 
     @app.get("/examples")
     async def example_queries() -> dict[str, list[str]]:

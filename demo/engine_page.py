@@ -32,6 +32,7 @@ from ranking.schema import iter_table
 logger = logging.getLogger("engine_page")
 
 PAGE = Path(__file__).with_name("engine_page.html")
+SCRIPT = Path(__file__).parents[1] / "clients" / "ab" / "judging" / "marked_words.js"
 COOKIE = "disranker_user"
 MAX_QUERY = 2000  # characters
 EXAMPLES = 6  # queries offered on the empty page
@@ -148,6 +149,10 @@ def make_app(config: Config) -> FastAPI:
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE)
+
+    @app.get("/marked_words.js", include_in_schema=False)
+    async def script() -> FileResponse:
+        return FileResponse(SCRIPT)
 
     @app.get("/examples")
     async def example_queries() -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import pytest
 
 from build.build_student import Config, main
 from build.triton_config import ServingLimits
-from clients.ab.router.local_router import start_router
+from clients.ab.router.local_router import LocalRouter, start_router
 from serving.temporary_server import start_triton
 from tests.helpers.collector import arrows, collector, picture, tree
 from tests.helpers.tiny_student import make_judged, make_student
@@ -60,7 +60,6 @@ def triton_flags(address: str) -> tuple[str, ...]:
     return tuple(f"--trace-config={flag.replace('http://collector:4318', address)}" for flag in flags)
 
 
-@pytest.mark.xfail(reason="passes on a quiet machine; on a busy one a span of the server did not come within 30 s")
 def test_a_request_is_one_trace_from_the_router_to_the_encoder(repository, tmp_path, monkeypatch, write_docs):
     (tmp_path / "e.yaml").write_text(EXPERIMENT)
     with collector() as taken:
@@ -72,15 +71,13 @@ def test_a_request_is_one_trace_from_the_router_to_the_encoder(repository, tmp_p
             asked = ("--deadline-ms", "20000", "--tracing", "--log-format", "json")
             with start_router(tmp_path / "e.yaml", server.grpc, tmp_path / "log", *asked) as router:
                 for _ in range(3):  # the first ones meet a server that has never worked
-                    answer = httpx.post(f"{router.url}/rank", json=PAGE, timeout=60, trust_env=False)
-                again = httpx.post(
-                    f"{router.url}/rank", json={**PAGE, "request_id": REQUEST}, headers={"traceparent": CALLER},
-                    timeout=60, trust_env=False,
-                )  # fmt: skip
+                    answer = ask(router)
+                again = ask(router, {"request_id": REQUEST}, {"traceparent": CALLER})
                 assert answer.json()["served_by"] == again.json()["served_by"] == "student"
+                trace = CALLER.split("-")[1]
+                # Triton's exporter at times keeps the last spans until another request ends: traffic goes on
+                spans = taken.wait(lambda so_far: arrows(so_far, trace) == ARROWS, meanwhile=lambda: ask(router))
             printed = router.output.read_text()
-            trace = CALLER.split("-")[1]
-            spans = taken.wait(lambda so_far: arrows(so_far, trace) == ARROWS)
     # the caller's trace goes on, and it is told whose span its answer came from
     rows = tree(spans, trace)
     assert rows[0][1].parent == CALLER.split("-")[2]
@@ -88,10 +85,12 @@ def test_a_request_is_one_trace_from_the_router_to_the_encoder(repository, tmp_p
     assert answer.headers["traceparent"].split("-")[1] not in ("", trace)
     inside = {one.span: one for _, one in rows}
     for _, one in rows[1:]:
-        assert inside[one.parent].start <= one.start + 1_000_000 and one.end <= inside[one.parent].end + 1_000_000
+        assert inside[one.parent].start <= one.start + 1_000_000
+        # Triton ends its span once the answer has left, which its caller may have by then
+        assert one.end <= inside[one.parent].end + 1_000_000 or one.name == "InferRequest"
     said = json.dumps([one.attributes for one in spans])
     assert "private" not in said and "nobody" not in said and REQUEST in said
-    line = next(one for one in map(json.loads, printed.splitlines()[-40:]) if one.get("request_id") == REQUEST)
+    line = next(one for one in map(json.loads, printed.splitlines()) if one.get("request_id") == REQUEST)
     assert line["trace_id"] == trace and line["served_by"] == "student" and "private" not in printed
     shown = picture(spans, trace)
     text = OPERATIONS.read_text(encoding="utf-8")
@@ -100,6 +99,11 @@ def test_a_request_is_one_trace_from_the_router_to_the_encoder(repository, tmp_p
     else:
         documented = re.search(r"```trace\n(.*?)\n```", text, re.S)
         assert documented and _without_times(documented[1]) == _without_times(shown)
+
+
+def ask(router: LocalRouter, more: dict[str, str] | None = None, headers: dict[str, str] | None = None):
+    """The page once more."""
+    return httpx.post(f"{router.url}/rank", json=PAGE | (more or {}), headers=headers, timeout=60, trust_env=False)
 
 
 def _without_times(shown: str) -> list[str]:

@@ -39,10 +39,19 @@ class Collector:
     url: str
     spans: list[TakenSpan] = field(default_factory=list)
 
-    def wait(self, enough: Callable[[list[TakenSpan]], bool], seconds: float = 30.0) -> list[TakenSpan]:
-        """The spans once there are enough of them."""
+    def wait(
+        self,
+        enough: Callable[[list[TakenSpan]], bool],
+        seconds: float = 30.0,
+        meanwhile: Callable[[], Any] | None = None,
+    ) -> list[TakenSpan]:
+        """The spans once there are enough of them. meanwhile: called once a second until then."""
         until = time.monotonic() + seconds
+        next_call = time.monotonic() + 1
         while not enough(self.spans):
+            if meanwhile is not None and time.monotonic() > next_call:
+                meanwhile()
+                next_call = time.monotonic() + 1
             assert time.monotonic() < until, f"these spans came only: {sorted(one.name for one in self.spans)}"
             time.sleep(0.05)
         return list(self.spans)

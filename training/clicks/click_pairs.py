@@ -122,7 +122,8 @@ class ClickPairSettings(QueryEngineSettings):
 def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     """Write the clicks table and its report; returns the report. DataError or InputError on bad input."""
     files = parquet_files(settings.events)
-    columns = file_columns(files, TABLES["events"], parse_event_columns(settings.columns), event_defaults())
+    names, hint = parse_event_columns(settings.columns), "; map them with --columns"
+    columns = file_columns(files, TABLES["events"], names, event_defaults(), hint)
     for name in columns.absent:
         if LOST[name]:
             LOGGER.warning("the log has no %s: %s", name, LOST[name])

@@ -51,11 +51,13 @@ def file_columns(
     table: Table,
     names: Mapping[str, str] | None = None,
     defaults: Mapping[str, str] | None = None,
+    hint: str = "",
 ) -> FileColumns:
     """Check the columns of the files. Whole numbers are taken for text (ids) and for bool (0 or 1).
 
     names: our column -> theirs, where they differ; defaults: our optional columns -> the SQL of their value where no
-    file has them. DataError names an unreadable file, a missing column or a wrong type.
+    file has them; hint: what to do about a missing column, as "; do this". DataError names an unreadable file, a
+    missing column or a wrong type.
     """
     names, defaults = names or {}, defaults or {}
     schemas = {}
@@ -74,9 +76,7 @@ def file_columns(
             f"{o} ({t})" if o != t else o for o, t in theirs.items() if o not in absent and t not in schema.names
         ]
         if missing:
-            raise DataError(
-                file, f"no column {', '.join(missing)}; there are {', '.join(schema.names)}; map them with --columns"
-            )
+            raise DataError(file, f"no column {', '.join(missing)}; there are {', '.join(schema.names)}{hint}")
         types = []
         for wanted in table.schema:
             kind = wanted.type if wanted.name in absent else schema.field(theirs[wanted.name]).type
