@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ranking.errors import InputError
-from ranking.query_engine import BATCH_ROWS
+from ranking.query_engine import BATCH_ROWS, without_stack
 from ranking.spark_sql import spark_sql
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _SESSION = {
     # Spark has no nanoseconds; as numbers they can be divided
     "spark.sql.legacy.parquet.nanosAsLong": "true",
 }
+ANSWER_SECONDS = 30  # for a Connect server that is not there, or speaks TLS where none was asked for
+
 _LOCAL = {  # a session on this machine talks to itself alone
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
@@ -198,15 +200,33 @@ class SparkEngine:
 
 def _connected(url: str, conf: Mapping[str, str]) -> SparkSession:
     """A session of its own at a Spark Connect server."""
-    from pyspark.sql import SparkSession
-
+    where, _, secrets = url.partition(";")  # such as a token
+    where = where.removesuffix("/")
     try:
+        from pyspark.sql import SparkSession
+        from pyspark.sql.connect.client import DefaultChannelBuilder
+
+        # the client itself asks a server that does not answer for ten minutes
+        with DefaultChannelBuilder(url).toChannel() as channel:
+            _wait_for(channel, where)
         builder = SparkSession.builder.remote(url)
         for name, value in conf.items():
             builder = builder.config(name, value)
         return builder.create()
+    except InputError:
+        raise
     except Exception as problem:  # gRPC's errors, and those of packages that Spark Connect wants
-        raise InputError(f"{url}: no session of Spark Connect: {_line(problem)}") from problem
+        said = _line(problem).replace(secrets, "...") if secrets else _line(problem)
+        raise InputError(f"{where}: no session of Spark Connect: {said}") from None
+
+
+def _wait_for(channel: Any, where: str) -> None:
+    import grpc
+
+    try:
+        grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
+    except grpc.FutureTimeoutError:
+        raise InputError(f"{where}: no Spark Connect server answers there within {ANSWER_SECONDS} seconds") from None
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -252,4 +272,4 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _line(problem: BaseException) -> str:
-    return " ".join(str(problem).partition("\n\tat ")[0].split())[:600]  # without Java's stack
+    return " ".join(without_stack(problem).split())[:600]

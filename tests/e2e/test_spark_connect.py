@@ -17,6 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ranking import spark_engine
+from ranking.errors import InputError
+from ranking.query_engine import QueryEngineSettings
 from ranking.schema import TABLES
 from tests.helpers.messy_log import good_events, write_messy_log, write_pool
 
@@ -88,18 +91,21 @@ def test_clicks_and_samples_made_at_a_server_are_duckdbs(connect_server, tmp_pat
         ):
             assert done.returncode == 0, done.stderr[-3000:]
         reports = [json.loads((out / f"{name}.report.json").read_text()) for name in ("clicks", "sample")]
-        reports[0].pop("settings")
+        assert connect_server not in json.dumps(reports[0].pop("settings"))  # it may hold a token
         tables = [pq.read_table(out / f"{name}.parquet") for name in ("clicks", "shown", "sample")]
         made.append((reports, tables, sorted(path.name for path in out.iterdir())))
     assert made[0] == made[1]
     assert [len(table) > 10 for table in made[0][1]] == [True] * 3
 
 
-def test_a_server_that_is_not_there_is_one_line(tmp_path):
+def test_a_server_that_is_not_there_and_an_address_that_is_none_are_told_without_the_token(tmp_path, monkeypatch):
     pytest.importorskip("pyspark", reason="Spark is an extra: pip install 'disranker[spark]'")
-    pool, nobody = write_pool(tmp_path / "pool"), f"sc://127.0.0.1:{free_port()}"
-    done = run(
-        "sample_candidates", "--pool", pool, "--engine", "spark", "--spark-master", nobody, "--out", tmp_path / "s"
-    )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr[-2000:]
-    assert done.stderr.startswith(f"error: {nobody}: no session of Spark Connect")
+    monkeypatch.setattr(spark_engine, "ANSWER_SECONDS", 0.5)
+    nobody = f"sc://127.0.0.1:{free_port()}"
+    for master, said in (
+        (f"{nobody}/;token=secret", f"{nobody}: no Spark Connect server answers"),
+        ("sc:///;token=secret", "no session of Spark Connect: .*Hostname is missing"),
+    ):
+        with pytest.raises(InputError, match=said) as caught:
+            QueryEngineSettings(engine="spark", spark_master=master).open_engine(tmp_path)
+        assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
