@@ -79,7 +79,7 @@ def made_up_rows() -> list[dict[str, str]]:
     for number in range(sum(QUERIES.values())):
         for place in range(DOCUMENTS):
             name = rng.choice(animals)
-            title, grade = (f"{name} in the stable", "1") if place % 2 else (f"engine part {rng.randint(1, 999)}", "0")
+            title, grade = (f"{name} in stable {place}", "1") if place % 2 else (f"engine part {place}", "0")
             rows.append({"query": f"livestock {number} {'xyzvw'[number % 5]}", "title": title, "grade": grade})
     return rows
 

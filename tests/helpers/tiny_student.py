@@ -12,13 +12,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, BertForSequenceClassification
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.limits import FieldLimits
 from ranking.schema import TABLES, write_table
 from ranking.text import FORMAT_VERSION, STUDENT_FORMAT
+from training.student.vocabulary import train_repeatably
 
 WORDS = [
     "red", "blue", "green", "fast", "slow", "film", "actor", "story", "night", "river", "king", "queen", "ship", "war",
@@ -37,10 +37,8 @@ def make_student(folder: Path, role: Literal["student", "baseline"] = "student",
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
-    trainer = WordPieceTrainer(
-        vocab_size=400, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
-    )
-    tokenizer.train_from_iterator([*WORDS, "abcdefghijklmnopqrstuvwxyz é ü 用户 0123456789"], trainer)
+    letters = "abcdefghijklmnopqrstuvwxyz é ü 用户 0123456789"
+    tokenizer = train_repeatably(tokenizer, lambda: [*WORDS, letters], vocabulary_size=400)
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(seed)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128} | sizes

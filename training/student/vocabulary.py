@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer
@@ -27,7 +26,6 @@ LOGGER = logging.getLogger(__name__)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # letters of Thai, Lao, Burmese and Khmer with their marks; Chinese characters are split off by BertNormalizer
 _UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]\\p{M}*"
-MAX_CHARACTERS = 1000  # of which words are made; the trainer's own limit
 MAX_TEXTS = 2_000_000  # the vocabulary of a larger set hardly differs, and the trainer counts words in memory
 
 
@@ -49,8 +47,7 @@ def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> 
     # a Thai sentence is one "word" to BERT's splitter, and one longer than 100 characters would be unknown as a whole
     tokenizer.pre_tokenizer = PreTokenizerSequence([Split(Regex(_UNSPACED), "isolated"), BertPreTokenizer()])
     tokenizer.decoder = WordPieceDecoder()
-    tokenizer.model = WordPiece(_learn_pieces(tokenizer, present, vocabulary_size), unk_token="[UNK]")
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer = train_repeatably(tokenizer, lambda: _distinct_texts(present), vocabulary_size)
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
@@ -64,32 +61,29 @@ def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> 
     return Path(out)
 
 
-def _learn_pieces(tokenizer: Tokenizer, sources: list[tuple[Path, str]], vocabulary_size: int) -> dict[str, int]:
-    """Token -> id, the same in every process that reads the same texts.
+def train_repeatably(tokenizer: Tokenizer, texts: Callable[[], Iterable[str]], vocabulary_size: int) -> Tokenizer:
+    """A copy of a tokenizer with a WordPiece model that is the same whenever it is trained on the same texts.
 
-    Left to itself, the trainer numbers the pieces of one character inside a word (##a) in the order of a hash map,
-    another one in each process, and ties between longer pieces are broken by these numbers: one seed would give other
-    weights each time. So they are counted first, and handed over in a fixed order, as if they were special tokens.
+    The trainer alone numbers the letters inside words ("##a") as it meets them in a hash table that each process orders
+    anew, and breaks ties between merges by these numbers: a checkpoint of one seed could not be trained twice.
+
+    texts: called twice. tokenizer: its normalizer, pre-tokenizer and decoder are the copy's.
     """
-    counts: Counter[str] = Counter()
     inside: set[str] = set()
-    for text in _distinct_texts(sources):
+    for text in texts():
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
-            counts.update(word)
             inside.update(word[1:])
-    alphabet = sorted(counts, key=lambda character: (-counts[character], character))[:MAX_CHARACTERS]
-    numbered = [*SPECIAL_TOKENS, *(f"##{character}" for character in sorted(inside.intersection(alphabet)))]
-    trainer = WordPieceTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=numbered,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    learner = Tokenizer(WordPiece(unk_token="[UNK]"))
-    learner.normalizer, learner.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    learner.train_from_iterator(_distinct_texts(sources), trainer)
-    return learner.get_vocab()
+    # what is given as special is numbered first, in this order
+    first = [*SPECIAL_TOKENS, *(f"##{letter}" for letter in sorted(inside))]
+    trainer = WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=first, show_progress=False)
+    tokenizer.train_from_iterator(texts(), trainer)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    trained = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    if tokenizer.decoder is not None:
+        trained.decoder = tokenizer.decoder
+    trained.add_special_tokens(list(SPECIAL_TOKENS))
+    return trained
 
 
 def _distinct_texts(sources: list[tuple[Path, str]]) -> Iterator[str]:

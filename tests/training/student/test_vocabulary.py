@@ -1,51 +1,39 @@
-"""The vocabulary of a student from scratch: one set of texts gives one vocabulary."""
+"""The WordPiece vocabulary of students from scratch."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import random
+import subprocess
+import sys
 
 import pyarrow as pa
-import pytest
+from transformers import AutoTokenizer
 
-from ranking.schema import TABLES, write_table
-from ranking.text import load_tokenizer
-from training.student.vocabulary import MAX_CHARACTERS, SPECIAL_TOKENS, train_wordpiece
-
-WORDS = "tent red camping stove tents reddish campers stoves outdoor lantern lanterns brightness bright café"
-RARE = "".join(map(chr, range(0x4E00, 0x4E00 + MAX_CHARACTERS + 200)))  # more characters than are taken, each once
+from ranking.schema import write_table
+from training.student.vocabulary import train_wordpiece
 
 
-def dataset(folder: Path, texts: list[str]) -> Path:
+def test_the_same_texts_give_the_same_vocabulary_in_every_process(tmp_path):
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyzéüß用户горы", k=rng.randint(1, 9))) for _ in range(300)]
     rows = [
-        {"query_id": "q", "doc_id": str(number), "query": "tent", "title": text, "summary": ""}
-        for number, text in enumerate(texts)
-    ]
-    folder.mkdir()
-    write_table(folder / "candidates.parquet", "candidates", pa.Table.from_pylist(rows, TABLES["candidates"].schema))
-    return folder
+        {
+            "query_id": f"q{n}", "doc_id": "d", "query": f"{words[n]} ##a [SEP]", "title": " ".join(words[n : n + 4]),
+            "summary": "",
+        }
+        for n in range(290)
+    ]  # fmt: skip
+    write_table(tmp_path / "candidates.parquet", "candidates", pa.Table.from_pylist(rows))
+    script = "import sys; from training.student.vocabulary import train_wordpiece; train_wordpiece(*sys.argv[1:3], 400)"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), str(tmp_path / "there")], check=True)
+    here = train_wordpiece(tmp_path, tmp_path / "here", 400)
+    assert (here / "tokenizer.json").read_bytes() == (tmp_path / "there" / "tokenizer.json").read_bytes()
 
 
-@pytest.mark.parametrize("texts", [WORDS.split(), [WORDS, RARE]], ids=["words", "more characters than are taken"])
-def test_the_same_texts_give_the_same_vocabulary(tmp_path, texts):
-    data = dataset(tmp_path / "data", texts)
-    first, again = (train_wordpiece(data, tmp_path / str(run), 4_000) / "tokenizer.json" for run in range(2))
-    assert first.read_text() == again.read_text()
-
-
-def test_special_tokens_come_first_and_letters_inside_words_are_ordinary(tmp_path):
-    data = dataset(tmp_path / "data", WORDS.split())
-    written = json.loads((train_wordpiece(data, tmp_path / "out", 60) / "tokenizer.json").read_text())
-    assert [token["content"] for token in written["added_tokens"]] == list(SPECIAL_TOKENS)
-    vocabulary = written["model"]["vocab"]
-    assert sorted(vocabulary.values()) == list(range(len(vocabulary))) and len(vocabulary) == 60
-    assert [vocabulary[token] for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
-    tokenizer = load_tokenizer(tmp_path / "out")
-    assert tokenizer.decode(tokenizer.encode("Café tents", add_special_tokens=False).ids) == "cafe tents"
-
-
-def test_the_rarest_characters_are_left_out(tmp_path):
-    data = dataset(tmp_path / "data", [WORDS, RARE])
-    vocabulary = load_tokenizer(train_wordpiece(data, tmp_path / "out", 4_000)).get_vocab()
-    assert sum(len(token) == 1 for token in vocabulary) == MAX_CHARACTERS
-    assert set("tenrdcamp") <= set(vocabulary)
+def test_letters_that_were_numbered_first_are_no_special_tokens(tmp_path):
+    rows = [{"query_id": "q", "doc_id": "d", "query": "a moon", "title": "moons", "summary": "##a"}]
+    write_table(tmp_path / "candidates.parquet", "candidates", pa.Table.from_pylist(rows))
+    folder = train_wordpiece(tmp_path, tmp_path / "out", 60)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.tokenize("moon ##a") == ["moon", "#", "#", "a"]
+    assert sorted(tokenizer.all_special_tokens) == sorted(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
