@@ -23,7 +23,7 @@ from ranking.query_engine import QueryEngineSettings
 from ranking.schema import TABLES
 from tests.helpers.messy_log import good_events, write_messy_log, write_pool
 
-SECONDS = 300
+SECONDS = 500
 
 
 def free_port() -> int:
@@ -42,7 +42,8 @@ def connect_server(tmp_path_factory) -> Iterator[str]:
     settings = {
         "spark.connect.grpc.binding.address": "127.0.0.1", "spark.connect.grpc.binding.port": str(port),
         "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1", "spark.ui.enabled": "false",
-        "spark.sql.shuffle.partitions": "2", "spark.sql.codegen.wholeStage": "false",
+        "spark.log.level": "ERROR", "spark.sql.shuffle.partitions": "2", "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.adaptive.enabled": "false",
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     }  # fmt: skip
     command = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local[2]"]
