@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class Step:
 STEPS = {
     "device": Step(gpu_steps.device, 2),
     "bert": Step(gpu_steps.bert_latency, 4),
+    "tensorrt": Step(gpu_steps.tensorrt_latency, 8, needs="tensorrt"),
+    "tensorrt_half_softmax": Step(partial(gpu_steps.tensorrt_latency, half_softmax=True), 8, needs="tensorrt"),
     "teacher_7b": Step(gpu_steps.teacher_latency, 3),
     "layouts": Step(gpu_steps.student_layouts, 4),
     "finetune": Step(gpu_steps.finetune_steps, 4),

@@ -26,7 +26,12 @@ from transformers import (
     TrainerCallback,
 )
 
+from build import tensorrt_engine
+from build.cast_graph import cast_to_fp16
 from build.engine_encoder import PackedEncoder, PaddedEncoder
+from build.engine_inspector import read_attention, softmax_nodes
+from build.export_onnx import export
+from build.tensorrt_engine import EnginePlan
 from ranking.encoder_inputs import INPUTS, pack, pad
 from ranking.text import EncodedPair
 from training.teacher.score_head import install_pooling
@@ -129,6 +134,39 @@ def ways_to_run(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], tiny: 
                 model(*inputs)
             times["CUDA graph ms"] = median_ms(graph.replay, tiny)
     return times
+
+
+def tensorrt_latency(tiny: bool, half_softmax: bool = False) -> dict[str, Any]:
+    """BERT-6 and BERT-12 as TensorRT engines in fp16, 48 pairs of 64 and 128 tokens.
+
+    ms with the copies of ids and logits, the floor of this device, and how many attentions the engine inspector finds
+    fused. half_softmax: softmax is fp16 too; otherwise it is fp32, as a build leaves it.
+    """
+    rate = matrix_rate(tiny)
+    found: dict[str, Any] = {}
+    lengths = (16,) if tiny else (64, 128)
+    feeds = {tokens: pad(random_pairs(np.full(48, tokens)), tokens, 0) for tokens in lengths}
+    plan = EnginePlan(lengths, max_batch=48, optimal_batch=48)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for layers in (6,) if tiny else (6, 12):
+            model = bert(layers, tiny)
+            exported = export(PaddedEncoder(model).eval(), folder / "model.onnx")
+            cast_to_fp16(exported, folder / "cast.onnx", list(feeds.values()), half_softmax)
+            engine = tensorrt_engine.build_engine(folder / "cast.onnx", folder, plan, folder / "timing.cache")
+            information = tensorrt_engine.engine_information(engine)
+            attention = read_attention(information, softmax_nodes(folder / "cast.onnx"))
+            run = tensorrt_engine.engine_runner(engine, plan)
+            encoder = sum(p.numel() for p in model.bert.encoder.parameters())
+            for tokens, feed in feeds.items():
+                floor = 2 * encoder * 48 * tokens / rate * 1e3
+                times = {"floor ms": round(floor, 4), "TensorRT ms": median_ms(partial(run, feed), tiny)}
+                found[f"BERT-{layers}, 48 x {tokens}"] = times
+            found[f"BERT-{layers}, attention"] = {
+                "softmax nodes": attention.softmaxes, "fused kernels": len(attention.fused),
+                "layers of unfused softmax": len(attention.unfused), "finding": attention.line(),
+            }  # fmt: skip
+    return found
 
 
 def as_tensors(feed: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -384,7 +384,7 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     feeds = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
     packed = config.serving.graph == "packed"
     feeds = [without_padding(feed) if packed else chosen(feed, build.inputs) for feed in feeds]
-    graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds)
+    graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds, config.serving.half_softmax)
     report = build.gate(tensorrt_engine.cast_runner(graph), precision)
     if not report.passed and not config.accept_drop:
         raise InputError(refusal(config.name, [report]))

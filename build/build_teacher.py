@@ -34,11 +34,15 @@ from ranking.files import replacing_folder, write_json
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
 from ranking.reranker_prompts import PROMPTS
+from ranking.visible import is_visible
 
 LOGGER = logging.getLogger(__name__)
 
 # What the score depends on: with another value the server would answer, but not with the score.
 FIXED_ARGUMENTS = {"model", "tokenizer", "logprobs_mode", "runner", "convert", "task", "enable_lora", "dtype"}
+
+# With a value beside "auto", weights or key-value cache have fewer bits than --dtype says.
+QUANTISING_ARGUMENTS = ("quantization", "kv_cache_dtype")
 
 # What says where the model lies and how fast it runs. Every other argument may move a score (number formats,
 # quantisation, the key-value cache's type), so it is part of the teacher's id: an argument that nobody thought of
@@ -64,6 +68,7 @@ class Config(RepositorySettings):
         served_from: path of the repository as the server sees it, when it is another one than `repository`
         prompt: text format of a foreign decoder reranker: qwen3-reranker, bge-reranker-gemma or mxbai-rerank-v2
         limits: token limits per field of a foreign reranker; a checkpoint of ours has its own
+        accept_quantised: publish with quantised weights or key-value cache; what benchmarks.teacher.parity said of them
         instruction: task that a foreign reranker's prompt states, in its own words; left out, the model's default
     """
 
@@ -74,6 +79,7 @@ class Config(RepositorySettings):
     served_from: Path | None = None
     prompt: str | None = None
     limits: FieldLimits = DEFAULT_LIMITS
+    accept_quantised: str = ""
     instruction: str = ""
 
     def __post_init__(self) -> None:
@@ -81,6 +87,13 @@ class Config(RepositorySettings):
         if fixed:
             raise ValueError(f"engine_args sets {', '.join(fixed)}: decided by the checkpoint and --dtype")
         check_model_name(self.name)
+        quantised = sorted(n for n in QUANTISING_ARGUMENTS if self.engine_args.get(n) not in (None, "auto"))
+        if quantised and not is_visible(self.accept_quantised):
+            given = " ".join(f"--engine-args.{name} {self.engine_args[name]}" for name in quantised)
+            raise ValueError(
+                f"engine_args sets {', '.join(quantised)}, which moves scores: measure it with `python -m "
+                f"benchmarks.teacher.parity {given}`, and say in --accept-quantised what came of it"
+            )
         if self.prompt is not None and self.prompt not in PROMPTS:
             raise ValueError(f"prompt {self.prompt!r}: one of {', '.join(sorted(PROMPTS))}")
         if self.prompt is None and (self.instruction or self.limits != DEFAULT_LIMITS):
@@ -110,7 +123,9 @@ def main(config: Config) -> None:
         arguments = engine_arguments(teacher, served, config.engine_args)
         write_json(aside / version / "model.json", arguments)
         identity = teacher_id(checkpoint, arguments)
-        model_config = triton_config(teacher.card, teacher.score_token_id, identity, head_dtype(arguments))
+        model_config = triton_config(
+            teacher.card, teacher.score_token_id, identity, head_dtype(arguments), config.accept_quantised
+        )
         (aside / "config.pbtxt").write_text(text_format.MessageToString(model_config), encoding="utf-8")
     LOGGER.info("published %s version %s (%s, score token %d)", target, version, teacher.dtype, teacher.score_token_id)
 
@@ -159,9 +174,12 @@ def head_dtype(arguments: dict[str, Any]) -> str:
 
 
 def triton_config(
-    card: ScoreCard, score_token_id: int, teacher_id: str, head_dtype: str
+    card: ScoreCard, score_token_id: int, teacher_id: str, head_dtype: str, accept_quantised: str = ""
 ) -> model_config_pb2.ModelConfig:
-    """config.pbtxt as a message: the backend, and as parameters what a client must know to ask for scores."""
+    """config.pbtxt as a message: the backend, and as parameters what a client must know to ask for scores.
+
+    accept_quantised: the publisher's word on quantised arguments, kept where there is one.
+    """
     parameters = {
         "ranker_card": card.to_json(),
         "score_token_id": str(score_token_id),
@@ -169,6 +187,8 @@ def triton_config(
         "head_dtype": head_dtype,
         "ENABLE_VLLM_HEALTH_CHECK": "true",  # NVIDIA's backend then unloads the model when its engine has died
     }
+    if accept_quantised:
+        parameters["accept_quantised"] = accept_quantised
     kind = model_config_pb2.ModelInstanceGroup.KIND_MODEL  # vLLM itself picks its devices
     return model_config_pb2.ModelConfig(
         backend="vllm",

@@ -24,31 +24,36 @@ HALF = {
     *("Reshape", "Transpose", "Gather", "GatherND", "Slice", "Squeeze", "Unsqueeze", "Concat"),
     *("QuantizeLinear", "DequantizeLinear"),
 }
+FP32 = ("LayerNormalization", "Softmax")  # what a cast graph is checked for
 FP16_MAX = float(np.finfo(np.float16).max)
 HEADROOM = 4.0  # real traffic may exceed the sample: a node within this factor of overflow stays fp32
 
 LOGGER = logging.getLogger(__name__)
 
 
-def cast_to_fp16(source: str | Path, target: str | Path, feeds: Sequence[Feed]) -> list[str]:
+def cast_to_fp16(
+    source: str | Path, target: str | Path, feeds: Sequence[Feed], half_softmax: bool = False
+) -> list[str]:
     """Write the mixed-precision graph; inputs and logits keep their types. Returns the nodes kept in fp32.
 
-    feeds: a few batches of real pairs, on which the range of every tensor is measured.
+    feeds: a few batches of real pairs, on which the range of every tensor is measured; half_softmax: softmax is fp16
+    too, so that no cast stands between the two products of attention.
     """
     model = onnx.load(str(source))
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
-    wide = wide_nodes(model, feeds)
-    insert_casts(model, kept=set(wide))
+    kinds = HALF | {"Softmax"} if half_softmax else HALF
+    wide = wide_nodes(model, feeds, kinds)
+    insert_casts(model, set(wide), kinds)
     onnx.checker.check_model(model)
     onnx.save(model, str(target))
-    check_fp32(target)
+    check_fp32(target, ("LayerNormalization",) if half_softmax else FP32)
     LOGGER.info("cast to fp16; %d nodes kept in fp32 for their range", len(wide))
     return wide
 
 
-def wide_nodes(model: onnx.ModelProto, feeds: Sequence[Feed]) -> list[str]:
-    """Names of nodes that could be cast but read or write a value above fp16's range (with HEADROOM) on these batches.
+def wide_nodes(model: onnx.ModelProto, feeds: Sequence[Feed], kinds: set[str]) -> list[str]:
+    """Names of nodes of these kinds that read or write a value above fp16's range (with HEADROOM) on these batches.
 
     The additive attention mask, whose -3.4e38 would turn to -inf and then to NaN (TensorRT #2466), is found this way
     too.
@@ -61,14 +66,15 @@ def wide_nodes(model: onnx.ModelProto, feeds: Sequence[Feed]) -> list[str]:
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in HALF and any(ranges.get(name, 0.0) > limit for name in (*node.input, *node.output))
+        if node.op_type in kinds and any(ranges.get(name, 0.0) > limit for name in (*node.input, *node.output))
     ]
 
 
-def insert_casts(model: onnx.ModelProto, kept: set[str]) -> None:
-    """Let every HALF node that is not kept compute in fp16, with Cast nodes where fp16 and fp32 meet; in place.
+def insert_casts(model: onnx.ModelProto, kept: set[str], kinds: set[str]) -> None:
+    """Let every node of these kinds that is not kept compute in fp16, with Cast nodes where fp16 and fp32 meet.
 
-    Nodes that make the graph's outputs stay in fp32. Every tensor is cast at most once in each direction.
+    In place; kept: names of nodes. Nodes that make the graph's outputs stay in fp32. Every tensor is cast at most once
+    in each direction.
     """
     graph = model.graph
     typed = onnx.shape_inference.infer_shapes(model).graph
@@ -98,7 +104,7 @@ def insert_casts(model: onnx.ModelProto, kept: set[str]) -> None:
         return cast
 
     for node in graph.node:
-        half = node.op_type in HALF and node.name not in kept and not results & set(node.output)
+        half = node.op_type in kinds and node.name not in kept and not results & set(node.output)
         for place, name in enumerate(node.input):
             node.input[place] = as_type(name, half)
         if half:
@@ -134,13 +140,13 @@ def tensor_ranges(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[tup
     yield from largest.items()
 
 
-def check_fp32(path: str | Path) -> None:
-    """InputError unless every LayerNorm and softmax of the graph computes in fp32 and something computes in fp16."""
+def check_fp32(path: str | Path, kinds: Sequence[str] = FP32) -> None:
+    """InputError unless every node of these kinds computes in fp32 and something computes in fp16."""
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type in ("LayerNormalization", "Softmax") and types.get(node.input[0]) != TensorProto.FLOAT:
+        if node.op_type in kinds and types.get(node.input[0]) != TensorProto.FLOAT:
             raise InputError(f"{path}: {node.name} ({node.op_type}) was cast out of fp32")
     if not any(types.get(node.input[0]) == TensorProto.FLOAT16 for node in graph.node if node.op_type == "MatMul"):
         raise InputError(f"{path}: no matrix product was cast to fp16")

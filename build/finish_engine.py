@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from build import tensorrt_engine
+from build.engine_inspector import AttentionReport, read_attention, softmax_nodes
 from build.gate import GateLimits, Reference, gate_scores
 from build.probabilities import ProbabilityMaps
 from build.publication_settings import PublicationSettings
@@ -35,6 +36,10 @@ from ranking.text import EncodedDocuments, EncodedPairs
 
 LOGGER = logging.getLogger(__name__)
 STAGE_NAME, PAIRS_NAME, GRAPH_NAME = "stage.json", "gate.npz", "cast.onnx"
+WAYS_TO_FUSE = (
+    "TensorRT fuses attention in fp16, not in fp32, and where it finds that faster: stage the build with "
+    "--precision fp16, --serving.graph fused, --serving.half-softmax true"
+)
 
 
 @dataclass
@@ -138,18 +143,20 @@ def finish(config: Config) -> int:
     """Build, gate and publish. Returns the version. InputError if the engine fails the gate."""
     facts, documents, reference = read_stage(config.staged)
     limits = ServingLimits(**facts["serving"])
+    gate_limits = GateLimits(**facts["gate_limits"])
     plan = tensorrt_engine.plan_for(limits, facts["lengths"], config.workspace_gib, facts["inputs"])
     with tempfile.TemporaryDirectory(prefix="finish-engine-") as folder:
         LOGGER.info("building the engine: %s", plan)
         engine = tensorrt_engine.build_engine(config.staged / GRAPH_NAME, folder, plan, config.timing_cache)
+        attention = check_attention(engine, config.staged / GRAPH_NAME, gate_limits, facts["name"])
         runner = tensorrt_engine.engine_runner(engine, plan)
         scores = score_documents(runner, documents, facts["pad_id"], "TensorRT")
-        report = gate_scores(reference, scores, facts["precision"], GateLimits(**facts["gate_limits"]))
+        report = gate_scores(reference, scores, facts["precision"], gate_limits)
         if not report.passed and not facts["accept_drop"]:
             raise InputError(refusal(facts["name"], [report]))
         return publish_engine(
             config.repository,
-            facts,
+            facts | {"attention": attention.as_json()},
             config.staged,
             [engine],
             report,
@@ -157,6 +164,29 @@ def finish(config: Config) -> int:
             judged_scores=config.staged / JUDGED_SCORES_NAME,
             promote_it=config.promote,
         )
+
+
+def check_attention(engine: Path, graph: Path, limits: GateLimits, name: str) -> AttentionReport:
+    """What the engine made of the graph's attention. Unless that is fused, a warning; InputError where limits say so.
+
+    name: of the arm, for the messages.
+    """
+    nodes = softmax_nodes(graph)
+    try:
+        report = read_attention(tensorrt_engine.engine_information(engine), nodes)
+    except InputError as problem:  # a release that writes it in another way must not stop builds
+        LOGGER.warning("%s", problem)
+        report = AttentionReport(0, len(nodes), fused=[], unfused=[], unknown=nodes)
+    if report.all_fused:
+        LOGGER.info("%s", report.line())
+        return report
+    if limits.require_fused_attention:
+        raise InputError(
+            f"{name} is not published: {report.line()}; {WAYS_TO_FUSE}, or stage it again without "
+            "--gate.require-fused-attention"
+        )
+    LOGGER.warning("%s. This moves no score, but makes an engine slower: %s", report.line(), WAYS_TO_FUSE)
+    return report
 
 
 def read_stage(folder: Path) -> tuple[dict[str, Any], EncodedDocuments, Reference]:

@@ -36,6 +36,8 @@ class GateLimits:
         max_loss: NDCG@5 that the arm may lose against what ranks today: it is refused if the whole 95% interval of the
             difference on the judged queries lies below -max_loss (build/quality_gate.py)
         max_cascade_loss: mean NDCG@5 that a cascade may lose against its large model alone (build/cascade.py)
+        require_fused_attention: TensorRT: refuse an engine whose attention is not known to be fused throughout
+            (build/engine_inspector.py); otherwise that is a warning
     """
 
     max_error: float = 0.5
@@ -44,6 +46,7 @@ class GateLimits:
     max_ndcg_change: float = 0.002
     max_loss: float = 0.0
     max_cascade_loss: float = 0.002
+    require_fused_attention: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_loss", "max_cascade_loss"):

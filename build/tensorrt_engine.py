@@ -132,8 +132,13 @@ def profiles(plan: Plan) -> list[Any]:
     return found
 
 
-def make_graph(onnx_path: Path, folder: Path, precision: str, feeds: Sequence[Feed]) -> tuple[Path, list[str]]:
-    """The graph with the precision in it, and the nodes kept fp32 for their range. fp32 is the export itself."""
+def make_graph(
+    onnx_path: Path, folder: Path, precision: str, feeds: Sequence[Feed], half_softmax: bool = False
+) -> tuple[Path, list[str]]:
+    """The graph with the precision in it, and the nodes kept fp32 for their range. fp32 is the export itself.
+
+    half_softmax: as cast_to_fp16() takes it.
+    """
     if precision == "fp32":
         return onnx_path, []
     source = onnx_path
@@ -141,7 +146,7 @@ def make_graph(onnx_path: Path, folder: Path, precision: str, feeds: Sequence[Fe
         source = folder / "quantised.onnx"
         quantise_qdq(onnx_path, source, feeds)
     target = folder / "cast.onnx"
-    return target, cast_to_fp16(source, target, feeds[:4])
+    return target, cast_to_fp16(source, target, feeds[:4], half_softmax)
 
 
 def cast_runner(path: str | Path) -> Runner:
@@ -187,6 +192,7 @@ def builder(onnx_path: str | Path, plan: Plan, timing_cache: str | Path) -> Any:
         load_timing_cache=cache if Path(cache).exists() else None,
         builder_optimization_level=4,
         memory_pool_limits=_memory_limits(plan),
+        profiling_verbosity=_detailed(),
     )
     network = NetworkFromOnnxPath(str(onnx_path), strongly_typed=True)
     return EngineBytesFromNetwork(network, config, save_timing_cache=cache)
@@ -198,6 +204,25 @@ def _memory_limits(plan: Plan) -> dict[Any, int] | None:
     import tensorrt  # only ever reached where it is installed
 
     return {tensorrt.MemoryPoolType.WORKSPACE: int(plan.workspace_gib * 2**30)}
+
+
+def _detailed() -> Any:
+    """The verbosity with which the engine inspector can say what became of a layer; it costs size alone."""
+    if not is_available():
+        return None  # Polygraphy's own choice, which is the same
+    import tensorrt
+
+    return tensorrt.ProfilingVerbosity.DETAILED
+
+
+def engine_information(path: str | Path) -> str:
+    """The engine inspector's JSON on all layers of a built engine; build/engine_inspector.py reads it."""
+    import tensorrt
+    from polygraphy.backend.common import BytesFromPath
+    from polygraphy.backend.trt import EngineFromBytes
+
+    inspector = EngineFromBytes(BytesFromPath(str(path)))().create_engine_inspector()
+    return inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON)
 
 
 def build_engine(onnx_path: str | Path, folder: str | Path, plan: Plan, timing_cache: str | Path) -> Path:

@@ -79,6 +79,7 @@ class ServingLimits:
         queue_delay_us: how long TensorRT's batcher waits for more requests to merge
         graph: for TensorRT: "fused" has the scale in the query's weights and a Boolean mask, "packed" also takes lists
             without padding in one call, "plain" is transformers' own graph
+        half_softmax: TensorRT: softmax in fp16 too, for an engine whose attention is not fused; the gate judges it
         merged_lists: lists of different requests in one call of a packed encoder
         cuda_graphs: TensorRT: launch a captured graph per bucket length and row count; the front pads rows to those
         memory_on_profile_change: TensorRT: scratch memory for the profile in use, not for the largest one
@@ -103,6 +104,7 @@ class ServingLimits:
     encoder_timeout_ms: int = 30_000
     queue_delay_us: int = 300
     graph: Graph = "fused"
+    half_softmax: bool = False
     merged_lists: int = 4
     cuda_graphs: bool = False
     memory_on_profile_change: bool = True

@@ -10,6 +10,7 @@ for its 6-layer BERT, 20 ms for the 12-layer one and 100 ms for its 7B teacher, 
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,11 +26,15 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from build import tensorrt_engine
 from build.cast_graph import cast_to_fp16
-from build.export_onnx import Encoder, example_inputs, export
+from build.engine_encoder import PaddedEncoder
+from build.engine_inspector import read_attention, softmax_nodes
+from build.export_onnx import example_inputs, export
+from build.runners import Runner
 from build.tensorrt_engine import EnginePlan
 from ranking.errors import InputError
 from ranking.program import run
 
+LOGGER = logging.getLogger(__name__)
 PAPER_MS = {"BERT-6": 10, "BERT-12": 20, "teacher 7B": 100}
 TEACHER_PARAMETERS = 7e9
 A10_FLOPS = 125e12  # dense fp16 matrix rate of NVIDIA's data sheet
@@ -111,8 +116,9 @@ def engines(name: str, config: Config) -> Iterator[tuple[str, Callable[[int], Ca
             torch.compiler.reset()
     if name.startswith("BERT") and tensorrt_engine.is_available():
         with tempfile.TemporaryDirectory(prefix="benchmark-gpu-") as folder:
-            runner = tensorrt_runner(model.to("cpu", torch.float32), config, Path(folder))
-            yield "TensorRT fp16", lambda length: lambda: runner(example_inputs(config.batch, length, VOCABULARY))
+            runner, fused = tensorrt_runner(model.to("cpu", torch.float32), config, Path(folder))
+            label = f"TensorRT fp16, attention {'fused' if fused else 'not known to be fused'}"
+            yield label, lambda length: lambda: runner(example_inputs(config.batch, length, VOCABULARY))
 
 
 def torch_batch(model: torch.nn.Module, batch: int, length: int) -> Callable[[], object]:
@@ -129,15 +135,19 @@ def torch_batch(model: torch.nn.Module, batch: int, length: int) -> Callable[[],
     return run_once
 
 
-def tensorrt_runner(model: Any, config: Config, folder: Path):
-    """The strongly typed fp16 engine, as build_student.py builds it. Times include copies to and from the GPU."""
-    model.config._attn_implementation = "eager"
-    exported = export(Encoder(model).eval(), folder / "model.onnx")
+def tensorrt_runner(model: Any, config: Config, folder: Path) -> tuple[Runner, bool]:
+    """The strongly typed fp16 engine, as build_student.py builds it, and whether its attention is all fused.
+
+    Times include copies to and from the GPU.
+    """
+    exported = export(PaddedEncoder(model).eval(), folder / "model.onnx")
     feeds = [example_inputs(8, length, VOCABULARY) for length in config.lengths]
     cast_to_fp16(exported, folder / "cast.onnx", feeds)
     plan = EnginePlan(tuple(sorted(config.lengths)), config.batch, config.batch)
     engine = tensorrt_engine.build_engine(folder / "cast.onnx", folder, plan, folder / "timing.cache")
-    return tensorrt_engine.engine_runner(engine, plan)
+    attention = read_attention(tensorrt_engine.engine_information(engine), softmax_nodes(folder / "cast.onnx"))
+    LOGGER.info("%s", attention.line())
+    return tensorrt_engine.engine_runner(engine, plan), attention.all_fused
 
 
 def median_ms(batch: Callable[[], object], repeats: int) -> float:

@@ -37,6 +37,7 @@ from training.evaluation.checkpoint_scores import Scorer
 
 LOGGER = logging.getLogger(__name__)
 Variant = Literal["float32", "bfloat16", "bfloat16-model-head"]
+TAU = "Kendall tau within queries"
 VARIANTS: tuple[Variant, ...] = ("float32", "bfloat16", "bfloat16-model-head")
 
 
@@ -50,6 +51,8 @@ class Config:
         pairs: how many pairs, taken query by query
         variants: number formats to serve in: float32, bfloat16, bfloat16-model-head
         eager: start vLLM without compiling the model: faster to start, slower to score
+        engine_args: further vLLM engine arguments of every variant, e.g. quantization, as build_teacher takes them
+        min_tau: end with an error where Kendall's tau within queries is below; what a quantised teacher should pass
     """
 
     checkpoint: Path
@@ -57,6 +60,8 @@ class Config:
     pairs: int = 500
     variants: list[Variant] = field(default_factory=lambda: list(VARIANTS))
     eager: bool = True
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    min_tau: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,11 @@ class JudgedPairs:
 
 
 def main(config: Config) -> None:
-    """Score the pairs in process and through a server of each variant, and print how far apart they are."""
+    """Score the pairs in process and through a server of each variant, and print how far apart they are.
+
+    InputError at the end where the order of a variant moved more than min_tau allows.
+    """
+    moved = []
     pairs = read_pairs(config.data, config.pairs)
     texts = (pairs.queries, pairs.titles, pairs.summaries)
     reference = Scorer.load(config.checkpoint).score(*texts)
@@ -90,6 +99,10 @@ def main(config: Config) -> None:
         print(
             json.dumps({"variant": variant, **figures, "pairs a second": round(len(prompts) / seconds, 1)}), flush=True
         )
+        if not figures[TAU] >= config.min_tau:
+            moved.append(f"{variant} {figures[TAU]:.4f}")
+    if moved:
+        raise InputError(f"Kendall's tau within queries is below {config.min_tau:g}: {', '.join(moved)}")
 
 
 def read_pairs(data: Path, count: int) -> JudgedPairs:
@@ -105,11 +118,16 @@ def read_pairs(data: Path, count: int) -> JudgedPairs:
 
 def publish(config: Config, variant: str, repository: Path) -> None:
     """Publish the checkpoint in the variant's number format into a model repository."""
-    arguments: dict[str, Any] = {"enforce_eager": config.eager}
+    arguments: dict[str, Any] = {"enforce_eager": config.eager, **config.engine_args}
     if variant == "bfloat16-model-head":
         arguments["hf_overrides"] = {"head_dtype": "model"}
     dtype: Any = variant.split("-")[0]
-    build_teacher(BuildConfig(config.checkpoint, repository=repository, dtype=dtype, engine_args=arguments))
+    measured = "published to be measured"
+    build_teacher(
+        BuildConfig(
+            config.checkpoint, repository=repository, dtype=dtype, engine_args=arguments, accept_quantised=measured
+        )
+    )
 
 
 def ask(address: str, prompts: Sequence[str]) -> NDArray[np.float32]:
@@ -154,7 +172,7 @@ def score_differences(
         "mean |diff|": float(difference.mean()),
         "deviation of scores": float(reference.std()),
         "Kendall tau": float(kendall_tau(served, reference, one_group)[0]),
-        "Kendall tau within queries": float(np.nanmean(kendall_tau(served, reference, pairs.groups))),
+        TAU: float(np.nanmean(kendall_tau(served, reference, pairs.groups))),
         "NDCG@5 Hugging Face": before,
         "NDCG@5 change": after - before,
     }

@@ -84,7 +84,10 @@ class ServedTeacher:
 
     @cached_property
     def _template(self) -> pb.ModelInferRequest:
-        asked = {"max_tokens": 1, "temperature": 0, "logprobs": 0, "allowed_token_ids": [self.score_token_id]}
+        asked = {
+            "max_tokens": 1, "temperature": 0, "logprobs": 0, "allowed_token_ids": [self.score_token_id],
+            "detokenize": False,  # nobody reads the token's text
+        }  # fmt: skip
         request = pb.ModelInferRequest(model_name=self.model)
         for name, kind, content in (
             ("text_input", "BYTES", b""),

@@ -12,6 +12,8 @@ import pytest
 
 from benchmarks import gpu_session, gpu_steps
 from benchmarks.gpu_session import STEPS, Config, Step, main
+from benchmarks.serving.gpu import teacher_footnote
+from build import tensorrt_engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +38,21 @@ def test_every_step_runs_at_toy_size_and_gives_plain_json(name):
     assert found and all(math.isfinite(number) for number in found)
     if name == "layouts":
         assert max(result["6 documents"][layout]["error"] for layout in ("padded", "packed")) < 1e-4
+
+
+@pytest.mark.skipif(tensorrt_engine.is_available(), reason="TensorRT is installed: the steps themselves run")
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_half_softmax"])
+def test_the_tensorrt_steps_time_an_engine_and_count_its_fused_attention(name, monkeypatch):
+    """Up to the engine everything is real; the cast graph in ONNX Runtime stands for it."""
+    layers = [{"Name": f"_gemm_mha_v2_myl0_{n}", "LayerType": "kgen", "Metadata": ""} for n in range(2)]
+    monkeypatch.setattr(tensorrt_engine, "build_engine", lambda graph, *_: graph)
+    monkeypatch.setattr(tensorrt_engine, "engine_runner", lambda path, plan: tensorrt_engine.cast_runner(path))
+    monkeypatch.setattr(tensorrt_engine, "engine_information", lambda path: json.dumps({"Layers": layers}))
+    found = json.loads(json.dumps(STEPS[name].work(True)))
+    assert min(found["BERT-6, 48 x 16"].values()) > 0
+    counts = found["BERT-6, attention"]
+    assert (counts["softmax nodes"], counts["fused kernels"], counts["layers of unfused softmax"]) == (2, 2, 0)
+    assert counts["finding"].startswith("attention is fused")
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path, monkeypatch, capsys):
@@ -66,3 +83,9 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path, monkeypatch
 def test_an_unknown_step_is_refused():
     with pytest.raises(ValueError, match="steps dance"):
         Config("out", steps=["dance"])
+
+
+def test_the_papers_teacher_latency_is_said_to_be_of_no_such_batch():
+    """An A10 takes 344 ms at least for 48 pairs of 64 tokens through 7B parameters; the paper's table says 100."""
+    note = teacher_footnote(batch=48, length=64)
+    assert "takes an A10 344 ms or more" in note and "the 100 ms of the teacher" in note

@@ -132,11 +132,21 @@ def test_the_teacher_id_changes_with_whatever_moves_a_score_and_not_with_the_pla
     assert published_id("b", engine_args={"gpu_memory_utilization": 0.5, "max_num_seqs": 8}) == plain
     moved = [
         published_id("c", dtype="bfloat16"),
-        published_id("d", engine_args={"kv_cache_dtype": "fp8"}),
-        published_id("e", engine_args={"quantization": "fp8"}),
+        published_id("d", engine_args={"kv_cache_dtype": "fp8"}, accept_quantised="tau 0.99"),
+        published_id("e", engine_args={"quantization": "fp8"}, accept_quantised="tau 0.99"),
         published_id("f", engine_args={"an_argument_of_a_later_release": 1}),
     ]
     assert len({plain, *moved}) == 5
+
+
+def test_a_quantised_teacher_is_published_only_with_a_word_on_its_scores(tmp_path):
+    settings = {"repository": tmp_path / "models", "engine_args": {"quantization": "fp8", "kv_cache_dtype": "auto"}}
+    with pytest.raises(ValueError, match=r"sets quantization, which moves scores: .*parity --engine-args.quant"):
+        Config(tmp_path / "teacher", **settings)
+    main(Config(make_teacher(tmp_path / "teacher"), **settings, accept_quantised="tau 0.992 on MSRD"))
+    text = (tmp_path / "models" / "teacher" / "config.pbtxt").read_text()
+    parameters = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
+    assert parameters["accept_quantised"].string_value == "tau 0.992 on MSRD"
 
 
 def test_only_a_teacher_with_its_head_and_its_tokenizer_is_published(tmp_path):

@@ -101,3 +101,21 @@ def test_the_cast_graph_keeps_only_softmax_and_layer_norm_in_fp32(checkpoint, gr
     scores = cast_runner(tmp_path / "cast.onnx")(feed)
     np.testing.assert_allclose(scores, torch_runner(encoder)(feed), atol=5e-3)
     assert abs(MASKED) < np.finfo(np.float16).max / 4
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_with_a_softmax_in_fp16_no_cast_stands_between_the_products_of_attention(checkpoint, graphs, tmp_path, layout):
+    encoder = load_encoder(checkpoint)
+    feeds = [example_inputs(4, 24, encoder.model.config.vocab_size, seed) for seed in range(3)]
+    as_layout = without_padding if layout == "packed" else dict
+    cast_to_fp16(graphs[layout == "packed"], tmp_path / "cast.onnx", [as_layout(feed) for feed in feeds], True)
+    nodes = onnx.load(str(tmp_path / "cast.onnx")).graph.node
+    makers = {output: node for node in nodes for output in node.output}
+    readers = {name: node for node in nodes for name in node.input}
+    softmaxes = [node for node in nodes if node.op_type == "Softmax"]
+    assert len(softmaxes) == 2
+    for softmax in softmaxes:
+        assert makers[softmax.input[0]].op_type == "Where" and readers[softmax.output[0]].op_type == "MatMul"
+    feed = example_inputs(5, 40, encoder.model.config.vocab_size, seed=9)
+    scores = cast_runner(tmp_path / "cast.onnx")(feed)
+    np.testing.assert_allclose(scores, torch_runner(encoder)(feed), atol=5e-3)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from build.engine_inspector import read_attention, softmax_nodes
 from build.runners import pad_to_longest
 from build.tensorrt_engine import (
     EnginePlan,
     PackedPlan,
     build_engine,
     builder,
+    engine_information,
     engine_runner,
     is_available,
     plan_for,
@@ -89,6 +91,8 @@ def test_the_engine_scores_as_the_graph_does(exported, checkpoint, tmp_path):
     encoder = load_encoder(checkpoint)
     feed = example_inputs(70, 40, encoder.model.config.vocab_size)
     np.testing.assert_allclose(engine_runner(path, PLAN)(feed), torch_runner(encoder)(feed), atol=1e-3)
+    report = read_attention(engine_information(path), softmax_nodes(exported))
+    assert report.layers > 0 and report.softmaxes == 2, report.line()
 
 
 @pytest.mark.skipif(is_available(), reason="TensorRT is installed")

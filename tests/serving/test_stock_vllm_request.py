@@ -39,7 +39,7 @@ def test_the_sampling_parameters_ask_for_the_score_tokens_logit():
     assert struct.unpack("<I", element[:4])[0] == len(element) - 4  # a BYTES tensor [1]
     read = as_the_backend_reads(element[4:].decode("utf-8"))
     assert (read.max_tokens, read.temperature, read.logprobs, read.allowed_token_ids) == (1, 0.0, 0, [36])
-    assert read.n == 1 and not read.stop and read.prompt_logprobs is None
+    assert read.n == 1 and not read.stop and read.prompt_logprobs is None and read.detokenize is False
 
 
 def test_the_request_has_the_backends_tensors_and_asks_for_no_text_back():

@@ -47,6 +47,9 @@ class RankingGroups:
                 f"{documents} documents, {len(self.targets)} targets, groups up to "
                 f"{self.group_starts[-1]}: must be equal"
             )
+        if not np.isfinite(self.targets).all():
+            document = int(np.argwhere(~np.isfinite(self.targets))[0][0])
+            raise ValueError(f"targets of document {document} are {self.targets[document]}: must be finite")
         if self.chunk_starts is not None and self.chunk_starts[-1] != len(self.store):
             raise ValueError(f"{len(self.store)} texts, chunks up to {self.chunk_starts[-1]}: must be equal")
 

@@ -9,6 +9,9 @@ mean over all pairs.
 `reduction="sum"` leaves out the division by n. The number of documents is all that a trainer needs to normalise over
 devices and accumulated batches exactly, whatever the loss: add up the sums, divide once by the documents of all.
 
+Targets that are not finite are refused on the CPU; on a GPU the check would make every step wait, and a training has
+checked its targets before they go there (RankingGroups).
+
 Everything is computed in float32, whatever the scores' type: squares of bfloat16 margins lose the order of close pairs.
 """
 
@@ -154,7 +157,8 @@ def _checked(scores: Tensor, targets: Tensor, groups: Tensor | None = None) -> t
         shapes = [tuple(t.shape) for t in (scores, targets, groups) if t is not None]
         raise ValueError(f"scores, targets and groups must be flat and of one length, got shapes {shapes}")
     targets = targets.detach().float()
-    if not torch.isfinite(targets).all():
+    # an answer from a GPU would make every step wait for it
+    if targets.device.type == "cpu" and not torch.isfinite(targets).all():
         row = int((~torch.isfinite(targets)).nonzero()[0])
         raise ValueError(f"target {row} is {float(targets[row])}: labels must be finite")
     return scores.float(), targets

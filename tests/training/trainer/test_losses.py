@@ -265,6 +265,12 @@ def test_wrong_lengths_and_labels_that_are_not_finite_are_named(loss):
         loss(s, t, groups)
 
 
+def test_no_answer_is_waited_for_from_a_device_to_check_targets():
+    """The meta device has no values: whatever asks for one fails, as it would wait on a GPU."""
+    scores, targets = torch.zeros(4, device="meta"), torch.zeros(4, device="meta")
+    assert losses.point_mse(scores, targets).device.type == "meta"
+
+
 def test_wrong_knobs_are_named():
     s, t, _, groups = batch()
     with pytest.raises(ValueError, match="temperature"):

@@ -105,6 +105,12 @@ def test_rows_in_any_order_become_groups():
     assert names == ["b", "a", "c"] and order.tolist() == [0, 2, 1, 4, 3] and starts.tolist() == [0, 2, 4, 5]
 
 
+def test_a_target_that_is_not_finite_is_named_before_training():
+    store = TokenStore.of_pairs([EncodedPair([1, 2], 1)] * 3)
+    with pytest.raises(ValueError, match="targets of document 2 are nan: must be finite"):
+        RankingGroups.of_rows(["a", "a", "b"], np.array([1.0, 0.0, np.nan]), store)
+
+
 def test_sampling_keeps_a_rare_grade():
     targets = np.array([0.0] * 50 + [3.0])
     for seed in range(20):
