@@ -6,9 +6,10 @@ A program asks for an engine by `QueryEngineSettings` and speaks to it through `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -82,8 +83,12 @@ def add_table(engine: QueryEngine, name: str, rows: pa.Table) -> None:
 
 def told(engine: QueryEngine, problem: BaseException) -> str:
     """What an engine says of a failed query, in one line."""
-    said = str(problem).partition("\n\tat ")[0]  # without Java's stack
-    return f"{engine.name}: {' '.join(said.split())[:600]}"
+    return f"{engine.name}: {' '.join(without_stack(problem).split())[:600]}"
+
+
+def without_stack(problem: BaseException) -> str:
+    """What a problem says before Java's stack; Spark Connect has a heading for it."""
+    return str(problem).partition("\n\tat ")[0].partition("\nJVM stacktrace:")[0]
 
 
 class DuckDbEngine:
@@ -169,6 +174,11 @@ class QueryEngineSettings(DuckDbSettings):
         for pair in self.spark_conf:
             if not pair.partition("=")[1]:
                 raise ValueError(f"spark_conf: {pair!r} is not NAME=VALUE")
+
+    def as_report(self) -> dict[str, Any]:
+        """These settings as a report may hold them: without what Spark is told, passwords and tokens perhaps."""
+        found = json.loads(json.dumps(asdict(self), default=str))
+        return {name: value for name, value in found.items() if name not in ("spark_master", "spark_conf")}
 
     def open_engine(self, scratch: Path | None, tables_on_disk: bool = False) -> QueryEngine:
         """The engine that was asked for. InputError: Spark cannot be started.

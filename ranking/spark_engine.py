@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ranking.errors import InputError
-from ranking.query_engine import BATCH_ROWS
+from ranking.query_engine import BATCH_ROWS, without_stack
 from ranking.spark_sql import spark_sql
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _SESSION = {
     # Spark has no nanoseconds; as numbers they can be divided
     "spark.sql.legacy.parquet.nanosAsLong": "true",
 }
+ANSWER_SECONDS = 30  # for a Connect server that is not there, or speaks TLS where none was asked for
+
 _LOCAL = {  # a session on this machine talks to itself alone
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
@@ -113,11 +116,10 @@ class SparkEngine:
         self, files: list[Path], types: dict[str, pa.DataType], kinds: dict[str, set[str]], row_numbers: bool
     ) -> DataFrame:
         """Files of one schema, their columns made to fit files of other schemas."""
-        reader = self._session.read.option("recursiveFileLookup", "true").option("__globPaths__", "false")
+        reader = self._session.read.option("recursiveFileLookup", "true")
         if hidden := [path for path in files if path.name.startswith(("_", "."))]:
             raise InputError(f"{hidden[0]}: Spark passes over files whose names begin with _ or a dot; rename it")
-        # not as_uri(): Spark takes the text after the scheme as it stands, "%20" for the name of a file
-        frame = reader.parquet(*[f"file:{path.absolute()}" for path in files])
+        frame = reader.parquet(*map(_to_read, files))
         selected = [f"{_column(name, kind, kinds[name])} AS {_quoted(name)}" for name, kind in types.items()]
         if row_numbers:
             # a URI back to the path: a plus is itself there, and url_decode would make a space of it
@@ -185,12 +187,12 @@ class SparkEngine:
 
     def _written(self, frame: DataFrame) -> Path:
         folder = self._new_folder()
-        frame.write.parquet(folder.as_uri())
+        frame.write.parquet(_address(folder))
         return folder
 
     def _keep(self, name: str, folder: Path, schema: StructType | None) -> None:
         reader = self._session.read if schema is None else self._session.read.schema(schema)
-        reader.parquet(folder.as_uri()).createOrReplaceTempView(name)
+        reader.parquet(_to_read(folder)).createOrReplaceTempView(name)
         if replaced := self._folders.get(name):
             shutil.rmtree(replaced)
         self._folders[name] = folder
@@ -198,15 +200,33 @@ class SparkEngine:
 
 def _connected(url: str, conf: Mapping[str, str]) -> SparkSession:
     """A session of its own at a Spark Connect server."""
-    from pyspark.sql import SparkSession
-
+    where, _, secrets = url.partition(";")  # such as a token
+    where = where.removesuffix("/")
     try:
+        from pyspark.sql import SparkSession
+        from pyspark.sql.connect.client import DefaultChannelBuilder
+
+        # the client itself asks a server that does not answer for ten minutes
+        with DefaultChannelBuilder(url).toChannel() as channel:
+            _wait_for(channel, where)
         builder = SparkSession.builder.remote(url)
         for name, value in conf.items():
             builder = builder.config(name, value)
         return builder.create()
+    except InputError:
+        raise
     except Exception as problem:  # gRPC's errors, and those of packages that Spark Connect wants
-        raise InputError(f"{url}: no session of Spark Connect: {_line(problem)}") from problem
+        said = _line(problem).replace(secrets, "...") if secrets else _line(problem)
+        raise InputError(f"{where}: no session of Spark Connect: {said}") from None
+
+
+def _wait_for(channel: Any, where: str) -> None:
+    import grpc
+
+    try:
+        grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
+    except grpc.FutureTimeoutError:
+        raise InputError(f"{where}: no Spark Connect server answers there within {ANSWER_SECONDS} seconds") from None
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -231,6 +251,16 @@ def _column(name: str, kind: pa.DataType, kinds: set[str]) -> str:
     return f"CAST({quoted} AS INT)" if kinds == {"bool", "other"} and _kind(kind) == "bool" else quoted
 
 
+def _address(path: Path) -> str:
+    # not as_uri(): Spark takes the text after the scheme as it stands, "%20" for the name of a file
+    return f"file:{path.absolute()}"
+
+
+def _to_read(path: Path) -> str:
+    """The address of what lies at the path: a reader would else take brackets and their like for a pattern."""
+    return re.sub(r"([\\*?\[\]{}])", r"\\\1", _address(path))
+
+
 def _quoted(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
@@ -242,4 +272,4 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _line(problem: BaseException) -> str:
-    return " ".join(str(problem).partition("\n\tat ")[0].split())[:600]  # without Java's stack
+    return " ".join(without_stack(problem).split())[:600]

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from accelerate import PartialState
 from torch import Tensor
 from transformers import set_seed
 
@@ -38,7 +36,7 @@ from training.trainer.attention import fastest_attention
 from training.trainer.group_batches import sample_up_to
 from training.trainer.losses import hinge, margin_mse, point_mse, ranknet
 from training.trainer.ranking_trainer import RankingTrainer, dev_metrics
-from training.trainer.training_settings import TrainingSettings
+from training.trainer.training_settings import TrainingSettings, launched_processes
 
 LOGGER = logging.getLogger(__name__)
 
@@ -102,7 +100,7 @@ class Config(TrainingSettings, LoraSettings):
 def main(config: Config) -> None:
     """Fine-tune the teacher that the settings describe and write its checkpoint."""
     set_seed(config.seed)
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = launched_processes()
     if config.loss == "likelihood" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # FSDP's launcher loads weights into the first process only, and each needs a whole decoder here
         raise InputError("the likelihood loss does not run under FSDP: launch it on one device, or with DDP")

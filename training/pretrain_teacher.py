@@ -16,8 +16,6 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from accelerate import PartialState
 from tqdm import tqdm
 from transformers import set_seed
 
@@ -40,7 +38,7 @@ from training.teacher.language_trainer import LanguageTrainer
 from training.trainer.attention import fastest_attention
 from training.trainer.text_batches import TextBatches
 from training.trainer.token_store import TokenStore
-from training.trainer.training_settings import RUN_FOLDER, TrainingSettings
+from training.trainer.training_settings import RUN_FOLDER, TrainingSettings, launched_processes
 
 LOGGER = logging.getLogger(__name__)
 
@@ -90,7 +88,7 @@ def main(config: Config) -> None:
     """Pre-train the decoder that the settings describe and write its checkpoint."""
     set_seed(config.seed)
     clicks = config.data / "clicks.parquet"
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = launched_processes()
     config.out.mkdir(parents=True, exist_ok=True)
     # one process trains the vocabulary, the others read it
     if state.is_main_process:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,12 +23,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ranking.bm25 import bm25_scores
-from ranking.database import DuckDbSettings, literal
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
-from ranking.query_engine import BATCH_ROWS, DuckDbEngine
-from ranking.schema import TABLES, Table, write_table
+from ranking.query_engine import BATCH_ROWS, QueryEngine, QueryEngineSettings, add_table, told
+from ranking.schema import TABLES, Table, reading, write_table
 from training.clicks.event_columns import event_defaults
 from training.clicks.log_tables import FileColumns, file_columns, open_view, parquet_files
 from training.clicks.normalised_queries import number_queries
@@ -55,7 +53,7 @@ Strategy = Literal["bands", "random", "disagreement", "uncertainty", "diversity"
 
 
 @dataclass(kw_only=True)
-class Config(DuckDbSettings):
+class Config(QueryEngineSettings):
     """Sample candidates to label from a larger pool.
 
     Args:
@@ -192,22 +190,22 @@ def sample_candidates(config: Config) -> dict:
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sample-", dir=config.temp_folder or out.parent) as spill:
-        connection = config.open_database(Path(spill))
+        engine = config.open_engine(Path(spill))
         try:
             rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
-            read, refused = open_view(DuckDbEngine(connection), "pool", table, files, rejects, columns)
+            read, refused = open_view(engine, "pool", table, files, rejects, columns)
             report = {"strategy": config.strategy, "pairs_read": read, "pairs_rejected": refused}
-            _count_queries(connection, config)
-            report |= _draw_queries(connection, config, choice)
-            pieces = _draw_documents(connection, table, choice, report)
+            _count_queries(engine, config)
+            report |= _draw_queries(engine, config, choice)
+            pieces = _draw_documents(engine, table, choice, report)
             if config.strategy in BY_USEFULNESS:
                 pieces = _most_useful_queries(pieces, config, report, Path(spill) / "drawn.parquet")
             names = TABLES["candidates"].schema.names
             report["pairs"] = write_table(out, "candidates", (piece.select(names) for piece in pieces))
-        except duckdb.Error as problem:
-            raise DataError(config.pool, f"DuckDB: {' '.join(str(problem).split())}") from problem
+        except engine.problems as problem:
+            raise DataError(config.pool, told(engine, problem)) from problem
         finally:
-            connection.close()
+            engine.close()
     write_json(out.with_suffix(".report.json"), report)
     return report
 
@@ -223,44 +221,54 @@ def _pool_columns(config: Config, rankers: list[PoolRanker]) -> tuple[Table, Fil
     return table, file_columns(parquet_files(config.pool), table, read)
 
 
-def _count_queries(connection: duckdb.DuckDBPyConnection, config: Config) -> None:
+def _count_queries(engine: QueryEngine, config: Config) -> None:
     """Make `asked` (query_no, pages): the pool's queries and on how many pages of the log each stands."""
-    _queries_of(connection, "excluded", [*config.exclude, *config.labelled])
-    _queries_of(connection, "labelled", config.labelled)
+    _queries_of(engine, "excluded", [*config.exclude, *config.labelled])
+    _queries_of(engine, "labelled", config.labelled)
     relations = ["pool", "excluded"]
     if config.events:
         files = parquet_files(config.events)
         columns = file_columns(files, TABLES["events"], defaults=event_defaults())
-        open_view(DuckDbEngine(connection), "events", TABLES["events"], files, None, columns)
+        open_view(engine, "events", TABLES["events"], files, None, columns)
         relations.append("events")
-    number_queries(DuckDbEngine(connection), *relations)
-    pages = "SELECT NULL::INTEGER AS query_no, 0 AS pages WHERE false"
+    number_queries(engine, *relations)
+    seen = "SELECT CAST(NULL AS INTEGER) AS query_no, 0 AS pages WHERE false"
     if config.events:
-        pages = """SELECT query_no, count(DISTINCT request_id) AS pages
+        seen = """SELECT query_no, count(DISTINCT request_id) AS pages
                    FROM events JOIN spellings ON query = raw GROUP BY query_no"""
-    connection.execute(f"""
-        CREATE TABLE asked AS
-        WITH pages AS ({pages}),
+    engine.table(
+        "asked",
+        f"""
+        WITH seen AS ({seen}),
              pooled AS (SELECT DISTINCT query_no FROM pool JOIN spellings ON query = raw),
              barred AS (SELECT DISTINCT query_no FROM excluded JOIN spellings ON query = raw)
         SELECT query_no, coalesce(pages, 0) AS pages
-        FROM pooled LEFT JOIN pages USING (query_no) ANTI JOIN barred USING (query_no)
-    """)
+        FROM pooled LEFT JOIN seen USING (query_no) ANTI JOIN barred USING (query_no)""",
+    )
 
 
-def _queries_of(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path]) -> None:
-    """Make the table `name` (query) of the distinct queries of Parquet files; empty without files."""
-    selected = " UNION ".join(f"SELECT query FROM read_parquet({literal(path)})" for path in files)
-    connection.execute(f"CREATE TABLE {name} AS {selected or 'SELECT NULL::VARCHAR AS query WHERE false'}")
+def _queries_of(engine: QueryEngine, name: str, paths: list[Path]) -> None:
+    """Make the table `name` (query) of the distinct queries of Parquet files, folders or globs; empty without any."""
+    if not paths:
+        add_table(engine, name, pa.table({"query": pa.array([], pa.string())}))
+        return
+    files = [file for path in paths for file in parquet_files(str(path))]
+    for number, file in enumerate(files):
+        with reading(file):
+            columns = pq.read_schema(file).names
+        if "query" not in columns:
+            raise DataError(file, f"no column query; there are {', '.join(columns)}")
+        engine.read_files(f"{name}_{number}", [file])
+    engine.table(name, " UNION ".join(f"SELECT query FROM {name}_{number}" for number in range(len(files))))
 
 
-def _draw_queries(connection: duckdb.DuckDBPyConnection, config: Config, choice: DocumentChoice) -> dict[str, int]:
+def _draw_queries(engine: QueryEngine, config: Config, choice: DocumentChoice) -> dict[str, int]:
     """Make `chosen` (query_no): weighted draw without replacement (Efraimidis and Spirakis 2006); returns counts.
 
     Of a strategy that chooses among queries by their documents, all that it may choose from; of diversity, those that
     lie far apart.
     """
-    columns = connection.execute("SELECT query_no, pages FROM asked ORDER BY query_no").fetchnumpy()
+    columns = engine.columns("SELECT query_no, pages FROM asked ORDER BY query_no")
     numbers, pages = columns["query_no"], columns["pages"].astype(np.float64)
     if not len(numbers):
         raise DataError(config.pool, "no query is left to draw from: the pool is empty or all of it is excluded")
@@ -273,51 +281,49 @@ def _draw_queries(connection: duckdb.DuckDBPyConnection, config: Config, choice:
     wanted = config.queries if config.strategy in ("bands", "random") else round(config.queries * config.oversample)
     drawn = np.sort(numbers[np.argsort(draws)[:wanted]])
     if config.strategy == "diversity":
-        drawn = _far_apart(connection, drawn, config, choice, rng)
-    picked = pa.table({"query_no": drawn})  # noqa: F841 (DuckDB reads it by name)
-    connection.execute("CREATE TABLE chosen AS SELECT query_no FROM picked")
+        drawn = _far_apart(engine, drawn, config, choice, rng)
+    add_table(engine, "chosen", pa.table({"query_no": drawn}))
     return {"pool_queries": len(numbers), "queries": len(drawn)}
 
 
 def _far_apart(
-    connection: duckdb.DuckDBPyConnection,
+    engine: QueryEngine,
     numbers: NDArray[np.integer],
     config: Config,
     choice: DocumentChoice,
     rng: np.random.Generator,
 ) -> NDArray[np.integer]:
     """The numbers of config.queries queries whose texts lie far from each other and from the labelled ones."""
-    frame = pa.table({"query_no": numbers})  # noqa: F841
-    texts = connection.execute("SELECT query FROM queries SEMI JOIN frame USING (query_no) ORDER BY query_no")
-    vectors = choice.vectors([text for (text,) in texts.fetchall()])
-    before = connection.execute("""
+    add_table(engine, "spread", pa.table({"query_no": numbers}))
+    texts = engine.rows("SELECT query FROM queries SEMI JOIN spread USING (query_no) ORDER BY query_no")
+    vectors = choice.vectors([text for (text,) in texts])
+    before = engine.rows("""
         SELECT DISTINCT queries.query FROM labelled JOIN spellings ON labelled.query = raw
         JOIN queries USING (query_no) ORDER BY 1
-    """).fetchall()
+    """)
     covered = choice.vectors([text for (text,) in before]) if before else None
     return numbers[spread_out(vectors, min(config.queries, len(numbers)), rng, covered)]
 
 
-def _draw_documents(
-    connection: duckdb.DuckDBPyConnection, table: Table, choice: DocumentChoice, report: dict
-) -> Iterator[pa.Table]:
+def _draw_documents(engine: QueryEngine, table: Table, choice: DocumentChoice, report: dict) -> Iterator[pa.Table]:
     """The sample in pieces by query, with query_no and the query's usefulness; adds counts to the report."""
     scores = "".join(f", {name}" for name in table.schema.names if name.startswith(COLUMN_PREFIX))
     # one row per document and per text: the lowest id stands for the rest
-    connection.execute(f"""
-        CREATE VIEW drawn AS
+    engine.view(
+        "drawn",
+        f"""
         SELECT query_no, min(query_id) OVER (PARTITION BY query_no) AS query_id, doc_id, title, summary{scores},
                row_number() OVER (PARTITION BY query_no, doc_id ORDER BY query_id) AS copy,
                row_number() OVER (PARTITION BY query_no, title, summary ORDER BY doc_id, query_id) AS twin
-        FROM pool JOIN spellings ON query = raw SEMI JOIN chosen USING (query_no)
-    """)
-    result = connection.sql(f"""
+        FROM pool JOIN spellings ON query = raw SEMI JOIN chosen USING (query_no)""",
+    )
+    result = engine.batches(f"""
         SELECT query_no, query_id, doc_id, query, title, summary{scores}, copy > 1 OR twin > 1 AS duplicate
         FROM drawn JOIN queries USING (query_no) ORDER BY query_no, doc_id, copy
     """)
     report |= {"pool_pairs": 0, "duplicates": 0}
     bar = tqdm(total=report["queries"], desc="candidates", unit="query")
-    for piece in _whole_queries(result.to_arrow_reader(BATCH_ROWS)):
+    for piece in _whole_queries(result):
         report["pool_pairs"] += len(piece)
         duplicate = piece.column("duplicate").to_numpy()
         report["duplicates"] += int(duplicate.sum())
@@ -356,18 +362,22 @@ def _most_useful_queries(pieces: Iterable[pa.Table], config: Config, report: dic
         yield pa.Table.from_batches([batch]).filter(pa.array(kept))
 
 
-def _whole_queries(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:
-    """Rows ordered by query_no, regrouped into tables of about ROWS_AT_ONCE rows that never split a query."""
+def _whole_queries(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Rows ordered by query_no, regrouped into tables of about ROWS_AT_ONCE rows that never split a query.
+
+    BM25 takes its statistics from a table, so these are the same however the rows are batched.
+    """
     held: list[pa.Table] = []
     for batch in batches:
         held.append(pa.Table.from_batches([batch]))
-        if sum(map(len, held)) < ROWS_AT_ONCE:
+        if sum(map(len, held)) <= ROWS_AT_ONCE:
             continue
         rows = pa.concat_tables(held)
         numbers = rows.column("query_no").to_numpy()
-        while len(numbers) and numbers[0] != numbers[-1] and len(numbers) >= ROWS_AT_ONCE:
-            cut = ROWS_AT_ONCE if len(numbers) > ROWS_AT_ONCE else len(numbers) - 1
-            cut = int(np.searchsorted(numbers, numbers[cut])) or int(np.searchsorted(numbers, numbers[0], "right"))
+        while len(numbers) > ROWS_AT_ONCE and numbers[0] != numbers[-1]:
+            cut = int(np.searchsorted(numbers, numbers[ROWS_AT_ONCE])) or int(
+                np.searchsorted(numbers, numbers[0], "right")
+            )
             yield rows.slice(0, cut)
             rows, numbers = rows.slice(cut), numbers[cut:]
         held = [rows]

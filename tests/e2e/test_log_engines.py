@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import shutil
 import sys
@@ -23,6 +22,8 @@ from ranking.click_models import ClickModel
 from ranking.errors import DataError, InputError
 from ranking.query_engine import QueryEngineSettings
 from ranking.schema import TABLES, read_table, write_table
+from tests.helpers.messy_log import good_events, write_messy_log, write_pool
+from training import sample_candidates
 from training.clicks import click_pairs
 from training.clicks.click_pairs import ClickPairSettings, write_clicks
 from training.clicks.privacy_gate import PrivacySettings
@@ -30,6 +31,7 @@ from training.world.click_log import event_tables, simulate_log
 from training.world.dataset import WorldConfig, make_world
 
 ENGINES = ("duckdb", "spark")
+QUICK_START = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # no time for thorough compilation here, nor for its threads
 NOON = 20_000 * DAY_MICROSECONDS + DAY_MICROSECONDS // 2
 
 
@@ -47,6 +49,7 @@ def session() -> Iterator[object]:
         "spark.ui.showConsoleProgress": "false",
         # compiling a query and planning it anew after each stage take longer than these few rows
         "spark.sql.codegen.wholeStage": "false", "spark.sql.adaptive.enabled": "false",
+        "spark.driver.extraJavaOptions": QUICK_START, "spark.executor.extraJavaOptions": QUICK_START,
     }  # fmt: skip
     for name, value in settings.items():
         builder = builder.config(name, value)
@@ -100,62 +103,6 @@ def test_click_pairs_of_the_worlds_log_are_the_same(tmp_path, monkeypatch):
     assert report["clicks"] > 50 and report["bot_users"] and report["position_bias"]["standard_errors_of_log"]
 
 
-def messy_events() -> list[dict]:
-    """Spellings, robots, blank and over-long text, times and dwells that are none, keys that come twice."""
-    rng, rows = np.random.default_rng(3), []
-    spellings = [
-        "red tent",
-        "Red  Tent",
-        "ＲＥＤ tent",
-        "red\u00a0tent",
-        "crème brûlée",
-        "CRE\u0300ME BRÛLÉE",
-        "東京 ホテル",
-    ]
-    for page in range(400):
-        user = "robot" if page % 9 == 0 else f"u{page % 23}"
-        for position, doc in enumerate(rng.permutation(8)[:5], 1):
-            clicked = bool(rng.random() < (0.9 if user == "robot" else 0.5 / position))
-            rows.append(
-                {
-                    "request_id": f"{page}", "doc_id": f"{doc}", "user_id": user,
-                    "timestamp": dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(hours=7 * page),
-                    "query": spellings[page % 7], "title": ["", "\u3000", f"title {doc}"][min(doc, 2)],
-                    "summary": "" if doc < 2 else f"of {page % 3}", "position": position, "clicked": clicked,
-                    "dwell_seconds": float(rng.choice([3.0, 29.9, 30.0, 90.5])) if clicked else 0.0, "arm": "",
-                }
-            )  # fmt: skip
-    faults = [
-        ("query", "\u200b \ufe0f"), ("query", None), ("dwell_seconds", float("nan")), ("dwell_seconds", float("inf")),
-        ("dwell_seconds", -1.0), ("position", 0), ("doc_id", "\t"), ("title", "x" * ((1 << 20) + 1)), ("clicked", None),
-    ]  # fmt: skip
-    for place, (name, value) in zip(range(50, 1500, 150), faults):
-        rows[place] |= {name: value}
-    return [*rows, rows[3], rows[700], rows[3]]
-
-
-def write_messy_log(folder: Path) -> str:
-    """Three files that spell their columns differently, with names that are patterns or escapes elsewhere."""
-    folder.mkdir()
-    rows = pa.Table.from_pylist(messy_events(), pa.schema([f.with_nullable(True) for f in TABLES["events"].schema]))
-
-    def cast(piece: pa.Table, **kinds) -> pa.Table:
-        for name, kind in kinds.items():
-            place = piece.schema.get_field_index(name)
-            piece = piece.set_column(place, name, piece.column(name).cast(kind))
-        return piece
-
-    first, second, third = rows.slice(0, 700), rows.slice(700, 700), rows.slice(1400)
-    pq.write_table(cast(first, timestamp=pa.timestamp("ns", tz="UTC")), folder / "log[1].parquet")
-    pq.write_table(
-        cast(second, request_id=pa.int64(), clicked=pa.int8(), dwell_seconds=pa.float64()),
-        folder / "a b+c%20.parquet",
-    )
-    (folder / "day=2026-01-05").mkdir()
-    pq.write_table(cast(third, timestamp=pa.timestamp("us")), folder / "day=2026-01-05" / "é.parquet")
-    return str(folder)
-
-
 def test_click_pairs_of_a_messy_log_are_the_same_and_so_is_what_is_refused(tmp_path, monkeypatch):
     log, held_out = write_messy_log(tmp_path / "log"), tmp_path / "held out.parquet"
     pq.write_table(pa.table({"query": ["Crème  brulée", "crème brûlée"]}), held_out)
@@ -174,6 +121,24 @@ def test_click_pairs_of_a_messy_log_are_the_same_and_so_is_what_is_refused(tmp_p
             write_clicks(replace(settings, engine=engine, out=tmp_path / "c.parquet", on_bad_row="stop"))
         told.append(str(caught.value))
     assert told[0] == told[1] and "more bad rows" in told[0]
+
+
+def test_a_sample_of_a_pool_is_the_same(tmp_path):
+    pool, events, judged = write_pool(tmp_path / "pool"), tmp_path / "events.parquet", tmp_path / "judged [1].parquet"
+    pq.write_table(pa.Table.from_pylist(good_events(), TABLES["events"].schema), events)
+    pq.write_table(pa.table({"query": ["Oak  table"]}), judged)
+    made = []
+    for engine in ENGINES:
+        out = tmp_path / engine / "sample.parquet"
+        settings = sample_candidates.Config(
+            pool=pool, events=str(events), exclude=[judged], queries=4, bands=["3:2", "rest:3"], on_bad_row="reject",
+            engine=engine, out=out,
+        )  # fmt: skip
+        report = sample_candidates.sample_candidates(settings)
+        made.append((report, read_table(out, "candidates"), sorted(path.name for path in out.parent.iterdir())))
+    assert made[0] == made[1]
+    assert made[0][0]["pairs"] == len(made[0][1]) == 20
+    assert made[0][0]["pairs_rejected"] == 1 and made[0][0]["duplicates"] and made[0][0]["pool_queries"] == 5
 
 
 def router_records() -> list[dict]:

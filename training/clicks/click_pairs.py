@@ -8,11 +8,10 @@ click: the sum of its satisfied clicks, each weighted by the inverse of its posi
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,7 +175,7 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
                 settings.events, "no clicked document has a title or summary: the log was kept without text"
             )
         raise DataError(settings.events, f"no satisfied click: no click stayed {settings.dwell_seconds:g} s or more")
-    report["settings"] = json.loads(json.dumps(asdict(settings), default=str))
+    report["settings"] = settings.as_report()
     write_json(out.with_suffix(".report.json"), report)
     return report
 

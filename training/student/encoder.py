@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -38,6 +37,7 @@ from ranking.pretrained import checkpoint_of
 from ranking.text import PairFormat, StudentFormat, load_tokenizer
 from training.student.vocabulary import train_wordpiece
 from training.trainer.attention import fastest_attention
+from training.trainer.training_settings import launched_processes
 
 LOGGER = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def create_student(
     """
     set_seed(seed)  # a head from scratch is part of the seed
     init = None if settings.init is None else checkpoint_of(settings.init)
-    processes, folder = PartialState(), Path(work) / "tokenizer"
+    processes, folder = launched_processes(), Path(work) / "tokenizer"
     # one process writes the tokenizer, the others read it
     if processes.is_main_process and not (resume and (folder / "tokenizer.json").is_file()):
         if init is not None:

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from torch.nn import functional
 from tqdm import tqdm
@@ -30,6 +29,7 @@ from ranking.text import TeacherFormat
 from training.teacher.decoder import open_decoder
 from training.trainer.group_batches import RankingGroups
 from training.trainer.token_store import TokenStore, split_by_tokens
+from training.trainer.training_settings import launched_processes
 
 
 def evidence_groups(
@@ -76,7 +76,7 @@ def log_likelihood(
     Computed by all processes together, the same on each; each has a whole decoder on its device.
     """
     assert texts.document_starts is not None, "a likelihood needs to know where the document begins"
-    state = PartialState()
+    state = launched_processes()
     decoder = decoder.to(state.device).eval()
     found = torch.zeros(len(texts), device=state.device)
     mine = split_by_tokens(texts.lengths, forward_tokens)[state.process_index :: state.num_processes]

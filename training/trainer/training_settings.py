@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
@@ -86,6 +87,15 @@ def bf16_is_native() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+def launched_processes() -> PartialState:
+    """The processes of this training, as torchrun or accelerate launched them, and this one's place among them.
+
+    On a machine without a GPU accelerate must be told so: otherwise it runs its processes unconnected, each as the
+    first of one.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def training_arguments(settings: TrainingSettings, out: Path, best_metric: str | None) -> TrainingArguments:
     """The Trainer's arguments; best_metric ("eval_ndcg@5", or "eval_loss", lower is better) selects the checkpoint."""
     every: dict[str, Any] = (
@@ -108,7 +118,7 @@ def training_arguments(settings: TrainingSettings, out: Path, best_metric: str |
         gradient_accumulation_steps=settings.accumulation,
         optim="adamw_torch_fused",
         bf16=settings.bf16(),
-        use_cpu=not torch.accelerator.is_available(),  # without it, accelerate runs CPU processes unconnected
+        use_cpu=not torch.accelerator.is_available(),  # see launched_processes
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         logging_steps=settings.log_steps,

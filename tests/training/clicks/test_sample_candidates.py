@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ranking import query_engine
 from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, read_table, write_table
 from tests.helpers.tiny_student import make_student
@@ -64,7 +65,7 @@ def test_the_seed_decides_and_the_order_of_the_pool_does_not(tmp_path):
 def test_small_pieces_of_the_pool_give_the_same_queries(tmp_path, monkeypatch):
     whole, _ = sample(tmp_path, POOL, bands=["3:3", "10:2"])
     monkeypatch.setattr(program, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(program, "BATCH_ROWS", 11)
+    monkeypatch.setattr(query_engine, "BATCH_ROWS", 11)
     pieces, _ = sample(tmp_path, POOL, bands=["3:3", "10:2"])
     assert pieces == whole
 
@@ -232,7 +233,8 @@ def test_a_strategy_gives_the_same_pairs_again_whatever_the_pieces(tmp_path, mon
     whole, _ = scored_sample(tmp_path, POOL, {"a": drawn[0], "b": drawn[1]}, **settings)
     backwards, _ = scored_sample(tmp_path, POOL[::-1], {"a": drawn[0][::-1], "b": drawn[1][::-1]}, **settings)
     monkeypatch.setattr(program, "ROWS_AT_ONCE", 40)
-    monkeypatch.setattr(program, "BATCH_ROWS", 23)
+    for module in (program, query_engine):
+        monkeypatch.setattr(module, "BATCH_ROWS", 23)
     pieces, _ = scored_sample(tmp_path, POOL, {"a": drawn[0], "b": drawn[1]}, **settings)
     other, _ = scored_sample(tmp_path, POOL, {"a": drawn[0], "b": drawn[1]}, **settings, seed=2)
     assert len(whole) == 12
