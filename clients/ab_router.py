@@ -133,6 +133,7 @@ def _serve(config: Config) -> int:
         ws="none",
         http=limited_protocol(config),
         limit_concurrency=config.max_connections,
+        timeout_keep_alive=math.ceil(config.idle_seconds),
         log_level="warning",
         timeout_graceful_shutdown=math.ceil(config.stop_seconds),
         ssl_certfile=config.tls_certificate,

@@ -17,6 +17,8 @@ class HttpLimits:
         max_header_kb: requests with a longer head (line and headers) are refused
         header_seconds: a connection that has not sent a whole head by then is closed
         receive_seconds: a body that is not there by then is refused
+        idle_seconds: a connection is closed when no request followed an answer for so long; longer than the callers
+            keep one (60 s is usual), since a request sent while it is being closed is lost
         max_in_flight: pages and events worked on at a time; beyond that a caller gets 503 at once
         max_buffered_mb: bodies held in memory at a time; beyond that a caller gets 503 at once
         max_connections: open connections; beyond that a caller gets 503
@@ -27,14 +29,15 @@ class HttpLimits:
     max_header_kb: float = 16.0
     header_seconds: float = 5.0
     receive_seconds: float = 10.0
+    idle_seconds: float = 65.0
     max_in_flight: int = 256
     max_buffered_mb: float = 256.0
     max_connections: int = 2000
 
     def __post_init__(self) -> None:
         for name in (
-            "max_documents", "max_body_mb", "max_header_kb", "header_seconds", "receive_seconds", "max_in_flight",
-            "max_buffered_mb", "max_connections",
+            "max_documents", "max_body_mb", "max_header_kb", "header_seconds", "receive_seconds", "idle_seconds",
+            "max_in_flight", "max_buffered_mb", "max_connections",
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")

@@ -12,7 +12,10 @@ import ssl
 import subprocess
 import sys
 import time
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -20,6 +23,7 @@ from fastapi.testclient import TestClient
 
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.router.http_app import create_app
+from clients.ab.router.http_limits import HttpLimits
 from clients.ab.router.local_router import start_router
 from clients.ab_router import Config
 from tests.helpers.stub_ranker import EXPERIMENT
@@ -286,6 +290,22 @@ def test_over_tls_and_when_stopped_not_ready_comes_before_the_end(tmp_path):
             assert answer.status_code == 200 and answer.json()["logged"] is True
         router.process.wait(20)
         assert time.monotonic() - started > 1.0
+
+
+def test_an_idle_connection_outlives_those_that_a_front_end_keeps(tmp_path):
+    """Seen: connections were closed after 5 idle seconds, and a request that met the closing got no answer."""
+    assert HttpLimits().idle_seconds > 60  # what nginx and most balancers keep
+    (tmp_path / "e.yaml").write_text(EXPERIMENT)
+    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", "--idle-seconds", "7") as router:
+        connection = HTTPConnection(urlsplit(router.url).netloc, timeout=20)
+        with closing(connection):
+            for pause in (0, 6):
+                time.sleep(pause)
+                connection.request("GET", "/health/live")
+                with connection.getresponse() as answer:
+                    assert answer.status == 200 and answer.read()
+            waited = time.monotonic()
+            assert connection.sock.recv(1) == b"" and time.monotonic() - waited > 6
 
 
 def test_the_openapi_document_describes_bodies_and_answers(start):
