@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -221,12 +222,10 @@ def _connected(url: str, conf: Mapping[str, str]) -> SparkSession:
 
 
 def _wait_for(channel: Any, where: str) -> None:
-    import grpc
-
-    try:
-        grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
-    except grpc.FutureTimeoutError:
-        raise InputError(f"{where}: no Spark Connect server answers there within {ANSWER_SECONDS} seconds") from None
+    ready = threading.Event()
+    channel.subscribe(lambda state: ready.set() if state.name == "READY" else None, try_to_connect=True)
+    if not ready.wait(ANSWER_SECONDS):
+        raise InputError(f"{where}: no Spark Connect server answers there within {ANSWER_SECONDS} seconds")
 
 
 def _kind(kind: pa.DataType) -> str:
