@@ -5,8 +5,8 @@ python -m benchmarks.students.encoder_families --data data/msrd
 For each family: the largest difference between this project's scores and those of sentence-transformers' CrossEncoder
 on judged pairs that are within the field limits (beyond them the two cut differently, by design), and the tokens that
 the front model's encoder calls hold for each real one. Rounding alone moves a score with the batch it is in, most of
-all where a small random spread is scaled up: CrossEncoder's difference to itself stands beside. BERT is all-
-MiniLM-L6-v2. No pretrained XLM-R or ModernBERT is at hand, so those are small models of random weights, whose
+all where a small random spread is scaled up: CrossEncoder's difference to itself stands beside. BERT is
+all-MiniLM-L6-v2. No pretrained XLM-R or ModernBERT is at hand, so those are small models of random weights, whose
 tokenizers (Unigram pieces, byte-level BPE) are trained on the dataset's own text; heads are scaled to a spread of 1.
 `--checkpoint` measures a trained student instead of BERT's.
 """

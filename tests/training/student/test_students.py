@@ -41,19 +41,11 @@ from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import main as baseline_main
 from training.train_baseline import train_baseline
 from training.trainer.losses import hybrid, ranknet
-from training.world.dataset import WorldConfig, write_world
 
 TINY = {
     "size": "tiny-2", "vocabulary_size": 800, "limits": FieldLimits(8, 8, 12),
     "epochs": 1, "learning_rate": 3e-3, "batch_groups": 8, "precision": "fp32",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("world")
-    write_world(WorldConfig.small(train_queries=24, dev_queries=12, test_queries=4, unlabelled_queries=40), out)
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,6 @@ from training.trainer.group_batches import GroupBatches, RankingGroups
 from training.trainer.ranking_trainer import RankingTrainer
 from training.trainer.token_store import TokenStore
 from training.trainer.training_settings import TrainingSettings
-from training.world.dataset import WorldConfig, write_world
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("world")
-    write_world(WorldConfig.small(train_queries=24, dev_queries=12, test_queries=4, unlabelled_queries=40), out)
-    return out
 
 
 @pytest.fixture(scope="module")
