@@ -281,6 +281,43 @@ def test_the_programs_know_the_flags_that_they_are_given(rendered, name):
             assert given["url"].split(",") == hosts and "search-teacher" in of_kind(rendered[name], "Service")
 
 
+def test_every_program_that_sends_spans_is_told_where_to_and_may_reach_it(rendered):
+    values = {**example("fleet"), "tracing": {"endpoint": "http://collector.monitoring:4319", "ratio": 0.25}}
+    values["labelling"] = {**values.get("labelling", {}), "enabled": True}
+    values["teacher"] = {**values.get("teacher", {}), "enabled": True}
+    traced = render(values)
+    for manifest in traced:
+        if manifest["apiVersion"] in NATIVE:
+            kubernetes_validate.validate(manifest, "1.37", strict=True)
+    reaches = {
+        policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+        for policy in of_kind(traced, "NetworkPolicy").values()
+        for rule in policy["spec"]["egress"]
+        for port in rule["ports"]
+        if (port["port"], component(rule["to"][0])) == (4319, "monitoring")
+    }
+    assert reaches == {"students", "router", "labelling"}
+    for workload, pod in pods(traced).items():
+        container = pod["spec"]["containers"][0]
+        env = {each["name"]: each.get("value") for each in container.get("env", [])}
+        if workload.split("-")[1] not in reaches:
+            assert not any(name.startswith("OTEL") for name in env)
+            continue
+        assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.monitoring:4319"
+        assert (env["OTEL_TRACES_SAMPLER"], env["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.25")
+        if workload.startswith("search-students"):
+            # the form that docs/operations.md gives, which tests/e2e/test_tracing.py starts
+            wanted = (
+                "--trace-config mode=opentelemetry --trace-config opentelemetry,url=http://collector.monitoring:4319"
+            )
+            assert wanted + "/v1/traces --trace-config rate=0" in " ".join(container["command"][2].split())
+            assert env["DISRANKER_TRACING"] == "1"  # the name in serving/front/model.py
+        else:
+            assert given_flags(container)["tracing"] == "true"
+    plain = yaml.safe_dump_all(rendered["fleet"])
+    assert "OTEL" not in plain and "--tracing" not in plain and "trace-config" not in plain
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_experiment_file_is_one_that_the_router_reads(rendered, name, tmp_path):
     path = tmp_path / "experiments.yaml"
@@ -313,6 +350,7 @@ def test_a_pod_is_given_the_time_that_it_needs_to_stop(rendered):
         ({"models": {"uri": "s3://b/m"}, "students": {"arms": [{"name": "student", "version": 1}]}}, "claim alone"),
         ({"models": {"claim": "", "uri": "s3://b/m"}, "teacher": {"enabled": True}}, "bucket will not do"),
         ({"labelling": {"enabled": True}}, "teacher.enabled"),
+        ({"tracing": {"endpoint": "collector:4317"}}, "endpoint"),
     ],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_refused_with_the_reason(values, complaint):

@@ -68,3 +68,12 @@ GUARDED="model-repository,shared-memory,logging,trace:admin-key=$KEY" &&
 podSelector:
   matchLabels: {{- include "disranker.selector" . | nindent 4 }}
 {{- end }}
+
+{{/*
+Environment of a program that sends spans. A caller's own decision counts; of other pages a share is traced.
+*/}}
+{{- define "disranker.tracing" -}}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .Values.tracing.endpoint | trimSuffix "/" | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: parentbased_traceidratio}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .Values.tracing.ratio | quote }}}
+{{- end }}
