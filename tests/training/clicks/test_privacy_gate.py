@@ -3,6 +3,8 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from ranking.errors import DataError, InputError
 from ranking.schema import read_table
@@ -85,6 +87,32 @@ def test_personal_data_are_recognised_and_products_are_not():
     found = {text: [kind for _, _, kind in rules.spans(text)] for text in [*PERSONAL, *IMPERSONAL]}
     assert {text: kind in found[text] for text, kind in PERSONAL.items()} == dict.fromkeys(PERSONAL, True), found
     assert {text: found[text] for text in IMPERSONAL} == {text: [] for text in IMPERSONAL}
+
+
+RULES = PersonalData()  # loads nothing before its first text
+
+
+@pytest.fixture(scope="module")
+def rules_of_all_texts() -> PersonalData:
+    """Every recogniser looks at every text."""
+    personal = PersonalData()
+    vars(personal)["_rules"] = [rule._replace(digits=0, marks="") for rule in personal._rules]
+    return personal
+
+
+# pieces of what the rules look for, so that many of the made-up queries are nearly, or just, personal data
+PIECES = st.sampled_from(
+    [*" .:-/+()@", "0", "12", "555", "2671", "0049", "+49", "+1", "192", "168", "4111", "gb82", "west", "ab", "00:1a",
+     "ff", "calle", "12345678", "a@b.example", "st", "٣٤", "\uff10\uff11"]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES, min_size=1, max_size=12).map("".join))
+@settings(max_examples=400, deadline=None)
+@example("089 1234")
+@example("call 110 or 0201 1234")
+def test_a_rule_that_is_left_out_would_have_found_nothing(rules_of_all_texts, text):
+    assert RULES.spans(text) == rules_of_all_texts.spans(text)
 
 
 def test_queries_with_personal_data_are_dropped_or_masked_and_counted(tmp_path):
