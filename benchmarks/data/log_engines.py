@@ -26,11 +26,10 @@ LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Config:
-    """Measure prepare_clicks on DuckDB and on Spark and print a table of both.
+class Engines:
+    """Which engines are measured, and how they run.
 
     Args:
-        events: log sizes in events
         engine: which engines
         spark_master: where Spark runs; its memory is only seen on this machine
         spark_conf: NAME=VALUE for Spark's session
@@ -38,7 +37,6 @@ class Config:
         temp_folder: where the generated log goes; 60 million events take about 2 GB, removed afterwards
     """
 
-    events: list[int] = field(default_factory=lambda: [600_000, 6_000_000, 60_000_000])
     engine: list[str] = field(default_factory=lambda: ["duckdb", "spark"])
     spark_master: str = "local[2]"
     spark_conf: list[str] = field(default_factory=lambda: ["spark.driver.memory=4g"])
@@ -46,27 +44,52 @@ class Config:
     temp_folder: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.events or min(self.events) < 1000:
-            raise ValueError(f"events is {self.events}: sizes of at least 1000 are needed")
         if unknown := set(self.engine) - {"duckdb", "spark"}:
             raise ValueError(f"engine: {', '.join(sorted(unknown))} is not duckdb or spark")
 
+    def flags(self, engine: str) -> list[str]:
+        """Flags of a program that takes QueryEngineSettings."""
+        flags = ["--engine", engine, "--duckdb-threads", str(self.threads)]
+        if engine == "spark":
+            flags += ["--spark-master", self.spark_master]
+            flags += [part for setting in self.spark_conf for part in ("--spark-conf", setting)]
+        return flags
 
-def measure(engine: str, log: Path, out: Path, config: Config) -> tuple[float, float]:
-    """Run prepare_clicks on a log with that engine; returns seconds and peak resident GiB of all its processes."""
-    command = [sys.executable, "-m", "training.prepare_clicks", "--events", str(log), "--out", str(out)]
-    command += ["--engine", engine, "--duckdb-threads", str(config.threads)]
-    if engine == "spark":
-        command += ["--spark-master", config.spark_master]
-        command += [part for setting in config.spark_conf for part in ("--spark-conf", setting)]
+    def described(self) -> str:
+        """How they run, for the head of a page."""
+        spark = f"Spark at {self.spark_master} with {', '.join(self.spark_conf) or 'its defaults'}"
+        return (
+            f"DuckDB with {self.threads} threads, {spark}. Seconds include the start of the process and of Java. "
+            "Peak memory is the largest resident sum of processes."
+        )
+
+
+@dataclass(kw_only=True)
+class Config(Engines):
+    """Measure prepare_clicks on DuckDB and on Spark and print a table of both.
+
+    Args:
+        events: log sizes in events
+    """
+
+    events: list[int] = field(default_factory=lambda: [600_000, 6_000_000, 60_000_000])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.events or min(self.events) < 1000:
+            raise ValueError(f"events is {self.events}: sizes of at least 1000 are needed")
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Run a program of ours; returns seconds and peak resident GiB of all its processes. InputError if it fails."""
     started, peak = time.perf_counter(), 0
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
     tree = psutil.Process(child.pid)
     while child.poll() is None:
         peak = max(peak, _resident(tree))
         time.sleep(0.1)
     if child.returncode:
-        raise InputError(f"prepare_clicks --engine {engine} failed on {log}")
+        raise InputError(f"it failed: {' '.join(command)}")
     return time.perf_counter() - started, peak / (1 << 30)
 
 
@@ -89,29 +112,16 @@ def main(config: Config) -> None:
             write_log(log, events, pool, model)
             made = {engine: Path(folder) / f"{engine}.parquet" for engine in config.engine}
             for engine, out in made.items():
-                seconds, peak = measure(engine, log, out, config)
+                command = ["-m", "training.prepare_clicks", "--events", str(log), "--out", str(out)]
+                seconds, peak = measure([*command, *config.flags(engine)])
                 rows.append(f"| {events:,} | {engine} | {seconds:.1f} | {events / seconds / 1e6:.2f} | {peak:.2f} |")
                 LOGGER.info("%s", rows[-1])
             first, *others = made.values()
             if any(read_table(other, "clicks") != read_table(first, "clicks") for other in others):
                 raise InputError(f"the engines' click pairs of {events:,} events differ")
             log.unlink()
-    print(_page(config, rows))
-
-
-def _page(config: Config, rows: list[str]) -> str:
-    spark = f"Spark at {config.spark_master} with {', '.join(config.spark_conf) or 'its defaults'}"
-    lines = [
-        f"prepare_clicks on the same logs, DuckDB with {config.threads} threads, {spark}.",
-        "Seconds include the start of the process and of Java. Peak memory is the largest resident sum of processes.",
-        "Both engines wrote the same click pairs.",
-        "",
-        "| events | engine | seconds | million events/s | peak GiB |",
-        "|---:|---|---:|---:|---:|",
-        *rows,
-        "",
-    ]
-    return "\n".join(lines)
+    print(f"prepare_clicks on the same logs, {config.described()} The engines wrote the same click pairs.\n")
+    print("| events | engine | seconds | million events/s | peak GiB |\n|---:|---|---:|---:|---:|", *rows, sep="\n")
 
 
 if __name__ == "__main__":
