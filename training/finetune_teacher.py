@@ -21,7 +21,7 @@ from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, TeacherFormat
-from training.teacher.decoder import open_tokenizer, save_tokenizer
+from training.teacher.decoder import open_tokenizer, share_tokenizer
 from training.teacher.likelihood import evidence_groups, sample_groups
 from training.teacher.score_head import (
     LoraSettings,
@@ -110,9 +110,8 @@ def main(config: Config) -> None:
     text_config(model).pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     config.out.mkdir(parents=True, exist_ok=True)
     positions = getattr(text_config(model), "max_position_embeddings", None)
-    with state.main_process_first():
-        limits = config.limits or (base_card.limits if base_card is not None else DEFAULT_LIMITS)
-        text_format = save_tokenizer(tokenizer, config.out, limits, positions)
+    limits = config.limits or (base_card.limits if base_card is not None else DEFAULT_LIMITS)
+    text_format = share_tokenizer(tokenizer, config.out, limits, positions, state)
     _check_vocabulary(config.model, model, text_format)
 
     source = "candidates" if config.loss == "likelihood" else "judgments/train"

@@ -31,7 +31,7 @@ from training.teacher.decoder import (
     build_decoder,
     open_decoder,
     open_tokenizer,
-    save_tokenizer,
+    share_tokenizer,
     train_bpe,
 )
 from training.teacher.language_trainer import LanguageTrainer
@@ -97,8 +97,7 @@ def main(config: Config) -> None:
     tokenizer = open_tokenizer(config.model or config.out)
     model = open_decoder(config.model) if config.model else None
     positions = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    with state.main_process_first():
-        text_format = save_tokenizer(tokenizer, config.out, config.limits, positions)
+    text_format = share_tokenizer(tokenizer, config.out, config.limits, positions, state)
     if model is None:
         model = build_decoder(config.from_scratch, tokenizer, text_format.max_tokens())
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
+from ranking.object_store import hand_over
 from ranking.text import TeacherFormat, load_tokenizer
 
 LOGGER = logging.getLogger(__name__)
@@ -151,3 +153,14 @@ def save_tokenizer(tokenizer: Any, folder: Path, limits: FieldLimits, max_positi
             "lower the field limits"
         )
     return text_format
+
+
+def share_tokenizer(
+    tokenizer: Any, folder: Path, limits: FieldLimits, max_positions: int | None, processes: PartialState
+) -> TeacherFormat:
+    """save_tokenizer by the first of a training's processes; all of them return the format that it wrote."""
+    processes.wait_for_everyone()  # one that still opens a tokenizer there must not see half of a new one
+    if processes.is_main_process:
+        save_tokenizer(tokenizer, folder, limits, max_positions)
+    hand_over(folder, processes.is_main_process, processes.wait_for_everyone)
+    return TeacherFormat(load_tokenizer(folder), tokenizer.eos_token, limits)

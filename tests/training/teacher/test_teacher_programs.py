@@ -198,7 +198,7 @@ def launch(program: str, world: Path, out: Path, flags: dict) -> None:
         [*command, "--data", str(world), "--out", str(out), *words],
         cwd=Path(__file__).parents[3], env=environment, timeout=300, capture_output=True, text=True,
     )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-4000:]
+    assert run.returncode == 0, run.stderr
 
 
 def test_reinitialised_weights_forget_the_pretraining(world, pretrained, tmp_path):
