@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 import serving
+from serving.backends.vllm import watchdog
 
 BUSY_SECONDS = 90  # a busy machine may take long to start a process; a quiet one never waits for this
 WATCHDOG = Path(serving.__file__).parent / "backends" / "vllm" / "watchdog.py"
@@ -41,22 +42,22 @@ def watch(server: subprocess.Popen) -> subprocess.Popen:
 
 def test_it_ends_the_engine_and_the_server_when_the_model_process_is_gone(sleeper):
     server, replaced, engine, worker = sleeper(), sleeper(), sleeper(), sleeper()
-    watchdog = watch(server)
-    watchdog.stdin.write(f"engine {replaced.pid}\nengine {engine.pid} {worker.pid}\n")
-    watchdog.stdin.close()
+    process = watch(server)
+    process.stdin.write(f"engine {replaced.pid}\nengine {engine.pid} {worker.pid}\n")
+    process.stdin.close()
     assert engine.wait(BUSY_SECONDS) != 0
     assert worker.wait(BUSY_SECONDS) != 0
     assert server.wait(BUSY_SECONDS) != 0
     assert replaced.poll() is None  # an earlier engine's process ids may be someone else's by now
-    watchdog.kill()
-    watchdog.wait()
+    process.kill()
+    process.wait()
 
 
 def test_it_touches_nothing_after_an_orderly_end(sleeper):
     server, engine = sleeper(), sleeper()
-    watchdog = watch(server)
-    watchdog.communicate(f"engine {engine.pid}\nbye\n", timeout=BUSY_SECONDS)
-    assert watchdog.returncode == 0
+    process = watch(server)
+    process.communicate(f"engine {engine.pid}\nbye\n", timeout=BUSY_SECONDS)
+    assert process.returncode == 0
     assert (server.poll(), engine.poll()) == (None, None)
 
 
@@ -84,10 +85,20 @@ def test_it_spares_a_stranger_that_has_the_model_process_number(sleeper):
     """As when both are killed at once: its parent is then process 1, not the model process."""
     server, stranger = sleeper(), sleeper()
     command = [sys.executable, "-I", str(WATCHDOG), str(server.pid), str(stranger.pid)]
-    watchdog = subprocess.Popen(command, stdin=subprocess.PIPE)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
     server.kill()
-    assert watchdog.wait(BUSY_SECONDS) == 0
+    assert process.wait(BUSY_SECONDS) == 0
     assert stranger.poll() is None
+
+
+def test_it_spares_a_process_that_has_the_number_of_one_which_ended(sleeper):
+    stranger = sleeper()
+    ended = watchdog.known(stranger.pid)._replace(start="1")  # started in the first tick after boot
+    watchdog.kill([ended])
+    assert not watchdog.alive(ended) and watchdog.alive(watchdog.known(stranger.pid))
+    watchdog.kill([watchdog.known(stranger.pid)])
+    assert stranger.wait(BUSY_SECONDS) == -signal.SIGKILL
+    assert not watchdog.alive(watchdog.known(stranger.pid))
 
 
 # a backend that is loading: it has a watchdog, which does not know its processes yet

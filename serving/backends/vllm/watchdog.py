@@ -8,6 +8,8 @@ memory, and the server, which does not notice, would let every caller wait for e
 the server sees it exit. If the server is gone and the model process does not follow, as when it is killed while the
 model loads, the model process is ended with everything it started.
 
+Numbers of processes are used again, so a process is known by its number and its start.
+
 Standard library only: this process lives as long as the server and should stay small. Linux, as the server is.
 """
 
@@ -21,21 +23,22 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 PATIENCE_SECONDS = 10.0
 
 
 def main() -> None:
     """Wait until the model process or the server is gone, and then end what is left."""
-    server, model_process = int(sys.argv[1]), int(sys.argv[2])
-    engine: list[int] = []
+    server, model_process = known(int(sys.argv[1])), int(sys.argv[2])
+    engine: list[Process] = []
     for line in lines_until_abandoned(server):
         word, *rest = line.split()
         if word == "bye":
             return
-        engine = [int(pid) for pid in rest]
+        engine = [known(int(pid)) for pid in rest]
     if os.getppid() == model_process:  # it lives, and its server is gone; it may be loading: no engine known yet
-        kill([model_process, *descendants(model_process)])
+        kill(map(known, [model_process, *descendants(model_process)]))
         say("the server is gone; the model process that it left was ended")
     kill(engine)
     if alive(server):
@@ -45,7 +48,28 @@ def main() -> None:
         kill([server])  # it may wait for ever for answers that the dead process owes
 
 
-def lines_until_abandoned(server: int) -> Iterator[str]:
+class Process(NamedTuple):
+    """A process by its number and its start, in clock ticks since boot; None: it had ended when it was asked for."""
+
+    pid: int
+    start: str | None
+
+
+def known(pid: int) -> Process:
+    """The process that has this number now."""
+    return Process(pid, _start(pid))
+
+
+def _start(pid: int) -> str | None:
+    """When a process started; None if it has ended, also where its parent has not collected it yet."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else fields[18]
+
+
+def lines_until_abandoned(server: Process) -> Iterator[str]:
     """The lines of stdin, until it closes or the server has been gone for PATIENCE_SECONDS."""
     rest = b""
     give_up: float | None = None
@@ -60,13 +84,9 @@ def lines_until_abandoned(server: int) -> Iterator[str]:
             give_up = time.monotonic() + PATIENCE_SECONDS  # an orderly end says bye in this time
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be collected by its parent does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+def alive(process: Process) -> bool:
+    """Whether a process still runs, and its number is not another one's by now."""
+    return process.start is not None and _start(process.pid) == process.start
 
 
 def descendants(pid: int) -> list[int]:
@@ -88,11 +108,12 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
-def kill(pids: Iterable[int], how: signal.Signals = signal.SIGKILL) -> None:
-    """Send a signal to each process that is still there."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or its number is someone else's by now
-            os.kill(pid, how)
+def kill(processes: Iterable[Process], how: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to each process that still runs."""
+    for process in processes:
+        if alive(process):
+            with contextlib.suppress(ProcessLookupError):  # ended this moment
+                os.kill(process.pid, how)
 
 
 def say(message: str) -> None:
