@@ -230,9 +230,10 @@ class Bench:
         if students:
             pool.unlink()
 
-    def measure(self, row: str, seed: int, labels: int, scores: NDArray[np.float32]) -> None:
-        """Append the row's line: NDCG@5 on test."""
-        line = {"row": row, "seed": seed, "labels": labels, "test": mean(judged_ranking(self.test, scores).ndcg(5))}
+    def measure(self, row: str, seed: int, share: float, labels: int, scores: NDArray[np.float32]) -> None:
+        """Append the row's line: NDCG@5 on test. share: the budget, which short queries may leave some labels short."""
+        line = {"row": row, "seed": seed, "share": share, "labels": labels}
+        line["test"] = mean(judged_ranking(self.test, scores).ndcg(5))
         append_row(self.config.out, line)
         LOGGER.info("%s", line)
 
@@ -265,7 +266,7 @@ def make_world(config: Config) -> Path:
 def run_rounds(bench: Bench, row: str, seed: int) -> None:
     """All budgets of one strategy, those that are not finished."""
     config = bench.config
-    finished = {(line["row"], line["seed"], line["labels"]) for line in finished_rows(config.out)}
+    finished = {(line["row"], line["seed"], line["share"]) for line in finished_rows(config.out)}
     rankers = STRATEGIES[row].get("ranker", [])
     drawn: list[Path] = []
     students: list[NDArray[np.float32]] = []
@@ -279,8 +280,9 @@ def run_rounds(bench: Bench, row: str, seed: int) -> None:
         drawn.append(folder / "asked.parquet")
         labelled = bench.rows(drawn)
         scores = bench.student(folder / "student", labelled, seed)
-        if (row, seed, len(labelled)) not in finished:
-            bench.measure(row, seed, len(labelled), scores["test"])
+        share = config.shares[number - 1]
+        if (row, seed, share) not in finished:
+            bench.measure(row, seed, share, len(labelled), scores["test"])
         students = [scores["pool"]] if rankers else []
         if SECOND in rankers and number < len(budgets):
             students.append(bench.student(folder / "second", labelled, seed, second=True)["pool"])
@@ -294,7 +296,7 @@ def main(config: Config) -> None:
         for seed in config.seeds:
             if (ALL, seed) not in {(line["row"], line["seed"]) for line in finished_rows(config.out)}:
                 scores = bench.student(config.out / f"seed-{seed}" / ALL, np.arange(len(bench.pool)), seed)
-                bench.measure(ALL, seed, len(bench.pool), scores["test"])
+                bench.measure(ALL, seed, 1.0, len(bench.pool), scores["test"])
             for row in config.strategies:
                 run_rounds(bench, row, seed)
     print(table(finished_rows(config.out)))
@@ -306,22 +308,23 @@ def table(lines: list[dict[str, Any]]) -> str:
     if not full:
         return "no finished row"
     goals = {goal: goal * float(np.mean(full)) for goal in GOALS}
-    budgets = sorted({line["labels"] for line in lines if line["row"] != ALL})
+    drawn = [line for line in lines if line["row"] != ALL]
+    shares = sorted({line["share"] for line in drawn})
+    budgets = {share: round(np.mean([line["labels"] for line in drawn if line["share"] == share])) for share in shares}
     shown = [
         f"all labels: {np.mean(full):.4f} ± {np.std(full):.4f} over {len(full)} seeds; "
         + ", ".join(f"{share:.0%} of it is {goal:.4f}" for share, goal in goals.items()),
         "",
-        f"| strategy | {' | '.join(f'{budget:,}' for budget in budgets)} | "
+        f"| strategy | {' | '.join(f'{budget:,}' for budget in budgets.values())} | "
         f"{' | '.join(f'labels for {share:.0%}' for share in goals)} |",
         "|---|" + "--:|" * (len(budgets) + len(goals)),
     ]
-    for row in dict.fromkeys(line["row"] for line in lines if line["row"] != ALL):
-        by_budget = {
-            budget: [line["test"] for line in lines if (line["row"], line["labels"]) == (row, budget)]
-            for budget in budgets
+    for row in dict.fromkeys(line["row"] for line in drawn):
+        found = {
+            share: [line["test"] for line in drawn if (line["row"], line["share"]) == (row, share)] for share in shares
         }
-        cells = [f"{np.mean(found):.4f} ± {np.std(found):.4f}" if found else "" for found in by_budget.values()]
-        means = {budget: float(np.mean(found)) for budget, found in by_budget.items() if found}
+        cells = [f"{np.mean(each):.4f} ± {np.std(each):.4f}" if each else "" for each in found.values()]
+        means = {budgets[share]: float(np.mean(each)) for share, each in found.items() if each}
         prices = [labels_for(goal, means) for goal in goals.values()]
         shown.append(f"| {row} | {' | '.join([*cells, *prices])} |")
     return "\n".join(shown)

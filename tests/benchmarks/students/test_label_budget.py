@@ -3,8 +3,8 @@
 from benchmarks.students.label_budget import labels_for, table
 
 
-def line(row: str, labels: int, test: float, seed: int = 1) -> dict:
-    return {"row": row, "seed": seed, "labels": labels, "dev": 0.0, "test": test}
+def line(row: str, share: float, labels: int, test: float, seed: int = 1) -> dict:
+    return {"row": row, "seed": seed, "share": share, "labels": labels, "test": test}
 
 
 def test_labels_for_a_goal_lie_between_two_budgets_on_a_logarithmic_line():
@@ -17,12 +17,12 @@ def test_labels_for_a_goal_lie_between_two_budgets_on_a_logarithmic_line():
 
 def test_the_table_has_means_over_seeds_and_what_each_goal_takes():
     lines = [
-        line("all", 90_000, 0.79),
-        line("all", 90_000, 0.81, seed=2),
-        line("random", 1000, 0.700),
-        line("random", 1000, 0.720, seed=2),
-        line("random", 2000, 0.784),
-        line("bands", 1000, 0.5),
+        line("all", 1, 90_000, 0.79),
+        line("all", 1, 90_000, 0.81, seed=2),
+        line("random", 0.1, 1001, 0.700),
+        line("random", 0.1, 999, 0.720, seed=2),  # a query with few candidates leaves a label or two
+        line("random", 0.2, 2000, 0.784),
+        line("bands", 0.1, 1000, 0.5),
     ]
     shown = table(lines)
     assert "all labels: 0.8000 ± 0.0100 over 2 seeds; 90% of it is 0.7200, 98% of it is 0.7840" in shown
