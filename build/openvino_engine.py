@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from build.runners import Runner, batches, openvino_runner, pad_to_longest
+from build.runners import Runner, batches, openvino_core, openvino_runner, pad_to_longest
 from ranking.encoder_inputs import Feed, chosen
 from ranking.text import EncodedPair
 
@@ -21,9 +21,7 @@ MODEL_FILE = "model.xml"
 
 def cpu_precisions() -> list[str]:
     """The precisions worth building on this CPU. bf16 only where the CPU computes in it; elsewhere it is emulated."""
-    import openvino
-
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ["int8", "bf16", "fp32"] if "BF16" in capabilities else ["int8", "fp32"]
 
 
@@ -90,7 +88,7 @@ def read_network(onnx_path: str | Path, positions: int):
     """
     import openvino
 
-    model = openvino.Core().read_model(str(onnx_path))
+    model = openvino_core().read_model(str(onnx_path))
     names = [port.get_any_name() for port in model.inputs]
     model.reshape({name: openvino.PartialShape([-1, openvino.Dimension(1, positions)]) for name in names})
     return model, names

@@ -6,7 +6,9 @@ The gate scores the same documents with every engine by score_documents().
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,11 +58,22 @@ def score_documents(runner: Runner, documents: EncodedDocuments, pad_id: int, la
     return documents.pool(score_pairs(runner, documents.pairs, pad_id, label))
 
 
-def openvino_runner(model_path: str | Path, settings: dict[str, str | int]) -> Runner:
-    """An OpenVINO IR (model.xml) or ONNX file on the CPU with the given properties."""
+@cache
+def openvino_core() -> Any:
+    """The one openvino.Core of this process.
+
+    A Core's CPU plugin puts a signal stack of its own in the place of the thread's, and frees it when it goes. Of two
+    Cores, the one that goes last puts back what the other may have freed by then: the next signal that has a handler,
+    such as Ctrl-C, then ends the process with SIGSEGV (seen with OpenVINO 2026.4).
+    """
     import openvino
 
-    compiled = openvino.Core().compile_model(str(model_path), "CPU", settings)
+    return openvino.Core()
+
+
+def openvino_runner(model_path: str | Path, settings: dict[str, str | int]) -> Runner:
+    """An OpenVINO IR (model.xml) or ONNX file on the CPU with the given properties."""
+    compiled = openvino_core().compile_model(str(model_path), "CPU", settings)
     request = compiled.create_infer_request()
     names = [port.get_any_name() for port in compiled.inputs]
 

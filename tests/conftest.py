@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
-from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -40,15 +38,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     # long files first: with two workers, none is left alone with minutes of work at the end
     items.sort(key=lambda item: 0 if "/e2e/" in item.nodeid or "/labelling/" in item.nodeid else 1)
-
-
-@pytest.fixture(autouse=True)
-def no_child_handler_is_left() -> Iterator[None]:
-    """A loader with workers makes torch handle SIGCHLD for the rest of the process.
-
-    With it left in place the run ended with SIGSEGV, raised by the kernel where a later child process exited. The
-    likely cause, not proven: Python's handlers ask for the alternative stack, which is too small for a signal's frame
-    once the thread has used AMX registers.
-    """
-    yield
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)

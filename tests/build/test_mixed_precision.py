@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import openvino
 import pytest
 
 from build import openvino_engine
 from build.judged_pairs import read_candidates
 from build.mixed_precision import build_mixed_ir, matrix_products
-from build.runners import score_pairs
+from build.runners import openvino_core, score_pairs
 from ranking.text import StudentFormat
 
 POSITIONS, PARTS = 128, 3
@@ -24,7 +23,7 @@ class Judged:
 
 
 def quantisers(path) -> int:
-    return sum(op.get_type_name() == "FakeQuantize" for op in openvino.Core().read_model(str(path)).get_ops())
+    return sum(op.get_type_name() == "FakeQuantize" for op in openvino_core().read_model(str(path)).get_ops())
 
 
 @pytest.fixture(scope="module")
