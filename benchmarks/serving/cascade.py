@@ -11,6 +11,7 @@ documents are counts, so they hold for every machine; processor time is this one
 from __future__ import annotations
 
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -255,10 +256,13 @@ def report(config: Config, rows: list[dict], lists: Sequence[JudgedList], pages:
     """The table as Markdown."""
     whole = next(row for row in rows if row["k"] is None)
     documents = np.mean([len(each.grades) for each in lists])
-    lines = [
+    words = (
         f"{len(lists)} test queries with {documents:.0f} judged documents each; {len(pages)} pages, "
         f"{1 - len(np.unique(pages)) / len(pages):.2f} of them of a query that came before; {config.precision}, "
-        f"{config.threads} thread. Token rows are encoded tokens a page, padding included.",
+        f"{config.threads} thread. Token rows are encoded tokens a page, padding included."
+    )
+    lines = [
+        *textwrap.wrap(words, 120),
         "",
         "| arm | NDCG@5 | against large | large's token rows | small's | ms of one core a page | pages per core "
         "| with kept scores: token rows, both | ms | hits | pages per core |",
