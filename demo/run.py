@@ -149,7 +149,8 @@ def flow(config: Config) -> dict[str, Any]:
     stages.program(
         "evaluate", "ranking quality on the test queries",
         "-m", "training.evaluate", "--data", data, "--system", "bm25",
-        *(word for system in systems for word in ("--system", system)), "--out", out / "evaluation",
+        *(word for system in systems for word in ("--system", system)), "--precision", "auto",
+        "--out", out / "evaluation",
     )  # fmt: skip
     reason = "" if config.smoke else reason_not_to_ship(out / "evaluation", with_prior=config.sends_prior)
     if reason:

@@ -31,7 +31,7 @@ from training.evaluation.trec_files import write_qrels, write_run
 
 LOGGER = logging.getLogger(__name__)
 Split = Literal["train", "dev", "test"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 TestMetric = Literal["ndcg@1", "ndcg@5", "ndcg@10", "ndcg_exp@1", "ndcg_exp@5", "ndcg_exp@10", "mrr", "pnr"]
 
 
@@ -61,7 +61,7 @@ class Config:
         relevant_from: grade from which a document counts as relevant in the calibration error
         disagreements: rows in the list of largest disagreements with the teacher
         queries: evaluate on the first so many queries only; 0 for all
-        precision: float32, or bfloat16 matrix products (faster where the CPU or GPU has them)
+        precision: float32, bfloat16 matrix products, or auto: bfloat16 where the processor multiplies it natively
         batch_tokens: padded tokens of one forward; lower it if memory does not suffice
         resamples: bootstrap resamples
         permutations: permutations of the randomisation test

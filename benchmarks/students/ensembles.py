@@ -38,12 +38,10 @@ from training.distill_student import Config as StudentConfig
 from training.distill_student import StudentLossSettings, distill_student, distillation_loss
 from training.evaluation.blend_combination import disagreement, rank_fractions, ridge_weights
 from training.evaluation.blend_weights import fit_weights
-from training.evaluation.checkpoint_scores import Precision
 from training.student.checkpoint import ScoreScale
 from training.student.student_groups import confidence_weights, labelled_groups, weighted
 from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import train_baseline
-from training.trainer.training_settings import bf16_is_native
 from training.world.dataset import WorldConfig, write_world
 
 LOGGER = logging.getLogger(__name__)
@@ -88,7 +86,6 @@ class Seed:
 
     def __init__(self, config: Config, seed: int):
         self.config, self.seed, self.folder = config, seed, config.out / f"seed-{seed}"
-        self.precision: Precision = "bfloat16" if bf16_is_native() else "float32"
         self.bert: dict[str, Any] = {"limits": LIMITS, "learning_rate": config.learning_rate, "init": config.init}
         self.bert |= {"batch_groups": 8, "group_documents": 8}
 
@@ -139,7 +136,7 @@ class Seed:
             queries = len(set(train.column("query_id").to_pylist()))
             settings = self.bert | {"epochs": steps * 8 / queries, "eval_steps": steps, "seed": seed}
             train_baseline(BaselineConfig(data=part, out=out, loss="ranknet", **settings))
-        return partial(checkpoint_scores, out, precision=self.precision)
+        return partial(checkpoint_scores, out, precision="auto")
 
     @cached_property
     def scores(self) -> dict[str, NDArray[np.float64]]:
@@ -225,7 +222,7 @@ class Seed:
                     **self.bert,
                 )
             )
-        return partial(checkpoint_scores, out, precision=self.precision)
+        return partial(checkpoint_scores, out, precision="auto")
 
 
 ROWS = (

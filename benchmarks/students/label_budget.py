@@ -35,13 +35,11 @@ from ranking.program import run
 from ranking.schema import read_table
 from training.clicks.normalised_queries import normalise_query
 from training.distill_student import DistillationSettings, distill
-from training.evaluation.checkpoint_scores import Precision
 from training.evaluation.label_scores import label_scores
 from training.sample_candidates import Config as SampleConfig
 from training.sample_candidates import sample_candidates
 from training.student.student_groups import groups_of
 from training.student.student_training import start_student
-from training.trainer.training_settings import bf16_is_native
 from training.world.dataset import WorldConfig, write_world
 
 LOGGER = logging.getLogger(__name__)
@@ -192,8 +190,7 @@ class Bench:
             model = start_student(settings)
             groups = groups_of([labelled], "teacher_score", model.text_format)
             distill(settings, model, groups, None, {"labels": "pool"})
-        precision: Precision = "bfloat16" if bf16_is_native() else "float32"
-        return partial(checkpoint_scores, out, precision=precision)
+        return partial(checkpoint_scores, out, precision="auto")
 
     def draw(
         self, out: Path, row: str, queries: int, before: list[Path], students: list[NDArray[np.float32]], seed: int

@@ -27,11 +27,12 @@ from ranking.chunks import pool
 from ranking.errors import InputError
 from ranking.text import StudentFormat, TeacherFormat, normalise
 from training.trainer.token_store import TokenStore, split_by_tokens
+from training.trainer.training_settings import bf16_is_native
 
 LOGGER = logging.getLogger(__name__)
 PLAIN_MAX_TOKENS = 512
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 # (model, one padded batch of TokenStore.pad) -> float [rows]
 Forward = Callable[[Any, dict[str, Tensor]], Tensor]
 
@@ -79,8 +80,9 @@ class Scorer:
     ) -> NDArray[np.float32]:
         """Raw scores, float32 [n], one per row; the order of rows does not change them beyond rounding.
 
-        batch_tokens: padded tokens of one forward; precision: bfloat16 runs matrix products under autocast; progress:
-        the progress bar's label, None for no bar. InputError if a score is not finite.
+        batch_tokens: padded tokens of one forward; precision: bfloat16 runs matrix products under autocast, auto does
+        where the device multiplies it natively; progress: the progress bar's label, None for no bar. InputError if a
+        score is not finite.
         """
         if not len(queries) == len(titles) == len(summaries):
             raise ValueError(f"{len(queries)} queries, {len(titles)} titles, {len(summaries)} summaries: must be equal")
@@ -90,12 +92,13 @@ class Scorer:
         self._check_ids(store)
         scores = np.full(len(store), np.nan, np.float32)
         device = next(self.model.parameters()).device
+        bf16 = bf16_is_native() if precision == "auto" else precision == "bfloat16"
         with tqdm(total=len(store), desc=progress, unit="text", disable=progress is None) as bar:
             for rows in split_by_tokens(store.lengths, batch_tokens):
                 batch = {
                     name: t.to(device) for name, t in store.pad(rows.tolist(), self.pad_id, self.token_types).items()
                 }
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     scores[rows] = self.forward(self.model, batch).float().cpu().numpy()
                 bar.update(len(rows))
         if bad := int((~np.isfinite(scores)).sum()):

@@ -14,7 +14,7 @@ from ranking.bm25 import bm25_scores
 from ranking.errors import InputError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most draws need no model
-    from training.evaluation.checkpoint_scores import Precision, Scorer
+    from training.evaluation.checkpoint_scores import Scorer
 
 RANKERS = "bm25, column:NAME or checkpoint:PATH"
 COLUMN_PREFIX = "score_"  # of a pool's score column inside DuckDB, where its own name may be a word of SQL
@@ -34,14 +34,10 @@ class PoolRanker:
             raise InputError(f"--ranker {source}: a column's name must be of ASCII letters, digits and _; rename it")
         self.column = where if kind == "column" else None
         self._scorer: Scorer | None = None
-        self._precision: Precision = "float32"
         if kind == "checkpoint":
             from training.evaluation.checkpoint_scores import Scorer
-            from training.trainer.training_settings import bf16_is_native
 
             self._scorer = Scorer.load(where)
-            # an order to draw by, not a label: the faster products will do
-            self._precision = "bfloat16" if bf16_is_native() else "float32"
 
     def scores(self, rows: pa.Table) -> NDArray[np.float64]:
         """float [rows]: scores of rows with query, title and summary, and its column where it reads one.
@@ -53,7 +49,8 @@ class PoolRanker:
         texts = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
         if self._scorer is None:
             return bm25_scores(*texts).astype(np.float64)
-        return self._scorer.score(*texts, precision=self._precision).astype(np.float64)
+        # an order to draw by, not a label: the faster products will do
+        return self._scorer.score(*texts, precision="auto").astype(np.float64)
 
 
 def pool_rankers(sources: Sequence[str]) -> list[PoolRanker]:

@@ -25,6 +25,7 @@ from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.text import STUDENT_FORMAT, TEACHER_FORMAT, StudentFormat, TeacherFormat
 from training.evaluation.checkpoint_scores import Scorer, score_pairs
+from training.trainer.training_settings import bf16_is_native
 
 SENTENCES = ["red running shoes for men", "a cheap flight to rome", "how to bake sourdough bread at home", "rome guide"]
 QUERIES = ["running shoes", "rome flight", "bread", "rome"] * 5
@@ -132,6 +133,8 @@ def test_batching_and_row_order_do_not_change_scores(kind, request):
     np.testing.assert_allclose(backwards, together, atol=1e-5)
     bfloat16 = scorer.score(QUERIES, TITLES, SUMMARIES, precision="bfloat16")
     assert 0 < np.abs(bfloat16 - together).max() < 0.2 * np.abs(together).max()
+    auto = scorer.score(QUERIES, TITLES, SUMMARIES, precision="auto")
+    np.testing.assert_array_equal(auto, bfloat16 if bf16_is_native() else together)
     assert scorer.score([], [], []).shape == (0,)
 
 
