@@ -23,10 +23,11 @@ import pyarrow as pa
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from clients.ab.judging.shared_page import FOLDER, serve_page
 from clients.ab.judging.sheet import Sheet, draw_queries
 from clients.triton.connection import TritonAccess
 from clients.triton.reranker import AsyncReranker, RerankError
@@ -39,8 +40,7 @@ from ranking.schema import MAX_GRADE, iter_table
 
 logger = logging.getLogger("search_page")
 
-PAGE = Path(__file__).parent / "ab" / "judging" / "search_page.html"
-SCRIPT = PAGE.with_name("marked_words.js")
+PAGE = FOLDER / "search_page.html"
 SHOWN = 10
 EXAMPLES = 6  # queries offered on the empty page
 MAX_QUERY = 2000  # characters
@@ -179,13 +179,7 @@ def make_app(config: Config) -> FastAPI:
         reasons = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in problem.errors()[:3]]
         return JSONResponse({"detail": "; ".join(reasons).encode("ascii", "backslashreplace").decode()}, 422)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE)
-
-    @app.get("/marked_words.js", include_in_schema=False)
-    async def script() -> FileResponse:
-        return FileResponse(SCRIPT)
+    serve_page(app, PAGE)
 
     @app.get("/examples")
     async def example_queries() -> dict[str, list[str]]:

@@ -20,9 +20,9 @@ from typing import Annotated, Any
 import httpx
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from clients.ab.judging.shared_page import serve_page
 from ranking.bm25 import words
 from ranking.errors import InputError
 from ranking.limits import MAX_ID_CHARACTERS
@@ -32,7 +32,6 @@ from ranking.schema import iter_table
 logger = logging.getLogger("engine_page")
 
 PAGE = Path(__file__).with_name("engine_page.html")
-SCRIPT = Path(__file__).parents[1] / "clients" / "ab" / "judging" / "marked_words.js"
 COOKIE = "disranker_user"
 MAX_QUERY = 2000  # characters
 EXAMPLES = 6  # queries offered on the empty page
@@ -146,13 +145,7 @@ def make_app(config: Config) -> FastAPI:
 
     app = FastAPI(title="DisRanker engine page", lifespan=router)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE)
-
-    @app.get("/marked_words.js", include_in_schema=False)
-    async def script() -> FileResponse:
-        return FileResponse(SCRIPT)
+    serve_page(app, PAGE)
 
     @app.get("/examples")
     async def example_queries() -> dict[str, list[str]]:

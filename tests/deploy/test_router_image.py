@@ -87,7 +87,7 @@ def test_the_image_starts_as_nobody_and_serves_on_a_log_folder_that_it_may_write
         "--target", str(site), installation, cwd=build,
     )  # fmt: skip
     assert (site / "clients" / "ab" / "judging" / "search_page.html").is_file()
-    assert (site / "clients" / "ab" / "judging" / "marked_words.js").is_file()
+    assert (site / "clients" / "ab" / "judging" / "shared_page.js").is_file()
 
     # only what the recipe's line brings can be imported
     extras = re.fullmatch(r"\.\[([\w,]+)\]", installation)[1].split(",")

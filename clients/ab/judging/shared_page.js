@@ -1,4 +1,25 @@
-// What the judging page and the page of a search engine draw results with.
+// What the judging page and the page of a search engine share.
+
+const $ = id => document.getElementById(id);
+
+async function ask(path, options) {
+  const answer = await fetch(path, options);
+  const content = await answer.json().catch(() => ({detail: answer.statusText}));
+  if (!answer.ok) throw new Error(typeof content.detail === "string" ? content.detail : JSON.stringify(content.detail));
+  return content;
+}
+
+// Offers queries on the empty page.
+async function examples() {
+  const {queries} = await ask("examples");
+  $("examples").hidden = !queries.length;
+  $("examples").append(...queries.map(query => {
+    const button = element("button", "", query);
+    button.type = "button";
+    button.addEventListener("click", () => { $("query").value = query; $("search").requestSubmit(); });
+    return button;
+  }));
+}
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
