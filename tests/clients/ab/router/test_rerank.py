@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import ExitStack
 
 import pytest
 from fastapi.testclient import TestClient
@@ -28,21 +29,16 @@ def ranker():
 @pytest.fixture
 def start(tmp_path, ranker):
     """A function (settings) -> TestClient of a started router; its models give the documents the scores 0, 1, 2."""
-    clients = []
 
     def make(url: str = ranker.url, **settings) -> TestClient:
         (tmp_path / "e.yaml").write_text(EXPERIMENT)
         config = Config(
             experiment=tmp_path / "e.yaml", url=url, log=tmp_path / "log", raw_ids=True, deadline_ms=5000, **settings
         )
-        client = TestClient(create_app(config, config, "the router", config))
-        client.__enter__()
-        clients.append(client)
-        return client
+        return clients.enter_context(TestClient(create_app(config, config, "the router", config)))
 
-    yield make
-    for client in clients:
-        client.__exit__(None, None, None)
+    with ExitStack() as clients:
+        yield make
 
 
 def records(tmp_path) -> list[dict]:

@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,7 +41,6 @@ def closed_port() -> str:
 @pytest.fixture
 def start(tmp_path):
     """A function (settings) -> TestClient of a started router whose Triton is not there."""
-    clients = []
 
     def make(text: str = EXPERIMENT, **settings) -> TestClient:
         (tmp_path / "e.yaml").write_text(text)
@@ -49,14 +48,10 @@ def start(tmp_path):
             experiment=tmp_path / "e.yaml", url=closed_port(), log=tmp_path / "log", reload_seconds=0.05,
             raw_ids="salt_file" not in settings, **settings,
         )  # fmt: skip
-        client = TestClient(create_app(config, config, "the router"))
-        client.__enter__()
-        clients.append(client)
-        return client
+        return clients.enter_context(TestClient(create_app(config, config, "the router")))
 
-    yield make
-    for client in clients:
-        client.__exit__(None, None, None)
+    with ExitStack() as clients:
+        yield make
 
 
 def records(tmp_path, kind: str = "exposure") -> list[dict]:
