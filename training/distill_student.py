@@ -42,9 +42,10 @@ class StudentLossSettings:
     """How a student learns from the teacher's scores.
 
     Args:
-        loss: hybrid = alpha * point-wise MSE + beta * margin MSE, the paper's; point and margin alone; ranknet on the
-            teacher's order; ranknet_point = ranknet + anchor * point-wise MSE; kl: list-wise softmax cross-entropy
-        alpha: weight of point-wise MSE in hybrid; more keeps scores comparable between queries (thresholds)
+        loss: hybrid = alpha * point-wise MSE + beta * margin MSE; point and margin alone; ranknet on the teacher's
+            order; ranknet_point = ranknet + anchor * point-wise MSE; kl: list-wise softmax cross-entropy
+        alpha: weight of point-wise MSE in hybrid; more keeps scores comparable between queries (thresholds), 1 is the
+            paper's
         beta: weight of margin MSE in hybrid; more spends capacity on the order within a query
         anchor: weight of point-wise MSE in ranknet_point; more keeps scores comparable between queries (thresholds)
         temperature: of kl, on standardised scores; lower looks at the top of the list only
@@ -55,7 +56,7 @@ class StudentLossSettings:
     """
 
     loss: Literal["hybrid", "point", "margin", "ranknet", "ranknet_point", "kl"] = "hybrid"
-    alpha: float = 1.0
+    alpha: float = 0.1
     beta: float = 1.0
     anchor: float = 0.1
     temperature: float = 0.5

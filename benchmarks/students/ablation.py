@@ -268,6 +268,7 @@ SAME_AS_GAIN = {
 # the best of those tried for a teacher that goes from stage 1 to judgments at once
 RATE_WITHOUT_START = 8e-4
 
+PAPERS_LOSS: dict[str, Any] = {"loss": "hybrid", "alpha": 1.0}
 LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
 
 # row -> (checkpoint or None for BM25, the row it must beat); the main rows first
@@ -275,7 +276,7 @@ ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {
     "bm25": (None, None),
     "teacher": (lambda s: s.teacher(), "teacher-no-cpt"),
     "baseline-pair": (lambda s: s.baseline("baseline-pair", "ranknet"), "bm25"),
-    "student-hybrid": (lambda s: s.student("student-hybrid", loss="hybrid"), "baseline-pair"),
+    "student-hybrid": (lambda s: s.student("student-hybrid", **PAPERS_LOSS), "baseline-pair"),
     "student-point": (lambda s: s.student("student-point", loss="point"), "baseline-pair"),
     "student-margin": (lambda s: s.student("student-margin", loss="margin"), "baseline-pair"),
     "teacher-no-cpt": (
@@ -299,10 +300,10 @@ ROWS: dict[str, tuple[Callable[[Seed], Path] | None, str | None]] = {
     ),
     "student-ranknet": (lambda s: s.student("student-ranknet", loss="ranknet"), "baseline-pair"),
     "student-kl": (lambda s: s.student("student-kl", loss="kl"), "baseline-pair"),
-    "student-6": (lambda s: s.student("student-6", size="mini-6", loss="hybrid"), "baseline-pair"),
+    "student-6": (lambda s: s.student("student-6", size="mini-6", **PAPERS_LOSS), "baseline-pair"),
     # twelve layers from scratch stay at random order with the others' rate and short warm-up
     "student-12": (
-        lambda s: s.student("student-12", size="mini-12", loss="hybrid", learning_rate=3e-4, warmup=0.1),
+        lambda s: s.student("student-12", size="mini-12", **PAPERS_LOSS, learning_rate=3e-4, warmup=0.1),
         "baseline-pair",
     ),
 }

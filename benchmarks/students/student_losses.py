@@ -47,22 +47,22 @@ LOGGER = logging.getLogger(__name__)
 
 # variant -> settings of distill_student that differ
 VARIANTS: dict[str, dict[str, Any]] = {
-    "hybrid (paper)": {"loss": "hybrid"},
+    "hybrid (paper)": {"loss": "hybrid", "alpha": 1.0},
     "ranknet_point 0.1": {"loss": "ranknet_point", "anchor": 0.1},
     "ranknet": {"loss": "ranknet"},
     "margin": {"loss": "margin"},
     "ranknet_point 0.3": {"loss": "ranknet_point", "anchor": 0.3},
-    "hybrid with offsets removed": {"loss": "hybrid"},
-    "hybrid with uniform sampling": {"loss": "hybrid", "group_sampling": "uniform"},
+    "hybrid with offsets removed": {"loss": "hybrid", "alpha": 1.0},
+    "hybrid with uniform sampling": {"loss": "hybrid", "alpha": 1.0, "group_sampling": "uniform"},
     "hybrid with alpha 0.1": {"loss": "hybrid", "alpha": 0.1},
     "point": {"loss": "point"},
     "ranknet with uniform sampling": {"loss": "ranknet", "group_sampling": "uniform"},
-    "hybrid with all documents": {"loss": "hybrid", "group_documents": 0, "batch_groups": 3},
+    "hybrid with all documents": {"loss": "hybrid", "alpha": 1.0, "group_documents": 0, "batch_groups": 3},
 }
 # variants for which the teacher must be an encoder with the students' tokenizer and limits
 OF_ENCODERS: dict[str, dict[str, Any]] = {
-    "hybrid with relations 1": {"loss": "hybrid", "relation_weight": 1.0, "relation_heads": 4},
-    "hybrid with relations 10": {"loss": "hybrid", "relation_weight": 10.0, "relation_heads": 4},
+    "hybrid with relations 1": {"loss": "hybrid", "alpha": 1.0, "relation_weight": 1.0, "relation_heads": 4},
+    "hybrid with relations 10": {"loss": "hybrid", "alpha": 1.0, "relation_weight": 10.0, "relation_heads": 4},
 }
 ALL = VARIANTS | OF_ENCODERS
 PIECE = 4000  # candidates labelled at once; what is labelled is kept
