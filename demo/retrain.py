@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from demo.decoder_stages import train_teacher
 from demo.run import only, only_arms
 from demo.stages import ROOT, Stages, note, run_program
 from ranking.card import ScoreCard, fingerprint
@@ -241,21 +242,8 @@ def renew_teacher(stages: Stages, config: Config) -> None:
     out, data, size = config.out, config.out / "data", config.teacher_size
     start = ["likelihood_small"] if size == "small" else [f"finetune_{size}", "--loss", "likelihood", "--epochs", "1"]
     assert config.pretrained is not None, "__post_init__ has checked it"
-    stages.program(
-        "pretrain", "continued pre-training of the last decoder on the new clicks",
-        "-m", "training.pretrain_teacher", "--config", f"training/configs/pretrain_{size}.yaml", "--data", data,
-        "--from-scratch=", "--model", config.pretrained, "--out", out / "pretrained", made=out / "pretrained",
-    )  # fmt: skip
-    stages.program(
-        "start", "its likelihood becomes its score",
-        "-m", "training.finetune_teacher", "--config", f"training/configs/{start[0]}.yaml", "--data", data,
-        "--model", out / "pretrained", "--out", out / "start", *start[1:], made=out / "start",
-    )  # fmt: skip
-    stages.program(
-        "finetune", "fine-tuning on the judgments",
-        "-m", "training.finetune_teacher", "--config", f"training/configs/finetune_{size}.yaml", "--data", data,
-        "--model", out / "start", "--out", out / "teacher", made=out / "teacher",
-    )  # fmt: skip
+    init = ["--from-scratch=", "--model", str(config.pretrained)]
+    train_teacher(stages, data, out, size=size, start=start, init=init, once=[])
 
 
 def refuse_worse_teacher(config: Config) -> None:

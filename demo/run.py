@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from clients.ab.router.local_router import start_router
+from demo.decoder_stages import train_teacher
 from demo.preflight import check_machine, cores, slower_processor
 from demo.stages import ROOT, Stages, note, run_program
 from demo.summary import summarise, summarise_refusal
@@ -188,21 +189,7 @@ def train_decoder(stages: Stages, config: Config) -> None:
     # a pretrained decoder's likelihood is a start after one pass at fine-tuning's own settings
     start = ["finetune_0.5b_24gb", "--loss", "likelihood", "--epochs", "1"] if init else ["likelihood_small", *once]
     stages.run("clicks", "click log to click pairs", lambda: click_pairs(data), {"data": config.data})
-    stages.program(
-        "pretrain", "continued pre-training of the teacher: query in, clicked title and summary out",
-        "-m", "training.pretrain_teacher", "--config", f"training/configs/pretrain_{size}.yaml", "--data", data,
-        "--out", out / "pretrained", *init, *once, made=out / "pretrained",
-    )  # fmt: skip
-    stages.program(
-        "start", "the teacher's start: its own likelihood becomes its score",
-        "-m", "training.finetune_teacher", "--config", f"training/configs/{start[0]}.yaml", "--data", data,
-        "--model", out / "pretrained", "--out", out / "start", *start[1:], made=out / "start",
-    )  # fmt: skip
-    stages.program(
-        "finetune", "fine-tuning of the teacher with a pairwise rank loss",
-        "-m", "training.finetune_teacher", "--config", f"training/configs/finetune_{size}.yaml", "--data", data,
-        "--model", out / "start", "--out", out / "teacher", *once, made=out / "teacher",
-    )  # fmt: skip
+    train_teacher(stages, data, out, size=size, start=start, init=init, once=once)
     stages.program(
         "build_teacher", "teacher to a Triton model (backend vllm)",
         "build/build_teacher.py", "--checkpoint", out / "teacher", "--repository", out / "model_repository",

@@ -217,3 +217,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to files of the repository, which the site does not hold, become their paths; the story has a page."""
     markdown = markdown.replace("](story.py)", "](story.md)")
     return re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?!results/)[^)]+\.(?:yaml|py|toml))\)", r"`\2`", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Code and tables may be wider than a telephone: the keyboard must be able to reach and scroll them (site.css)."""
+    return re.sub(r"<(pre|table)>", r'<\1 tabindex="0">', html)

@@ -100,5 +100,14 @@ def _flush_all(folder: Path) -> None:
         flush(written)
 
 
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes whenever a file is written or replaced: its time of change, size and inode. None: no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}{_ASIDE_SUFFIX}")

@@ -7,6 +7,7 @@ A program asks for an engine by `QueryEngineSettings` and speaks to it through `
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from ranking.database import DuckDbSettings, literal
+from ranking.errors import DataError
 
 BATCH_ROWS = 65_536
 
@@ -194,3 +196,19 @@ class QueryEngineSettings(DuckDbSettings):
         return SparkEngine.start(
             self.spark_master, dict(pair.split("=", 1) for pair in self.spark_conf), scratch or Path()
         )
+
+    @contextmanager
+    def engine_for(self, out: Path, source: str) -> Iterator[tuple[QueryEngine, Path]]:
+        """The engine and its scratch folder for making the file `out`, whose folder is made; both go with the block.
+
+        DataError on `source`, what is read, if a query fails within the block.
+        """
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=self.temp_folder or out.parent) as scratch:
+            engine = self.open_engine(Path(scratch))
+            try:
+                yield engine, Path(scratch)
+            except engine.problems as problem:
+                raise DataError(source, told(engine, problem)) from problem
+            finally:
+                engine.close()

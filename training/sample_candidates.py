@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from ranking.bm25 import bm25_scores
 from ranking.errors import DataError
 from ranking.files import write_json
 from ranking.program import run
-from ranking.query_engine import BATCH_ROWS, QueryEngine, QueryEngineSettings, add_table, told
+from ranking.query_engine import BATCH_ROWS, QueryEngine, QueryEngineSettings, add_table
 from ranking.schema import TABLES, Table, reading, write_table
 from training.clicks.event_columns import event_defaults
 from training.clicks.log_tables import FileColumns, file_columns, open_view, parquet_files
@@ -188,24 +187,17 @@ def sample_candidates(config: Config) -> dict:
     table, columns = _pool_columns(config, choice.rankers)
     files = parquet_files(config.pool)
     out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".sample-", dir=config.temp_folder or out.parent) as spill:
-        engine = config.open_engine(Path(spill))
-        try:
-            rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
-            read, refused = open_view(engine, "pool", table, files, rejects, columns)
-            report = {"strategy": config.strategy, "pairs_read": read, "pairs_rejected": refused}
-            _count_queries(engine, config)
-            report |= _draw_queries(engine, config, choice)
-            pieces = _draw_documents(engine, table, choice, report)
-            if config.strategy in BY_USEFULNESS:
-                pieces = _most_useful_queries(pieces, config, report, Path(spill) / "drawn.parquet")
-            names = TABLES["candidates"].schema.names
-            report["pairs"] = write_table(out, "candidates", (piece.select(names) for piece in pieces))
-        except engine.problems as problem:
-            raise DataError(config.pool, told(engine, problem)) from problem
-        finally:
-            engine.close()
+    with config.engine_for(out, config.pool) as (engine, scratch):
+        rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
+        read, refused = open_view(engine, "pool", table, files, rejects, columns)
+        report = {"strategy": config.strategy, "pairs_read": read, "pairs_rejected": refused}
+        _count_queries(engine, config)
+        report |= _draw_queries(engine, config, choice)
+        pieces = _draw_documents(engine, table, choice, report)
+        if config.strategy in BY_USEFULNESS:
+            pieces = _most_useful_queries(pieces, config, report, scratch / "drawn.parquet")
+        names = TABLES["candidates"].schema.names
+        report["pairs"] = write_table(out, "candidates", (piece.select(names) for piece in pieces))
     write_json(out.with_suffix(".report.json"), report)
     return report
 

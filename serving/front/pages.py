@@ -12,8 +12,10 @@ them (ranking/card.py).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -27,57 +29,57 @@ TEXT_INPUTS = ("query", "title", "summary")
 TOKEN_INPUTS = ("token_ids", "token_counts", "vocabulary")
 
 
-@dataclass(frozen=True)
-class TextPage:
-    """A query and n documents as text; most_chunks: so many chunks of a document are read at most."""
+Field = TypeVar("Field", str, NDArray[np.int32])
 
-    query: str
-    titles: Sequence[str]
-    summaries: Sequence[str]
+
+@dataclass(frozen=True)
+class Page(ABC, Generic[Field]):
+    """A query and n documents; most_chunks: so many chunks of a document are read at most."""
+
+    query: Field
+    titles: Sequence[Field]
+    summaries: Sequence[Field]
     most_chunks: int
 
     def __len__(self) -> int:
         return len(self.titles)
 
-    def take(self, rows: NDArray[np.intp]) -> TextPage:
+    def take(self, rows: NDArray[np.intp]) -> Page[Field]:
         """The page with these documents alone."""
-        titles, summaries = [self.titles[row] for row in rows], [self.summaries[row] for row in rows]
-        return TextPage(self.query, titles, summaries, self.most_chunks)
+        return replace(self, titles=[self.titles[row] for row in rows], summaries=[self.summaries[row] for row in rows])
 
+    @abstractmethod
     def keys(self) -> list[bytes]:
         """What the score cache knows each document by."""
+
+    @abstractmethod
+    def encode(self, text: StudentFormat) -> EncodedDocuments:
+        """The documents as an encoder of this format reads them."""
+
+
+class TextPage(Page[str]):
+    """A page as text."""
+
+    def keys(self) -> list[bytes]:
+        """By their text and the query's."""
         documents = [(title.encode(), summary.encode()) for title, summary in zip(self.titles, self.summaries)]
         return content_keys(self.query.encode(), documents, f"text {self.most_chunks}".encode())
 
     def encode(self, text: StudentFormat) -> EncodedDocuments:
-        """The documents as an encoder of this format reads them."""
+        """Tokenised here."""
         return text.encode_documents([self.query] * len(self), self.titles, self.summaries, self.most_chunks)
 
 
-@dataclass(frozen=True)
-class TokenPage:
-    """The same as token ids, int32 each."""
-
-    query: NDArray[np.int32]
-    titles: Sequence[NDArray[np.int32]]
-    summaries: Sequence[NDArray[np.int32]]
-    most_chunks: int
-
-    def __len__(self) -> int:
-        return len(self.titles)
-
-    def take(self, rows: NDArray[np.intp]) -> TokenPage:
-        """The page with these documents alone."""
-        titles, summaries = [self.titles[row] for row in rows], [self.summaries[row] for row in rows]
-        return TokenPage(self.query, titles, summaries, self.most_chunks)
+class TokenPage(Page[NDArray[np.int32]]):
+    """A page as token ids."""
 
     def keys(self) -> list[bytes]:
-        """What the score cache knows each document by."""
+        """By their ids and the query's."""
         documents = [(title.tobytes(), summary.tobytes()) for title, summary in zip(self.titles, self.summaries)]
         return content_keys(self.query.tobytes(), documents, f"tokens {self.most_chunks}".encode())
 
     def encode(self, text: StudentFormat) -> EncodedDocuments:
-        """The documents as an encoder of this format reads them."""
+        """The ids as they came, with the format's marks between them."""
         limits = text.limits  # a cascade's small model may read less of a field than the large one
         return text.join(
             [self.query[: limits.max_query_tokens]] * len(self),
@@ -85,9 +87,6 @@ class TokenPage:
             self.summaries,
             self.most_chunks,
         )
-
-
-Page = TextPage | TokenPage
 
 
 def read_page(request, max_documents: int, text: StudentFormat, vocabulary: str) -> Page:

@@ -211,13 +211,17 @@ def test_judging_page(pages, driver, width, write_docs):
 
 
 @needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_docs_site(pages, driver, width):
+def test_docs_site(pages, driver, width, scheme):
+    """A page of each kind; a wide table, code in several languages and long lines are among them."""
     set_width(driver, width, WIDTHS[width])
-    for page in ("index.html", "operations.html", "data.html", "results/demo.html"):
-        driver.get(f"{pages.site}/{page}")
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for page in ("index", "operations", "story", "programs", "architecture", "results/ablation"):
+        driver.get(f"{pages.site}/{page}.html")
         until(driver, "h1")
-        assert overflow(driver) == 0 and errors(driver) == [], f"{page} at {width}"
+        check(driver, page, width, False)
 
 
 def test_the_screens_in_docs_are_small():

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from tests.helpers.foreign_rerankers import CORPUS
+from tests.helpers.trained_tokenizers import word_piece
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
@@ -24,26 +25,22 @@ SIZES = {
 }  # fmt: skip
 
 
-def _pairs(tokenizer: Tokenizer, first: str, separator: str, template: str, types: bool) -> Tokenizer:
+def _wrap(
+    tokenizer: Tokenizer, first: str, separator: str, pad: str, unknown: str, pair: str
+) -> PreTrainedTokenizerFast:
+    """The tokenizer with its marks around a text and around a pair, and token types if the pair's form has any."""
     marks = [(mark, tokenizer.token_to_id(mark)) for mark in dict.fromkeys((first, separator))]
-    single = f"{first} $A {separator}"
-    tokenizer.post_processor = processors.TemplateProcessing(single, template, marks)
-    return tokenizer
+    tokenizer.post_processor = processors.TemplateProcessing(f"{first} $A {separator}", pair, marks)
+    types = ["token_type_ids"] if ":1" in pair else []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, unk_token=unknown, cls_token=first, sep_token=separator,
+        model_input_names=["input_ids", *types, "attention_mask"],
+    )  # fmt: skip
 
 
 def bert_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=marks, show_progress=False)
-    )
-    _pairs(tokenizer, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", True)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
+    tokenizer = word_piece(CORPUS, 400)
+    return _wrap(tokenizer, "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[CLS] $A [SEP] $B:1 [SEP]:1")
 
 
 def xlm_roberta_tokenizer() -> PreTrainedTokenizerFast:
@@ -53,11 +50,7 @@ def xlm_roberta_tokenizer() -> PreTrainedTokenizerFast:
     marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=marks, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator([*CORPUS, "größe 44"], trainer)
-    _pairs(tokenizer, "<s>", "</s>", "<s> $A </s> </s> $B </s>", False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>",
-        model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+    return _wrap(tokenizer, "<s>", "</s>", "<pad>", "<unk>", "<s> $A </s> </s> $B </s>")
 
 
 def modernbert_tokenizer() -> PreTrainedTokenizerFast:
@@ -68,11 +61,7 @@ def modernbert_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=500, special_tokens=marks, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    _pairs(tokenizer, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B [SEP]", False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+    return _wrap(tokenizer, "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[CLS] $A [SEP] $B [SEP]")
 
 
 def deberta_tokenizer() -> PreTrainedTokenizerFast:
@@ -82,11 +71,7 @@ def deberta_tokenizer() -> PreTrainedTokenizerFast:
     marks = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
     trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=marks, unk_token="[UNK]", show_progress=False)
     tokenizer.train_from_iterator([*CORPUS, "größe 44"], trainer)
-    _pairs(tokenizer, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", True)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
+    return _wrap(tokenizer, "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[CLS] $A [SEP] $B:1 [SEP]:1")
 
 
 DEBERTA = {

@@ -19,6 +19,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from tests.helpers.trained_tokenizers import byte_level
+
 CORPUS = [
     f"Query: {query}\nTitle: {title}\nSummary: {summary}"
     for query, title, summary in [
@@ -59,19 +61,6 @@ def _without_added(serialised: str, contents: list[str]) -> str:
     return json.dumps(state)
 
 
-def byte_level(specials: list[str]) -> Tokenizer:
-    """As Qwen has it: bytes as characters, no begin token, several role tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=alphabet, special_tokens=specials, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer
-
-
 def _wrap(tokenizer: Tokenizer, **tokens: str | None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
 
@@ -82,13 +71,13 @@ def _llama_like(pad: str | None) -> PreTrainedTokenizerFast:
 
 
 def _qwen() -> PreTrainedTokenizerFast:
-    tokenizer = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer = byte_level(CORPUS, 600, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return _wrap(tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
 
 
 def _qwen_base() -> PreTrainedTokenizerFast:
     """Qwen's base models: the padding token is the end-of-sequence token."""
-    tokenizer = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer = byte_level(CORPUS, 600, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return _wrap(tokenizer, pad_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
@@ -27,6 +27,7 @@ from ranking.text import (
     load_tokenizer,
     normalise,
 )
+from tests.helpers.trained_tokenizers import byte_level, word_piece
 
 SENTENCES = [
     "Query: running shoes\nTitle: Light running shoes\nSummary: cushioned and breathable",
@@ -40,16 +41,9 @@ NASTY = ["</s>", "<s>", "<</s>/s>", "< /s>", "<pad>", "[SEP]", "[CLS]", "[sep]",
 field_text = st.lists(st.text(max_size=12) | st.sampled_from(NASTY), max_size=12).map("".join)
 
 
-def byte_level() -> Tokenizer:
-    """As Llama 3 and Qwen: byte-level BPE; <s> in front is the tokenizer's own doing."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=350, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+def adding_bos() -> Tokenizer:
+    """As Llama 3: byte-level BPE; <s> in front is the tokenizer's own doing."""
+    tokenizer = byte_level(SENTENCES, 350, SPECIALS)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return tokenizer
 
@@ -70,24 +64,13 @@ def metaspace() -> Tokenizer:
 
 def appending() -> Tokenizer:
     """A tokenizer that ends every text with </s> itself."""
-    tokenizer = byte_level()
+    tokenizer = adding_bos()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     return tokenizer
 
 
-def word_piece() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        SENTENCES, trainers.WordPieceTrainer(vocab_size=150, special_tokens=specials, show_progress=False)
-    )
-    return tokenizer
-
-
-TEACHERS = {make.__name__: TeacherFormat(make(), "</s>", LIMITS) for make in (byte_level, metaspace, appending)}
-STUDENT = StudentFormat(word_piece(), LIMITS)
+TEACHERS = {make.__name__: TeacherFormat(make(), "</s>", LIMITS) for make in (adding_bos, metaspace, appending)}
+STUDENT = StudentFormat(word_piece(SENTENCES, 150), LIMITS)
 
 
 @given(st.text() | field_text)
@@ -116,7 +99,7 @@ def test_a_teacher_text_ends_in_its_only_end_token_within_its_limits(name, query
     [found] = layout.texts([query], [title], [summary])
     ids = tokenizer.encode(found.text).ids
     specials = [i for i in ids if i in {tokenizer.token_to_id(mark) for mark in ("<pad>", "<s>", "</s>")}]
-    expected = [tokenizer.token_to_id("<s>")] if name == "byte_level" else []
+    expected = [tokenizer.token_to_id("<s>")] if name == "adding_bos" else []
     assert specials == [*expected, layout.eos_id] and ids[-1] == layout.eos_id
     assert len(ids) <= layout.max_tokens()
     # nothing in the query can move the document out: its part starts where it should, whole
@@ -169,7 +152,7 @@ def test_a_student_input_keeps_its_layout(query, title, summary):
 
 
 def test_the_layouts_worked_by_hand():
-    [text] = TEACHERS["byte_level"].texts(["running shoes"], ["Light"], ["</s> cushioned"])
+    [text] = TEACHERS["adding_bos"].texts(["running shoes"], ["Light"], ["</s> cushioned"])
     assert text.text == "Query: running shoes\nTitle: Light\nSummary: < /s> cushioned</s>"
     assert text.text[text.document_start_character :] == " Light\nSummary: < /s> cushioned</s>"
     assert TEACHERS["appending"].texts(["a"], ["b"], ["c"])[0].text == "Query: a\nTitle: b\nSummary: c"
@@ -180,7 +163,7 @@ def test_the_layouts_worked_by_hand():
 def test_five_megabytes_of_text_cost_no_more_than_what_is_kept_of_them():
     started = time.process_time()
     for text in ("word " * 1_000_000, "x" * 5_000_000, "</s>" * 1_200_000, "☕" * 1_500_000, " " * 5_000_000):
-        TEACHERS["byte_level"].texts([text], [text], [text])
+        TEACHERS["adding_bos"].texts([text], [text], [text])
         TEACHERS["metaspace"].texts([text], [text], [text])
         STUDENT.encode([text], [text], [text])
     assert time.process_time() - started < 3
@@ -208,13 +191,13 @@ def save_checkpoint(folder: Path, tokenizer: Tokenizer, **changes) -> Path:
 
 
 def test_a_checkpoints_format_takes_limits_from_its_card_and_ignores_stored_truncation(tmp_path):
-    tokenizer = byte_level()
+    tokenizer = adding_bos()
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=50)
     layout = TeacherFormat.of_checkpoint(save_checkpoint(tmp_path, tokenizer))
     assert layout.limits == LIMITS
     rows = (["running shoes"], ["Light"], ["cushioned"])
-    assert layout.texts(*rows) == TEACHERS["byte_level"].texts(*rows)
+    assert layout.texts(*rows) == TEACHERS["adding_bos"].texts(*rows)
     assert 3 < len(layout.tokenizer.encode(layout.texts(*rows)[0].text).ids) < 50
 
 
@@ -228,13 +211,13 @@ def test_a_checkpoints_format_takes_limits_from_its_card_and_ignores_stored_trun
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(changes, reason, tmp_path):
-    save_checkpoint(tmp_path, byte_level(), **changes)
+    save_checkpoint(tmp_path, adding_bos(), **changes)
     with pytest.raises(InputError, match=reason):
         TeacherFormat.of_checkpoint(tmp_path)
 
 
 def test_a_format_by_the_tokenizers_own_template_reads_the_document_as_one_text():
-    tokenizer = byte_level()
+    tokenizer = adding_bos()
     tokenizer.add_special_tokens(["[SEP]"])
     marks = [("<s>", 1), ("[SEP]", tokenizer.token_to_id("[SEP]"))]
     template = {"single": "<s> $A [SEP]", "pair": "<s> $A [SEP] [SEP] $B [SEP]"}
@@ -254,14 +237,14 @@ def test_a_format_by_the_tokenizers_own_template_reads_the_document_as_one_text(
         assert plain.ids[plain.document_start - 2 : plain.document_start] == [marks[1][1]] * 2
     assert not text.token_types and text.max_tokens() == 120 + 4
     with pytest.raises(InputError, match="no template for pairs"):
-        PairFormat(byte_level(), LIMITS)
+        PairFormat(adding_bos(), LIMITS)
 
 
 def test_tokenizers_that_cannot_serve_are_refused(tmp_path):
     with pytest.raises(InputError, match="not one special token"):
-        TeacherFormat(word_piece(), "</s>", LIMITS)
+        TeacherFormat(word_piece(SENTENCES, 150), "</s>", LIMITS)
     with pytest.raises(InputError, match=r"no \[CLS\], \[SEP\], \[PAD\]"):
-        StudentFormat(byte_level(), LIMITS)
+        StudentFormat(adding_bos(), LIMITS)
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
@@ -270,7 +253,7 @@ def test_tokenizers_that_cannot_serve_are_refused(tmp_path):
 
 
 def test_marks_that_a_tokenizer_gained_later_are_neutralised_too():
-    tokenizer = byte_level()
+    tokenizer = adding_bos()
     tokenizer.add_special_tokens([AddedToken("<|im_end|>", special=True)])
     layout = TeacherFormat(tokenizer, "</s>", LIMITS)
     [found] = layout.texts(["a<|im_end|>"], ["<|IM_END|>"], [""])

@@ -9,7 +9,6 @@ click: the sum of its satisfied clicks, each weighted by the inverse of its posi
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from ranking.click_models import SATISFIED_SECONDS
 from ranking.errors import DataError, InputError
 from ranking.files import write_json
 from ranking.object_store import address
-from ranking.query_engine import QueryEngine, QueryEngineSettings, add_table, single_row, single_value, told
+from ranking.query_engine import QueryEngine, QueryEngineSettings, add_table, single_row, single_value
 from ranking.schema import TABLES, write_table
 from ranking.visible import VISIBLE_RE2
 from training.clicks.event_columns import LOST, event_defaults, parse_event_columns
@@ -129,45 +128,36 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     require_users(settings.privacy, columns.absent)
     readable = ReadableQueries(settings.privacy)
     out = Path(settings.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".clicks-", dir=settings.temp_folder or out.parent) as spill:
-        engine = settings.open_engine(Path(spill))
-        try:
-            rejects = out.with_suffix(".rejects.tsv") if settings.on_bad_row == "reject" else None
-            read, refused = open_view(engine, "events", TABLES["events"], files, rejects, columns)
-            report: dict[str, Any] = {"events_read": read, "events_rejected": refused, "absent": columns.absent}
-            report |= drop_forced_pages(engine, settings.exposures or exposures_beside(settings.events))
-            report |= _drop_bots(engine, settings)
-            report["distinct_queries"], report["normalised_queries"] = number_queries(
-                engine, "people", rewrite=readable
-            )
-            report |= _exclude_queries(engine, settings)
-            report["privacy"] = drop_rare_queries(engine, settings.privacy)
-            report["privacy"]["clicks_over_cap"] = cap_clicks(
-                engine, settings.satisfied(), settings.privacy, "user_id" not in columns.absent
-            )
-            report["privacy"] |= {f"queries_{reason}": count for reason, count in sorted(readable.counts.items())}
-            report["privacy"]["personal_by_kind"] = dict(sorted(readable.by_kind.items()))
-            engine.view(
-                "kept",
-                """SELECT people.*, query_no FROM people JOIN spellings ON people.query = raw
-                   ANTI JOIN over_cap USING (request_id, doc_id)""",
-            )
-            report["events_kept"] = single_value(engine, "SELECT count(*) FROM kept")
-            if not report["events_kept"]:
-                raise DataError(settings.events, _nothing_left(report))
-            propensities = _propensities(engine, settings, report["events_kept"])
-            report["position_bias"] = propensities.report() if propensities else None
-            _sum_clicks(engine, settings, propensities)
-            report["pairs_without_text"] = _count_pairs_without_text(engine)
-            report["clicks"] = write_table(out, "clicks", _clicks(engine))
-            if settings.shown_documents is not None:
-                shown = shown_documents(engine, settings.satisfied(), propensities)
-                report["shown_documents"] = write_table(settings.shown_documents, "shown_documents", shown)
-        except engine.problems as problem:
-            raise DataError(settings.events, told(engine, problem)) from problem
-        finally:
-            engine.close()
+    with settings.engine_for(out, settings.events) as (engine, _):
+        rejects = out.with_suffix(".rejects.tsv") if settings.on_bad_row == "reject" else None
+        read, refused = open_view(engine, "events", TABLES["events"], files, rejects, columns)
+        report: dict[str, Any] = {"events_read": read, "events_rejected": refused, "absent": columns.absent}
+        report |= drop_forced_pages(engine, settings.exposures or exposures_beside(settings.events))
+        report |= _drop_bots(engine, settings)
+        report["distinct_queries"], report["normalised_queries"] = number_queries(engine, "people", rewrite=readable)
+        report |= _exclude_queries(engine, settings)
+        report["privacy"] = drop_rare_queries(engine, settings.privacy)
+        report["privacy"]["clicks_over_cap"] = cap_clicks(
+            engine, settings.satisfied(), settings.privacy, "user_id" not in columns.absent
+        )
+        report["privacy"] |= {f"queries_{reason}": count for reason, count in sorted(readable.counts.items())}
+        report["privacy"]["personal_by_kind"] = dict(sorted(readable.by_kind.items()))
+        engine.view(
+            "kept",
+            """SELECT people.*, query_no FROM people JOIN spellings ON people.query = raw
+               ANTI JOIN over_cap USING (request_id, doc_id)""",
+        )
+        report["events_kept"] = single_value(engine, "SELECT count(*) FROM kept")
+        if not report["events_kept"]:
+            raise DataError(settings.events, _nothing_left(report))
+        propensities = _propensities(engine, settings, report["events_kept"])
+        report["position_bias"] = propensities.report() if propensities else None
+        _sum_clicks(engine, settings, propensities)
+        report["pairs_without_text"] = _count_pairs_without_text(engine)
+        report["clicks"] = write_table(out, "clicks", _clicks(engine))
+        if settings.shown_documents is not None:
+            shown = shown_documents(engine, settings.satisfied(), propensities)
+            report["shown_documents"] = write_table(settings.shown_documents, "shown_documents", shown)
     if not report["clicks"]:
         out.unlink()
         if report["pairs_without_text"]:

@@ -15,6 +15,7 @@ import yaml
 from clients.ab.experiment.definition import Arm, Experiment, Experiments, Guardrails
 from clients.ab.experiment.split import Namespace
 from ranking.errors import InputError
+from ranking.files import stamp
 
 logger = logging.getLogger("ab_experiment_file")
 
@@ -28,7 +29,7 @@ class ExperimentFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._seen = self._changing = self._stamp()
+        self._seen = self._changing = stamp(self.path)
         self.current = parse(self._read(), self.path)
         self.error = ""
 
@@ -37,13 +38,13 @@ class ExperimentFile:
 
         A change is taken up at the second look that finds it the same: the first may have met a half-written file.
         """
-        stamp = self._stamp()
-        if stamp == self._seen:
+        found = stamp(self.path)
+        if found == self._seen:
             return False
-        if stamp != self._changing:
-            self._changing = stamp
+        if found != self._changing:
+            self._changing = found
             return False
-        self._seen = stamp
+        self._seen = found
         try:
             new = parse(self._read(), self.path)
         except Exception as problem:  # an edit must never be lost without a word, whatever the parser makes of it
@@ -58,13 +59,6 @@ class ExperimentFile:
         if changed:
             logger.info("%s: taken up, %d experiments", self.path, len(new.experiments))
         return changed
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> str:
         try:

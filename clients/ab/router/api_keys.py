@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ranking.errors import DataError, InputError
+from ranking.files import stamp
 
 logger = logging.getLogger("ab_router")
 
@@ -51,7 +52,7 @@ class ApiKeys:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
         self._path, self._clock = path, clock
-        self._seen = self._stamp()
+        self._seen = stamp(self._path)
         self._callers = self._read()
         self.error = ""
 
@@ -74,23 +75,16 @@ class ApiKeys:
 
     def reload(self) -> None:
         """Take up the file if it changed. A bad edit leaves the keys as they were, with the reason in `error`."""
-        stamp = self._stamp()
-        if stamp == self._seen:
+        found = stamp(self._path)
+        if found == self._seen:
             return
-        self._seen = stamp
+        self._seen = found
         try:
             self._callers, self.error = self._read(), ""
             logger.info("%s: taken up, %d keys", self._path, len(self._callers))
         except InputError as problem:
             self.error = str(problem)
             logger.error("%s; the keys stay as they were", problem)
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> dict[str, _Caller]:
         try:
