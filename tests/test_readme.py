@@ -1,6 +1,6 @@
 """The commands of the README and of the pages for people: every program exists and takes the flags it is shown with.
 
-That they also do what they are shown for: tests/e2e/test_readme_recipe.py and test_readme_data_forms.py.
+That they also do what they are shown for: tests/e2e/test_readme_recipe.py, test_readme_data_forms.py, test_pages.py.
 """
 
 from __future__ import annotations

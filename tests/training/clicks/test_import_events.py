@@ -11,32 +11,11 @@ import pytest
 
 from ranking.errors import InputError
 from ranking.schema import read_table
+from tests.helpers.logs_of_others import NOON, ga4_event, lines, ubi_event, ubi_query
 from training.clicks.import_events import Config, main
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = [{"doc_id": d, "title": f"title {d}", "summary": f"summary {d}"} for d in ("a", "b", "c")]
-NOON = 1_700_000_000  # seconds since 1970
-
-
-def lines(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def ubi_query(number: int, client: str = "u", hits: tuple[str, ...] = ("a", "b", "c"), at: int = NOON) -> dict:
-    return {
-        "application": "shop", "query_id": f"q{number}", "client_id": client, "user_query": "night train",
-        "query_response_id": f"r{number}", "query_response_hit_ids": list(hits), "query_attributes": {},
-        "timestamp": f"2023-11-14T22:{13 + (at - NOON) // 60:02}:{20 + (at - NOON) % 60:02}.000Z",
-    }  # fmt: skip
-
-
-def ubi_event(number: int, document: str, seconds: int, client: str = "u", action: str = "click") -> dict:
-    return {
-        "application": "shop", "action_name": action, "query_id": f"q{number}", "client_id": client,
-        "session_id": "s", "timestamp": (NOON + seconds) * 1000, "message_type": "INFO",
-        "event_attributes": {"object": {"object_id": document, "object_id_field": "id"}, "position": {"ordinal": 2}},
-    }  # fmt: skip
 
 
 def imported(tmp_path: Path, **log) -> tuple[list[dict], dict]:
@@ -77,24 +56,16 @@ def test_what_does_not_join_is_counted(tmp_path):
     assert next(r for r in rows if r["doc_id"] == "a")["clicked"]
 
 
-def ga4(name: str, seconds: float, items: list[str], term: str | None = None, user: str = "7.7") -> dict:
-    parameters = [{"key": "ga_session_id", "value": {"int_value": "1"}}]
-    if term is not None:
-        parameters.append({"key": "search_term", "value": {"string_value": term}})
-    return {
-        "event_date": "20231114", "event_timestamp": str(int((NOON + seconds) * 1e6)), "event_name": name,
-        "user_pseudo_id": user, "event_params": parameters,
-        "items": [{"item_id": item, "item_name": item, "item_list_index": str(i)} for i, item in enumerate(items)],
-    }  # fmt: skip
-
-
 def test_a_click_of_ga4_belongs_to_the_users_last_page_within_a_session(tmp_path):
     hits = [
-        ga4("view_item_list", 0, ["a", "b"], "night train"), ga4("view_item_list", 20, ["b", "c"], "red queen"),
-        ga4("view_item_list", 21, ["a", "b"], "moon", user="8.8"),
-        ga4("select_item", 30, ["b"]), ga4("user_engagement", 75, []), ga4("select_item", 3600, ["c"]),
-        ga4("view_item_list", 4000, ["a"]),  # a category, no search
-    ]  # fmt: skip
+        ga4_event("view_item_list", 0, ["a", "b"], "night train"),
+        ga4_event("view_item_list", 20, ["b", "c"], "red queen"),
+        ga4_event("view_item_list", 21, ["a", "b"], "moon", user="8.8"),
+        ga4_event("select_item", 30, ["b"]),
+        ga4_event("user_engagement", 75, []),
+        ga4_event("select_item", 3600, ["c"]),
+        ga4_event("view_item_list", 4000, ["a"]),  # a category, no search
+    ]
     rows, report = imported(tmp_path, ga4=str(lines(tmp_path / "ga4.ndjson", hits)))
     clicked = [(r["query"], r["doc_id"], r["position"], r["dwell_seconds"]) for r in rows if r["clicked"]]
     assert clicked == [("red queen", "b", 1, 45.0)]
@@ -116,7 +87,7 @@ def test_a_wrong_log_is_one_line(tmp_path):
 
 def test_the_program_runs_from_the_command_line(tmp_path):
     documents = lines(tmp_path / "documents.jsonl", DOCUMENTS)
-    log = lines(tmp_path / "ga4.ndjson", [ga4("view_item_list", 0, ["a", "b"], "night train")])
+    log = lines(tmp_path / "ga4.ndjson", [ga4_event("view_item_list", 0, ["a", "b"], "night train")])
     flags = ["--documents", documents, "--ga4", log, "--out", tmp_path / "e.parquet", "--clicks", "select_item"]
     done = subprocess.run(
         [sys.executable, "-m", "training.clicks.import_events", *flags], cwd=ROOT, capture_output=True, text=True
