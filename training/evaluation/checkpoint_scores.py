@@ -25,6 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from ranking.card import CARD_NAME, ScoreCard
 from ranking.chunks import pool
 from ranking.errors import InputError
+from ranking.pretrained import refuse_missing_folder
 from ranking.text import StudentFormat, TeacherFormat, normalise
 from training.trainer.token_store import TokenStore, split_by_tokens
 from training.trainer.training_settings import bf16_is_native
@@ -54,7 +55,8 @@ class Scorer:
 
     @classmethod
     def load(cls, checkpoint: str | Path, device: str | None = None) -> Scorer:
-        """Open a checkpoint folder, or a hub id. InputError: no score head, or card and folder disagree."""
+        """Open a checkpoint folder, or a hub id. InputError: no such folder, no score head, or a card of another."""
+        refuse_missing_folder(checkpoint)
         card = ScoreCard.load(checkpoint) if (Path(checkpoint) / CARD_NAME).is_file() else None
         if card is not None:
             card.require(checkpoint, "teacher", "student", "baseline")
@@ -133,8 +135,6 @@ def score_pairs(
 
 def _load_model(checkpoint: str | Path) -> Any:
     """The sequence-classification model with every weight from the checkpoint: a head made up at load is refused."""
-    if not Path(checkpoint).exists() and Path(checkpoint).is_absolute():
-        raise InputError(f"{checkpoint}: no such checkpoint")
     if (Path(checkpoint) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForSequenceClassification
 

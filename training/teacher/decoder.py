@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.object_store import hand_over
+from ranking.pretrained import refuse_missing_folder
 from ranking.text import TeacherFormat, load_tokenizer
 
 LOGGER = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def train_bpe(rows: Iterable[tuple[Sequence[str], Sequence[str], Sequence[str]]]
 
 def open_tokenizer(name: str | Path) -> Any:
     """The fast tokenizer of a checkpoint, with a padding token that is not its end-of-sequence token."""
+    refuse_missing_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as problem:

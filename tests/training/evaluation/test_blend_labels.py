@@ -143,7 +143,7 @@ def test_evaluate_scores_judged_pairs_with_the_blend(data, encoder, tmp_path):
     [
         ({"ranker": ["bm26"]}, "--ranker bm26"),
         ({"ranker": ["checkpoint:nowhere"]}, "nowhere"),
-        ({"encoder": "/nowhere"}, "sentence encoder"),
+        ({"encoder": "/nowhere"}, "/nowhere: no such folder"),
     ],
 )
 def test_a_ranker_that_is_none_is_named(data, encoder, tmp_path, monkeypatch, change, words):

@@ -208,7 +208,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(data, tmp_path):
     for bad in ("bm26", "checkpoint:", "x=labels"):
         with pytest.raises(InputError, match="is expected"):
             score_system(bad, judgments, corpus=tmp_path)
-    with pytest.raises(InputError, match="no such checkpoint"):
+    with pytest.raises(InputError, match="nothing: no such folder"):
         score_system(f"checkpoint:{tmp_path / 'nothing'}", judgments, corpus=tmp_path)
     with pytest.raises(InputError, match="given twice"):
         evaluate(data, tmp_path / "out", "bm25", "bm25")

