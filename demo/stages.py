@@ -29,8 +29,9 @@ _log: ContextVar[Path] = ContextVar("log", default=Path(os.devnull))  # where th
 class Stages:
     """The record of a demo run in `folder`/stages.json: what is finished, with which settings, and how long it took.
 
-    A stage whose settings changed runs again, and so does every stage after it: their input is another one. What they
-    had made is removed first. A stage that was interrupted keeps what it had made, and goes on from there.
+    A stage whose settings changed, or whose folder somebody removed, runs again, and so does every stage after it:
+    their input is another one. What they had made is removed first. A stage that was interrupted keeps what it had
+    made, and goes on from there.
     """
 
     folder: Path
@@ -63,7 +64,7 @@ class Stages:
         header = f"[{self.number:>2}/{self.total}] {title}"
         settings = json.loads(json.dumps(settings, default=str))
         before = self.known.get(name)
-        if before is not None and (before["outdated"] or before["settings"] != settings):
+        if before is not None and (before["outdated"] or before["settings"] != settings or _is_gone(before)):
             self._start_afresh(before)
             before = None
         if before is not None and before["seconds"] is not None:
@@ -112,6 +113,11 @@ class Stages:
     def _save(self) -> None:
         with replacing(self._path) as aside:
             aside.write_text(json.dumps(self.known, indent=2, default=str), encoding="utf-8")
+
+
+def _is_gone(stage: dict[str, Any]) -> bool:
+    """Whether a finished stage had made a folder that is no longer there."""
+    return stage["seconds"] is not None and stage["made"] is not None and not Path(stage["made"]).exists()
 
 
 def run_program(*command: str | Path, accept: tuple[int, ...] = (0,)) -> None:

@@ -6,28 +6,44 @@ python -m benchmarks.students.clicks_first --data data/msrd-clicks --out runs/cl
 
 --data is a dataset folder with a click log, events.parquet, few judged train queries and candidates; the first command
 makes one of a judged collection, whose withheld judgments its simulated users click by. Rows, all measured on its test
-judgments by training.evaluate; every row after the first is tested against baseline-few:
-  baseline-few   MiniLM-L6 on the judged train queries
+judgments by training.evaluate; every row but BM25 is trained once a seed, and is tested against baseline-few:
   bm25           no training
+  baseline-few   MiniLM-L6 on the judged train queries
   clicked        MiniLM-L6 on the log alone, corrected for position bias
   encoder        on from there on the judged train queries
   teacher        the encoder blended with the rankers that need no training
   student        distilled from the teacher's labels on from `clicked`, tuned on the judgments
+  decoder        with --decoder: the paper's three steps from scratch, on the same clicks and judgments
 A training that is finished is not run again, and an interrupted one goes on where it was.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.students.runs import train_as_shipped
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from benchmarks.students.runs import judged_ranking, train_as_shipped
 from ranking.errors import InputError
 from ranking.program import run
-from training import blend_labels, distill_student, evaluate, prepare_clicks, train_baseline
+from ranking.significance import paired_bootstrap, randomisation_test, seeds_bootstrap
+from training import (
+    blend_labels,
+    distill_student,
+    evaluate,
+    finetune_teacher,
+    prepare_clicks,
+    pretrain_teacher,
+    train_baseline,
+)
 from training.clicks.click_pairs import ClickPairSettings
 from training.clicks.privacy_gate import OPEN_GATE
 from training.evaluation.blend import UNTRAINED
+
+FEW = "baseline-few"
 
 
 @dataclass
@@ -37,16 +53,22 @@ class Config:
     Args:
         data: dataset folder with events.parquet
         out: folder for click tables, labels, checkpoints and the evaluation
-        seed: of every training
+        seeds: of the trainings; every row is trained with each
+        decoder: train the decoder's row, too, with the first seed alone
     """
 
     data: Path
     out: Path = Path("runs/clicks_first")
-    seed: int = 1
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    decoder: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError("seeds: at least one is needed")
 
 
 def main(config: Config) -> None:
-    """Run what is not finished, then print the table of training.evaluate."""
+    """Run what is not finished, then print the table of training.evaluate and that of all seeds together."""
     data, out, shown = config.data, config.out, config.out / "shown_documents.parquet"
     if not (data / "events.parquet").is_file():
         raise InputError(f"{data}: no events.parquet; a dataset with a click log is needed")
@@ -54,13 +76,24 @@ def main(config: Config) -> None:
         prepare_clicks.main(
             ClickPairSettings(
                 events=str(data / "events.parquet"),
-                out=out / "clicks.parquet",
+                out=data / "clicks.parquet",
                 shown_documents=shown,
                 privacy=OPEN_GATE,
             )
         )
-    same = {"data": data, "seed": config.seed}
-    few = train_as_shipped(train_baseline, "baseline_minilm.yaml", out / "baseline-few", **same)
+    systems = ["bm25"]
+    for seed in config.seeds:
+        systems += [f"{row}-{seed}={source}" for row, source in trained(data, out / f"seed-{seed}", shown, seed)]
+    if config.decoder:
+        systems.append(f"decoder-{config.seeds[0]}=checkpoint:{decoder(data, out / 'decoder', config.seeds[0])}")
+    evaluate.main(evaluate.Config(data=data, system=systems, out=out / "evaluation", precision="bfloat16"))
+    print(f"\n{table_of_seeds(out / 'evaluation' / 'scores.parquet', config.seeds)}")
+
+
+def trained(data: Path, out: Path, shown: Path, seed: int) -> list[tuple[str, str]]:
+    """(row, system for training.evaluate) of all rows of a seed, trained where they are not."""
+    same = {"data": data, "seed": seed}
+    few = train_as_shipped(train_baseline, "baseline_minilm.yaml", out / FEW, **same)
     clicked = train_as_shipped(
         train_baseline, "baseline_clicks_minilm.yaml", out / "clicked", shown_documents=shown, **same
     )
@@ -73,9 +106,53 @@ def main(config: Config) -> None:
     student = train_as_shipped(
         distill_student, "student_minilm.yaml", out / "student", labels=labels, init=clicked, **same
     )
-    systems = [f"checkpoint:{few}", "bm25", f"checkpoint:{clicked}", f"checkpoint:{encoder}"]
-    systems += [f"teacher=blend:{labels}", f"checkpoint:{student}"]
-    evaluate.main(evaluate.Config(data=data, system=systems, out=out / "evaluation", precision="bfloat16"))
+    checkpoints = [f"checkpoint:{one}" for one in (few, clicked, encoder, student)]
+    return list(zip((FEW, "clicked", "encoder", "student", "teacher"), [*checkpoints, f"blend:{labels}"]))
+
+
+def decoder(data: Path, out: Path, seed: int) -> Path:
+    """A decoder of a million weights: pre-trained on the clicks, scored by its likelihood, fine-tuned on judgments."""
+    same = {"data": data, "seed": seed}
+    limits = {"limits.max-summary-tokens": 64}
+    pretrained = train_as_shipped(pretrain_teacher, "pretrain_small.yaml", out / "pretrained", **same, **limits)
+    start = train_as_shipped(finetune_teacher, "likelihood_small.yaml", out / "start", model=pretrained, **same)
+    return train_as_shipped(finetune_teacher, "finetune_small.yaml", out / "teacher", model=start, **same)
+
+
+def table_of_seeds(scores: Path, seeds: list[int]) -> str:
+    """Each row's NDCG@5 (linear gain), its deviation over seeds, and its difference to baseline-few.
+
+    scores: scores.parquet of training.evaluate. The interval of a difference draws seeds and queries anew; the p is of
+    a randomisation test of each query's mean over seeds. A row that is trained with one seed is held against each of
+    the baselines.
+    """
+    rows = pq.read_table(scores)
+    by_system = {
+        name: judged_ranking(rows, rows.column(name).to_numpy()).ndcg(5)
+        for name in rows.column_names
+        if name not in ("query_id", "doc_id", "grade")
+    }
+
+    def of_seeds(row: str) -> list[NDArray[np.float64]]:
+        return [by_system[name] for name in (row, *(f"{row}-{seed}" for seed in seeds)) if name in by_system]
+
+    few = np.stack(of_seeds(FEW))
+    lines = [f"| | seeds | NDCG@5 | deviation over seeds | over {FEW} | p |", "|---|--:|--:|--:|---|--:|"]
+    for row in ("bm25", FEW, "clicked", "encoder", "teacher", "student", "decoder"):
+        found = of_seeds(row)
+        if not found:
+            continue
+        means = [float(one.mean()) for one in found]
+        deviation = f"{np.std(means, ddof=1):.4f}" if len(means) > 1 else ""
+        against = ["", ""]
+        if row != FEW:
+            differences = np.stack(found) - few
+            gap = seeds_bootstrap(differences) if len(few) > 1 else paired_bootstrap(np.mean(found, axis=0), few[0])
+            p = randomisation_test(np.mean(found, axis=0), few.mean(axis=0))
+            against = [f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]", f"{p:.4f}"]
+        trainings = "" if row == "bm25" else str(len(found))
+        lines.append("| " + " | ".join([row, trainings, f"{np.mean(means):.4f}", deviation, *against]) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from demo.stages import Stages, last_words, run_program
@@ -46,6 +48,14 @@ def test_an_interrupted_stage_keeps_what_it_had_made(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         flow.run(interrupt=True)
     assert flow.run() == {"rows": "row row "}
+    assert flow.ran == ["first", "second", "second"]
+
+
+def test_a_finished_stage_whose_folder_was_removed_runs_again(tmp_path):
+    flow = Flow(tmp_path)
+    flow.run()
+    shutil.rmtree(tmp_path / "made")
+    assert flow.run() == flow.run() == {"rows": "row "}
     assert flow.ran == ["first", "second", "second"]
 
 
