@@ -13,9 +13,9 @@ def train_teacher(
 ) -> None:
     """Pre-train on the clicks, turn the likelihood into a score, and fine-tune; out/teacher is the teacher.
 
-    size: of the settings, training/configs/pretrain_SIZE.yaml and finetune_SIZE.yaml; start: settings of the start by
-    its likelihood, and flags that differ from them; init: flags of the pre-training's start; once: flags that cut
-    pre-training and fine-tuning short.
+    size: names the settings, training/configs/pretrain_SIZE.yaml and finetune_SIZE.yaml; start: the settings' name of
+    the likelihood stage, without .yaml, then flags that override them; init: flags of what pre-training starts from;
+    once: flags that cut pre-training and fine-tuning short.
     """
     stages.program(
         "pretrain", "continued pre-training of the teacher: query in, clicked title and summary out",

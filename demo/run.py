@@ -1,6 +1,7 @@
 """`make demo`: from a click log to an A/B verdict, every stage real; `make demo DATA=PATH LIMIT=400` on your own data.
 
-Each stage is a command of the product that you can run by hand; `flow` below is the whole of it, in order.
+Each stage is a command of the product that you can run by hand; `flow` below has them in order, those of a decoder as
+teacher in decoder_stages.py.
 """
 
 from __future__ import annotations

@@ -64,7 +64,10 @@ class Stages:
         header = f"[{self.number:>2}/{self.total}] {title}"
         settings = json.loads(json.dumps(settings, default=str))
         before = self.known.get(name)
-        if before is not None and (before["outdated"] or before["settings"] != settings or _is_gone(before)):
+        if before is not None and _is_gone(before):
+            note(f"{before['made']} is gone: this stage and all after it run again")
+            before["outdated"] = True
+        if before is not None and (before["outdated"] or before["settings"] != settings):
             self._start_afresh(before)
             before = None
         if before is not None and before["seconds"] is not None:

@@ -221,4 +221,4 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Code and tables may be wider than a telephone: the keyboard must be able to reach and scroll them (site.css)."""
-    return re.sub(r"<(pre|table)>", r'<\1 tabindex="0">', html)
+    return re.sub(r"<(pre|table)\b(?![^>]*tabindex)", r'<\1 tabindex="0"', html)

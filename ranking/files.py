@@ -101,7 +101,7 @@ def _flush_all(folder: Path) -> None:
 
 
 def stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes whenever a file is written or replaced: its time of change, size and inode. None: no such file."""
+    """What changes whenever a file is written or replaced: time of change, size and inode. None: it cannot be read."""
     try:
         status = path.stat()
     except OSError:

@@ -27,10 +27,14 @@ def checkpoint_of(name: str) -> str:
 
 
 def refuse_missing_folder(name: str | Path) -> None:
-    """InputError if a folder is meant that is not there: `runs/student` is one where there is a `runs`, else a hub id.
+    """InputError if `name` is a path and nothing is there.
 
-    A hub would be asked for it, for most of a minute where none can be reached.
+    `a/b` counts as a path where there is a folder `a`, else as a hub id. A hub would be asked for it otherwise, for most of a minute where none can be reached.
     """
     path = Path(name)
-    if not path.exists() and (path.is_absolute() or (len(path.parts) > 1 and path.parent.is_dir())):
+    if path.exists():
+        return
+    if path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2:
         raise InputError(f"{name}: no such folder")
+    if len(path.parts) == 2 and path.parent.is_dir():
+        raise InputError(f"{name}: no such folder (and no hub is asked for it, since there is a folder {path.parent})")

@@ -199,9 +199,10 @@ class QueryEngineSettings(DuckDbSettings):
 
     @contextmanager
     def engine_for(self, out: Path, source: str) -> Iterator[tuple[QueryEngine, Path]]:
-        """The engine and its scratch folder for making the file `out`, whose folder is made; both go with the block.
+        """Makes the folder of `out`; yields the engine and a scratch folder, both gone when the block ends.
 
-        DataError on `source`, what is read, if a query fails within the block.
+        The scratch folder lies beside `out`, or in temp_folder. DataError on `source`, what is read, if a query fails
+        within the block; InputError: Spark cannot be started.
         """
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=self.temp_folder or out.parent) as scratch:

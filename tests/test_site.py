@@ -37,6 +37,12 @@ def test_a_page_fetches_nothing_from_elsewhere(site):
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+"', page) == []
 
 
+def test_the_keyboard_reaches_every_block_that_may_scroll(site):
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    blocks = [block for page in pages.values() for block in re.findall(r"<(?:pre|table)\b[^>]*>", page)]
+    assert len(blocks) > 200 and {block for block in blocks if 'tabindex="0"' not in block} == set()
+
+
 def test_the_reference_has_every_program():
     """All that end in `run(main, Config, ...)` at the top of a folder of programs, and those further in that the map of
     the code calls programs."""

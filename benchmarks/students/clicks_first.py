@@ -5,15 +5,15 @@ python -m training.prepare_data --source beir:../shared/data/msrd --out data/msr
 python -m benchmarks.students.clicks_first --data data/msrd-clicks --out runs/clicks_first
 
 --data is a dataset folder with a click log, events.parquet, few judged train queries and candidates; the first command
-makes one of a judged collection, whose withheld judgments its simulated users click by. Rows, all measured on its test
-judgments by training.evaluate; every row but BM25 is trained once a seed, and is tested against baseline-few:
+makes one of a judged collection, whose withheld judgments its simulated users click by. All rows are measured on its
+test judgments: first seed by seed, by training.evaluate, beside BM25; then over all seeds, beside baseline-few:
   bm25           no training
   baseline-few   MiniLM-L6 on the judged train queries
   clicked        MiniLM-L6 on the log alone, corrected for position bias
   encoder        on from there on the judged train queries
   teacher        the encoder blended with the rankers that need no training
   student        distilled from the teacher's labels on from `clicked`, tuned on the judgments
-  decoder        with --decoder: the paper's three steps from scratch, on the same clicks and judgments
+  decoder        with --decoder: the paper's steps from scratch, on the same clicks and judgments
 A training that is finished is not run again, and an interrupted one goes on where it was.
 """
 
@@ -53,7 +53,7 @@ class Config:
     Args:
         data: dataset folder with events.parquet
         out: folder for click tables, labels, checkpoints and the evaluation
-        seeds: of the trainings; every row is trained with each
+        seeds: of the trainings; every row but the decoder's is trained with each
         decoder: train the decoder's row, too, with the first seed alone
     """
 
@@ -76,7 +76,7 @@ def main(config: Config) -> None:
         prepare_clicks.main(
             ClickPairSettings(
                 events=str(data / "events.parquet"),
-                out=data / "clicks.parquet",
+                out=out / "clicks.parquet",
                 shown_documents=shown,
                 privacy=OPEN_GATE,
             )
@@ -85,7 +85,8 @@ def main(config: Config) -> None:
     for seed in config.seeds:
         systems += [f"{row}-{seed}={source}" for row, source in trained(data, out / f"seed-{seed}", shown, seed)]
     if config.decoder:
-        systems.append(f"decoder-{config.seeds[0]}=checkpoint:{decoder(data, out / 'decoder', config.seeds[0])}")
+        first = config.seeds[0]
+        systems.append(f"decoder-{first}=checkpoint:{decoder(data, out, first)}")
     evaluate.main(evaluate.Config(data=data, system=systems, out=out / "evaluation", precision="bfloat16"))
     print(f"\n{table_of_seeds(out / 'evaluation' / 'scores.parquet', config.seeds)}")
 
@@ -112,7 +113,14 @@ def trained(data: Path, out: Path, shown: Path, seed: int) -> list[tuple[str, st
 
 def decoder(data: Path, out: Path, seed: int) -> Path:
     """A decoder of a million weights: pre-trained on the clicks, scored by its likelihood, fine-tuned on judgments."""
-    same = {"data": data, "seed": seed}
+    with_clicks = out / "data"  # the dataset's own folder may hold clicks that went through a privacy gate
+    if not with_clicks.is_dir():
+        with_clicks.mkdir()
+        for name in ("judgments", "candidates.parquet", "dataset.json"):
+            (with_clicks / name).symlink_to((data / name).resolve())
+        (with_clicks / "clicks.parquet").symlink_to((out / "clicks.parquet").resolve())
+    same = {"data": with_clicks, "seed": seed}
+    out = out / f"seed-{seed}" / "decoder"
     limits = {"limits.max-summary-tokens": 64}
     pretrained = train_as_shipped(pretrain_teacher, "pretrain_small.yaml", out / "pretrained", **same, **limits)
     start = train_as_shipped(finetune_teacher, "likelihood_small.yaml", out / "start", model=pretrained, **same)
@@ -122,9 +130,9 @@ def decoder(data: Path, out: Path, seed: int) -> Path:
 def table_of_seeds(scores: Path, seeds: list[int]) -> str:
     """Each row's NDCG@5 (linear gain), its deviation over seeds, and its difference to baseline-few.
 
-    scores: scores.parquet of training.evaluate. The interval of a difference draws seeds and queries anew; the p is of
-    a randomisation test of each query's mean over seeds. A row that is trained with one seed is held against each of
-    the baselines.
+    scores: scores.parquet of training.evaluate. The interval of a difference draws seeds and queries anew where there
+    are several, else queries alone; the p is of a randomisation test of each query's mean over seeds. A row is held
+    against the baselines of its own seeds, BM25 against all.
     """
     rows = pq.read_table(scores)
     by_system = {
@@ -133,22 +141,25 @@ def table_of_seeds(scores: Path, seeds: list[int]) -> str:
         if name not in ("query_id", "doc_id", "grade")
     }
 
-    def of_seeds(row: str) -> list[NDArray[np.float64]]:
-        return [by_system[name] for name in (row, *(f"{row}-{seed}" for seed in seeds)) if name in by_system]
+    def of_seeds(row: str) -> dict[int, NDArray[np.float64]]:
+        """The row's figures of each query by seed; BM25 has the same for all."""
+        named = {seed: by_system.get(row, by_system.get(f"{row}-{seed}")) for seed in seeds}
+        return {seed: figures for seed, figures in named.items() if figures is not None}
 
-    few = np.stack(of_seeds(FEW))
+    few = of_seeds(FEW)
     lines = [f"| | seeds | NDCG@5 | deviation over seeds | over {FEW} | p |", "|---|--:|--:|--:|---|--:|"]
     for row in ("bm25", FEW, "clicked", "encoder", "teacher", "student", "decoder"):
         found = of_seeds(row)
         if not found:
             continue
-        means = [float(one.mean()) for one in found]
-        deviation = f"{np.std(means, ddof=1):.4f}" if len(means) > 1 else ""
+        means = [float(one.mean()) for one in found.values()]
+        deviation = f"{np.std(means, ddof=1):.4f}" if len(means) > 1 and row != "bm25" else ""
         against = ["", ""]
         if row != FEW:
-            differences = np.stack(found) - few
-            gap = seeds_bootstrap(differences) if len(few) > 1 else paired_bootstrap(np.mean(found, axis=0), few[0])
-            p = randomisation_test(np.mean(found, axis=0), few.mean(axis=0))
+            differences = np.stack([found[seed] - few[seed] for seed in found])
+            mean, zero = differences.mean(axis=0), np.zeros(differences.shape[1])
+            gap = seeds_bootstrap(differences) if len(differences) > 1 else paired_bootstrap(mean, zero)
+            p = randomisation_test(mean, zero)
             against = [f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]", f"{p:.4f}"]
         trainings = "" if row == "bm25" else str(len(found))
         lines.append("| " + " | ".join([row, trainings, f"{np.mean(means):.4f}", deviation, *against]) + " |")

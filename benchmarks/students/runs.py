@@ -25,8 +25,8 @@ CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 def train_as_shipped(program: ModuleType, settings: str, out: Path, **flags: object) -> Path:
     """Train with a shipped settings file into `out`, unless that is finished; an interrupted training goes on.
 
-    program: training.train_baseline or training.distill_student; settings: name of the file in training/configs; flags:
-    win over the file. Returns `out`.
+    program: a training of training/, such as training.train_baseline; settings: name of the file in training/configs;
+    flags: win over the file. Returns `out`.
     """
     if not (out / CARD_NAME).is_file():
         words = ["--config", str(CONFIGS / settings), "--out", str(out)]

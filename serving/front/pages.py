@@ -34,7 +34,7 @@ Field = TypeVar("Field", str, NDArray[np.int32])
 
 @dataclass(frozen=True)
 class Page(ABC, Generic[Field]):
-    """A query and n documents; most_chunks: so many chunks of a document are read at most."""
+    """A query and n documents, each field a str or int32 ids; most_chunks: of a document, so many are read at most."""
 
     query: Field
     titles: Sequence[Field]
@@ -58,28 +58,28 @@ class Page(ABC, Generic[Field]):
 
 
 class TextPage(Page[str]):
-    """A page as text."""
+    """A page whose fields are text."""
 
     def keys(self) -> list[bytes]:
-        """By their text and the query's."""
+        """Each document's key from its own text and the query's."""
         documents = [(title.encode(), summary.encode()) for title, summary in zip(self.titles, self.summaries)]
         return content_keys(self.query.encode(), documents, f"text {self.most_chunks}".encode())
 
     def encode(self, text: StudentFormat) -> EncodedDocuments:
-        """Tokenised here."""
+        """The documents as an encoder of this format reads them, tokenised here."""
         return text.encode_documents([self.query] * len(self), self.titles, self.summaries, self.most_chunks)
 
 
 class TokenPage(Page[NDArray[np.int32]]):
-    """A page as token ids."""
+    """A page whose fields are token ids, int32 each, without marks."""
 
     def keys(self) -> list[bytes]:
-        """By their ids and the query's."""
+        """Each document's key from its own ids and the query's."""
         documents = [(title.tobytes(), summary.tobytes()) for title, summary in zip(self.titles, self.summaries)]
         return content_keys(self.query.tobytes(), documents, f"tokens {self.most_chunks}".encode())
 
     def encode(self, text: StudentFormat) -> EncodedDocuments:
-        """The ids as they came, with the format's marks between them."""
+        """The documents as an encoder of this format reads them: the ids with the format's marks between them."""
         limits = text.limits  # a cascade's small model may read less of a field than the large one
         return text.join(
             [self.query[: limits.max_query_tokens]] * len(self),
@@ -89,7 +89,7 @@ class TokenPage(Page[NDArray[np.int32]]):
         )
 
 
-def read_page(request, max_documents: int, text: StudentFormat, vocabulary: str) -> Page:
+def read_page(request, max_documents: int, text: StudentFormat, vocabulary: str) -> TextPage | TokenPage:
     """What the request asks to be ranked. BadRequest says what is wrong with it, with the tensor and the place.
 
     text, vocabulary: format and fingerprint of the tokenizer that token ids must be of.

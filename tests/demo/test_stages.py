@@ -51,12 +51,26 @@ def test_an_interrupted_stage_keeps_what_it_had_made(tmp_path):
     assert flow.ran == ["first", "second", "second"]
 
 
-def test_a_finished_stage_whose_folder_was_removed_runs_again(tmp_path):
-    flow = Flow(tmp_path)
-    flow.run()
-    shutil.rmtree(tmp_path / "made")
-    assert flow.run() == flow.run() == {"rows": "row "}
-    assert flow.ran == ["first", "second", "second"]
+def test_a_finished_stage_whose_folder_was_removed_runs_again_and_all_after_it_do(tmp_path, capsys):
+    ran = []
+
+    def stages():
+        all_stages = Stages(tmp_path / "run", total=3)
+        for name in ("first", "second", "third"):
+            made = tmp_path / name
+
+            def work(name=name, made=made):
+                ran.append(name)
+                made.mkdir()
+
+            all_stages.run(name, name, work, made=made)
+
+    stages()
+    shutil.rmtree(tmp_path / "second")
+    stages()
+    stages()
+    assert ran == ["first", "second", "third", "second", "third"]
+    assert "second is gone: this stage and all after it run again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("interrupt", [False, True])

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from demo import run
+from demo import retrain, run
 from demo.run import Config
 from demo.stages import Stages
 from demo.summary import SYSTEMS
@@ -95,6 +95,28 @@ def test_a_run_without_gain_publishes_nothing_and_exits_with_3(tmp_path, monkeyp
     assert not (tmp_path / "run" / "model_repository").exists()
 
 
+def parse_command(*command) -> str:
+    """A stage's command as its program reads it, which is not run; returns the program's module."""
+    words = [str(word) for word in command]
+    module, flags = (words[1], words[2:]) if words[0] == "-m" else (words[0][:-3].replace("/", "."), words[1:])
+    program = importlib.import_module(module)
+    (kind,) = (kind for name, kind in get_type_hints(program.main).items() if name != "return")
+    parse(kind, flags)
+    return module
+
+
+@pytest.mark.parametrize("size", ["small", "0.5b_24gb"])
+def test_every_command_of_a_renewed_decoder_takes_its_flags(tmp_path, monkeypatch, size):
+    parsed = []
+    monkeypatch.setattr(
+        Stages, "program", lambda self, name, title, *command, made: parsed.append(parse_command(*command))
+    )
+    paths = {name: tmp_path / name for name in ("log", "data", "student", "repository", "out", "pretrained")}
+    config = retrain.Config(**paths, teacher="renew", teacher_size=size)
+    retrain.renew_teacher(Stages(tmp_path / "run", total=3), config)
+    assert parsed == ["training.pretrain_teacher", "training.finetune_teacher", "training.finetune_teacher"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -111,12 +133,7 @@ def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settin
     parsed = []
 
     def parses(*command):
-        words = [str(word) for word in command]
-        module, flags = (words[1], words[2:]) if words[0] == "-m" else (words[0][:-3].replace("/", "."), words[1:])
-        program = importlib.import_module(module)
-        (kind,) = (kind for name, kind in get_type_hints(program.main).items() if name != "return")
-        parse(kind, flags)
-        parsed.append(module)
+        parsed.append(parse_command(*command))
 
     def stage(self, name, title, work, *_, **__):
         if name in ("data", "sample"):

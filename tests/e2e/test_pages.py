@@ -1,7 +1,8 @@
 """The commands of the pages in docs/, as printed and in the pages' order, in one folder of tiny data and models.
 
-A command that needs what this machine lacks, or a server that never ends, is in ELSEWHERE with the test that has it;
-every other one runs here. Only sizes are changed, by flags behind the printed ones, and addresses of servers.
+Of the commands that begin with `python`, one that needs what this machine lacks, or is a server, is in ELSEWHERE with
+the test of its program; every other one runs here. Only sizes are changed, by flags behind the printed ones, and
+addresses of servers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tests.helpers.logs_of_others import ga4_event, lines, ubi_event, ubi_query
 from tests.helpers.readme import ROOT, SMALL_LIMITS, commands_of, run_in_process, settings_of, write_small_configs
 from tests.helpers.tiny_student import make_student
 
-# what a command has that cannot run here -> the test in which it, or the program with such flags, runs
+# what a command has that cannot run here -> the test of its program
 ELSEWHERE = {
     "clients/ab_router.py": "tests/e2e/test_readme_recipe.py",  # a server
     "clients/ab_compact.py": "tests/e2e/test_readme_recipe.py",  # as printed, on the router's own log
@@ -35,13 +36,13 @@ ELSEWHERE = {
     "clients/search_page.py": "tests/e2e/test_screens.py",  # a server
     "demo.engine_page": "tests/e2e/test_screens.py",  # a server
     "clients/rerank.py": "tests/e2e/test_rerank_clients.py",  # asks a server
-    "--target tensorrt": "tests/e2e/test_gpu_front.py",  # needs a GPU
+    "--target tensorrt": "tests/build/test_build_student.py",  # its engine is built in a container with a GPU
     "--url host1:8001": "tests/e2e/test_students.py",  # two hosts
     "--teacher-kind ranker": "tests/clients/labelling/test_ranker_teacher.py",  # asks an arm that a server has loaded
     "--engine ray": "tests/clients/labelling/test_label_corpus.py",  # a cluster
     "--engine spark": "tests/e2e/test_log_engines.py",  # a cluster
-    "s3://": "tests/ranking/test_object_store.py",  # a bucket
-    "demo.retrain": "tests/demo/test_retrain.py",  # a month's next run
+    "s3://": "tests/clients/labelling/test_labels_in_a_bucket.py",  # a bucket
+    "demo.retrain": "tests/demo/test_retrain.py",  # stage by stage; all of it runs in benchmarks/loop.py
     "demo.label_rounds": "tests/demo/test_label_rounds.py",  # starts programs of its own
     "loadtest/compare.py": "tests/loadtest/test_results.py",  # two load tests
 }
@@ -182,4 +183,10 @@ def test_the_commands_of_the_pages_run_as_printed(workplace):
 def test_every_command_of_the_pages_runs_here_or_in_a_test_that_is_named():
     pages = sorted((ROOT / "docs").glob("*.md"))
     assert [page.stem for page in pages if page.stem not in PAGES and list(commands_to_run(page.stem))] == []
-    assert [path for path in ELSEWHERE.values() if not (ROOT / path).is_file()] == []
+    commands = [command for page in pages for command in commands_of(page)]
+    assert [part for part in ELSEWHERE if not any(part in command for command in commands)] == []
+    assert [part for part in SMALLER if not any(part in f"{command} " for command in commands)] == []
+    for part, path in ELSEWHERE.items():
+        programs = {settings_of(command)[0].__name__.rpartition(".")[2] for command in commands if part in command}
+        words, text = {*programs, part.split()[-1]}, (ROOT / path).read_text(encoding="utf-8")
+        assert "readme" in path or any(word in text for word in words), (part, path)

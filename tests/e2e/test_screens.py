@@ -218,10 +218,20 @@ def test_docs_site(pages, driver, width, scheme):
     set_width(driver, width, WIDTHS[width])
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    for page in ("index", "operations", "story", "programs", "architecture", "results/ablation"):
+    for page in (
+        "index",
+        "operations",
+        "data",
+        "story",
+        "programs",
+        "architecture",
+        "results/demo",
+        "results/ablation",
+    ):
         driver.get(f"{pages.site}/{page}.html")
         until(driver, "h1")
         check(driver, page, width, False)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_the_screens_in_docs_are_small():

@@ -304,5 +304,5 @@ def test_checkpoints_rank_and_embed_the_pool(tmp_path):
     for strategy in (by_student, {"strategy": "diversity", "vectors": student}):
         rows, report = sample(tmp_path, POOL, **strategy, **settings)
         assert (len(rows), report["queries"]) == (8, 2)
-    with pytest.raises(InputError, match="no such checkpoint"):
+    with pytest.raises(InputError, match="none: no such folder"):
         sample(tmp_path, POOL, strategy="uncertainty", ranker=[f"checkpoint:{tmp_path}/none"], **settings)

@@ -119,8 +119,11 @@ def test_a_folder_that_is_missing_is_not_asked_of_a_hub(tmp_path, monkeypatch):
     assert checkpoint_of("runs/bert") == "runs/bert"  # a hub id: there is no folder runs
     (tmp_path / "runs").mkdir()
     for opened in (checkpoint_of, Scorer.load, open_tokenizer):
-        with pytest.raises(InputError, match=r"^runs/bert: no such folder$"):
+        with pytest.raises(InputError, match=r"^runs/bert: no such folder \(and no hub is asked"):
             opened("runs/bert")
+    for name in ("./bert", "~/bert", "/bert", "runs/of/bert"):
+        with pytest.raises(InputError, match=r"bert: no such folder$"):
+            checkpoint_of(name)
 
 
 def test_a_small_set_is_passed_over_until_the_least_steps_are_made(data, tmp_path):
