@@ -29,8 +29,8 @@ def checkpoint_of(name: str) -> str:
 def refuse_missing_folder(name: str | Path) -> None:
     """InputError if `name` is a path and nothing is there.
 
-    `a/b` counts as a path where there is a folder `a`, else as a hub id. A hub would be asked for it otherwise, for most
-    of a minute where none can be reached.
+    `a/b` counts as a path where there is a folder `a`, else as a hub id. A hub would be asked for it, for most of a
+    minute where none can be reached.
     """
     path = Path(name)
     if path.exists():
