@@ -96,12 +96,16 @@ def cross_encoder(checkpoint: Path, dtype: str) -> Iterator[System]:
 
 
 @contextmanager
-def infinity(python: Path, checkpoint: Path) -> Iterator[System]:
-    """infinity-emb's rerank endpoint, from its own venv (its dependencies do not agree with this one's)."""
+def infinity(python: Path, checkpoint: Path, dtype: str) -> Iterator[System]:
+    """infinity-emb's rerank endpoint, from its own venv (its dependencies do not agree with this one's).
+
+    dtype: float32 or bfloat16, of its weights and computation.
+    """
     (port,) = free_ports(1)
     command = [
         *(str(python.with_name("infinity_emb")), "v2", "--model-id", str(checkpoint), "--served-model-name", "student"),
         *("--engine", "torch", "--device", "cpu", "--port", str(port), "--host", "127.0.0.1", "--no-bettertransformer"),
+        *("--dtype", dtype),
     ]
 
     def scores(answer: dict) -> list[float]:

@@ -118,7 +118,9 @@ def main(config: Config) -> None:
             BF16: stack.enter_context(systems.cross_encoder(checkpoint, "bfloat16")),
         }
         if config.infinity_python:
-            running["infinity-emb (torch)"] = stack.enter_context(systems.infinity(config.infinity_python, checkpoint))
+            for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16")):
+                system = systems.infinity(config.infinity_python, checkpoint, dtype)
+                running[f"infinity-emb {name} (torch)"] = stack.enter_context(system)
         lists = {n: read_lists(config.data, text, config.lists, n) for n in config.lengths}
         agreement = {name: agreement_with(running[FP32].make, system.make, lists) for name, system in running.items()}
         results: dict[tuple[str, int, int], list[Round]] = {}
