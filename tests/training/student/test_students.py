@@ -183,7 +183,7 @@ def test_a_checkpoint_that_is_no_whole_bert_is_refused(data, tmp_path, baseline)
     config.save_pretrained(tmp_path / "short")
     with pytest.raises(InputError, match="not a whole encoder"):
         create_student(StudentModelSettings(init=str(tmp_path / "short")), data, tmp_path / "work", seed=1)
-    with pytest.raises(InputError, match="no tokenizer"):
+    with pytest.raises(InputError, match="no such folder"):
         create_student(StudentModelSettings(init=str(tmp_path / "nowhere")), data, tmp_path / "work", seed=1)
 
 
