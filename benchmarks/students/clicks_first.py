@@ -6,7 +6,7 @@ python -m benchmarks.students.clicks_first --data data/msrd-clicks --out runs/cl
 
 --data is a dataset folder with a click log, events.parquet, few judged train queries and candidates; the first command
 makes one of a judged collection, whose withheld judgments its simulated users click by. All rows are measured on its
-test judgments: first seed by seed, by training.evaluate, beside BM25; then over all seeds, beside baseline-few:
+test judgments: seed by seed, by training.evaluate, beside BM25; then over all seeds, beside baseline-few:
   bm25           no training
   baseline-few   MiniLM-L6 on the judged train queries
   clicked        MiniLM-L6 on the log alone, corrected for position bias
@@ -14,11 +14,13 @@ test judgments: first seed by seed, by training.evaluate, beside BM25; then over
   teacher        the encoder blended with the rankers that need no training
   student        distilled from the teacher's labels on from `clicked`, tuned on the judgments
   decoder        with --decoder: the paper's steps from scratch, on the same clicks and judgments
-A training that is finished is not run again, and an interrupted one goes on where it was.
+A training or a seed's evaluation that is finished is not run again, and an interrupted training goes on where it was;
+seeds may be run one by one, and all of them named in the last run.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +45,7 @@ from training.clicks.click_pairs import ClickPairSettings
 from training.clicks.privacy_gate import OPEN_GATE
 from training.evaluation.blend import UNTRAINED
 
+LOGGER = logging.getLogger(__name__)
 FEW = "baseline-few"
 
 
@@ -68,7 +71,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Run what is not finished, then print the table of training.evaluate and that of all seeds together."""
+    """Run what is not finished, print training.evaluate's table of each seed, then that of all seeds together."""
     data, out, shown = config.data, config.out, config.out / "shown_documents.parquet"
     if not (data / "events.parquet").is_file():
         raise InputError(f"{data}: no events.parquet; a dataset with a click log is needed")
@@ -81,14 +84,28 @@ def main(config: Config) -> None:
                 privacy=OPEN_GATE,
             )
         )
-    systems = ["bm25"]
+    scores: dict[int, list[Path]] = {}
     for seed in config.seeds:
-        systems += [f"{row}-{seed}={source}" for row, source in trained(data, out / f"seed-{seed}", shown, seed)]
+        of_seed = out / f"seed-{seed}"
+        rows = [("bm25", "bm25"), *trained(data, of_seed, shown, seed)]
+        scores[seed] = [evaluated(data, of_seed / "evaluation", rows)]
     if config.decoder:
         first = config.seeds[0]
-        systems.append(f"decoder-{first}=checkpoint:{decoder(data, out, first)}")
-    evaluate.main(evaluate.Config(data=data, system=systems, out=out / "evaluation", precision="bfloat16"))
-    print(f"\n{table_of_seeds(out / 'evaluation' / 'scores.parquet', config.seeds)}")
+        rows = [("bm25", "bm25"), ("decoder", f"checkpoint:{decoder(data, out, first)}")]
+        scores[first].append(evaluated(data, out / f"seed-{first}" / "decoder_evaluation", rows))
+    print(f"\n{table_of_seeds(scores)}")
+
+
+def evaluated(data: Path, out: Path, rows: list[tuple[str, str]]) -> Path:
+    """scores.parquet of training.evaluate with the rows' names, made unless it is newer than their checkpoints."""
+    scores = out / "scores.parquet"
+    folders = [Path(source.partition(":")[2]) for _, source in rows if ":" in source]
+    if scores.is_file() and all(scores.stat().st_mtime > folder.stat().st_mtime for folder in folders):
+        LOGGER.info("%s: measured before", out)
+        return scores
+    systems = [f"{row}={source}" for row, source in rows]
+    evaluate.main(evaluate.Config(data=data, system=systems, out=out, precision="bfloat16"))
+    return scores
 
 
 def trained(data: Path, out: Path, shown: Path, seed: int) -> list[tuple[str, str]]:
@@ -127,24 +144,22 @@ def decoder(data: Path, out: Path, seed: int) -> Path:
     return train_as_shipped(finetune_teacher, "finetune_small.yaml", out / "teacher", model=start, **same)
 
 
-def table_of_seeds(scores: Path, seeds: list[int]) -> str:
+def table_of_seeds(scores: dict[int, list[Path]]) -> str:
     """Each row's NDCG@5 (linear gain), its deviation over seeds, and its difference to baseline-few.
 
-    scores: scores.parquet of training.evaluate. The interval of a difference draws seeds and queries anew where there
-    are several, else queries alone; the p is of a randomisation test of each query's mean over seeds. A row is held
-    against the baselines of its own seeds, BM25 against all.
+    scores: each seed's files of training.evaluate. The interval of a difference draws seeds and queries anew where
+    there are several, else queries alone; the p is of a randomisation test of each query's mean over seeds. A row is
+    held against the baselines of its own seeds.
     """
-    rows = pq.read_table(scores)
-    by_system = {
-        name: judged_ranking(rows, rows.column(name).to_numpy()).ndcg(5)
-        for name in rows.column_names
-        if name not in ("query_id", "doc_id", "grade")
-    }
+    ndcg: dict[int, dict[str, NDArray[np.float64]]] = {seed: {} for seed in scores}
+    for seed, files in scores.items():
+        for rows in map(pq.read_table, files):
+            for name in set(rows.column_names) - {"query_id", "doc_id", "grade"}:
+                ndcg[seed][name] = judged_ranking(rows, rows.column(name).to_numpy()).ndcg(5)
 
     def of_seeds(row: str) -> dict[int, NDArray[np.float64]]:
-        """The row's figures of each query by seed; BM25 has the same for all."""
-        named = {seed: by_system.get(row, by_system.get(f"{row}-{seed}")) for seed in seeds}
-        return {seed: figures for seed, figures in named.items() if figures is not None}
+        """The row's figures of each query by seed."""
+        return {seed: rows[row] for seed, rows in ndcg.items() if row in rows}
 
     few = of_seeds(FEW)
     lines = [f"| | seeds | NDCG@5 | deviation over seeds | over {FEW} | p |", "|---|--:|--:|--:|---|--:|"]

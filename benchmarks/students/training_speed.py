@@ -1,13 +1,17 @@
-"""Distilling speed beside sentence-transformers' CrossEncoderTrainer with MarginMSELoss: same data, model and time.
+"""Distilling beside sentence-transformers' CrossEncoderTrainer: same labels, start, schedule and processor time.
 
-python -m benchmarks.students.training_speed --data data/world --seconds 120
+python -m benchmarks.students.training_speed --data data/msrd --labels runs/labels --seconds 300 --seeds 1 2 3
 
-Three ways to train the same start on the same groups of documents with teacher scores:
-  ours        each document of a group encoded once a step, margin MSE over all pairs of the group, length-bucketed
-  st-triplets MarginMSELoss on (query, document, document) rows: two encodings a pair, its usual form
-  st-lists    MarginMSELoss on (query, first, others...) rows: one encoding a document, pairs with the first only
-Pairs/s counts the score margins that enter the loss. The clock is CPU seconds by default, because another program on
-the machine then changes little; what runs on other devices needs --clock wall.
+Ways to train one start on one set of labels, the trained model measured on the test judgments:
+  ours         each document of a group encoded once a step, the hybrid loss over all pairs of the group, forwards of
+               like lengths
+  st-point     MSELoss on (query, document) rows: point-wise on the raw logit
+  st-triplets  MarginMSELoss on (query, document, document) rows: two encodings a pair, its usual form
+  st-lists     MarginMSELoss on (query, first, others...) rows: one encoding a document, pairs with the first only
+All have the same documents a step and the same learning rate, which warms up over 20 steps and falls to 0 as the time
+runs out. Time is that of the process by default, all threads, because another program on the machine then changes
+little; what runs on other devices needs --clock wall. Tokenising counts: ours is done before the first step, theirs in
+each. Two steps before the clock starts do not count. A (way, seed) that is finished is not run again.
 """
 
 from __future__ import annotations
@@ -16,179 +20,241 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import BertForSequenceClassification, TrainerCallback
+from numpy.typing import NDArray
+from transformers import BertForSequenceClassification, ProgressCallback, TrainerCallback
 
+from benchmarks.students.runs import append_row, finished_rows
 from ranking.errors import InputError
+from ranking.labels import iter_labelled
 from ranking.limits import FieldLimits
-from ranking.metrics import ndcg
+from ranking.metrics import JudgedRanking
 from ranking.program import run
 from ranking.schema import read_table
+from ranking.significance import paired_bootstrap, randomisation_test, seeds_bootstrap
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
 from training.student.student_groups import groups_of, judged_groups, sampler
 from training.trainer.group_batches import RankingGroups
-from training.trainer.losses import margin_mse
+from training.trainer.losses import hybrid
 from training.trainer.ranking_trainer import RankingTrainer
 from training.trainer.training_settings import TrainingSettings
 
 LOGGER = logging.getLogger(__name__)
 
-SHORT = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
-WAYS = ("ours", "st-triplets", "st-lists")
+Way = Literal["ours", "st-point", "st-triplets", "st-lists"]
+UNCOUNTED_STEPS, WARM_UP_STEPS = 2, 20
 
 
 @dataclass(kw_only=True)
 class Config(StudentModelSettings):
-    """Train the same student three ways for the same time and compare.
+    """Train the same student in several ways for the same time and compare.
 
     Args:
-        data: dataset folder; the grades of its train judgments stand for teacher scores, dev gives NDCG@5
-        seconds: training time of each way, after two steps that do not count
+        data: dataset folder with test judgments
+        labels: labels folder of its candidates; left out, the grades of its train judgments stand for teacher scores
+        out: folder for test scores and finished rows
+        seeds: of the trainings: order of the documents, and the score head's weights
+        seconds: training time of each
         clock: cpu (seconds of this process, all threads) or wall
         documents: documents of a group
-        batch_groups: groups per step; st-triplets gets as many documents per step
-        learning_rate: for all ways
+        batch_groups: groups per step; the other ways get as many documents per step
+        learning_rate: highest, of all ways
+        alpha: of the hybrid loss of ours, see training/configs
         precision: bf16 or fp32, for all ways
         threads: CPU threads
         ways: what to run
     """
 
     data: Path
-    seconds: float = 120
+    labels: Path | None = None
+    out: Path = Path("runs/training_speed")
+    seeds: list[int] = field(default_factory=lambda: [1])
+    seconds: float = 300
     clock: Literal["cpu", "wall"] = "cpu"
-    size: str = "mini-3"
-    limits: FieldLimits = SHORT
+    init: str | None = "minilm"
+    limits: FieldLimits = field(default_factory=lambda: FieldLimits(16, 24, 64))
     documents: int = 8
     batch_groups: int = 8
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
+    alpha: float = 0.2
     precision: Literal["bf16", "fp32"] = "bf16"
     threads: int = 1
-    ways: tuple[str, ...] = WAYS
+    ways: list[Way] = field(default_factory=lambda: list(get_args(Way)))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.seeds or not self.ways:
+            raise ValueError("seeds, ways: at least one of each is needed")
 
 
 @dataclass
 class Tally:
-    """Steps, encoded documents and margins in the loss over `seconds` of the clock, and dev NDCG@5 afterwards."""
+    """Steps, encoded documents and pairs in the loss of a training, and how long it took by the clock."""
 
     steps: int
     documents: int
     pairs: int
     seconds: float
-    ndcg: float = float("nan")
 
 
 class Stopwatch(TrainerCallback):
-    """Starts after two steps and stops training when the time is up."""
+    """Starts after two steps, sets the learning rate by the time that is left, and stops training when it is up.
 
-    def __init__(self, config: Config):
-        self.clock = time.process_time if config.clock == "cpu" else time.perf_counter
-        self.limit, self.steps, self.seconds = config.seconds, 0, 0.0
+    before: seconds of work that was done ahead of training and counts.
+    """
+
+    def __init__(self, config: Config, before: float = 0.0):
+        self.clock = _clock(config)
+        self.limit, self.learning_rate, self.before = config.seconds, config.learning_rate, before
+        self.steps, self.seconds = 0, before
+
+    def on_step_begin(self, args, state, control, optimizer=None, **_):
+        """Both trainers have a constant schedule, which this one overrides."""
+        share = min(1.0, (state.global_step + 1) / WARM_UP_STEPS) * max(0.0, 1 - self.seconds / self.limit)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate * share
 
     def on_step_end(self, args, state, control, **_):
         """Count the step, and stop the trainer once the time is up."""
-        if state.global_step == 2:
+        if state.global_step == UNCOUNTED_STEPS:
             self.start = self.clock()
-        elif state.global_step > 2:
+        elif state.global_step > UNCOUNTED_STEPS:
             self.steps += 1
-            self.seconds = self.clock() - self.start
+            self.seconds = self.before + self.clock() - self.start
             control.should_training_stop |= self.seconds >= self.limit
 
 
 def main(config: Config) -> None:
-    """Train the start each way, measure it on dev, print the table."""
+    """Train what is not finished, then print the table."""
     torch.set_num_threads(config.threads)
-    rows = read_table(config.data / "judgments" / "train.parquet", "judgments")
-    spread = float(rows.column("grade").to_numpy().std())
-    if not spread:
-        raise InputError(f"{config.data}: all train grades are equal, so there is no margin to learn")
-    rows = rows.append_column("teacher_score", pa.array(rows.column("grade").to_numpy() / spread, pa.float32()))
-    found: dict[str, Tally] = {}
-    for way in config.ways:
-        with tempfile.TemporaryDirectory() as folder:
-            student = create_student(config, config.data, folder, seed=1)
-            train = train_ours if way == "ours" else partial(train_theirs, lists=way == "st-lists")
-            found[way] = train(config, student, rows, Path(folder))
-            found[way].ndcg = dev_ndcg(config, student, Path(folder))
-            LOGGER.info("%s: %s", way, found[way])
-    print(table(found))
+    rows = labelled_rows(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    finished = {(row["way"], row["seed"]): row for row in finished_rows(config.out)}
+    for seed in config.seeds:
+        for way in config.ways:
+            if (way, seed) not in finished:
+                finished[way, seed] = train_and_measure(config, way, seed, rows)
+    print(table(config, finished))
 
 
-def train_ours(config: Config, student: StudentModel, rows: pa.Table, out: Path) -> Tally:
+def labelled_rows(config: Config) -> pa.Table:
+    """What is learnt from: query_id, query, title, summary and teacher_score with mean 0 and spread 1."""
+    if config.labels is None:
+        rows = read_table(config.data / "judgments" / "train.parquet", "judgments")
+        scores = rows.column("grade").to_numpy()
+    else:
+        rows = pa.concat_tables(iter_labelled(config.data / "candidates.parquet", config.labels))
+        scores = rows.column("teacher_score").to_numpy()
+    if not len(scores) or not scores.std():
+        raise InputError(f"{config.labels or config.data}: no two labels differ, so there is nothing to learn")
+    standardised = pa.array((scores - scores.mean()) / scores.std(), pa.float32())
+    return rows.select(["query_id", "query", "title", "summary"]).append_column("teacher_score", standardised)
+
+
+def train_and_measure(config: Config, way: Way, seed: int, rows: pa.Table) -> dict[str, Any]:
+    """One training; keeps its test scores and its line of results."""
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        student = create_student(config, config.data, out, seed=seed)
+        if way == "ours":
+            tally = train_ours(config, student, rows, out, seed)
+        else:
+            tally = train_theirs(config, way, student, rows, out, seed)
+        test = judged_groups(config.data / "judgments" / "test.parquet", student.text_format)
+        # all ways are measured alike: our text, our batches
+        scores = make_trainer(config, student, out / "measured", test, seed).score(test)
+    np.savez(_scores_file(config, way, seed), scores=scores, grades=test.targets, queries=test.group_of_document())
+    row = {"way": way, "seed": seed, **vars(tally)}
+    LOGGER.info("%s", row | {"ndcg@5": float(ranked(config, way, seed).ndcg(5).mean())})
+    append_row(config.out, row)
+    return row
+
+
+def train_ours(config: Config, student: StudentModel, rows: pa.Table, out: Path, seed: int) -> Tally:
     """Train group-wise, each document encoded once a step, until the time is up."""
-    trainer = make_trainer(config, student, out, groups_of([rows], "teacher_score", student.text_format))
-    watch = Stopwatch(config)
+    clock = _clock(config)
+    began = clock()
+    groups = groups_of([rows], "teacher_score", student.text_format)
+    watch = Stopwatch(config, before=clock() - began)
+    trainer = make_trainer(config, student, out, groups, seed)
     trainer.add_callback(watch)
     trainer.start()
     documents = watch.steps * config.batch_groups * config.documents
     return Tally(watch.steps, documents, documents * (config.documents - 1) // 2, watch.seconds)
 
 
-def make_trainer(config: Config, student: StudentModel, out: Path, groups: RankingGroups) -> RankingTrainer:
+def make_trainer(config: Config, student: StudentModel, out: Path, groups: RankingGroups, seed: int) -> RankingTrainer:
     """Our trainer without a dev set: it trains until it is stopped, and scores."""
     settings = TrainingSettings(
-        epochs=10_000, learning_rate=config.learning_rate, warmup=20, schedule="constant_with_warmup",
-        batch_groups=config.batch_groups, precision=config.precision, eval_steps=10**9, log_steps=10**9,
+        epochs=10_000, learning_rate=config.learning_rate, warmup=0, schedule="constant_with_warmup", seed=seed,
+        batch_groups=config.batch_groups, forward_tokens=4096, precision=config.precision, eval_steps=10**9,
+        log_steps=10**9,
     )  # fmt: skip
     return RankingTrainer(
-        student.model, settings, groups, None, loss=margin_mse, pad_id=student.text_format.pad_id, out=out / "run",
-        token_types=True, sample_group=sampler("uniform", config.documents),
+        student.model, settings, groups, None, loss=partial(hybrid, alpha=config.alpha, beta=1.0),
+        pad_id=student.text_format.pad_id, out=out / "run", token_types=True,
+        sample_group=sampler("stratified", config.documents),
     )  # fmt: skip
 
 
-def dev_ndcg(config: Config, student: StudentModel, out: Path) -> float:
-    """All ways are measured alike: our text, our batches."""
-    dev = judged_groups(config.data / "judgments" / "dev.parquet", student.text_format)
-    shutil.rmtree(out / "run", ignore_errors=True)
-    scores = make_trainer(config, student, out, dev).score(dev)
-    return ndcg(scores, dev.targets.astype(np.int64), dev.group_of_document(), 5)
-
-
-def train_theirs(config: Config, student: StudentModel, rows: pa.Table, out: Path, lists: bool) -> Tally:
-    """Train with sentence-transformers until the time is up; lists: one encoding a document, else triplets."""
+def train_theirs(config: Config, way: Way, student: StudentModel, rows: pa.Table, out: Path, seed: int) -> Tally:
+    """Train with sentence-transformers until the time is up."""
     from datasets import Dataset
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
-    from sentence_transformers.cross_encoder.losses import MarginMSELoss
+    from sentence_transformers.cross_encoder.losses import MarginMSELoss, MSELoss
 
+    make, loss, documents, pairs = _their_form(config, way, MSELoss, MarginMSELoss)
     student.model.save_pretrained(out / "start")
     for file in student.tokenizer_folder.iterdir():
         shutil.copyfile(file, out / "start" / file.name)
     encoder = CrossEncoder(str(out / "start"), num_labels=1, max_length=student.text_format.max_tokens(), device="cpu")
-    count = 1 if lists else config.documents // 2  # triplets: as many encoded documents a step
+    batch = config.batch_groups * config.documents // documents
     arguments = CrossEncoderTrainingArguments(
-        output_dir=str(out / "st"), max_steps=10**6, per_device_train_batch_size=config.batch_groups * count,
-        learning_rate=config.learning_rate, warmup_steps=20, lr_scheduler_type="constant_with_warmup",
-        bf16=config.precision == "bf16", optim="adamw_torch_fused", weight_decay=0.01, seed=1,
-        save_strategy="no", logging_strategy="no", report_to="none", dataloader_pin_memory=False, use_cpu=True,
+        output_dir=str(out / "st"), max_steps=10**6, per_device_train_batch_size=batch, seed=seed,
+        learning_rate=config.learning_rate, lr_scheduler_type="constant", weight_decay=0.01,
+        bf16=config.precision == "bf16", optim="adamw_torch_fused", save_strategy="no", logging_strategy="no",
+        report_to="none", dataloader_pin_memory=False, use_cpu=True,
     )  # fmt: skip
-    make = list_rows if lists else triplet_rows
     trainer = CrossEncoderTrainer(
-        model=encoder, args=arguments, train_dataset=Dataset.from_list(list(make(rows, config.documents))),
-        loss=MarginMSELoss(encoder),
-    )  # fmt: skip
+        model=encoder, args=arguments, train_dataset=Dataset.from_list(list(make(rows))), loss=loss(encoder)
+    )
+    trainer.remove_callback(ProgressCallback)  # it prints its figures to stdout, between ours
     watch = Stopwatch(config)
     trainer.add_callback(watch)
     trainer.train()
     inner: Any = next(module for module in encoder.modules() if isinstance(module, BertForSequenceClassification))
     student.model.load_state_dict(inner.state_dict())
-    documents = watch.steps * config.batch_groups * config.documents
-    return Tally(
-        watch.steps,
-        documents,
-        watch.steps * config.batch_groups * count * (config.documents - 1 if lists else 1),
-        watch.seconds,
-    )
+    return Tally(watch.steps, watch.steps * batch * documents, watch.steps * batch * pairs, watch.seconds)
 
 
-def triplet_rows(rows: pa.Table, documents: int) -> Iterator[dict]:
+def _their_form(
+    config: Config, way: Way, point: Any, margin: Any
+) -> tuple[Callable[[pa.Table], Iterator[dict]], Any, int, int]:
+    """How rows are made, the loss, and the documents and pairs of a row."""
+    if way == "st-point":
+        return point_rows, point, 1, 0
+    if way == "st-triplets":
+        return triplet_rows, margin, 2, 1
+    return partial(list_rows, documents=config.documents), margin, config.documents, config.documents - 1
+
+
+def point_rows(rows: pa.Table) -> Iterator[dict]:
+    """(query, document, teacher score) of each row."""
+    for row in rows.to_pylist():
+        yield {"query": row["query"], "document": _text(row), "label": row["teacher_score"]}
+
+
+def triplet_rows(rows: pa.Table) -> Iterator[dict]:
     """(query, document, document, margin) for all pairs of each query's documents with different scores."""
     for group in _groups(rows):
         for one, other in combinations(group, 2):
@@ -223,16 +289,51 @@ def _text(row: dict) -> str:
     return f"{row['title']} {row['summary']}"
 
 
-def table(found: dict[str, Tally]) -> str:
-    """Markdown; ratios are ours over each."""
-    lines = ["| way | steps | documents/s | pairs/s | ours / this, pairs/s | dev NDCG@5 |", "|---|---|---|---|---|---|"]
-    ours = found.get("ours")
-    for way, tally in found.items():
-        documents, pairs = tally.documents / tally.seconds, tally.pairs / tally.seconds
-        ratio = f"{ours.pairs / ours.seconds / pairs:.1f}" if ours else ""
-        lines.append(f"| {way} | {tally.steps} | {documents:.0f} | {pairs:.0f} | {ratio} | {tally.ndcg:.4f} |")
+def _clock(config: Config) -> Callable[[], float]:
+    return time.process_time if config.clock == "cpu" else time.perf_counter
+
+
+def _scores_file(config: Config, way: Way, seed: int) -> Path:
+    return config.out / f"{way}-{seed}.npz"
+
+
+def ranked(config: Config, way: Way, seed: int) -> JudgedRanking:
+    """The judged test documents in the order of a finished training's scores."""
+    with np.load(_scores_file(config, way, seed)) as kept:
+        return JudgedRanking(kept["scores"], kept["grades"].astype(np.int64), kept["queries"])
+
+
+def table(config: Config, finished: dict[tuple[str, int], dict[str, Any]]) -> str:
+    """Markdown: speeds are of all seeds together; the last column is ours less that way, paired by query and seed."""
+    lines = [
+        "| way | steps | documents/s | pairs/s | ours / this | NDCG@5 | PNR | ours less this, NDCG@5 | p |",
+        "|---|--:|--:|--:|--:|--:|--:|---|--:|",
+    ]
+    rates: dict[str, list[float]] = {}
+    quality: dict[str, NDArray[np.float64]] = {}
+    for way in config.ways:
+        runs = [finished[way, seed] for seed in config.seeds]
+        seconds = sum(one["seconds"] for one in runs)
+        rates[way] = [sum(one[what] for one in runs) / seconds for what in ("documents", "pairs")]
+        by_seed = [ranked(config, way, seed) for seed in config.seeds]
+        quality[way] = np.stack([one.ndcg(5) for one in by_seed])
+        ratio = f"{rates['ours'][0] / rates[way][0]:.2f}" if "ours" in rates else ""
+        gap, p = _against(quality["ours"], quality[way]) if "ours" in quality and way != "ours" else ("", "")
+        cells = [
+            way, str(round(np.mean([one["steps"] for one in runs]))), *(f"{rate:.0f}" for rate in rates[way]), ratio,
+            f"{quality[way].mean():.4f}", f"{np.mean([one.pairs().pnr for one in by_seed]):.2f}", gap, p,
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _against(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[str, str]:
+    """Mean difference with its interval, and p. NDCG@5, float [seeds, queries]."""
+    differences = ours - theirs
+    mean, zero = differences.mean(axis=0), np.zeros(differences.shape[1])
+    gap = seeds_bootstrap(differences) if len(differences) > 1 else paired_bootstrap(mean, zero)
+    return f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]", f"{randomisation_test(mean, zero):.4f}"
+
+
 if __name__ == "__main__":
-    run(main, Config, example="python -m benchmarks.students.training_speed --data data/world --seconds 120")
+    run(main, Config, example="python -m benchmarks.students.training_speed --data data/msrd --labels runs/labels")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +18,17 @@ def test_rows_are_held_against_the_baselines_of_their_own_seeds(tmp_path):
     rows = QUERIES * DOCUMENTS
     grades = np.tile([1, 0, 0, 0, 0, 0], QUERIES)
     best, worst = grades.astype(np.float32), -grades.astype(np.float32)
-    scores = {"bm25": rng.random(rows).astype(np.float32), "baseline-few-1": worst, "baseline-few-2": best}
-    scores |= {"student-1": best, "student-2": best, "decoder-2": best}
+    chance = rng.random(rows).astype(np.float32)
     content = {"query_id": [f"q{n // DOCUMENTS}" for n in range(rows)], "doc_id": [f"d{n}" for n in range(rows)]}
-    pq.write_table(pa.table(content | {"grade": pa.array(grades, pa.int8())} | scores), tmp_path / "scores.parquet")
-    lines = table_of_seeds(tmp_path / "scores.parquet", [1, 2]).splitlines()[2:]
+    content |= {"grade": pa.array(grades, pa.int8())}
+
+    def file(name: str, **scores: np.ndarray) -> Path:
+        pq.write_table(pa.table(content | {row.replace("_", "-"): of for row, of in scores.items()}), tmp_path / name)
+        return tmp_path / name
+
+    first = file("1", bm25=chance, baseline_few=worst, student=best)
+    second = [file("2", bm25=chance, baseline_few=best, student=best), file("3", bm25=chance, decoder=best)]
+    lines = table_of_seeds({1: [first], 2: second}).splitlines()[2:]
     table = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
     assert list(table) == ["bm25", "baseline-few", "student", "decoder"]
     assert table["baseline-few"][:2] == ["2", "0.5000"] and table["student"][:3] == ["2", "1.0000", "0.0000"]
