@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.students.runs import judged_ranking, train_as_shipped
 from ranking.errors import InputError
+from ranking.metrics import JudgedRanking
 from ranking.program import run
 from ranking.significance import paired_bootstrap, randomisation_test, seeds_bootstrap
 from training import (
@@ -145,24 +146,24 @@ def decoder(data: Path, out: Path, seed: int) -> Path:
 
 
 def table_of_seeds(scores: dict[int, list[Path]]) -> str:
-    """Each row's NDCG@5 (linear gain), its deviation over seeds, and its difference to baseline-few.
+    """Each row's NDCG@5 (linear gain) and PNR, the first's deviation over seeds and difference to baseline-few.
 
     scores: each seed's files of training.evaluate. The interval of a difference draws seeds and queries anew where
     there are several, else queries alone; the p is of a randomisation test of each query's mean over seeds. A row is
     held against the baselines of its own seeds.
     """
-    ndcg: dict[int, dict[str, NDArray[np.float64]]] = {seed: {} for seed in scores}
+    ranked: dict[int, dict[str, JudgedRanking]] = {seed: {} for seed in scores}
     for seed, files in scores.items():
         for rows in map(pq.read_table, files):
             for name in set(rows.column_names) - {"query_id", "doc_id", "grade"}:
-                ndcg[seed][name] = judged_ranking(rows, rows.column(name).to_numpy()).ndcg(5)
+                ranked[seed][name] = judged_ranking(rows, rows.column(name).to_numpy())
 
     def of_seeds(row: str) -> dict[int, NDArray[np.float64]]:
-        """The row's figures of each query by seed."""
-        return {seed: rows[row] for seed, rows in ndcg.items() if row in rows}
+        """The row's NDCG@5 of each query by seed."""
+        return {seed: rows[row].ndcg(5) for seed, rows in ranked.items() if row in rows}
 
     few = of_seeds(FEW)
-    lines = [f"| | seeds | NDCG@5 | deviation over seeds | over {FEW} | p |", "|---|--:|--:|--:|---|--:|"]
+    lines = [f"| | seeds | NDCG@5 | deviation over seeds | PNR | over {FEW} | p |", "|---|--:|--:|--:|--:|---|--:|"]
     for row in ("bm25", FEW, "clicked", "encoder", "teacher", "student", "decoder"):
         found = of_seeds(row)
         if not found:
@@ -177,7 +178,10 @@ def table_of_seeds(scores: dict[int, list[Path]]) -> str:
             p = randomisation_test(mean, zero)
             against = [f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]", f"{p:.4f}"]
         trainings = "" if row == "bm25" else str(len(found))
-        lines.append("| " + " | ".join([row, trainings, f"{np.mean(means):.4f}", deviation, *against]) + " |")
+        pnr = np.mean([ranked[seed][row].pairs().pnr for seed in found])
+        lines.append(
+            "| " + " | ".join([row, trainings, f"{np.mean(means):.4f}", deviation, f"{pnr:.1f}", *against]) + " |"
+        )
     return "\n".join(lines)
 
 
