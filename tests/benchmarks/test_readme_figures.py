@@ -36,7 +36,7 @@ def test_the_readme_has_the_figures_of_its_pages(capsys):
 @pytest.mark.parametrize(
     "page, old, new, row",
     [
-        ("results/demo.md", "| 0.888 | 0.885 |", "| 0.888 | 0.879 |", "`make demo DATA=`"),
+        ("results/demo.md", "| 0.888 | 0.886 |", "| 0.888 | 0.879 |", "`make demo DATA=`"),
         ("results/demo.md", "CTR | +5.1% [+3.0%, +7.1%]", "CTR | -0.1% [-3.0%, +2.9%]", "its A/B test"),
         ("results/clicklog.md", "| 60,000,000 | 2.05 |", "| 50,000,000 | 2.05 |", "million click events"),
         ("results/ab_calibration.md", "| user CTR | 4.5% |", "| user CTR | 3.6% |", "A/A experiments"),
