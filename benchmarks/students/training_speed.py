@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import BertForSequenceClassification, ProgressCallback, TrainerCallback
 
 from benchmarks.students.runs import append_row, finished_rows
@@ -187,10 +188,20 @@ def train_ours(config: Config, student: StudentModel, rows: pa.Table, out: Path,
     groups = groups_of([rows], "teacher_score", student.text_format)
     watch = Stopwatch(config, before=clock() - began)
     trainer = make_trainer(config, student, out, groups, seed)
+    sizes: list[
+        np.ndarray
+    ] = []  # documents of each group, step by step: queries may have few, epochs a short last step
+    loss = trainer.loss
+
+    def counted(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
+        sizes.append(groups.unique(return_counts=True)[1].numpy())
+        return loss(scores, targets, groups)
+
+    trainer.loss = counted
     trainer.add_callback(watch)
     trainer.start()
-    documents = watch.steps * config.batch_groups * config.documents
-    return Tally(watch.steps, documents, documents * (config.documents - 1) // 2, watch.seconds)
+    of_steps = np.concatenate(sizes[UNCOUNTED_STEPS:])
+    return Tally(watch.steps, int(of_steps.sum()), int((of_steps * (of_steps - 1) // 2).sum()), watch.seconds)
 
 
 def make_trainer(config: Config, student: StudentModel, out: Path, groups: RankingGroups, seed: int) -> RankingTrainer:
@@ -223,7 +234,7 @@ def train_theirs(config: Config, way: Way, student: StudentModel, rows: pa.Table
         output_dir=str(out / "st"), max_steps=10**6, per_device_train_batch_size=batch, seed=seed,
         learning_rate=config.learning_rate, lr_scheduler_type="constant", weight_decay=0.01,
         bf16=config.precision == "bf16", optim="adamw_torch_fused", save_strategy="no", logging_strategy="no",
-        report_to="none", dataloader_pin_memory=False, use_cpu=True,
+        report_to="none", dataloader_pin_memory=False, dataloader_drop_last=True, use_cpu=True,
     )  # fmt: skip
     trainer = CrossEncoderTrainer(
         model=encoder, args=arguments, train_dataset=Dataset.from_list(list(make(rows))), loss=loss(encoder)
