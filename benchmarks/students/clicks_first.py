@@ -28,11 +28,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.students.runs import judged_ranking, train_as_shipped
+from benchmarks.students.runs import judged_ranking, paired_gain, train_as_shipped
 from ranking.errors import InputError
 from ranking.metrics import JudgedRanking
 from ranking.program import run
-from ranking.significance import paired_bootstrap, randomisation_test, seeds_bootstrap
 from training import (
     blend_labels,
     distill_student,
@@ -170,13 +169,7 @@ def table_of_seeds(scores: dict[int, list[Path]]) -> str:
             continue
         means = [float(one.mean()) for one in found.values()]
         deviation = f"{np.std(means, ddof=1):.4f}" if len(means) > 1 and row != "bm25" else ""
-        against = ["", ""]
-        if row != FEW:
-            differences = np.stack([found[seed] - few[seed] for seed in found])
-            mean, zero = differences.mean(axis=0), np.zeros(differences.shape[1])
-            gap = seeds_bootstrap(differences) if len(differences) > 1 else paired_bootstrap(mean, zero)
-            p = randomisation_test(mean, zero)
-            against = [f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]", f"{p:.4f}"]
+        against = ("", "") if row == FEW else paired_gain(np.stack([found[seed] - few[seed] for seed in found]))
         trainings = "" if row == "bm25" else str(len(found))
         pnr = np.mean([ranked[seed][row].pairs().pnr for seed in found])
         lines.append(

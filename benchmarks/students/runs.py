@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ranking.card import CARD_NAME
 from ranking.metrics import JudgedRanking
 from ranking.program import parse
+from ranking.significance import paired_bootstrap, randomisation_test, seeds_bootstrap
 from training.evaluation.checkpoint_scores import Precision, Scorer
 from training.trainer.training_settings import RUN_FOLDER
 
@@ -61,6 +62,17 @@ def query_numbers(rows: pa.Table) -> NDArray[np.int64]:
 def judged_ranking(rows: pa.Table, scores: NDArray[np.float32]) -> JudgedRanking:
     """A judgments table ranked by scores, float [rows]."""
     return JudgedRanking(scores, rows.column("grade").to_numpy(), query_numbers(rows))
+
+
+def paired_gain(differences: NDArray[np.float64]) -> tuple[str, str]:
+    """Mean gain with its 95% interval, and its p, as a table shows them. differences: float [seeds, queries].
+
+    The interval draws seeds and queries anew where there are several seeds, else queries alone; the p is of a
+    randomisation test of each query's mean over seeds.
+    """
+    mean, zero = differences.mean(axis=0), np.zeros(differences.shape[1])
+    gap = seeds_bootstrap(differences) if len(differences) > 1 else paired_bootstrap(mean, zero)
+    return f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]", f"{randomisation_test(mean, zero):.4f}"
 
 
 def finished_rows(out: Path) -> list[dict[str, Any]]:

@@ -34,14 +34,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BertForSequenceClassification, ProgressCallback, TrainerCallback
 
-from benchmarks.students.runs import append_row, finished_rows
+from benchmarks.students.runs import append_row, finished_rows, paired_gain
 from ranking.errors import InputError
 from ranking.labels import iter_labelled
 from ranking.limits import FieldLimits
 from ranking.metrics import JudgedRanking
 from ranking.program import run
 from ranking.schema import read_table
-from ranking.significance import paired_bootstrap, randomisation_test, seeds_bootstrap
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
 from training.student.student_groups import groups_of, judged_groups, sampler
 from training.trainer.group_batches import RankingGroups
@@ -329,21 +328,13 @@ def table(config: Config, finished: dict[tuple[str, int], dict[str, Any]]) -> st
         by_seed = [ranked(config, way, seed) for seed in config.seeds]
         quality[way] = np.stack([one.ndcg(5) for one in by_seed])
         ratio = f"{rates['ours'][0] / rates[way][0]:.2f}" if "ours" in rates else ""
-        gap, p = _against(quality["ours"], quality[way]) if "ours" in quality and way != "ours" else ("", "")
+        gap, p = paired_gain(quality["ours"] - quality[way]) if "ours" in quality and way != "ours" else ("", "")
         cells = [
             way, str(round(np.mean([one["steps"] for one in runs]))), *(f"{rate:.0f}" for rate in rates[way]), ratio,
             f"{quality[way].mean():.4f}", f"{np.mean([one.pairs().pnr for one in by_seed]):.2f}", gap, p,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _against(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[str, str]:
-    """Mean difference with its interval, and p. NDCG@5, float [seeds, queries]."""
-    differences = ours - theirs
-    mean, zero = differences.mean(axis=0), np.zeros(differences.shape[1])
-    gap = seeds_bootstrap(differences) if len(differences) > 1 else paired_bootstrap(mean, zero)
-    return f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]", f"{randomisation_test(mean, zero):.4f}"
 
 
 if __name__ == "__main__":
