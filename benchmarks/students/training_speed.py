@@ -139,11 +139,18 @@ def main(config: Config) -> None:
     rows = labelled_rows(config)
     config.out.mkdir(parents=True, exist_ok=True)
     finished = {(row["way"], row["seed"]): row for row in finished_rows(config.out)}
+    if any(row["settings"] != shared_settings(config) for row in finished.values()):
+        raise InputError(f"{config.out}: trainings of other settings lie here; give another --out")
     for seed in config.seeds:
         for way in config.ways:
             if (way, seed) not in finished:
                 finished[way, seed] = train_and_measure(config, way, seed, rows)
     print(table(config, finished))
+
+
+def shared_settings(config: Config) -> dict[str, str]:
+    """What all trainings of one table have in common."""
+    return {name: str(value) for name, value in vars(config).items() if name not in ("out", "seeds", "ways")}
 
 
 def labelled_rows(config: Config) -> pa.Table:
@@ -174,8 +181,10 @@ def train_and_measure(config: Config, way: Way, seed: int, rows: pa.Table) -> di
         # all ways are measured alike: our text, our batches
         scores = make_trainer(config, student, out / "measured", test, seed).score(test)
     np.savez(_scores_file(config, way, seed), scores=scores, grades=test.targets, queries=test.group_of_document())
-    row = {"way": way, "seed": seed, **vars(tally)}
-    LOGGER.info("%s", row | {"ndcg@5": float(ranked(config, way, seed).ndcg(5).mean())})
+    row = {"way": way, "seed": seed, **vars(tally), "settings": shared_settings(config)}
+    LOGGER.info(
+        "%s", vars(tally) | {"way": way, "seed": seed, "ndcg@5": float(ranked(config, way, seed).ndcg(5).mean())}
+    )
     append_row(config.out, row)
     return row
 
@@ -187,9 +196,8 @@ def train_ours(config: Config, student: StudentModel, rows: pa.Table, out: Path,
     groups = groups_of([rows], "teacher_score", student.text_format)
     watch = Stopwatch(config, before=clock() - began)
     trainer = make_trainer(config, student, out, groups, seed)
-    sizes: list[
-        np.ndarray
-    ] = []  # documents of each group, step by step: queries may have few, epochs a short last step
+    # documents of each group, step by step: queries may have few, epochs a short last step
+    sizes: list[NDArray[np.int64]] = []
     loss = trainer.loss
 
     def counted(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:

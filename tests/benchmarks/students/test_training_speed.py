@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +39,8 @@ def test_every_way_trains_and_a_finished_one_is_kept(config, capsys):
     assert kept == {"ours": 1.5, "st-point": 0, "st-triplets": 0.5, "st-lists": 0.75}
     training_speed.main(config)
     assert capsys.readouterr().out == first
+    with pytest.raises(InputError, match="trainings of other settings lie here"):
+        training_speed.main(replace(config, seconds=0.3))
 
 
 def test_labels_that_are_all_alike_are_refused(config):
