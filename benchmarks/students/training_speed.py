@@ -327,19 +327,20 @@ def table(config: Config, finished: dict[tuple[str, int], dict[str, Any]]) -> st
         "| way | steps | documents/s | pairs/s | ours / this | NDCG@5 | PNR | ours less this, NDCG@5 | p |",
         "|---|--:|--:|--:|--:|--:|--:|---|--:|",
     ]
-    rates: dict[str, list[float]] = {}
-    quality: dict[str, NDArray[np.float64]] = {}
+    runs = {way: [finished[way, seed] for seed in config.seeds] for way in config.ways}
+    by_seed = {way: [ranked(config, way, seed) for seed in config.seeds] for way in config.ways}
+    quality = {way: np.stack([one.ndcg(5) for one in rankings]) for way, rankings in by_seed.items()}
+
+    def rate(way: Way, what: str) -> float:
+        return sum(one[what] for one in runs[way]) / sum(one["seconds"] for one in runs[way])
+
     for way in config.ways:
-        runs = [finished[way, seed] for seed in config.seeds]
-        seconds = sum(one["seconds"] for one in runs)
-        rates[way] = [sum(one[what] for one in runs) / seconds for what in ("documents", "pairs")]
-        by_seed = [ranked(config, way, seed) for seed in config.seeds]
-        quality[way] = np.stack([one.ndcg(5) for one in by_seed])
-        ratio = f"{rates['ours'][0] / rates[way][0]:.2f}" if "ours" in rates else ""
+        ratio = f"{rate('ours', 'documents') / rate(way, 'documents'):.2f}" if "ours" in runs else ""
         gap, p = paired_gain(quality["ours"] - quality[way]) if "ours" in quality and way != "ours" else ("", "")
         cells = [
-            way, str(round(np.mean([one["steps"] for one in runs]))), *(f"{rate:.0f}" for rate in rates[way]), ratio,
-            f"{quality[way].mean():.4f}", f"{np.mean([one.pairs().pnr for one in by_seed]):.2f}", gap, p,
+            way, str(round(np.mean([one["steps"] for one in runs[way]]))), f"{rate(way, 'documents'):.0f}",
+            f"{rate(way, 'pairs'):.0f}", ratio, f"{quality[way].mean():.4f}",
+            f"{np.mean([one.pairs().pnr for one in by_seed[way]]):.2f}", gap, p,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
