@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from demo.verdict import reason_not_to_ship
 from ranking.errors import InputError
 from ranking.pretrained import MINILM
 from ranking.program import run
-from serving.temporary_server import start_triton
+from serving.temporary_server import TritonServer, start_triton
 
 EXPERIMENT = "student-vs-baseline"
 ARMS = ("baseline", "student")
@@ -119,17 +121,20 @@ def flow(config: Config) -> dict[str, Any]:
         "sample", "choosing the pairs to label", lambda: sample(data, config.label_queries), config.label_queries
     )
     size, start = student_start(config)
-    stages.program(
-        "baseline", "baseline: a small BERT on judgments alone",
+    baseline: tuple[str | Path, ...] = (
         "-m", "training.train_baseline", "--config", f"training/configs/baseline_{size}.yaml", "--data", data,
-        "--out", out / "baseline", *start, made=out / "baseline",
+        "--out", out / "baseline", *start,
     )  # fmt: skip
+    baseline_title = "baseline: a small BERT on judgments alone"
     if config.decoder_teacher:
-        stages.run(
-            "label", "labelling through tritonserver and vLLM",
-            lambda: label(data / "candidates.parquet", repository, out / "labels"), made=out / "labels",
-        )  # fmt: skip
+        # vLLM's start uses one core of two for most of a minute
+        with stages.beside("baseline", baseline_title, *baseline, made=out / "baseline"):
+            stages.run(
+                "label", "labelling through tritonserver and vLLM",
+                lambda: label(data / "candidates.parquet", repository, out / "labels"), made=out / "labels",
+            )  # fmt: skip
     else:
+        stages.program("baseline", baseline_title, *baseline, made=out / "baseline")
         stages.program(
             "label", "labelling by BM25, embedding similarity and the baseline, weighted by dev judgments",
             "-m", "training.blend_labels", "--data", data, "--out", out / "labels",
@@ -165,14 +170,22 @@ def flow(config: Config) -> dict[str, Any]:
             "--repository", repository, "--serves-now", "none" if arm == "baseline" else "baseline",
             *prior, *(accept or control),
         )  # fmt: skip
-    stages.run(
-        "load", "load test of both arms, open loop",
-        lambda: load_test(out, data, repository, config.load_rate, config.load_seconds), config.load_rate,
-    )  # fmt: skip
-    stages.run(
-        "ab", "A/B test with simulated users",
-        lambda: ab_test(out / "ab", data, repository, config.users, config.sends_prior), config.users, out / "ab",
-    )  # fmt: skip
+    with ExitStack() as running:
+
+        @cache
+        def arms() -> TritonServer:
+            """The server of both arms, started by the stage that needs it first."""
+            note("starting tritonserver with both arms ...")
+            return running.enter_context(start_triton(repository, *only_arms(*ARMS)))
+
+        stages.run(
+            "load", "load test of both arms, open loop",
+            lambda: load_test(out, data, arms(), config.load_rate, config.load_seconds), config.load_rate,
+        )  # fmt: skip
+        stages.run(
+            "ab", "A/B test with simulated users",
+            lambda: ab_test(out / "ab", data, arms(), config.users, config.sends_prior), config.users, out / "ab",
+        )  # fmt: skip
     stages.program(
         "report", "report: who won",
         "clients/ab_report.py", "--events", out / "ab" / "data", "--out", out / "report.html",
@@ -306,37 +319,32 @@ def only(*models: str) -> list[str]:
     return ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
 
 
-def load_test(out: Path, data: Path, repository: Path, rate: int, seconds: int) -> dict[str, Any]:
+def load_test(out: Path, data: Path, server: TritonServer, rate: int, seconds: int) -> dict[str, Any]:
     """Each arm by itself, `rate` lists of 24 a second for `seconds`; returns latencies and errors per arm."""
     found = {}
-    note("starting tritonserver with both arms ...")
-    with start_triton(repository, *only_arms(*ARMS)) as server:
-        for arm in ARMS:
-            result = out / f"load-{arm}.json"
-            result.unlink(missing_ok=True)  # of an interrupted run
-            run_program(
-                "-m", "locust", "-f", "loadtest/", "--headless", "--only-summary", "-u", str(rate), "-r", "100",
-                "-t", f"{seconds}s", "--arms", arm, "--list-sizes", "24", "--data", data, "--grpc-url", server.grpc,
-                "--metrics-url", server.metrics, "--json-out", result,
-                accept=(0, 1),  # 1: requests failed, as on a machine too busy for the rate; the summary counts them
-            )  # fmt: skip
-            row = json.loads(result.read_text())["arms"][arm]
-            found[arm] = {"p50_ms": row["p50_ms"], "p99_ms": row["p99_ms"], "errors": row["failed"] + row["unanswered"]}
+    for arm in ARMS:
+        result = out / f"load-{arm}.json"
+        result.unlink(missing_ok=True)  # of an interrupted run
+        run_program(
+            "-m", "locust", "-f", "loadtest/", "--headless", "--only-summary", "-u", str(rate), "-r", "100",
+            "-t", f"{seconds}s", "--arms", arm, "--list-sizes", "24", "--data", data, "--grpc-url", server.grpc,
+            "--metrics-url", server.metrics, "--json-out", result,
+            accept=(0, 1),  # 1: requests failed, as on a machine too busy for the rate; the summary counts them
+        )  # fmt: skip
+        row = json.loads(result.read_text())["arms"][arm]
+        found[arm] = {"p50_ms": row["p50_ms"], "p99_ms": row["p99_ms"], "errors": row["failed"] + row["unanswered"]}
     return found
 
 
-def ab_test(folder: Path, data: Path, repository: Path, users: int, sends_prior: bool) -> None:
+def ab_test(folder: Path, data: Path, server: TritonServer, users: int, sends_prior: bool) -> None:
     """Simulated users on both arms through the router; the log and its Parquet tables go to `folder`."""
     folder.mkdir(exist_ok=True)
     (folder / "experiment.yaml").write_text(experiment_text())
     # an interrupted run must not leave half of its users in the log
     for old in sorted((folder / "log").glob("*.ablog")):
         old.unlink()
-    note("starting tritonserver with both arms, and the router ...")
-    with (
-        start_triton(repository, *only_arms(*ARMS)) as server,
-        start_router(folder / "experiment.yaml", server.grpc, folder / "log", "--deadline-ms", "2000") as router,
-    ):
+    note("starting the router ...")
+    with start_router(folder / "experiment.yaml", server.grpc, folder / "log", "--deadline-ms", "2000") as router:
         run_program(
             "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(users),
             "--concurrency", "8", *(["--send-prior"] if sends_prior else []),

@@ -1,4 +1,4 @@
-"""Running stages one after the other: each once, timed, and not again after an interruption."""
+"""Running stages one after the other, or one beside another: each once, timed, and not again after an interruption."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from demo.preflight import cores
 from ranking.errors import InputError
 from ranking.files import replacing
+from serving.temporary_server import end_with_parent
 
 ROOT = Path(__file__).parents[1]
 TAIL_BYTES = 16_384  # of a program's output, kept to show its progress and the end of a failure
 FAILURE_LINES = 25
 
 _log: ContextVar[Path] = ContextVar("log", default=Path(os.devnull))  # where the running stage's programs write
+# in a stage that runs beside another one: once this is set, its programs end
+_stopping: ContextVar[threading.Event | None] = ContextVar("stopping", default=None)
 
 
 @dataclass
@@ -38,6 +45,7 @@ class Stages:
     total: int
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     number: int = 0
+    writing: threading.Lock = field(default_factory=threading.Lock)  # of `known` and its file
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +68,11 @@ class Stages:
 
         made: folder that work() fills, which goes away when it has to start afresh.
         """
+        number, found = self._begin(name, title, settings, made)
+        return self._work(name, number, work) if found is None else found
+
+    def _begin(self, name: str, title: str, settings: Any, made: Path | None) -> tuple[int, dict[str, Any] | None]:
+        """Number the stage, print its title and put it on record; what it returned if it need not run, else None."""
         self.number += 1
         header = f"[{self.number:>2}/{self.total}] {title}"
         settings = json.loads(json.dumps(settings, default=str))
@@ -72,12 +85,15 @@ class Stages:
             before = None
         if before is not None and before["seconds"] is not None:
             print(f"{header}: done before ({before['seconds']:.0f} s)", flush=True)
-            return before["found"]
+            return self.number, before["found"]
         record = {"number": self.number, "settings": settings, "made": made, "outdated": False, "seconds": None}
-        self.known[name] = record
-        self._save()
+        self._record(name, record)
         print(header, flush=True)
-        log = self.folder / "logs" / f"{self.number:02}-{name}.log"
+        return self.number, None
+
+    def _work(self, name: str, number: int, work: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+        """Do a stage's work, its output in its log, and put on record how long it took."""
+        log = self.folder / "logs" / f"{number:02}-{name}.log"
         log.parent.mkdir(exist_ok=True)
         began, before_it = time.perf_counter(), _log.set(log)
         try:
@@ -85,17 +101,44 @@ class Stages:
         finally:
             _log.reset(before_it)
         seconds = time.perf_counter() - began
-        self.known[name] = record | {"seconds": round(seconds, 2), "found": found}
-        self._save()
-        note(f"{seconds:.0f} s")
+        self._record(name, self.known[name] | {"seconds": round(seconds, 2), "found": found})
+        note(f"{seconds:.0f} s" if _stopping.get() is None else f"{name}: {seconds:.0f} s")
         return found
+
+    @contextmanager
+    def beside(self, name: str, title: str, *command: str | Path, made: Path | None = None) -> Iterator[None]:
+        """A stage as program() has it, beside the stages of the block and on half of the cores; the block's end waits.
+
+        Its failure is raised there. A failure or an interruption of the block stops it, and the next run goes on with
+        it. Nothing in the block may need what it makes.
+        """
+        settings, work = self._program(command, made)
+        number, found = self._begin(name, title, settings, made)
+        if found is not None:
+            yield
+            return
+        stop = threading.Event()
+
+        def run_beside() -> None:
+            _stopping.set(stop)
+            self._work(name, number, work)
+
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(run_beside)
+            try:
+                yield
+                running.result()
+            except BaseException:
+                stop.set()
+                raise
 
     def _start_afresh(self, before: dict[str, Any]) -> None:
         """Remove what the stage had made. All from it on are marked first, so that a stop in between forgets none."""
-        for stage in self.known.values():
-            if stage["number"] >= self.number:
-                stage["outdated"] = True
-        self._save()
+        with self.writing:
+            for stage in self.known.values():
+                if stage["number"] >= self.number:
+                    stage["outdated"] = True
+            self._save()
         if before["made"] is not None:
             shutil.rmtree(before["made"], ignore_errors=True)
 
@@ -104,6 +147,11 @@ class Stages:
 
         made: the checkpoint folder of a training, which an interrupted one continues in.
         """
+        settings, work = self._program(command, made)
+        self.run(name, title, work, settings, made)
+
+    def _program(self, command: tuple[str | Path, ...], made: Path | None) -> tuple[list[str], Callable[[], None]]:
+        """A command's settings, and the work that runs it."""
         words = [str(word) for word in command]
         texts = [(ROOT / word).read_text(encoding="utf-8") for word in words if word.endswith(".yaml")]
 
@@ -111,7 +159,12 @@ class Stages:
             begun = made is not None and (made / "training" / "settings.json").is_file()
             run_program(*command, *(["--resume"] if begun else []))
 
-        self.run(name, title, work, [*words, *texts], made)
+        return [*words, *texts], work
+
+    def _record(self, name: str, record: dict[str, Any]) -> None:
+        with self.writing:
+            self.known[name] = record
+            self._save()
 
     def _save(self) -> None:
         with replacing(self._path) as aside:
@@ -130,25 +183,34 @@ def run_program(*command: str | Path, accept: tuple[int, ...] = (0,)) -> None:
     """
     words = [str(word) for word in command]
     note(f"python {shlex.join(words)}")
+    stopping = _stopping.get()
+    environment = {"TQDM_MININTERVAL": "1", **os.environ}  # a log needs no ten states of a progress bar a second
+    if stopping is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // 2)))
     began, tail, latest = time.perf_counter(), b"", ""
     with _log.get().open("ab") as output, _log.get().open("rb") as reader:
         reader.seek(0, os.SEEK_END)
         child = subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
-            env={"TQDM_MININTERVAL": "1", **os.environ},  # a log needs no ten states of a progress bar a second
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=end_with_parent,  # a training that went on alone would meet the next run's in its folder
         )
         try:
             while child.poll() is None:
                 time.sleep(0.2)
                 tail = (tail + reader.read())[-TAIL_BYTES:]
-                latest = last_words(tail) or latest
-                _progress(f"{time.perf_counter() - began:4.0f} s  {latest}")
+                if stopping is None:
+                    latest = last_words(tail) or latest
+                    _progress(f"{time.perf_counter() - began:4.0f} s  {latest}")
+                elif stopping.is_set():
+                    raise InputError("stopped, because the stage that it ran beside was")
         finally:
-            _progress("")
+            if stopping is None:
+                _progress("")
             if child.poll() is None:  # this program was stopped: the stage goes on where it was the next time
                 child.terminate()
                 child.wait()

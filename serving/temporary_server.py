@@ -127,7 +127,7 @@ def _launch(repository: Path, flags: tuple[str, ...], log: Path, environment: Ma
         *(f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"),
         *flags,
     ]
-    follow = threading.current_thread() is threading.main_thread() and sys.platform == "linux"
+    follow = threading.current_thread() is threading.main_thread()
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command,
@@ -136,14 +136,18 @@ def _launch(repository: Path, flags: tuple[str, ...], log: Path, environment: Ma
             stdin=subprocess.DEVNULL,
             env={**os.environ, **environment},
             cwd=Path(__file__).resolve().parents[1],
-            preexec_fn=_end_with_parent if follow else None,
+            preexec_fn=end_with_parent if follow else None,
         )
     return TritonServer(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{metrics}", log, process)
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to send SIGTERM to the server when the process (in fact the thread) that started it is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def end_with_parent() -> None:
+    """Before a program starts: have Linux send it SIGTERM once the process (in fact the thread) that starts it is gone.
+
+    Nothing happens on other systems.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_ports(count: int) -> list[int]:

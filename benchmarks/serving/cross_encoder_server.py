@@ -1,6 +1,8 @@
 """sentence-transformers' CrossEncoder behind FastAPI, the first server that most teams write; for systems_compared.py.
 
-python benchmarks/serving/cross_encoder_server.py CHECKPOINT float32|bfloat16 PORT
+python benchmarks/serving/cross_encoder_server.py CHECKPOINT float32|bfloat16 PORT torch|openvino
+
+openvino is sentence-transformers' own backend by optimum-intel, which exports the checkpoint as it loads.
 """
 
 import sys
@@ -12,10 +14,15 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from sentence_transformers import CrossEncoder
 
-checkpoint, dtype, port = sys.argv[1:]
+checkpoint, dtype, port, backend = sys.argv[1:]
 torch.set_num_threads(torch.get_num_threads())
+if backend == "openvino":
+    precision = {"float32": "f32", "bfloat16": "bf16"}[dtype]  # without it, OpenVINO takes bf16 where it can
+    settings = {"ov_config": {"INFERENCE_PRECISION_HINT": precision}}
+else:
+    settings = {"dtype": getattr(torch, dtype)}
 model = CrossEncoder(
-    checkpoint, device="cpu", activation_fn=torch.nn.Identity(), model_kwargs={"dtype": getattr(torch, dtype)}
+    checkpoint, device="cpu", activation_fn=torch.nn.Identity(), backend=backend, model_kwargs=settings
 )
 one_at_a_time = threading.Lock()  # without it FastAPI's threads fight over the cores, and it gets slower
 app = FastAPI()

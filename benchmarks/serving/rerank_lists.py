@@ -16,7 +16,7 @@ from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS
 from ranking.schema import read_table
-from ranking.text import FORMAT_VERSION, STUDENT_FORMAT, StudentFormat
+from ranking.text import FORMAT_VERSION, STUDENT_FORMAT, FieldCleaner, StudentFormat
 
 Size = Literal["minilm", "bert768"]
 
@@ -33,7 +33,7 @@ class RerankList:
 def read_lists(data: Path, text: StudentFormat, count: int, length: int) -> list[RerankList]:
     """`count` lists of exactly `length` documents: a test query's judged ones, filled up with other queries'.
 
-    Texts are cut at the student's limits beforehand, so that every system reads the same tokens.
+    Texts are normalised and cut at the student's limits beforehand, so that every system reads the same tokens.
     """
     rows = read_table(data / "judgments" / "test.parquet", "judgments").to_pylist()
     groups: dict[str, list[dict]] = defaultdict(list)
@@ -58,7 +58,8 @@ def read_lists(data: Path, text: StudentFormat, count: int, length: int) -> list
 
 
 def cut(text: StudentFormat, field: str, limit: int) -> str:
-    """The field's first `limit` tokens, as text."""
+    """The field's first `limit` tokens, as text, written as the student reads it."""
+    field = FieldCleaner(text.tokenizer)(field, limit)
     offsets = text.tokenizer.encode(field, add_special_tokens=False).offsets
     return field if len(offsets) <= limit else field[: offsets[limit - 1][1]]
 

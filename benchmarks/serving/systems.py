@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from build import openvino_engine
 from build.triton_config import ServingLimits
 from clients.triton.reranker import Reranker
 from ranking.encoder_inputs import pad
-from ranking.text import StudentFormat
+from ranking.text import EncodedPair, StudentFormat
 from serving.front.buckets import cut
 from serving.temporary_server import free_ports, start_triton
 
@@ -46,21 +46,23 @@ class PublishedEngine:
     limits: ServingLimits
 
 
-def in_process(published: PublishedEngine, tokenise: bool) -> System:
+def in_process(published: PublishedEngine, beforehand: Iterable[RerankList] = ()) -> System:
     """The published engine in this process, with the served model's buckets and no server between; one caller.
 
-    tokenise: within the measured time; else the encoder is measured alone, on tokens made beforehand.
+    beforehand: requests whose tokens are made here, outside all measured time; any other is tokenised as it is asked.
     """
     text = StudentFormat.of_checkpoint(published.front)
     limits = published.limits
     runner = openvino_engine.runner(published.encoder / "model.xml", published.precision)
-    known: dict[int, list] = {}
 
-    def encode(request: RerankList):
+    def encode(request: RerankList) -> list[EncodedPair]:
         return text.encode([request.query] * len(request.titles), request.titles, request.summaries)
 
+    # with the request itself, whose identity would be another's once it is gone
+    known = {id(request): (request, encode(request)) for request in beforehand}
+
     def ask(request: RerankList) -> np.ndarray:
-        pairs = encode(request) if tokenise else known.setdefault(id(request), encode(request))
+        pairs = known[id(request)][1] if id(request) in known else encode(request)
         scores = np.empty(len(pairs), np.float32)
         lengths = [len(pair.ids) for pair in pairs]
         for bucket in cut(lengths, published.lengths, limits.max_batch, limits.batch_tokens, limits.call_tokens):
@@ -83,11 +85,13 @@ def triton(repository: Path, model: str = "student") -> Iterator[System]:
 
 
 @contextmanager
-def cross_encoder(checkpoint: Path, dtype: str) -> Iterator[System]:
-    """CrossEncoder behind FastAPI and uvicorn."""
+def cross_encoder(
+    checkpoint: Path, dtype: str, backend: str = "torch", python: Path = Path(sys.executable)
+) -> Iterator[System]:
+    """CrossEncoder behind FastAPI and uvicorn. backend: "torch", or "openvino" if python has optimum-intel."""
     (port,) = free_ports(1)
     script = Path(__file__).with_name("cross_encoder_server.py")
-    command = [sys.executable, str(script), str(checkpoint), dtype, str(port)]
+    command = [str(python), str(script), str(checkpoint), dtype, str(port), backend]
     with started(command, f"http://127.0.0.1:{port}/health") as server:
         yield System(
             http_client(f"http://127.0.0.1:{port}/rerank", lambda q, d: {"query": q, "documents": d}, lambda a: a),

@@ -2,9 +2,9 @@
 
     python benchmarks/serving/systems_compared.py --data data/msrd --model minilm
 
-The limit is the engine in process, with the served model's length buckets and no server. Rounds of the systems
-alternate (benchmarks/paired_rounds.py); a figure is the median of its rounds. Writes a Markdown table to
-stdout and --out.
+The limit is the engine in process on tokens made beforehand, with the served model's length buckets and no server.
+Rounds of the systems alternate (benchmarks/paired_rounds.py); a figure is the median of its rounds. Writes a Markdown
+table to stdout and --out.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import logging
 import os
 import platform
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy.stats import kendalltau
@@ -37,8 +38,9 @@ from build.triton_config import ServingLimits
 from ranking.program import run
 from ranking.text import StudentFormat
 
-LIMIT = "limit: encoder in process"
-FP32, BF16 = "CrossEncoder fp32, FastAPI", "CrossEncoder bf16, FastAPI"
+LIMIT = "limit: encoder alone, tokens made beforehand"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+FP32 = "CrossEncoder fp32, FastAPI"
 
 
 @dataclass
@@ -56,10 +58,13 @@ class Config:
         seconds: length of a round
         lists: different requests
         gate_queries: judged queries that the precision's cost is measured on
+        peers: dtypes in which the other servers run, fp32 always among them; bf16 only where the processor multiplies
+            it, elsewhere it is emulated
         infinity_python: python of a venv with infinity-emb; left out if not given
+        optimum_python: python of a venv with optimum-intel, whose CrossEncoder runs in OpenVINO; left out if not given
         work: folder for checkpoint and repository
         out: also write the table to this file
-        serving: sizes of the served model
+        serving: sizes of the served model; by default its front keeps no document's tokens, as if all were new
     """
 
     data: Path
@@ -72,11 +77,17 @@ class Config:
     seconds: float = 4.0
     lists: int = 24
     gate_queries: int = 30
+    peers: list[Literal["fp32", "bf16"]] = field(default_factory=lambda: ["fp32", "bf16"])
     infinity_python: Path | None = None
+    optimum_python: Path | None = None
     work: Path = Path("runs/benchmark-serving")
     out: Path | None = None
     # no request is refused here, however slow the machine is
     serving: ServingLimits = field(default_factory=lambda: ServingLimits(queue_timeout_ms=600_000, cached_fields=0))
+
+    def __post_init__(self) -> None:
+        if "fp32" not in self.peers:
+            raise ValueError(f"peers are {self.peers}: fp32 must be among them, all others are compared with it")
 
 
 def main(config: Config) -> None:
@@ -96,6 +107,7 @@ def main(config: Config) -> None:
             precision=config.precision,
             gate_queries=config.gate_queries,
             accept_drop=True,
+            accept_worse="its speed is measured, not its order",
             serving=config.serving,
         )
     )
@@ -109,19 +121,14 @@ def main(config: Config) -> None:
         manifest["lengths"],
         ServingLimits(**manifest["serving"]),
     )
+    lists = {n: read_lists(config.data, text, config.lists, n) for n in config.lengths}
     with ExitStack() as stack:
         running = {
-            LIMIT: systems.in_process(engine, tokenise=False),
-            "tokeniser + encoder in process": systems.in_process(engine, tokenise=True),
+            LIMIT: systems.in_process(engine, [request for each in lists.values() for request in each]),
+            "tokeniser + encoder in process": systems.in_process(engine),
             "Triton `student`": stack.enter_context(systems.triton(repository)),
-            FP32: stack.enter_context(systems.cross_encoder(checkpoint, "float32")),
-            BF16: stack.enter_context(systems.cross_encoder(checkpoint, "bfloat16")),
+            **{name: stack.enter_context(system) for name, system in peers(config, checkpoint).items()},
         }
-        if config.infinity_python:
-            for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16")):
-                system = systems.infinity(config.infinity_python, checkpoint, dtype)
-                running[f"infinity-emb {name} (torch)"] = stack.enter_context(system)
-        lists = {n: read_lists(config.data, text, config.lists, n) for n in config.lengths}
         agreement = {name: agreement_with(running[FP32].make, system.make, lists) for name, system in running.items()}
         results: dict[tuple[str, int, int], list[Round]] = {}
         for n in config.lengths:
@@ -130,6 +137,20 @@ def main(config: Config) -> None:
                 config, report(config, manifest, text, lists[n], results, agreement)
             )  # a run cut short keeps its lengths
     print(report(config, manifest, text, lists[config.lengths[-1]], results, agreement))
+
+
+def peers(config: Config, checkpoint: Path) -> dict[str, AbstractContextManager[systems.System]]:
+    """The other servers of the checkpoint, not started yet, in each of the dtypes."""
+    found: dict[str, AbstractContextManager[systems.System]] = {}
+    for name in config.peers:
+        dtype = DTYPES[name]
+        found[f"CrossEncoder {name}, FastAPI"] = systems.cross_encoder(checkpoint, dtype)
+        if config.optimum_python:
+            server = systems.cross_encoder(checkpoint, dtype, "openvino", config.optimum_python)
+            found[f"CrossEncoder {name} by optimum-intel, FastAPI"] = server
+        if config.infinity_python:
+            found[f"infinity-emb {name} (torch)"] = systems.infinity(config.infinity_python, checkpoint, dtype)
+    return found
 
 
 def rounds(
@@ -176,19 +197,24 @@ def report(
         f"median of {config.rounds} rounds of "
         f"{config.seconds:g} s.",
         "",
-        "| system | documents | clients | pairs/s | of the limit | x CE fp32 | x CE bf16 | p50 ms | p99 ms "
-        "| CPU ms/pair | tau |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"| system | documents | clients | pairs/s | of the limit | by processor time "
+        f"| {' | '.join(f'x CE {name}' for name in config.peers)} | p50 ms | p99 ms | CPU ms/pair | tau |",
+        "|---|--:|--:|--:|--:|--:|" + "--:|" * len(config.peers) + "--:|--:|--:|--:|",
     ]
     speed = {key: [r.pairs_per_second for r in found] for key, found in results.items()}
+    cost = {key: [r.cpu_ms_per_pair for r in found] for key, found in results.items()}
     for (name, n, clients), found in sorted(results.items(), key=lambda entry: entry[0][1:]):
         own = speed[name, n, clients]
         latencies = np.concatenate([r.latencies_ms for r in found])
-        ratios = [ratio_of_medians(own, speed[other, n, clients]) for other in (LIMIT, FP32, BF16)]
+        ratios = [
+            ratio_of_medians(own, speed[LIMIT, n, clients]),
+            ratio_of_medians(cost[LIMIT, n, clients], cost[name, n, clients]),
+            *(ratio_of_medians(own, speed[f"CrossEncoder {peer}, FastAPI", n, clients]) for peer in config.peers),
+        ]
         lines.append(
             f"| {name} | {n} | {clients} | {np.median(own):.0f} | {' | '.join(map(str, ratios))} "
             f"| {np.percentile(latencies, 50):.0f} | {np.percentile(latencies, 99):.0f} "
-            f"| {np.median([r.cpu_ms_per_pair for r in found]):.2f} | {agreement[name]:.3f} |"
+            f"| {np.median(cost[name, n, clients]):.2f} | {agreement[name]:.3f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
-from demo.stages import Stages, last_words, run_program
+from demo.stages import ROOT, Stages, last_words, run_program
 from ranking.errors import InputError
 
 
@@ -111,6 +115,99 @@ sys.exit("interrupted")
         Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
     Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
     assert Stages(tmp_path / "run", total=1).known["train"]["seconds"] is not None
+
+
+MEET = """
+import sys, time
+from pathlib import Path
+mine, other = map(Path, sys.argv[1:])
+mine.touch()
+end = time.monotonic() + 60
+while not other.exists():
+    time.sleep(0.05)
+    assert time.monotonic() < end, "the other stage never ran"
+"""
+
+
+def test_a_stage_beside_another_runs_while_that_one_does(tmp_path, capsys):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for expected in ([], ["done before"] * 2):
+        stages = Stages(tmp_path / "run", total=2)
+        with stages.beside("one", "first stage", "-c", MEET, one, other):
+            stages.program("other", "second stage", "-c", MEET, other, one)
+        assert [stages.known[name]["number"] for name in ("one", "other")] == [1, 2]
+        shown = capsys.readouterr().out
+        assert [words for words in expected if words in shown] == expected
+        one.unlink(missing_ok=True)  # a second run that did the work again would wait for it
+
+
+def test_a_failed_stage_beside_another_fails_the_run_once_that_one_is_done(tmp_path):
+    stages = Stages(tmp_path / "run", total=2)
+    with (
+        pytest.raises(InputError, match=r"exit code 1.*01-one\.log; run again"),
+        stages.beside("one", "first stage", "-c", "import sys; sys.exit('error: no such row')"),
+    ):
+        stages.run("other", "second stage", lambda: {"rows": 3})
+    assert stages.known["one"]["seconds"] is None
+    assert stages.known["other"]["found"] == {"rows": 3}
+
+
+def test_a_stop_ends_the_stage_beside_it_too_and_the_next_run_goes_on_with_both(tmp_path):
+    made = tmp_path / "made"
+    program = tmp_path / "train.py"
+    program.write_text(f"""
+import sys, time
+from pathlib import Path
+run = Path({str(made)!r}) / "training"
+if run.is_dir():
+    sys.exit(0 if sys.argv[1:] == ["--resume"] else "a run lies here already")
+run.mkdir(parents=True)
+(run / "settings.json").write_text("{{}}")
+time.sleep(300)
+""")
+
+    def interrupted():
+        while not (made / "training" / "settings.json").is_file():
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    stages = Stages(tmp_path / "run", total=2)
+    with pytest.raises(KeyboardInterrupt), stages.beside("one", "a training", program, made=made):
+        stages.run("other", "second stage", interrupted)
+    assert time.monotonic() - began < 60
+    assert stages.known["one"]["seconds"] is None
+    stages = Stages(tmp_path / "run", total=2)
+    with stages.beside("one", "a training", program, made=made):
+        stages.run("other", "second stage", lambda: {"rows": 3})
+    assert all(stages.known[name]["seconds"] is not None for name in ("one", "other"))
+
+
+KILLED_RUN = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from demo.stages import Stages
+
+pid, folder = map(Path, sys.argv[1:])
+
+def end():
+    while not pid.is_file() or not pid.read_text():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=end).start()
+training = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(300)"
+Stages(folder, total=1).program("one", "a training", "-c", training, pid)
+"""
+
+
+def test_a_killed_run_leaves_no_program_behind(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED_RUN, tmp_path / "pid", tmp_path / "run"], cwd=ROOT, timeout=60)
+    pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+        assert time.monotonic() < deadline, "the program goes on without its run"
 
 
 def test_a_programs_output_goes_to_the_stages_log_and_not_to_the_terminal(tmp_path, capfd):
