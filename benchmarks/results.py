@@ -62,8 +62,8 @@ PREPARED = {
 class Made:
     """A command and the page that shows what it prints.
 
-    run: the command; $MSRD, $OBD and $INFINITY stand for paths of this machine. before: commands to run first. needs:
-    `gpu`; `server HOST:PORT`, which must answer.
+    run: the command; $MSRD, $OBD, $INFINITY and $OPTIMUM stand for paths of this machine. before: commands to run first.
+    needs: `gpu`; `server HOST:PORT`, which must answer.
     """
 
     page: Path
@@ -103,6 +103,7 @@ class Config:
         msrd: MSRD in BEIR's form; its commands are not run where it is missing
         obd: the Open Bandit Dataset, the same
         infinity: Python of an environment with benchmarks/serving/infinity_requirements.txt, the same
+        optimum: Python of an environment with benchmarks/serving/optimum_requirements.txt, the same
         logs: folder for what the commands print
         limit_minutes: a command that takes longer is ended and counts as failed
         show: print which commands would be run, and why others would not, and end
@@ -113,6 +114,7 @@ class Config:
     msrd: Path = Path("../shared/data/msrd")
     obd: Path = Path("../shared/data/obd")
     infinity: Path = Path("runs/infinity/bin/python")
+    optimum: Path = Path("runs/optimum/bin/python")
     logs: Path = Path("runs/results")
     limit_minutes: float = 180.0
     show: bool = False
@@ -166,7 +168,7 @@ def lacking(made: Made, config: Config) -> str:
 
 def paths_of(config: Config) -> dict[str, Path]:
     """The paths that commands name by a variable."""
-    return {"MSRD": config.msrd, "OBD": config.obd, "INFINITY": config.infinity}
+    return {"MSRD": config.msrd, "OBD": config.obd, "INFINITY": config.infinity, "OPTIMUM": config.optimum}
 
 
 def gpu() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from contextlib import nullcontext
 from typing import get_type_hints
 
 import numpy as np
@@ -139,7 +140,12 @@ def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settin
         if name in ("data", "sample"):
             work()
 
+    def beside(self, name, title, *command, made):
+        parses(*command)
+        return nullcontext()
+
     monkeypatch.setattr(Stages, "program", lambda self, name, title, *command, made=None: parses(*command))
+    monkeypatch.setattr(Stages, "beside", beside)
     monkeypatch.setattr(Stages, "run", stage)
     monkeypatch.setattr(run, "run_program", parses)
     monkeypatch.setattr(run, "reason_not_to_ship", lambda evaluation, with_prior: "")
@@ -151,6 +157,7 @@ def test_every_command_of_the_flow_takes_its_flags(tmp_path, monkeypatch, settin
     given = {"data": tmp_path / "judgments.csv"} if "data" in settings else {}
     assert run.main(Config(**{**settings, **given}, out=tmp_path)) == 0
     assert parsed[-1] == "clients.ab_report" and parsed.count("build.build_student") == 2
+    assert parsed.count("training.train_baseline") == 1
     assert ("training.blend_labels" in parsed) == ("data" in settings and "teacher_init" not in settings)
 
 
