@@ -29,7 +29,7 @@ lint: $(STAMP)   ## ruff, mypy and bandit
 # Two workers, each with whole files, so that a file's servers start once; one that dies ends the run, which would wait for
 # it otherwise. Models in tests are tiny: one thread each.
 test: $(STAMP)   ## the whole test suite, real servers included
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20
 
 demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME ARGS=... for your own data
 	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo)) $(ARGS)

@@ -302,7 +302,7 @@ def sample(data: Path, queries: int) -> None:
 def label(candidates: Path, repository: Path, labels: Path) -> None:
     """Have the served teacher score the candidates into the labels folder."""
     note("starting tritonserver with vLLM ...")
-    with start_triton(repository, *only("teacher")) as server:
+    with start_triton(repository, *only("teacher"), timeout_seconds=900) as server:  # vLLM, on a busy machine
         run_program(
             "clients/label_corpus.py", "--candidates", candidates, "--out", labels,
             "--url", server.grpc, "--teacher", repository / "teacher",

@@ -28,6 +28,7 @@ import psutil
 
 START_ATTEMPTS = 3  # another program may take a free port before the server does
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # opened here: a child of a process with threads must not wait for the loader's lock
 
 
 @dataclass
@@ -147,7 +148,7 @@ def end_with_parent() -> None:
     Nothing happens on other systems.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_ports(count: int) -> list[int]:
