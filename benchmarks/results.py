@@ -62,8 +62,8 @@ PREPARED = {
 class Made:
     """A command and the page that shows what it prints.
 
-    run: the command; $MSRD, $OBD, $INFINITY and $OPTIMUM stand for paths of this machine. before: commands to run first.
-    needs: `gpu`; `server HOST:PORT`, which must answer.
+    run: the command; $MSRD, $OBD, $INFINITY and $OPTIMUM stand for paths of this machine. before: commands to run
+    first. needs: `gpu`; `server HOST:PORT`, which must answer.
     """
 
     page: Path
