@@ -14,15 +14,22 @@ from tests.helpers.readme import ROOT
 from tests.helpers.site import site_hooks
 
 STORY = ROOT / "docs" / "story.py"
+INTERVAL = re.compile(r"95% interval ([-+][\d.]+)% to ([-+][\d.]+)%")
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def alike(shown: str, printed: str) -> bool:
-    """The same words, and numbers that are near: training ends a little apart on another processor."""
+    """The same words, and numbers that are near: training ends a little apart on another processor. Of a measured
+    effect: the same side of 0, no further apart than its interval is wide (which knows of users, not of training)."""
 
     def words(text: str) -> list[str]:
         return re.sub(r"[-+]?" + NUMBER.pattern, "N", re.sub(r"[-=:| ]+", " ", text)).split()
 
+    if words(shown) == words(printed) and INTERVAL.search(shown):
+        (low, high), (new_low, new_high) = (
+            [float(end) for end in INTERVAL.findall(text)[0]] for text in (shown, printed)
+        )
+        return low * new_low > 0 < high * new_high and max(abs(new_low - low), abs(new_high - high)) <= high - low
     ours, theirs = ([float(number.replace(",", "")) for number in NUMBER.findall(text)] for text in (shown, printed))
     return words(shown) == words(printed) and all(abs(a - b) <= max(0.15, 0.3 * a) for a, b in zip(ours, theirs))
 
@@ -57,3 +64,10 @@ def test_the_site_has_the_story_with_its_outputs():
 )
 def test_near_numbers_pass_and_other_words_do_not(printed, same):
     assert alike("tau 0.99 of 20", printed) is same
+
+
+@pytest.mark.parametrize(
+    "ends, same", [("-11.5% to -6.6%", True), ("-3.5% to +0.6%", False), ("-9.0% to -4.2%", False)]
+)
+def test_an_effect_keeps_its_side_and_its_size(ends, same):
+    assert alike("lift -12.6%, 95% interval -15.0% to -10.2%", f"lift -9.0%, 95% interval {ends}") is same

@@ -123,4 +123,6 @@ def describe_grpc_error(problem: grpc.RpcError) -> str:
     """`UNAVAILABLE: connection refused`, in one line."""
     code = getattr(problem, "code", lambda: None)()
     details = getattr(problem, "details", lambda: "")() or ""
+    if details == "Internal error from Core":  # grpc.aio's, for a write that met a stream's end: its reason is lost
+        return "the stream has ended"
     return f"{code.name if code else type(problem).__name__}: {' '.join(details.split())}"[:300]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -116,7 +117,8 @@ def test_errors_delays_lost_answers_and_dropped_streams_leave_no_trace(
         candidates, tmp_path, "--url", server.url, "--deadline-ms", "1000", "--retries", "8", *SHARDS
     )
     assert code == 0, text
-    assert "stream dropped by the stub" in text
+    # the server's reason is not known where a write was the first to meet the end of its stream
+    assert re.search("lost: (UNAVAILABLE: stream dropped by the stub|the stream has ended); trying again", text)
     assert_same_labels(tmp_path, undisturbed)
 
 
