@@ -91,15 +91,15 @@ class JudgedList:
 class Encoder:
     """One engine in process, asked as the front asks a served one. tokens: encoded so far, padding included."""
 
-    def __init__(self, checkpoint: Path, folder: Path, config: Config):
+    def __init__(self, checkpoint: Path, folder: Path, precision: str, threads: int, serving: ServingLimits):
         folder.mkdir()
         encoder = load_encoder(checkpoint)
         positions = widen_positions(encoder)
         onnx = export(encoder, folder / "model.onnx")
-        ir = openvino_engine.build_ir(onnx, folder, config.precision, positions)
-        self.runner: Runner = openvino_engine.runner(ir, config.precision, config.threads)
+        ir = openvino_engine.build_ir(onnx, folder, precision, positions)
+        self.runner: Runner = openvino_engine.runner(ir, precision, threads)
         self.text = StudentFormat.of_checkpoint(checkpoint)
-        self.limits = config.serving.for_target("openvino")
+        self.limits = serving.for_target("openvino")
         self.edges = bucket_lengths(self.limits, "openvino", self.text.max_tokens())
         self.cache: ScoreCache | None = None
         self.steps: Sequence[int] = ()
@@ -155,8 +155,9 @@ def main(config: Config) -> None:
     """Print the table, and draw its curve where --plot says."""
     lists = read_lists(config.data, config.queries)
     with tempfile.TemporaryDirectory() as folder:
-        large = Encoder(config.large, Path(folder) / "large", config)
-        small = Encoder(config.small, Path(folder) / "small", config)
+        engine = (config.precision, config.threads, config.serving)
+        large = Encoder(config.large, Path(folder) / "large", *engine)
+        small = Encoder(config.small, Path(folder) / "small", *engine)
         everything = [np.arange(len(each.grades)) for each in lists]
         scored = {
             name: np.concatenate([encoder.scores(each, rows) for each, rows in zip(lists, everything)])

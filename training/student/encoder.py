@@ -1,9 +1,9 @@
 """The cross-encoder that students and baselines are: where its weights and its vocabulary come from.
 
-Four starting points: a pretrained checkpoint (`--init minilm`, a folder or a hub id), some layers of a deeper one
-(`--init-layers 0,2,4,6,8,10`),
-a baseline or student of ours (`--init runs/baseline`), or from scratch by size, with a WordPiece vocabulary trained on
-the dataset and, if asked for, a masked-LM warm-up on its candidates.
+Four starting points: a pretrained checkpoint (`--init minilm`, a folder or a hub id), a part of a larger one
+(`--init-layers 0,2,4,6,8,10`, `--init-inner 512`), a baseline or student of ours (`--init runs/baseline`), or from
+scratch by size, with a WordPiece vocabulary trained on the dataset and, if asked for, a masked-LM warm-up on its
+candidates.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class StudentModelSettings:
         init: encoder to start from (BERT, RoBERTa, XLM-R, ModernBERT, DeBERTa): minilm (docs/students.md), a folder
             or a hub id, a baseline or student of ours included; none: a BERT from scratch
         init_layers: layers of that checkpoint to keep, e.g. 0,2,4,6,8,10 for a BERT-6 from a BERT-12; none: all
+        init_inner: inner neurons of each layer's feed-forward to keep of that checkpoint, those with the largest
+            weights; none: all
         size: shape of a model from scratch, see docs/students.md
         vocabulary_size: WordPiece tokens of a model from scratch
         tokenizer: checkpoint folder whose tokenizer a model from scratch takes; none: one is trained on the dataset
@@ -85,6 +87,7 @@ class StudentModelSettings:
 
     init: str | None = None
     init_layers: list[int] | None = None
+    init_inner: int | None = None
     size: str = "bert-6"
     vocabulary_size: int = 8000
     tokenizer: Path | None = None
@@ -100,6 +103,8 @@ class StudentModelSettings:
             raise ValueError(f"size is {self.size!r}: one of {', '.join(SIZES)} is needed")
         if self.init_layers and self.init is None:
             raise ValueError("init_layers selects layers of a checkpoint: init is needed with it")
+        if self.init_inner is not None and (self.init is None or self.init_inner < 1):
+            raise ValueError(f"init_inner is {self.init_inner}: at least 1, of a checkpoint that init names, is needed")
         if self.tokenizer is not None and self.init is not None:
             raise ValueError("tokenizer is for a model from scratch: a checkpoint named by init has its own")
         if self.init_layers and min(self.init_layers) < 0:
@@ -157,9 +162,9 @@ def create_student(
         model = _from_checkpoint(settings, init)
         kind = StudentFormat if model.config.model_type == "bert" else PairFormat
         text_format = kind(load_tokenizer(folder), limits, chunking)
-        base = model_name(str(settings.init)) + (
-            f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else ""
-        )
+        base = model_name(str(settings.init))
+        base += f" layers {','.join(map(str, settings.init_layers))}" if settings.init_layers else ""
+        base += f" inner {settings.init_inner}" if settings.init_inner else ""
     positions, rows = longest_input(model.config), cast(Any, model.get_input_embeddings()).weight.shape[0]
     if text_format.max_tokens() > positions:
         raise InputError(
@@ -287,6 +292,8 @@ def _from_checkpoint(settings: StudentModelSettings, init: str) -> PreTrainedMod
         raise InputError(f"{init}: its weights lack {lost[0]} and {len(lost) - 1} more: not a whole encoder")
     if settings.init_layers:
         _keep_layers(model, settings.init_layers, init)
+    if settings.init_inner:
+        _keep_inner(model, settings.init_inner, init)
     if (Path(init) / CARD_NAME).is_file():
         card = ScoreCard.load(init)
         scale_head(model, 1 / card.score_spread, -card.score_mean / card.score_spread)
@@ -309,6 +316,24 @@ def _keep_layers(model: PreTrainedModel, numbers: list[int], init: str) -> None:
         raise InputError(f"{init}: init_layers {numbers}, but it has layers 0 to {len(stack.layer) - 1}")
     stack.layer = nn.ModuleList(stack.layer[i] for i in numbers)
     model.config.num_hidden_layers = len(numbers)
+
+
+@torch.no_grad()
+def _keep_inner(model: PreTrainedModel, count: int, init: str) -> None:
+    """Leave so many inner neurons of each feed-forward, those whose weights in and out have the largest product of
+    norms: what one adds to the layer's output is at most in proportion to it. InputError if there are fewer."""
+    if model.config.model_type == "modernbert":
+        raise InputError(f"{init}: init_inner is not for ModernBERT, whose inner neurons are gated in pairs")
+    if count > model.config.intermediate_size:
+        raise InputError(f"{init}: init_inner {count}, but its layers have {model.config.intermediate_size}")
+    for layer in cast(Any, model).base_model.encoder.layer:
+        before, after = layer.intermediate.dense, layer.output.dense
+        norms = before.weight.norm(dim=1) * after.weight.norm(dim=0)
+        kept = norms.topk(count).indices.sort().values
+        before.weight, before.bias = nn.Parameter(before.weight[kept]), nn.Parameter(before.bias[kept])
+        after.weight = nn.Parameter(after.weight[:, kept])
+        before.out_features = after.in_features = count
+    model.config.intermediate_size = count
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from ranking.card import ScoreCard
 from ranking.chunks import Chunking
@@ -172,6 +172,34 @@ def test_init_layers_keeps_the_chosen_layers_in_their_order(baseline, data, tmp_
         create_student(StudentModelSettings(init=str(baseline), init_layers=[0, 6]), data, tmp_path, seed=1)
 
 
+def test_init_inner_keeps_the_neurons_of_largest_weight(baseline, data, tmp_path):
+    source = load_file(baseline / "model.safetensors")
+    names = [f"bert.encoder.layer.0.{place}.dense.weight" for place in ("intermediate", "output")]
+    strength = source[names[0]].norm(dim=1) * source[names[1]].norm(dim=0)
+    strongest = sorted(strength.argsort(descending=True)[:24].tolist())
+    student = create_student(StudentModelSettings(init=str(baseline), init_inner=24), data, tmp_path, seed=1)
+    assert student.base.endswith("inner 24")
+    student.model.save_pretrained(tmp_path / "saved")
+    kept = load_file(tmp_path / "saved" / "model.safetensors")
+    assert torch.equal(kept[names[0]], source[names[0]][strongest])
+    assert torch.equal(kept[names[1]], source[names[1]][:, strongest])
+    assert json.loads((tmp_path / "saved/config.json").read_text())["intermediate_size"] == 24
+    opened = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
+    tokens = torch.tensor([[2, 7, 9, 3]])
+    assert torch.allclose(opened(tokens).logits, student.model.eval()(tokens).logits, atol=1e-6)
+    with pytest.raises(InputError, match="its layers have 64"):
+        create_student(StudentModelSettings(init=str(baseline), init_inner=65), data, tmp_path, seed=1)
+
+
+def test_all_inner_neurons_kept_change_no_score(baseline, data, tmp_path):
+    whole, kept = (
+        create_student(StudentModelSettings(init=str(baseline), init_inner=inner), data, tmp_path, seed=1).model.eval()
+        for inner in (None, 64)
+    )
+    tokens = torch.tensor([[2, 7, 9, 3]])
+    assert torch.equal(whole(tokens).logits, kept(tokens).logits)
+
+
 def test_a_checkpoint_that_is_no_whole_bert_is_refused(data, tmp_path, baseline):
     config = BertConfig(
         vocab_size=800, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
@@ -288,7 +316,8 @@ def test_a_share_of_queries_is_drawn_whole_and_repeatably(data, tmp_path):
 @pytest.mark.parametrize(
     "knobs, name",
     [({"loss": "hybrid", "alpha": 0.0, "beta": 0.0}, "alpha"), ({"temperature": 0.0}, "temperature"),
-     ({"size": "huge"}, "size"), ({"init_layers": [1]}, "init"), ({"epochs": 0}, "epochs")],
+     ({"size": "huge"}, "size"), ({"init_layers": [1]}, "init"), ({"init_inner": 8}, "init_inner"),
+     ({"epochs": 0}, "epochs")],
 )  # fmt: skip
 def test_a_wrong_knob_is_named_at_construction(knobs, name):
     with pytest.raises(ValueError, match=name):
