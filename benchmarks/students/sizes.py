@@ -52,6 +52,7 @@ class Config:
         out: folder for checkpoints, chosen layers and scores
         shapes: LAYERS or LAYERSxINNER, inner being the neurons of a layer's feed-forward that are kept
         epochs: passes of a smaller student over the labels
+        judged_epochs: passes of a smaller student over the judged train queries after that
         probe_queries: dev queries by whose scores layers are left out
         from_pretrained: depths that are trained from MiniLM's own layers as well, evenly spaced, as long as the whole
         seed: of all trainings
@@ -67,6 +68,7 @@ class Config:
     out: Path = Path("runs/sizes")
     shapes: list[str] = field(default_factory=lambda: ["4", "3", "2", "1", "6x512", "3x512"])
     epochs: int = 2
+    judged_epochs: int = 2
     probe_queries: int = 10
     from_pretrained: list[int] = field(default_factory=lambda: [3])
     seed: int = 0
@@ -121,6 +123,7 @@ def trained(config: Config) -> dict[str, Path]:
     whole = train(config.out / "whole")
     layers = json.loads((whole / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
     found = {named(layers, []): whole}
+    passes = {"epochs": config.epochs, "judged-epochs": config.judged_epochs}
     order = layers_by_need(config, whole, layers)
     for shape in config.shapes:
         depth, inner = parse_shape(shape)
@@ -130,7 +133,7 @@ def trained(config: Config) -> dict[str, Path]:
         flags: dict[str, object] = {"init-layers": json.dumps(kept)} if depth < layers else {}
         flags |= {"init-inner": inner} if inner else {}
         name = named(depth, kept if depth < layers else []) + (f", {inner} inner" if inner else "")
-        found[name] = train(config.out / f"shape-{shape}", init=whole, epochs=config.epochs, **flags)
+        found[name] = train(config.out / f"shape-{shape}", init=whole, **passes, **flags)
     for depth in config.from_pretrained:
         kept = [number * layers // depth for number in range(depth)]
         name = f"{named(depth, kept)} of MiniLM itself"
