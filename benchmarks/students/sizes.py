@@ -5,7 +5,9 @@ python -m benchmarks.students.sizes --data runs/demo-data/data --labels runs/dem
 The whole student starts from MiniLM-L6. A smaller one starts from the whole one, without the layers that its scores
 miss least (left out one by one, by the scores of dev queries; no judgment is looked at) and without the inner neurons
 of least weight, and learns the same labels again. BM25 and the blend teacher of the labels stand beside. Every encoder
-then scores whole lists in process, in OpenVINO and with the front's own code, in rounds that take turns.
+then scores whole lists in process, in OpenVINO and with the front's own code, in rounds that take turns. A second table
+has each smaller student as the first of a cascade whose best k the whole one scores; its time is put together from the
+first table's, by the share of documents that each scores (benchmarks/serving/cascade.py times cascades).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from benchmarks.paired_rounds import interleaved, ratio_of_medians, timed
 from benchmarks.serving.cascade import Encoder, JudgedList, read_lists
 from benchmarks.students.runs import paired_gain, train_as_shipped
 from build.triton_config import ServingLimits
+from ranking.cascade import Cascade
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.metrics import JudgedRanking
@@ -58,6 +61,7 @@ class Config:
         seed: of all trainings
         pages: test lists that are timed
         rounds: rounds of the timing
+        k: documents that the whole student scores in a cascade, a column of the second table each
         precision: bf16 or fp32, of the engines that are timed
         evaluation: precision of the scores on test: float32, bfloat16 or auto
         plot: also draw NDCG@5 against processor time into this file
@@ -74,6 +78,7 @@ class Config:
     seed: int = 0
     pages: int = 40
     rounds: int = 3
+    k: list[int] = field(default_factory=lambda: [5, 8, 12, 16])
     precision: str = "fp32"
     evaluation: Precision = "auto"
     plot: Path | None = None
@@ -111,6 +116,8 @@ def main(config: Config) -> None:
         rows.append(Row(name, scores_on_test(config, folder.name, f"checkpoint:{folder}", judgments), folder))
     milliseconds = page_times(config, checkpoints)
     print(table(rows, judgments, milliseconds))
+    print()
+    print(cascades(rows, judgments, milliseconds, config.k))
     if config.plot:
         draw(rows, judgments, milliseconds, config.plot)
 
@@ -243,6 +250,29 @@ def table(rows: list[Row], judgments: Judgments, milliseconds: dict[str, list[fl
             cells += [f"{statistics.median(times):.1f}", gain]
         else:
             cells += ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cascades(rows: list[Row], judgments: Judgments, milliseconds: dict[str, list[float]], k: list[int]) -> str:
+    """Markdown: NDCG@5 less the whole student's, and pages per core against its own, by first student and k."""
+    whole, *smaller = (row for row in rows if row.checkpoint)
+    ndcg, times = (
+        ndcg_by_query(whole.scores, judgments),
+        {name: statistics.median(of) for name, of in milliseconds.items()},
+    )
+    lists = np.bincount(judgments.groups)
+    lines = ["| first | " + " | ".join(f"k = {each}" for each in k) + " |", "|---|" + "---|" * len(k)]
+    for row in smaller:
+        cells = [row.name]
+        for each in k:
+            cascade = Cascade.fit(each, whole.scores, row.scores)
+            joined = cascade.of_lists(row.scores, whole.scores, judgments.groups)
+            lost = float((ndcg_by_query(joined, judgments) - ndcg).mean())
+            # a list of at most k documents is the whole student's alone
+            by_whole, by_small = np.minimum(lists, each).sum() / lists.sum(), lists[lists > each].sum() / lists.sum()
+            spent = by_whole * times[whole.name] + by_small * times[row.name]
+            cells.append(f"{lost:+.4f}, {times[whole.name] / spent:.2f} x")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

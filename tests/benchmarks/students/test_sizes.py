@@ -59,13 +59,19 @@ def test_the_table_has_every_student_beside_bm25_and_the_teacher(config, monkeyp
 
     monkeypatch.setattr(sizes, "score_system", score_system)
     sizes.main(config)
-    lines = capsys.readouterr().out.splitlines()
+    printed, joined = capsys.readouterr().out.split("\n\n")
+    lines = printed.splitlines()
     rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])}
     assert list(rows) == ["BM25", "teacher", "3 layers", "2 layers (0, 2)", "3 layers, 32 inner",
                           "1 layer (0) of MiniLM itself"]  # fmt: skip
     assert rows["teacher"][1] == "1.0000" and rows["teacher"][4:] == ["", ""]
     assert rows["3 layers"][2:4] == ["", ""] and rows["3 layers"][5] == "1"
     assert rows["2 layers (0, 2)"][5].endswith(" x") and rows["2 layers (0, 2)"][2].endswith("]")
+    # lists of 10: with k = 12 the whole student scores all, whatever the first
+    first = [[cell.strip() for cell in line.split("|")[1:-1]] for line in joined.splitlines()]
+    assert first[0] == ["first", "k = 5", "k = 8", "k = 12", "k = 16"]
+    assert [row[0] for row in first[2:]] == list(rows)[3:]
+    assert all(row[3] == "+0.0000, 1.00 x" for row in first[2:]) and all(row[1][-1] == "x" for row in first[2:])
     assert config.plot is not None and config.plot.read_bytes()[:4] == b"\x89PNG"
 
 
