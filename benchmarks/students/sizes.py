@@ -291,16 +291,16 @@ def draw(rows: list[Row], judgments: Judgments, milliseconds: dict[str, list[flo
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for row in rows:
+    for number, row in enumerate(rows):
         ndcg = float(ndcg_by_query(row.scores, judgments).mean())
         if row.checkpoint:
             time = statistics.median(milliseconds[row.name])
             axes.plot([time], [ndcg], "o", color="tab:blue")
-            axes.annotate(row.name, (time, ndcg), textcoords="offset points", xytext=(5, -9), fontsize=7)
+            axes.annotate(row.name, (time, ndcg), textcoords="offset points", xytext=(5, (4, -10)[number % 2]), fontsize=7)
         else:
             axes.axhline(ndcg, linestyle="--", color="gray")
             axes.annotate(row.name, (0, ndcg), textcoords="offset points", xytext=(3, 3), fontsize=8)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.2 * max(statistics.median(times) for times in milliseconds.values()))
     axes.set_xlabel("processor time a page, ms of one core")
     axes.set_ylabel("NDCG@5")
     figure.tight_layout()
