@@ -296,7 +296,9 @@ def draw(rows: list[Row], judgments: Judgments, milliseconds: dict[str, list[flo
         if row.checkpoint:
             time = statistics.median(milliseconds[row.name])
             axes.plot([time], [ndcg], "o", color="tab:blue")
-            axes.annotate(row.name, (time, ndcg), textcoords="offset points", xytext=(5, (4, -10)[number % 2]), fontsize=7)
+            axes.annotate(
+                row.name, (time, ndcg), textcoords="offset points", xytext=(5, (4, -10)[number % 2]), fontsize=7
+            )
         else:
             axes.axhline(ndcg, linestyle="--", color="gray")
             axes.annotate(row.name, (0, ndcg), textcoords="offset points", xytext=(3, 3), fontsize=8)
