@@ -33,7 +33,7 @@ from benchmarks.students.runs import paired_gain, train_as_shipped
 from build.triton_config import ServingLimits
 from ranking.cascade import Cascade
 from ranking.errors import InputError
-from ranking.files import write_json
+from ranking.files import replacing, write_json
 from ranking.metrics import JudgedRanking
 from ranking.program import run
 from training import distill_student
@@ -53,7 +53,8 @@ class Config:
         data: dataset folder with dev and test judgments
         labels: labels folder of its candidates, made by training.blend_labels, whose teacher is measured too
         out: folder for checkpoints, chosen layers and scores
-        shapes: LAYERS or LAYERSxINNER, inner being the neurons of a layer's feed-forward that are kept
+        shapes: LAYERS or LAYERSxINNER, inner being the neurons of a layer's feed-forward that are kept; all layers
+            alone are the whole student trained on for as long as the smaller ones
         epochs: passes of a smaller student over the labels
         judged_epochs: passes of a smaller student over the judged train queries after that
         probe_queries: dev queries by whose scores layers are left out
@@ -86,6 +87,8 @@ class Config:
     def __post_init__(self):
         for shape in self.shapes:
             parse_shape(shape)
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision {self.precision}: bf16 and fp32 are measured here")
 
 
 @dataclass
@@ -108,6 +111,7 @@ def parse_shape(shape: str) -> tuple[int, int | None]:
 def main(config: Config) -> None:
     """Train what is not finished, score the test documents, time the encoders, print the table."""
     config.out.mkdir(parents=True, exist_ok=True)
+    refuse_other_settings(config)
     judgments = judgments_of(config.data / "judgments" / "test.parquet")
     checkpoints = trained(config)
     references = {"BM25": "bm25", "teacher": f"blend:{config.labels}"}
@@ -122,6 +126,17 @@ def main(config: Config) -> None:
         draw(rows, judgments, milliseconds, config.plot)
 
 
+def refuse_other_settings(config: Config) -> None:
+    """InputError if what `out` keeps is of other data, labels or settings; what is timed and printed may differ."""
+    free = ("out", "shapes", "from_pretrained", "pages", "rounds", "k", "precision", "plot")
+    settings = {name: str(value) for name, value in vars(config).items() if name not in free}
+    kept = config.out / "settings.json"
+    if not kept.is_file():
+        write_json(kept, settings)
+    elif json.loads(kept.read_text(encoding="utf-8")) != settings:
+        raise InputError(f"{config.out}: trainings of other settings lie here; give another --out")
+
+
 def trained(config: Config) -> dict[str, Path]:
     """Name -> checkpoint of every student, trained where it is not finished."""
     train = partial(
@@ -132,14 +147,16 @@ def trained(config: Config) -> dict[str, Path]:
     found = {named(layers, []): whole}
     passes = {"epochs": config.epochs, "judged-epochs": config.judged_epochs}
     order = layers_by_need(config, whole, layers)
+    for depth in (*(parse_shape(shape)[0] for shape in config.shapes), *config.from_pretrained):
+        if not 1 <= depth <= layers:
+            raise InputError(f"{depth} layers are asked for, the start has 1 to {layers}")
     for shape in config.shapes:
         depth, inner = parse_shape(shape)
-        if not 1 <= depth <= layers:
-            raise InputError(f"shapes: {shape} has {depth} layers, the start has 1 to {layers}")
         kept = sorted(order[:depth])
         flags: dict[str, object] = {"init-layers": json.dumps(kept)} if depth < layers else {}
         flags |= {"init-inner": inner} if inner else {}
         name = named(depth, kept if depth < layers else []) + (f", {inner} inner" if inner else "")
+        name += ", trained on" if name in found else ""
         found[name] = train(config.out / f"shape-{shape}", init=whole, **passes, **flags)
     for depth in config.from_pretrained:
         kept = [number * layers // depth for number in range(depth)]
@@ -201,7 +218,8 @@ def scores_on_test(config: Config, name: str, source: str, judgments: Judgments)
     kept = config.out / f"test-{name}.npy"
     if not kept.is_file():
         found = score_system(f"{name}={source}", judgments, corpus=config.data, precision=config.evaluation)
-        np.save(kept, found.scores)
+        with replacing(kept) as aside, aside.open("wb") as stream:
+            np.save(stream, found.scores)
     return np.load(kept)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ def config(tmp_path_factory) -> sizes.Config:
     make_idle(make_student(out / "whole", num_hidden_layers=3))
     make_student(out / "shape-2", num_hidden_layers=2)
     make_student(out / "shape-3x32", num_hidden_layers=3, intermediate_size=32)
+    make_student(out / "shape-3", num_hidden_layers=3, seed=1)
     make_student(out / "pretrained-1", num_hidden_layers=1)
     return sizes.Config(
-        data=data, labels=folder, out=out, shapes=["2", "3x32"], from_pretrained=[1], pages=2, rounds=2,
+        data=data, labels=folder, out=out, shapes=["2", "3x32", "3"], from_pretrained=[1], pages=2, rounds=2,
         evaluation="float32", plot=folder / "plot.png",
     )  # fmt: skip
 
@@ -63,7 +65,7 @@ def test_the_table_has_every_student_beside_bm25_and_the_teacher(config, monkeyp
     lines = printed.splitlines()
     rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])}
     assert list(rows) == ["BM25", "teacher", "3 layers", "2 layers (0, 2)", "3 layers, 32 inner",
-                          "1 layer (0) of MiniLM itself"]  # fmt: skip
+                          "3 layers, trained on", "1 layer (0) of MiniLM itself"]  # fmt: skip
     assert rows["teacher"][1] == "1.0000" and rows["teacher"][4:] == ["", ""]
     assert rows["3 layers"][2:4] == ["", ""] and rows["3 layers"][5] == "1"
     assert rows["2 layers (0, 2)"][5].endswith(" x") and rows["2 layers (0, 2)"][2].endswith("]")
@@ -90,8 +92,19 @@ def test_a_shape_that_is_none_is_refused(shape):
         sizes.Config(data=Path("d"), labels=Path("l"), shapes=[shape])
 
 
-@pytest.mark.parametrize("shape", ["0", "4"])
-def test_more_layers_than_the_start_has_are_refused(config, shape):
-    unfit = sizes.Config(data=config.data, labels=config.labels, out=config.out, shapes=[shape])
+@pytest.mark.parametrize("asked", [{"shapes": ["0"]}, {"shapes": ["4"]}, {"from_pretrained": [4]}])
+def test_more_layers_than_the_start_has_are_refused(config, asked):
     with pytest.raises(InputError, match="the start has 1 to 3"):
-        sizes.main(unfit)
+        sizes.main(replace(config, **asked))
+
+
+def test_what_is_kept_of_other_settings_is_refused(config):
+    sizes.refuse_other_settings(config)
+    sizes.refuse_other_settings(replace(config, pages=9, shapes=["1"]))
+    with pytest.raises(InputError, match="trainings of other settings lie here"):
+        sizes.main(replace(config, epochs=3))
+
+
+def test_a_precision_that_is_not_measured_is_refused(config):
+    with pytest.raises(ValueError, match="bf16 and fp32"):
+        replace(config, precision="int8")
