@@ -31,6 +31,7 @@ from build.export_onnx import Encoder, export, load_encoder, parity, torch_runne
 from build.finish_engine import Config as FinishConfig
 from build.finish_engine import container_command, finish, stage
 from build.gate import GateLimits, GateReport, Reference, gate_ece, gate_scores
+from build.group_quantisation import build_group_ir, fitting_groups
 from build.judged_pairs import JudgedPairs, read_candidates, read_judged
 from build.mixed_precision import build_mixed_ir
 from build.probabilities import ProbabilityMaps, fit_maps
@@ -52,7 +53,7 @@ from ranking.visible import is_visible
 
 LOGGER = logging.getLogger(__name__)
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_mixed"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_groups", "int8_mixed"]
 SPEED_PAIRS = 192  # judged pairs that a precision's speed is measured on
 INVARIANCE_PAIRS = 512  # judged pairs that shapes of calls are tried on
 
@@ -156,6 +157,21 @@ class Build:
         """Score the judged pairs with an engine and measure them against the fp32 checkpoint's scores."""
         scores = score_documents(runner, self.judged.documents, self.text.pad_id, precision)
         return gate_scores(self.reference, scores, precision, self.config.gate)
+
+
+@dataclass
+class CpuEngine:
+    """One precision of an OpenVINO build; known: what the manifest says of it besides its speed."""
+
+    precision: str
+    ir: Path
+    runner: Runner
+    pairs_per_second: float
+    known: dict[str, float]
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of it, without the gate's figures; plain JSON."""
+        return self.known | {"pairs_per_second": round(self.pairs_per_second, 1)}
 
 
 def main(config: Config) -> None:
@@ -294,62 +310,71 @@ def graph_source(encoder: Encoder, config: Config, longest: int) -> Encoder | En
 def build_openvino(build: Build, folder: Path) -> int:
     """Build the precisions, gate them from the fastest on, publish the first that passes. Returns the version."""
     config = build.config
-    wanted = openvino_engine.cpu_precisions() if config.precision == "auto" else [config.precision]
-    tried: dict[str, dict[str, Any]] = {}
+    automatic = config.precision == "auto"
+    engines = {
+        precision: build_cpu_engine(build, folder, precision)
+        for precision in (openvino_engine.cpu_precisions() if automatic else [config.precision])
+    }
     reports: dict[str, GateReport] = {}
-    files: dict[str, list[Path]] = {}
-    runners: dict[str, Runner] = {}
-    for precision in wanted:
-        LOGGER.info("building OpenVINO %s", precision)
-        calibration = []
-        if precision.startswith("int8"):
-            pairs = read_candidates(config.data, build.text, config.calibration_pairs)
-            calibration = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
-        (folder / precision).mkdir()
-        tried[precision] = {}
-        if precision == "int8_mixed":
-            ir, share = build_mixed_ir(
-                build.onnx,
-                folder / precision,
-                build.positions,
-                calibration,
-                lambda path: build.gate(openvino_engine.runner(path, "int8", config.serving.threads), "int8_mixed"),
-            )
-            tried[precision]["int8_share"] = round(share, 3)
-        else:
-            ir = openvino_engine.build_ir(build.onnx, folder / precision, precision, build.positions, calibration)
-        runner = runners[precision] = openvino_engine.runner(ir, precision, config.serving.threads)
-        files[precision] = [ir, ir.with_suffix(".bin")]
-        speed = openvino_engine.pairs_per_second(runner, build.judged.documents.pairs[:SPEED_PAIRS], build.text.pad_id)
-        LOGGER.info("speed: %s %.0f pairs/s", precision, speed)
-        tried[precision]["pairs_per_second"] = round(speed, 1)
-    by_speed = sorted(wanted, key=lambda p: -tried[p]["pairs_per_second"])
-    for best in by_speed:
-        reports[best] = build.gate(runners[best], best)
-        tried[best]["gate"] = reports[best].as_json()
-        if reports[best].passed:
+    while waiting := [engine for engine in engines.values() if engine.precision not in reports]:
+        best = max(waiting, key=lambda engine: engine.pairs_per_second)
+        report = reports[best.precision] = build.gate(best.runner, best.precision)
+        if report.passed:
             break  # what is slower need not be judged
+        groups = automatic and best.precision == "int8" and "bf16" not in engines
+        if groups and fitting_groups(build.onnx, build.positions):
+            engines["int8_groups"] = build_cpu_engine(build, folder, "int8_groups")
     else:
         if not config.accept_drop:
-            raise InputError(refusal(config.name, [reports[p] for p in wanted]))
-        best = by_speed[0]
+            raise InputError(refusal(config.name, list(reports.values())))
+        best = max(engines.values(), key=lambda engine: engine.pairs_per_second)
     if config.serving.score_cache_mb:
         served = build.judged.documents.together
-        check_kept_scores(build, runners[best], best, served, build.text.pad_id, build.lengths)
+        check_kept_scores(build, best.runner, best.precision, served, build.text.pad_id, build.lengths)
         if build.first:
             check_first_arm(build, build.first)
-    parameters = openvino_engine.triton_parameters(best, config.serving.threads, config.serving.streams)
+    tried = {
+        precision: engine.facts() | ({"gate": reports[precision].as_json()} if precision in reports else {})
+        for precision, engine in engines.items()
+    }
     return publish_engine(
         config.repository,
-        facts(build, best) | {"tried": tried},
+        facts(build, best.precision) | {"tried": tried},
         config.checkpoint,
-        files[best],
-        reports[best],
-        parameters,
+        [best.ir, best.ir.with_suffix(".bin")],
+        reports[best.precision],
+        openvino_engine.triton_parameters(best.precision, config.serving.threads, config.serving.streams),
         build.judged_scores,
         config.promote,
         build.first,
     )
+
+
+def build_cpu_engine(build: Build, folder: Path, precision: str) -> CpuEngine:
+    """Build an OpenVINO engine in a folder of its own under `folder`, and time it."""
+    config, place = build.config, folder / precision
+    LOGGER.info("building OpenVINO %s", precision)
+    place.mkdir()
+    calibration = []
+    if precision.startswith("int8"):
+        pairs = read_candidates(config.data, build.text, config.calibration_pairs)
+        calibration = openvino_engine.calibration_feeds(pairs, build.text.pad_id)
+
+    def judge(path: Path) -> GateReport:
+        return build.gate(openvino_engine.runner(path, precision, config.serving.threads), precision)
+
+    known: dict[str, float] = {}
+    if precision == "int8_mixed":
+        ir, share = build_mixed_ir(build.onnx, place, build.positions, calibration, judge)
+        known["int8_share"] = round(share, 3)
+    elif precision == "int8_groups":
+        ir, known["group"] = build_group_ir(build.onnx, place, build.positions, calibration, judge)
+    else:
+        ir = openvino_engine.build_ir(build.onnx, place, precision, build.positions, calibration)
+    runner = openvino_engine.runner(ir, precision, config.serving.threads)
+    speed = openvino_engine.pairs_per_second(runner, build.judged.documents.pairs[:SPEED_PAIRS], build.text.pad_id)
+    LOGGER.info("speed: %s %.0f pairs/s", precision, speed)
+    return CpuEngine(precision, ir, runner, speed, known)
 
 
 def check_first_arm(build: Build, first: FirstArm) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from ranking.cascade import Cascade
 from ranking.metrics import JudgedRanking, kendall_tau
 from ranking.prior import PriorBlend
 
-SAFER = {"int8": "bf16", "int8_mixed": "bf16", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
+SAFER = {"int8": "bf16", "int8_mixed": "bf16", "int8_groups": "fp32", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
 K = 5
 
 LOGGER = logging.getLogger(__name__)
@@ -76,6 +76,16 @@ class Reference:
             return blend.blend(self.scores, prior, self.groups)
         cascade, first, scores = self.cascade
         return cascade.of_lists(first, scores, self.groups, lambda s, rows: blend.blend(s, prior[rows]))
+
+
+class Verdict(Protocol):
+    """What a gate says of an engine, as GateReport does."""
+
+    tau: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be published."""
 
 
 @dataclass

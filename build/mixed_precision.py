@@ -12,25 +12,15 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from build import openvino_engine
+from build.gate import Verdict
 from ranking.encoder_inputs import Feed
 
 LOGGER = logging.getLogger(__name__)
 PARTS = 12
-
-
-class Verdict(Protocol):
-    """What a gate says of an engine, as GateReport does."""
-
-    tau: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether it may be published."""
 
 
 def build_mixed_ir(

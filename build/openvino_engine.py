@@ -1,4 +1,7 @@
-"""ONNX -> OpenVINO IR for the CPU: fp32, bf16 (the same IR with a precision hint) or INT8 (NNCF, calibrated)."""
+"""ONNX -> OpenVINO IR for the CPU: fp32, bf16 (the same IR with a precision hint) or INT8 (NNCF, calibrated).
+
+INT8 in other ways: build/group_quantisation.py, build/mixed_precision.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from build.runners import Runner, batches, openvino_core, openvino_runner, pad_t
 from ranking.encoder_inputs import Feed, chosen
 from ranking.text import EncodedPair
 
-PRECISIONS = ("int8", "int8_mixed", "bf16", "fp32")
+PRECISIONS = ("int8", "int8_groups", "int8_mixed", "bf16", "fp32")
+IN_FP32 = ("int8_groups", "fp32")  # what is not INT8 in them computes in fp32 on every CPU
 # what NNCF quantises besides matrix products; left alone where only some of those are to be INT8
 OTHER_OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "Gather", "MVN", "ReduceMean", "Gelu", "Tanh")
 MODEL_FILE = "model.xml"
@@ -28,7 +32,7 @@ def cpu_precisions() -> list[str]:
 def settings(precision: str, threads: int = 0) -> dict[str, str | int]:
     """OpenVINO properties for in-process use, equal in effect to triton_parameters(). threads 0: all cores."""
     properties: dict[str, str | int] = {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision != "fp32" and "bf16" in cpu_precisions() else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if precision not in IN_FP32 and "bf16" in cpu_precisions() else "f32",
         "NUM_STREAMS": 1,
     }
     if threads:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,25 @@ class JudgedList:
 
 
 class Encoder:
-    """One engine in process, asked as the front asks a served one. tokens: encoded so far, padding included."""
+    """One engine in process, asked as the front asks a served one. tokens: encoded so far, padding included.
 
-    def __init__(self, checkpoint: Path, folder: Path, precision: str, threads: int, serving: ServingLimits):
+    build: makes the engine of the ONNX file, called as openvino_engine.build_ir.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        folder: Path,
+        precision: str,
+        threads: int,
+        serving: ServingLimits,
+        build: Callable[..., Path] = openvino_engine.build_ir,
+    ):
         folder.mkdir()
         encoder = load_encoder(checkpoint)
         positions = widen_positions(encoder)
         onnx = export(encoder, folder / "model.onnx")
-        ir = openvino_engine.build_ir(onnx, folder, precision, positions)
+        ir = build(onnx, folder, precision, positions)
         self.runner: Runner = openvino_engine.runner(ir, precision, threads)
         self.text = StudentFormat.of_checkpoint(checkpoint)
         self.limits = serving.for_target("openvino")
@@ -139,6 +150,13 @@ class Encoder:
             scores[call.rows] = self.runner(feed)[: len(call.rows)]
             self.tokens += count * call.length
         return scores
+
+
+def score_pages(encoder: Encoder, pages: Sequence[JudgedList]) -> None:
+    """Score every list from the text on, nothing kept from before."""
+    encoder.forget(0)
+    for page in pages:
+        encoder.scores(page, np.arange(len(page.grades)))
 
 
 @dataclass(frozen=True)

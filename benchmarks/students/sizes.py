@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.paired_rounds import interleaved, ratio_of_medians, timed
-from benchmarks.serving.cascade import Encoder, JudgedList, read_lists
+from benchmarks.serving.cascade import Encoder, read_lists, score_pages
 from benchmarks.students.runs import paired_gain, train_as_shipped
 from build.triton_config import ServingLimits
 from ranking.cascade import Cascade
@@ -236,13 +236,6 @@ def page_times(config: Config, checkpoints: dict[str, Path]) -> dict[str, list[f
             way()  # the first pages of an engine compile their shapes
         found = interleaved(ways, config.rounds, "pages")
     return {name: [1e3 * each.processor_seconds / len(pages) for each in of_one] for name, of_one in found.items()}
-
-
-def score_pages(encoder: Encoder, pages: list[JudgedList]) -> None:
-    """Score every list from the text on, nothing kept from before."""
-    encoder.forget(0)
-    for page in pages:
-        encoder.scores(page, np.arange(len(page.grades)))
 
 
 def ndcg_by_query(scores: NDArray[np.float32], judgments: Judgments) -> NDArray[np.float64]:

@@ -1,0 +1,221 @@
+"""INT8 for a CPU without bf16: weights and activations in groups of neighbours, each with a scale of its own.
+
+A scale for a whole matrix, as NNCF's post-training quantisation has it, is too coarse for a reranker whose scores of
+one query lie close together: a handful of channels of a BERT's LayerNorms are ten times as large as the others, and all
+others are rounded by their scale. Here
+
+- each `group` neighbouring inputs of a matrix product share a scale, in the weights (known at the build) and in the
+  activations (taken from each token as it comes: OpenVINO's dynamic quantisation);
+- channels that are large are divided, and their weights multiplied, by what evens both out (SmoothQuant, Xiao et al.,
+  arXiv 2211.10438), where the product has at least as many outputs as inputs: elsewhere the division costs more time
+  than it saves error;
+- a weight's rounding error is made up for by the weights after it (GPTQ, Frantar et al., arXiv 2210.17323), with the
+  inputs that real candidates give.
+
+OpenVINO runs such a product in INT8 where the CPU has instructions for it (VNNI), and in fp32 elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from build import openvino_engine
+from build.gate import Verdict
+from build.runners import openvino_core
+from ranking.encoder_inputs import Feed, chosen
+from ranking.errors import InputError
+
+LOGGER = logging.getLogger(__name__)
+GROUPS = (64, 32)  # inputs that share a scale: the fewer, the more exact and the slower
+SMOOTHING = 0.65  # share of the activations' range in SmoothQuant's scale; the rest is the weights'
+DAMPING = 0.01  # of the second moments' mean, added to their diagonal
+LEVELS = 127
+SMALLEST = 1e-8
+
+
+@dataclass
+class _Product:
+    """One matrix product with constant weights: float32 [outputs, inputs], and the graph's node and input."""
+
+    node: Any
+    weights: NDArray[np.float32]
+
+    @property
+    def input(self) -> tuple[str, int]:
+        """Which activations it reads: several products may read the same."""
+        source = self.node.input_value(0)
+        return source.get_node().get_friendly_name(), source.get_index()
+
+
+@dataclass
+class _Activations:
+    """What candidates' tokens give at one place: sum of x x^T, float64 [inputs, inputs], and largest |x|, [inputs]."""
+
+    moments: NDArray[np.float64]
+    largest: NDArray[np.float32]
+
+
+def build_group_ir(
+    onnx_path: str | Path,
+    folder: str | Path,
+    positions: int,
+    calibration: Sequence[Feed],
+    judge: Callable[[Path], Verdict],
+) -> tuple[Path, int]:
+    """Write model.xml and model.bin with the largest of GROUPS that passes. Returns the path and the group's size.
+
+    judge: gates an IR. If none passes, the smallest group's is left, and the gate will refuse it. InputError for a
+    network that no group fits.
+    """
+    groups = fitting_groups(onnx_path, positions)
+    if not groups:
+        raise InputError(f"INT8 in groups: no matrix product has a multiple of {GROUPS[-1]} inputs")
+    seen = activations(onnx_path, positions, calibration)
+    for group in groups:
+        path = write_group_ir(onnx_path, folder, positions, seen, group)
+        if group == groups[-1] or judge(path).passed:
+            break
+    return path, group
+
+
+def fitting_groups(onnx_path: str | Path, positions: int) -> list[int]:
+    """Those of GROUPS that divide the inputs of a matrix product of the network, the largest first."""
+    model, _ = openvino_engine.read_network(onnx_path, positions)
+    widths = {product.weights.shape[1] for product in _products(model)}
+    return [group for group in GROUPS if any(width % group == 0 for width in widths)]
+
+
+def activations(
+    onnx_path: str | Path, positions: int, calibration: Sequence[Feed]
+) -> dict[tuple[str, int], _Activations]:
+    """The inputs of all matrix products with constant weights, as calibration batches give them; padding left out."""
+    model, names = openvino_engine.read_network(onnx_path, positions)
+    places = {product.input: product.node.input_value(0) for product in _products(model)}
+    before = len(model.outputs)
+    model.add_outputs(list(places.values()))
+    request = openvino_core().compile_model(model, "CPU", openvino_engine.settings("fp32")).create_infer_request()
+    found: dict[tuple[str, int], _Activations] = {}
+    for feed in calibration:
+        request.infer(chosen(feed, names))
+        tokens = feed["attention_mask"].astype(bool)
+        for number, place in enumerate(places, before):
+            values = request.get_output_tensor(number).data
+            rows = values[tokens] if values.shape[:-1] == tokens.shape else values.reshape(-1, values.shape[-1])
+            moments, largest = (rows.T @ rows).astype(np.float64), np.abs(rows).max(axis=0)
+            if place in found:
+                found[place].moments += moments
+                np.maximum(found[place].largest, largest, out=found[place].largest)
+            else:
+                found[place] = _Activations(moments, largest)
+    return found
+
+
+def write_group_ir(
+    onnx_path: str | Path,
+    folder: str | Path,
+    positions: int,
+    seen: dict[tuple[str, int], _Activations],
+    group: int,
+) -> Path:
+    """Write model.xml and model.bin with every matrix product in INT8 whose inputs are a multiple of the group."""
+    import openvino
+
+    model, _ = openvino_engine.read_network(onnx_path, positions)
+    products = [product for product in _products(model) if product.weights.shape[1] % group == 0]
+    divided = _divide_large_channels(products, seen)
+    for product in products:
+        place = product.input
+        scale = divided[place][0]
+        _replace(product, divided[place][1], group, seen[place].moments / np.outer(scale, scale), scale)
+    model.validate_nodes_and_infer_types()
+    model.set_rt_info(str(group), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+    LOGGER.info("%d matrix products in INT8, in groups of %d inputs", len(products), group)
+    path = Path(folder) / openvino_engine.MODEL_FILE
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    return path
+
+
+def round_in_groups(
+    weights: NDArray[np.float32], moments: NDArray[np.float64], group: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Weights in INT8 with a scale for each group of inputs: int8 and float32 [outputs, inputs / group, group or 1].
+
+    weights: [outputs, inputs]; moments: sum of x x^T over the inputs that it will see, [inputs, inputs]. From the first
+    input to the last, what rounding moves in the outputs is taken back by the inputs that are still to be rounded.
+    """
+    outputs, inputs = weights.shape
+    left = weights.astype(np.float64)
+    moments = moments + np.diag(np.where(np.diag(moments) == 0, 1.0, 0.0))  # an input that is always 0
+    moments = moments + DAMPING * np.diag(moments).mean() * np.eye(inputs)
+    # row i of this factor says how the error of input i is spread over those after it, given that those before are set
+    spread = np.linalg.cholesky(np.linalg.inv(moments)).T
+    rounded = np.zeros((outputs, inputs // group, group), np.int8)
+    scales = np.zeros((outputs, inputs // group, 1), np.float32)
+    for number in range(inputs // group):
+        first, end = number * group, (number + 1) * group
+        block = left[:, first:end]
+        scale = np.maximum(np.abs(block).max(axis=1) / LEVELS, SMALLEST).astype(np.float32)
+        errors = np.zeros_like(block)
+        for column in range(group):
+            row = spread[first + column]
+            rounded[:, number, column] = np.clip(np.rint(block[:, column] / scale), -LEVELS, LEVELS)
+            errors[:, column] = (block[:, column] - rounded[:, number, column] * scale) / row[first + column]
+            block[:, column + 1 :] -= np.outer(errors[:, column], row[first + column + 1 : end])
+        left[:, end:] -= errors @ spread[first:end, end:]
+        scales[:, number, 0] = scale
+    return rounded, scales
+
+
+def _products(model: Any) -> list[_Product]:
+    """The matrix products whose second operand is a constant of two dimensions, in the order of their computing."""
+    found = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul" or node.get_attributes()["transpose_a"]:
+            continue
+        source, transposed = node.input_value(1).get_node(), node.get_attributes()["transpose_b"]
+        if source.get_type_name() == "Transpose":
+            transposed, source = not transposed, source.input_value(0).get_node()
+        if source.get_type_name() == "Constant" and source.data.ndim == 2:
+            weights = source.data if transposed else source.data.T
+            found.append(_Product(node, np.ascontiguousarray(weights, np.float32)))
+    return found
+
+
+def _divide_large_channels(
+    products: Sequence[_Product], seen: dict[tuple[str, int], _Activations]
+) -> dict[tuple[str, int], tuple[NDArray[np.float64], Any]]:
+    """For each place, the scale that its channels are divided by, [inputs], and the graph's output that is divided."""
+    from openvino import opset13
+
+    divided = {}
+    for place in dict.fromkeys(product.input for product in products):
+        readers = [product for product in products if product.input == place]
+        source, inputs = readers[0].node.input_value(0), readers[0].weights.shape[1]
+        scale = np.ones(inputs)
+        if all(len(reader.weights) >= inputs for reader in readers):
+            weight = np.max([np.abs(reader.weights).max(axis=0) for reader in readers], axis=0)
+            scale = np.maximum(seen[place].largest, SMALLEST) ** SMOOTHING
+            scale /= np.maximum(weight, SMALLEST) ** (1 - SMOOTHING)
+            scale /= np.exp(np.log(scale).mean())
+            source = opset13.multiply(source, opset13.constant((1 / scale).astype(np.float32))).output(0)
+        divided[place] = scale, source
+    return divided
+
+
+def _replace(product: _Product, source: Any, group: int, moments: NDArray[np.float64], scale: NDArray[np.float64]):
+    """Put INT8 weights and their scales, in the shape that OpenVINO takes for a compressed matrix, into the graph."""
+    from openvino import opset13
+
+    rounded, scales = round_in_groups((product.weights * scale).astype(np.float32), moments, group)
+    weights = opset13.multiply(opset13.convert(opset13.constant(rounded), "f32"), opset13.constant(scales))
+    shape = opset13.constant(np.array(product.weights.shape, np.int64))
+    node = opset13.matmul(source, opset13.reshape(weights, shape, special_zero=False), False, True)
+    node.set_friendly_name(product.node.get_friendly_name())
+    product.node.output(0).replace(node.output(0))
