@@ -1,6 +1,6 @@
 """What INT8 costs and brings on a CPU: tau with fp32, NDCG@5 and processor time a page, of one student or several.
 
-python -m benchmarks.serving.precisions --data runs/demo-data/data --students student=runs/demo-data/student
+python -m benchmarks.students.precisions --data runs/demo-data/data --students student=runs/demo-data/student
 
 Each student is built in fp32, in bf16 where the CPU computes in it, in INT8 by NNCF and in INT8 in groups, calibrated
 as build/build_student.py does. Every engine then ranks the same test queries' judged documents, which neither
@@ -142,6 +142,6 @@ if __name__ == "__main__":
     run(
         main,
         Config,
-        example="python -m benchmarks.serving.precisions --data runs/demo-data/data "
+        example="python -m benchmarks.students.precisions --data runs/demo-data/data "
         "--students student=runs/demo-data/student",
     )
