@@ -174,10 +174,16 @@ def round_in_groups(
 
 
 def _products(model: Any) -> list[_Product]:
-    """The matrix products whose second operand is a constant of two dimensions, in the order of their computing."""
+    """The matrix products of activations by a constant of two dimensions, in the order of their computing.
+
+    Where the first operand is of one size whatever the batch is, it is a constant too (DeBERTa's relative positions),
+    and OpenVINO computes the product once.
+    """
     found = []
     for node in model.get_ordered_ops():
         if node.get_type_name() != "MatMul" or node.get_attributes()["transpose_a"]:
+            continue
+        if node.input_value(0).get_partial_shape().is_static:
             continue
         source, transposed = node.input_value(1).get_node(), node.get_attributes()["transpose_b"]
         if source.get_type_name() == "Transpose":

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from build import openvino_engine
 from build.batch_invariance import shapes_that_move_scores
-from build.export_onnx import export, load_encoder
+from build.export_onnx import Encoder, export, load_encoder
 from build.group_quantisation import build_group_ir, fitting_groups, round_in_groups
 from build.judged_pairs import read_candidates
 from build.runners import openvino_core, openvino_runner, score_pairs
 from build.triton_config import ServingLimits, bucket_lengths
 from ranking.errors import InputError
 from ranking.text import EncodedPairs, StudentFormat
+from tests.helpers.foreign_encoders import make_encoder
 from tests.helpers.tiny_student import make_student
 
 POSITIONS = 128
@@ -113,6 +114,22 @@ def groups_of(ir) -> list[int]:
     """The size of the groups of each INT8 matrix of an IR."""
     constants = [op for op in openvino_core().read_model(str(ir)).get_ops() if op.get_type_name() == "Constant"]
     return [op.data.shape[2] for op in constants if op.data.dtype == np.int8 and op.data.ndim == 3]
+
+
+@pytest.mark.parametrize("family", ["xlm-roberta", "modernbert", "deberta-v2"])
+def test_other_encoders_keep_their_scores(family, tmp_path):
+    wider = {"hidden_size": 64, "intermediate_size": 128} | ({"pooler_hidden_size": 64} if "deberta" in family else {})
+    folder = make_encoder(tmp_path / family, family, **wider)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    encoder, rng = Encoder(model).eval(), np.random.default_rng(4)
+    onnx = export(encoder, tmp_path / "model.onnx")
+    batches = rng.integers(5, model.config.vocab_size, (4, 8, 24), np.int32)
+    feeds = [{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in batches]
+    ir, group = build_group_ir(onnx, tmp_path, 64, feeds, lambda path: Judged(passed=True))
+    exact, rounded = openvino_engine.runner(onnx, "fp32", 1), openvino_engine.runner(ir, "int8_groups", 1)
+    scores = np.concatenate([exact(feed) for feed in feeds])
+    error = np.abs(np.concatenate([rounded(feed) for feed in feeds]) - scores).mean() / scores.std()
+    assert group == 64 and len(groups_of(ir)) >= 2 * 4 and 0 < error < 0.1
 
 
 def test_a_network_that_no_group_fits_is_refused(tmp_path):
