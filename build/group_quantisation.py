@@ -42,10 +42,11 @@ SMALLEST = 1e-8
 
 @dataclass
 class _Product:
-    """One matrix product with constant weights: float32 [outputs, inputs], and the graph's node and input."""
+    """One matrix product of the graph whose second operand is a constant, as it lies there or transposed."""
 
     node: Any
-    weights: NDArray[np.float32]
+    constant: Any
+    transposed: bool
 
     @property
     def input(self) -> tuple[str, int]:
@@ -53,12 +54,22 @@ class _Product:
         source = self.node.input_value(0)
         return source.get_node().get_friendly_name(), source.get_index()
 
+    @property
+    def inputs(self) -> int:
+        """How many numbers of a token it reads."""
+        return self.constant.shape[1 if self.transposed else 0]
+
+    def weights(self) -> NDArray[np.float32]:
+        """Its weights, [outputs, inputs]."""
+        found = self.constant.data
+        return np.ascontiguousarray(found if self.transposed else found.T, np.float32)
+
 
 @dataclass
 class _Activations:
-    """What candidates' tokens give at one place: sum of x x^T, float64 [inputs, inputs], and largest |x|, [inputs]."""
+    """What candidates' tokens give at one place: sum of x x^T, float32 [inputs, inputs], and largest |x|, [inputs]."""
 
-    moments: NDArray[np.float64]
+    moments: NDArray[np.float32]
     largest: NDArray[np.float32]
 
 
@@ -71,25 +82,31 @@ def build_group_ir(
 ) -> tuple[Path, int]:
     """Write model.xml and model.bin with the largest of GROUPS that passes. Returns the path and the group's size.
 
-    judge: gates an IR. If none passes, the smallest group's is left, and the gate will refuse it. InputError for a
-    network that no group fits.
+    Each is written into a folder of its own under `folder`. judge: gates an IR. If none passes, the smallest group's is
+    returned, and the gate will refuse it. InputError for a network that no group fits.
     """
     groups = fitting_groups(onnx_path, positions)
     if not groups:
         raise InputError(f"INT8 in groups: no matrix product has a multiple of {GROUPS[-1]} inputs")
     seen = activations(onnx_path, positions, calibration)
     for group in groups:
-        path = write_group_ir(onnx_path, folder, positions, seen, group)
+        place = Path(folder) / str(group)
+        place.mkdir()
+        path = write_group_ir(onnx_path, place, positions, seen, group)
         if group == groups[-1] or judge(path).passed:
             break
     return path, group
 
 
 def fitting_groups(onnx_path: str | Path, positions: int) -> list[int]:
-    """Those of GROUPS that divide the inputs of a matrix product of the network, the largest first."""
+    """Those of GROUPS that divide the inputs of matrix products of the network, the largest first.
+
+    A group that fits fewer products than a smaller one is left out: most of that engine would be fp32.
+    """
     model, _ = openvino_engine.read_network(onnx_path, positions)
-    widths = {product.weights.shape[1] for product in _products(model)}
-    return [group for group in GROUPS if any(width % group == 0 for width in widths)]
+    widths = [product.inputs for product in _products(model)]
+    fits = {group: sum(width % group == 0 for width in widths) for group in GROUPS}
+    return [group for group in GROUPS if fits[group] == max(fits.values()) > 0]
 
 
 def activations(
@@ -108,7 +125,7 @@ def activations(
         for number, place in enumerate(places, before):
             values = request.get_output_tensor(number).data
             rows = values[tokens] if values.shape[:-1] == tokens.shape else values.reshape(-1, values.shape[-1])
-            moments, largest = (rows.T @ rows).astype(np.float64), np.abs(rows).max(axis=0)
+            moments, largest = rows.T @ rows, np.abs(rows).max(axis=0)
             if place in found:
                 found[place].moments += moments
                 np.maximum(found[place].largest, largest, out=found[place].largest)
@@ -128,12 +145,12 @@ def write_group_ir(
     import openvino
 
     model, _ = openvino_engine.read_network(onnx_path, positions)
-    products = [product for product in _products(model) if product.weights.shape[1] % group == 0]
-    divided = _divide_large_channels(products, seen)
+    products = [product for product in _products(model) if product.inputs % group == 0]
+    by_place: dict[tuple[str, int], list[_Product]] = {}
     for product in products:
-        place = product.input
-        scale = divided[place][0]
-        _replace(product, divided[place][1], group, seen[place].moments / np.outer(scale, scale), scale)
+        by_place.setdefault(product.input, []).append(product)
+    for place, readers in by_place.items():
+        _quantise(readers, seen[place], group)
     model.validate_nodes_and_infer_types()
     model.set_rt_info(str(group), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     LOGGER.info("%d matrix products in INT8, in groups of %d inputs", len(products), group)
@@ -143,19 +160,15 @@ def write_group_ir(
 
 
 def round_in_groups(
-    weights: NDArray[np.float32], moments: NDArray[np.float64], group: int
+    weights: NDArray[np.float32], spread: NDArray[np.float64], group: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Weights in INT8 with a scale for each group of inputs: int8 and float32 [outputs, inputs / group, group or 1].
 
-    weights: [outputs, inputs]; moments: sum of x x^T over the inputs that it will see, [inputs, inputs]. From the first
-    input to the last, what rounding moves in the outputs is taken back by the inputs that are still to be rounded.
+    weights: [outputs, inputs]; spread: spread_of() the inputs that it will see. From the first input to the last, what
+    rounding moves in the outputs is taken back by the inputs that are still to be rounded.
     """
     outputs, inputs = weights.shape
     left = weights.astype(np.float64)
-    moments = moments + np.diag(np.where(np.diag(moments) == 0, 1.0, 0.0))  # an input that is always 0
-    moments = moments + DAMPING * np.diag(moments).mean() * np.eye(inputs)
-    # row i of this factor says how the error of input i is spread over those after it, given that those before are set
-    spread = np.linalg.cholesky(np.linalg.inv(moments)).T
     rounded = np.zeros((outputs, inputs // group, group), np.int8)
     scales = np.zeros((outputs, inputs // group, 1), np.float32)
     for number in range(inputs // group):
@@ -173,6 +186,16 @@ def round_in_groups(
     return rounded, scales
 
 
+def spread_of(moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How the error of one input is made up for by those after it, given that those before it are set: GPTQ's factor.
+
+    moments: sum of x x^T over the inputs, [inputs, inputs]. Returns the upper Cholesky factor of its inverse, damped.
+    """
+    damped = moments + np.diag(np.where(np.diag(moments) == 0, 1.0, 0.0))  # an input that is always 0
+    damped += DAMPING * np.diag(damped).mean() * np.eye(len(moments))
+    return np.linalg.cholesky(np.linalg.inv(damped)).T
+
+
 def _products(model: Any) -> list[_Product]:
     """The matrix products of activations by a constant of two dimensions, in the order of their computing.
 
@@ -188,40 +211,41 @@ def _products(model: Any) -> list[_Product]:
         source, transposed = node.input_value(1).get_node(), node.get_attributes()["transpose_b"]
         if source.get_type_name() == "Transpose":
             transposed, source = not transposed, source.input_value(0).get_node()
-        if source.get_type_name() == "Constant" and source.data.ndim == 2:
-            weights = source.data if transposed else source.data.T
-            found.append(_Product(node, np.ascontiguousarray(weights, np.float32)))
+        if source.get_type_name() == "Constant" and len(source.shape) == 2:
+            found.append(_Product(node, source, transposed))
     return found
 
 
-def _divide_large_channels(
-    products: Sequence[_Product], seen: dict[tuple[str, int], _Activations]
-) -> dict[tuple[str, int], tuple[NDArray[np.float64], Any]]:
-    """For each place, the scale that its channels are divided by, [inputs], and the graph's output that is divided."""
+def even_out(activations: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """SmoothQuant's scale of each input, [inputs]: activations are divided by it, weights multiplied; its mean is 1.
+
+    activations, weights: largest absolute value of each input. The mean is the geometric one. An input that was always
+    0 keeps its size.
+    """
+    known = activations > SMALLEST
+    scale = np.ones(len(activations))
+    scale[known] = activations[known] ** SMOOTHING / np.maximum(weights[known], SMALLEST) ** (1 - SMOOTHING)
+    scale[known] /= np.exp(np.log(scale[known]).mean())
+    return scale
+
+
+def _quantise(readers: Sequence[_Product], seen: _Activations, group: int) -> None:
+    """Put INT8 weights and their scales, in the shape that OpenVINO takes for a compressed matrix, into the graph.
+
+    readers: all products of one place.
+    """
     from openvino import opset13
 
-    divided = {}
-    for place in dict.fromkeys(product.input for product in products):
-        readers = [product for product in products if product.input == place]
-        source, inputs = readers[0].node.input_value(0), readers[0].weights.shape[1]
-        scale = np.ones(inputs)
-        if all(len(reader.weights) >= inputs for reader in readers):
-            weight = np.max([np.abs(reader.weights).max(axis=0) for reader in readers], axis=0)
-            scale = np.maximum(seen[place].largest, SMALLEST) ** SMOOTHING
-            scale /= np.maximum(weight, SMALLEST) ** (1 - SMOOTHING)
-            scale /= np.exp(np.log(scale).mean())
-            source = opset13.multiply(source, opset13.constant((1 / scale).astype(np.float32))).output(0)
-        divided[place] = scale, source
-    return divided
-
-
-def _replace(product: _Product, source: Any, group: int, moments: NDArray[np.float64], scale: NDArray[np.float64]):
-    """Put INT8 weights and their scales, in the shape that OpenVINO takes for a compressed matrix, into the graph."""
-    from openvino import opset13
-
-    rounded, scales = round_in_groups((product.weights * scale).astype(np.float32), moments, group)
-    weights = opset13.multiply(opset13.convert(opset13.constant(rounded), "f32"), opset13.constant(scales))
-    shape = opset13.constant(np.array(product.weights.shape, np.int64))
-    node = opset13.matmul(source, opset13.reshape(weights, shape, special_zero=False), False, True)
-    node.set_friendly_name(product.node.get_friendly_name())
-    product.node.output(0).replace(node.output(0))
+    source, scale = readers[0].node.input_value(0), np.ones(readers[0].inputs)
+    matrices = [reader.weights() for reader in readers]
+    if all(len(matrix) >= len(scale) for matrix in matrices):
+        scale = even_out(seen.largest, np.max([np.abs(matrix).max(axis=0) for matrix in matrices], axis=0))
+        source = opset13.multiply(source, opset13.constant((1 / scale).astype(np.float32))).output(0)
+    spread = spread_of(seen.moments / np.outer(scale, scale))
+    for reader, matrix in zip(readers, matrices):
+        rounded, scales = round_in_groups((matrix * scale).astype(np.float32), spread, group)
+        weights = opset13.multiply(opset13.convert(opset13.constant(rounded), "f32"), opset13.constant(scales))
+        shape = opset13.constant(np.array(matrix.shape, np.int64))
+        node = opset13.matmul(source, opset13.reshape(weights, shape, special_zero=False), False, True)
+        node.set_friendly_name(reader.node.get_friendly_name())
+        reader.node.output(0).replace(node.output(0))

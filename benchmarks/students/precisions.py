@@ -23,6 +23,7 @@ from benchmarks.paired_rounds import interleaved, ratio_of_medians, timed
 from benchmarks.serving.cascade import Encoder, JudgedList, read_lists, score_pages
 from benchmarks.students.runs import paired_gain
 from build import group_quantisation, openvino_engine
+from build.export_onnx import export, load_encoder, widen_positions
 from build.judged_pairs import read_candidates
 from build.triton_config import ServingLimits
 from ranking.encoder_inputs import Feed
@@ -108,7 +109,7 @@ def measure(config: Config, name: str, checkpoint: Path, folder: Path, lists: Se
             cells += ["", "", quality, "", "", time, "1"]
         else:
             error = np.abs(scores - exact) / exact.std()
-            tau = float(np.nanmean(kendall_tau(scores, exact, groups)))
+            tau = float(np.nan_to_num(kendall_tau(scores, exact, groups), nan=1.0).mean())  # as the gate counts it
             cells += [f"{tau:.4f}", f"{error.mean():.4f}, {error.max():.3f}", quality]
             cells += [*paired_gain((ndcg(scores) - ndcg(exact))[None]), time, gain]
         rows.append(f"| {' | '.join(cells)} |")
@@ -124,12 +125,19 @@ def build_encoders(config: Config, checkpoint: Path, folder: Path) -> dict[str, 
         precision: (precision, partial(openvino_engine.build_ir, calibration=feeds))
         for precision in reversed(openvino_engine.cpu_precisions())
     }
-    for group in group_quantisation.GROUPS:
+    for group in groups_of(checkpoint, folder):
         ways[f"int8_groups of {group}"] = "int8_groups", partial(in_groups, feeds, group)
     return {
         name: Encoder(checkpoint, folder / name, precision, config.threads, ServingLimits(), build)
         for name, (precision, build) in ways.items()
     }
+
+
+def groups_of(checkpoint: Path, folder: Path) -> list[int]:
+    """The groups that fit the student."""
+    encoder = load_encoder(checkpoint)
+    positions = widen_positions(encoder)
+    return group_quantisation.fitting_groups(export(encoder, folder / "widths.onnx"), positions)
 
 
 def in_groups(feeds: Sequence[Feed], group: int, onnx: Path, folder: Path, precision: str, positions: int) -> Path:

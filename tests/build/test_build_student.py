@@ -165,15 +165,52 @@ def test_an_accepted_drop_is_published_and_recorded(build):
     assert len(releases.manifest(repository, "student", 1)["accepted_drop"]) == 2
 
 
-def test_auto_builds_every_precision_and_takes_the_fastest_that_passes(build):
-    manifest = releases.manifest(build(precision="auto"), "student", 1)
-    assert {"int8", "fp32"} <= set(manifest["tried"])
-    chosen = manifest["tried"][manifest["precision"]]
-    assert chosen["gate"]["objections"] == []
-    for tried in manifest["tried"].values():
-        faster = tried["pairs_per_second"] > chosen["pairs_per_second"]
-        assert ("gate" in tried) == (faster or tried is chosen)  # what is slower is not judged
-        assert not faster or tried["gate"]["objections"]
+@pytest.fixture
+def auto(build, monkeypatch):
+    """Builds with --precision auto on a CPU with these precisions, of these speeds; the gate refuses those named."""
+
+    def make(speeds: dict[str, float], refused: tuple[str, ...] = ()) -> dict:
+        monkeypatch.setattr(
+            build_student.openvino_engine, "cpu_precisions", lambda: [each for each in speeds if each != "int8_groups"]
+        )
+        times = iter(speeds.values())  # in the order of building: groups come last
+        monkeypatch.setattr(build_student.openvino_engine, "pairs_per_second", lambda *_: next(times))
+        plain = build_student.gate_scores
+
+        def gate_scores(reference, scores, precision, limits):
+            limits = GateLimits(-1.0 if precision in refused else 9.0, mean_error=9, min_tau=-1, max_ndcg_change=1)
+            return plain(reference, scores, precision, limits)
+
+        monkeypatch.setattr(build_student, "gate_scores", gate_scores)
+        return releases.manifest(build(precision="auto"), "student", 1)
+
+    return make
+
+
+def test_auto_takes_the_fastest_that_passes_and_judges_nothing_slower(auto):
+    manifest = auto({"int8": 3.0, "bf16": 4.0, "fp32": 1.0}, refused=("bf16",))
+    assert manifest["precision"] == "int8" and list(manifest["tried"]) == ["int8", "bf16", "fp32"]
+    judged = {name: each["gate"]["objections"] for name, each in manifest["tried"].items() if "gate" in each}
+    assert judged["int8"] == [] and judged["bf16"] and "fp32" not in judged
+    assert manifest["tried"]["fp32"]["pairs_per_second"] == 1
+
+
+def test_int8_in_groups_is_built_where_whole_int8_fails_and_there_is_no_bf16(auto):
+    manifest = auto({"int8": 3.0, "fp32": 1.0, "int8_groups": 2.0}, refused=("int8",))
+    assert manifest["precision"] == "int8_groups" and manifest["tried"]["int8_groups"]["group"] == 32
+    assert "gate" not in manifest["tried"]["fp32"]
+
+
+def test_int8_in_groups_is_not_built_beside_bf16(auto):
+    manifest = auto({"int8": 3.0, "bf16": 2.0, "fp32": 1.0}, refused=("int8",))
+    assert manifest["precision"] == "bf16" and "int8_groups" not in manifest["tried"]
+
+
+def test_where_every_precision_fails_the_export_is_blamed(auto):
+    """Not a precision that has just failed, in whatever order they were judged."""
+    with pytest.raises(InputError, match=r"int8.*int8_groups.*fp32.*; the export itself is wrong") as refused:
+        auto({"int8": 3.0, "fp32": 2.0, "int8_groups": 1.0}, refused=("int8", "fp32", "int8_groups"))
+    assert "try --precision" not in str(refused.value)
 
 
 @pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed: the build would be finished here")
