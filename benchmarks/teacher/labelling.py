@@ -1,10 +1,9 @@
 """The labeller's speed and memory, each against what it has to live up to (docs/results/labelling.md).
 
     python -m benchmarks.teacher.labelling --part throughput  # through Triton against in-process vLLM, same checkpoint
-    and pairs python -m benchmarks.teacher.labelling --part prefix      # the server's prefix cache on against off
+    python -m benchmarks.teacher.labelling --part prefix      # the server's prefix cache on against off
     python -m benchmarks.teacher.labelling --part endpoints   # two simulated servers of a fixed latency against one
-    python -m benchmarks.teacher.labelling --part memory         # peak memory at 10,000 and at 5,000,000 candidates,
-    stub server
+    python -m benchmarks.teacher.labelling --part memory      # memory at 10,000 and 5,000,000 candidates, stub teacher
 
 Prints one JSON object a part. Rounds take turns, each on pairs that no server has seen, so that a busy machine hits
 both.
@@ -18,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -26,7 +27,16 @@ from typing import Any, Literal
 import psutil
 import pyarrow.parquet as pq
 
-from benchmarks.teacher.labelling_corpus import ROOT, label, make_teacher, publish, stub_servers, write_candidates
+from benchmarks.paired_rounds import interleaved, ratio_of_medians
+from benchmarks.teacher.labelling_corpus import (
+    ROOT,
+    Timed,
+    label,
+    make_teacher,
+    publish,
+    stub_servers,
+    write_candidates,
+)
 from ranking.program import run
 from ranking.text import TeacherFormat
 from serving.temporary_server import start_triton
@@ -122,37 +132,75 @@ def serve_in_process() -> None:
 
 
 def throughput(config: Config, folder: Path) -> dict[str, Any]:
-    """Pairs a second and processor time of vLLM in process and through Triton, in alternating rounds."""
+    """Pairs a second and processor time of vLLM in process and through Triton, in alternating rounds on the same pairs.
+
+    The labeller is a program that starts anew in every round, vLLM in process has started before. A finished run that
+    is started again labels nothing: what it takes is the labeller's start, which a corpus pays once.
+    """
     repository = publish(make_teacher(folder / "teacher", config.hidden, config.layers), folder / "repository")
     checkpoint = repository / "teacher/1/checkpoint"
-    here, served = [], []
-    work_here, work_served = [], []
+    paths = [
+        write_candidates(folder / f"{number}.parquet", config.pairs, seed=number, query_words=config.query_words)
+        for number in range(config.rounds + 1)
+    ]
     with start_triton(repository, environment=VLLM) as server:
         alone = InProcess(checkpoint)
-        for number in range(-1, config.rounds):  # round -1 warms both up
-            rows = config.pairs if number >= 0 else min(config.pairs, 400)
-            path = write_candidates(folder / f"{number}.parquet", rows, seed=number, query_words=config.query_words)
+
+        def in_process(path: Path) -> Side:
             before = cpu_seconds(alone.process.pid)
-            here.append(alone.rate(path, rows))
-            work_here.append(1000 * (cpu_seconds(alone.process.pid) - before) / rows)
+            rate = alone.rate(path, config.pairs)
+            return Side(rate, 1000 * (cpu_seconds(alone.process.pid) - before) / config.pairs, 0.0, 0.0)
+
+        def through_triton(path: Path) -> Side:
+            def run_labeller() -> Timed:
+                return label(path, path.with_suffix(""), [server.grpc], checkpoint, *config.client_flags or [])
+
             before = cpu_seconds(server.pid)
-            timed = label(path, folder / f"labels{number}", [server.grpc], checkpoint, *config.client_flags or [])
-            served.append(timed.pairs_per_second)
-            work_served.append(1000 * (cpu_seconds(server.pid) - before + timed.cpu_seconds) / rows)
-            speeds = f"in process {here[-1]:.1f}, through Triton {served[-1]:.1f} pairs/s"
-            works = f"{work_here[-1]:.1f} and {work_served[-1]:.1f} ms of processor a pair"
-            print(f"round {number}: {speeds}; {works}", file=sys.stderr)
+            timed = run_labeller()
+            serving = cpu_seconds(server.pid) - before
+            start = run_labeller()
+            parts = (serving, timed.cpu_seconds - start.cpu_seconds, start.cpu_seconds)
+            return Side(timed.pairs_per_second, *(1000 * part / config.pairs for part in parts))
+
+        sides = {"in process": in_process, "through Triton": through_triton}
+        for way in sides.values():
+            way(paths[-1])  # warms both up
+        found = interleaved({name: partial(_next_of, way, iter(paths)) for name, way in sides.items()}, config.rounds)
         alone.close()
-    ratios = [s / h for s, h in zip(served[1:], here[1:])]
+    here, served = found["in process"], found["through Triton"]
+    here_ms, labelled_ms = [side.engine_ms for side in here], [side.engine_ms + side.client_ms for side in served]
+    started_ms = [side.engine_ms + side.client_ms + side.start_ms for side in served]
+    rates = [side.rate for side in served], [side.rate for side in here]
     return {
-        "in_process_pairs_per_second": here[1:],
-        "through_triton_pairs_per_second": served[1:],
-        "ratio": median(ratios),
-        "ratios": ratios,
-        "in_process_cpu_ms_a_pair": work_here[1:],
-        "through_triton_cpu_ms_a_pair": work_served[1:],
-        "cpu_ratio": median(a / b for a, b in zip(work_here[1:], work_served[1:])),
+        "pairs_per_second": {name: [round(side.rate, 1) for side in rounds] for name, rounds in found.items()},
+        "processor_ms_a_pair": {
+            "in process": [round(each, 2) for each in here_ms],
+            "server": [round(side.engine_ms, 2) for side in served],
+            "labeller": [round(side.client_ms, 2) for side in served],
+            "labeller's start": [round(side.start_ms, 2) for side in served],
+        },
+        "ratio of medians": {
+            "pairs a second": str(ratio_of_medians(*rates)),
+            "by processor time": str(ratio_of_medians(here_ms, labelled_ms)),
+            "by processor time, with the labeller's start": str(ratio_of_medians(here_ms, started_ms)),
+        },
     }
+
+
+@dataclass(frozen=True)
+class Side:
+    """One round of one side: pairs a second; ms of processor time a pair in vLLM and its server, in the labeller, and
+    in the labeller's start.
+    """
+
+    rate: float
+    engine_ms: float
+    client_ms: float
+    start_ms: float
+
+
+def _next_of(way: Callable[[Path], Side], paths: Iterator[Path]) -> Side:
+    return way(next(paths))
 
 
 def prefix(config: Config, folder: Path) -> dict[str, Any]:
