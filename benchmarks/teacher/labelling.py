@@ -41,7 +41,14 @@ from ranking.program import run
 from ranking.text import TeacherFormat
 from serving.temporary_server import start_triton
 
-VLLM = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+# One thread computes, on both sides: a second one waits for its fellow by spinning, and where the server and the
+# labeller take its core in between, that is most of what it does.
+VLLM = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
 
 
 @dataclass

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+import threading
 import types
 import weakref
+from itertools import pairwise
 
 import pytest
 
@@ -80,3 +82,27 @@ def test_a_broken_connection_does_not_end_the_thread(replies):
     thread.send(replies.Reply(sender), Response(), final=True)
     thread.close()
     assert sender.freed_inside_send == [False]
+
+
+def test_a_cancellation_among_many_open_requests_is_found_and_a_poll_asks_few_of_them(replies, monkeypatch):
+    monkeypatch.setattr(replies, "CANCELLATION_POLL_SECONDS", 0.02)
+    asked, cancelled, polls = [], threading.Event(), []
+
+    class Asked(Sender):
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+
+        def is_cancelled(self):
+            asked.append(self.number)
+            return self.number == 199
+
+    thread = replies.ReplyThread()
+    poll = thread._poll
+    monkeypatch.setattr(thread, "_poll", lambda: (polls.append(len(asked)), poll()))
+    for number in range(200):
+        thread.watch(replies.Reply(Asked(number), cancel=cancelled.set if number == 199 else list))
+    assert cancelled.wait(10)
+    thread.close()
+    assert set(asked) == set(range(200))
+    assert all(0 <= later - earlier <= replies.ASKED_A_POLL for earlier, later in pairwise(polls))

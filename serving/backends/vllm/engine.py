@@ -169,7 +169,8 @@ def _new_llm(arguments: dict[str, Any]) -> Any:
     if current_platform.is_cpu() and arguments.get("enforce_eager"):
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # vLLM would still compile parts of its sampler, for 10 s
     multiprocessing.spawn.set_executable(sys.executable)
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    # vLLM's statistics of each request end in this process: what the page shows is counted in meters.py
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**{"disable_log_stats": True, **arguments}))
 
 
 def _sampling_parameters(values: dict[str, Any], stream: bool) -> Any:

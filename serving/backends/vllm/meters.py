@@ -15,12 +15,16 @@ _COUNTERS = {
 
 
 class Meters:
-    """model, version: the labels."""
+    """Counts in this process and reports now and then: each figure on the page is a call to the server's process.
+
+    model, version: the labels.
+    """
 
     def __init__(self, model: str, version: str):
         labels = {"model": model, "version": version}
         self._families: list[Any] = []  # a metric ends with its family, so the families are kept
         self._metrics: dict[str, Any] = {}
+        self._counted = dict.fromkeys(_COUNTERS, 0)  # since the last report
         counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
         kinds = {**dict.fromkeys(_COUNTERS, counter), "vllm:num_requests_open": gauge}
         try:
@@ -35,20 +39,19 @@ class Meters:
 
     def count(self, output: Any) -> None:
         """Count one finished vLLM RequestOutput."""
-        if self._metrics:
-            values = (
-                len(output.prompt_token_ids),
-                output.num_cached_tokens or 0,
-                sum(len(part.token_ids) for part in output.outputs),
-                1,
-            )
-            for name, value in zip(_COUNTERS, values):
-                self._metrics[name].increment(value)
+        generated = sum(len(part.token_ids) for part in output.outputs)
+        values = (len(output.prompt_token_ids), output.num_cached_tokens or 0, generated, 1)
+        for name, value in zip(_COUNTERS, values):
+            self._counted[name] += value
 
-    def waiting(self, requests: int) -> None:
-        """Set how many requests are waiting or running."""
+    def report(self, open_requests: int) -> None:
+        """Put what was counted since the last report, and how many requests wait or run, on the page."""
         if self._metrics:
-            self._metrics["vllm:num_requests_open"].set(requests)
+            for name, value in self._counted.items():
+                if value:
+                    self._metrics[name].increment(value)
+            self._metrics["vllm:num_requests_open"].set(open_requests)
+        self._counted = dict.fromkeys(_COUNTERS, 0)
 
     def close(self) -> None:
         """Let go of the metrics while the server still listens: the stub crashes if they outlive it."""

@@ -15,8 +15,8 @@ import os
 import signal
 import sys
 import traceback
-import uuid
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class TritonPythonModel:
         self.meters = Meters(args["model_name"], args["model_version"])
         self.engine = Engine(engine_arguments(Path(pb_utils.get_model_dir())))
         self.replies = ReplyThread()
+        self.numbers = count()  # of the requests; vLLM adds what tells it from others of the same number
         self.engine.submit(self._watch_health())
         pb_utils.Logger.log_info(f"[vllm] {self.name}: engine is running")
 
@@ -83,7 +84,7 @@ class TritonPythonModel:
         if self.down:
             return self.replies.refuse(reply, self.down, error.UNAVAILABLE)
         try:
-            async for output in self.engine.generate(call.prompt, call.sampling, call.stream, uuid.uuid4().hex):
+            async for output in self.engine.generate(call.prompt, call.sampling, call.stream, str(next(self.numbers))):
                 self.replies.send(reply, call.response(output), final=output.finished)
                 if output.finished:
                     self.meters.count(output)
@@ -108,7 +109,7 @@ class TritonPythonModel:
     async def _watch_health(self) -> None:
         while True:
             await asyncio.sleep(HEALTH_POLL_SECONDS)
-            self.meters.waiting(self.replies.open_count)
+            self.meters.report(self.replies.open_count)
             if self.engine.is_dead and not self.down:
                 await self._bury_and_revive()
 

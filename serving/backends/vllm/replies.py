@@ -12,11 +12,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 CANCELLATION_POLL_SECONDS = 0.25
+ASKED_A_POLL = 64  # open replies at most: each question is a call to the server's process
 
 
 @dataclass(eq=False)
@@ -34,7 +36,7 @@ class ReplyThread:
 
     def __init__(self) -> None:
         self._outbox: queue.SimpleQueue = queue.SimpleQueue()
-        self._open: set[Reply] = set()
+        self._open: dict[Reply, None] = {}  # those that were not asked for the longest time come first
         self._next_poll = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="replies", daemon=True)
         self._thread.start()
@@ -72,7 +74,7 @@ class ReplyThread:
                 return
             reply, response, final = item
             if response is None:
-                self._open.add(reply)
+                self._open[reply] = None
                 continue
             self._send(reply, response, final)
             if time.monotonic() > self._next_poll:
@@ -83,7 +85,7 @@ class ReplyThread:
             return
         if final:
             reply.ended = True
-            self._open.discard(reply)
+            self._open.pop(reply, None)
         # send() runs without the interpreter's lock and may drop tensors that the caller did not ask for. Were that
         # their last reference, their arrays would be freed beside another thread's allocations (docs/decisions.md:
         # crashes).
@@ -96,7 +98,8 @@ class ReplyThread:
 
     def _poll(self) -> None:
         now = time.monotonic()
-        for reply in list(self._open):
+        for reply in list(islice(self._open, ASKED_A_POLL)):
+            self._open[reply] = self._open.pop(reply)  # to the end
             if reply.cancel and now - reply.opened > CANCELLATION_POLL_SECONDS and reply.sender.is_cancelled():
                 reply.cancel()
                 reply.cancel = None
