@@ -18,7 +18,7 @@ from ranking.cascade import Cascade
 from ranking.metrics import JudgedRanking, kendall_tau
 from ranking.prior import PriorBlend
 
-SAFER = {"int8": "bf16", "int8_mixed": "bf16", "int8_groups": "fp32", "fp8": "fp16", "bf16": "fp32", "fp16": "fp32"}
+INSTEAD = {"int8": "auto", "int8_mixed": "auto", "int8_groups": "fp32", "bf16": "fp32", "fp16": "fp32"}
 K = 5
 
 LOGGER = logging.getLogger(__name__)
@@ -129,9 +129,9 @@ class GateReport:
 
     def advice(self) -> str:
         """Which query moved most and what to build instead; for a gate that failed."""
-        safer = SAFER.get(self.precision)
+        instead = INSTEAD.get(self.precision)
         moved = f"the query that moved most is {self.worst_query!r} (tau {self.worst_query_tau:.3f})"
-        next_step = f"try --precision {safer}" if safer else "the export itself is wrong: check the checkpoint"
+        next_step = f"try --precision {instead}" if instead else "the export itself is wrong: check the checkpoint"
         return f"{moved}; {next_step}, or accept the drop knowingly with --accept-drop"
 
 

@@ -9,8 +9,6 @@ others are rounded by their scale. Here
 - channels that are large are divided, and their weights multiplied, by what evens both out (SmoothQuant, Xiao et al.,
   arXiv 2211.10438), where the product has at least as many outputs as inputs: elsewhere the division costs more time
   than it saves error;
-- what a channel is on the mean, and the middle of each group's range, is taken off the activations and added to the
-  outputs as a constant, where that makes the steps of the rounding clearly smaller;
 - a weight's rounding error is made up for by the weights after it (GPTQ, Frantar et al., arXiv 2210.17323), with the
   inputs that real candidates give.
 
@@ -40,8 +38,6 @@ SMOOTHING = 0.65  # share of the activations' range in SmoothQuant's scale; the 
 DAMPING = 0.01  # of the second moments' mean, added to their diagonal
 LEVELS = 127
 SMALLEST = 1e-8
-SAMPLED_TOKENS = 1536  # of each place, on which what centring brings is looked at
-WORTH_CENTRING = 0.9  # of the mean squared step: what is left must be less, since two operations are added
 
 
 @dataclass
@@ -69,37 +65,12 @@ class _Product:
         return np.ascontiguousarray(found if self.transposed else found.T, np.float32)
 
 
+@dataclass
 class _Activations:
-    """What candidates' tokens give at one place.
+    """What candidates' tokens give at one place: sum of x x^T, float32 [inputs, inputs], and largest |x|, [inputs]."""
 
-    tokens: how many they are; total, moments: sum of x - origin, [inputs], and of (x - origin) (x - origin)^T, float32
-    [inputs, inputs], the origin being close to the mean, from which float32 counts without loss; largest: |x|,
-    [inputs]; sample: some of the tokens, [of them, inputs].
-    """
-
-    def __init__(self, rows: NDArray[np.float32]):
-        width = rows.shape[1]
-        self.origin = rows.mean(axis=0)
-        self.tokens = 0
-        self.total = np.zeros(width)
-        self.moments = np.zeros((width, width), np.float32)
-        self.largest = np.zeros(width, np.float32)
-        self.sample = np.empty((0, width), np.float32)
-
-    def add(self, rows: NDArray[np.float32], sampled: int) -> None:
-        """Count tokens, [tokens, inputs], and keep at most `sampled` of them."""
-        moved = rows - self.origin
-        self.tokens += len(rows)
-        self.total += moved.sum(axis=0, dtype=np.float64)
-        self.moments += moved.T @ moved
-        np.maximum(self.largest, np.abs(rows).max(axis=0), out=self.largest)
-        self.sample = np.concatenate([self.sample, rows[:: -(-len(rows) // sampled)]])
-
-    def moments_about(self, centre: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sum of (x - centre) (x - centre)^T, [inputs, inputs]."""
-        moved = centre - self.origin
-        crossed = np.outer(self.total, moved)
-        return self.moments - crossed - crossed.T + self.tokens * np.outer(moved, moved)
+    moments: NDArray[np.float32]
+    largest: NDArray[np.float32]
 
 
 def build_group_ir(
@@ -154,9 +125,12 @@ def activations(
         for number, place in enumerate(places, before):
             values = request.get_output_tensor(number).data
             rows = values[tokens] if values.shape[:-1] == tokens.shape else values.reshape(-1, values.shape[-1])
-            if place not in found:
-                found[place] = _Activations(rows)
-            found[place].add(rows, max(1, SAMPLED_TOKENS // len(calibration)))
+            moments, largest = rows.T @ rows, np.abs(rows).max(axis=0)
+            if place in found:
+                found[place].moments += moments
+                np.maximum(found[place].largest, largest, out=found[place].largest)
+            else:
+                found[place] = _Activations(moments, largest)
     return found
 
 
@@ -255,24 +229,6 @@ def even_out(activations: NDArray[np.float32], weights: NDArray[np.float32]) -> 
     return scale
 
 
-def centre_of(sample: NDArray[np.float32], group: int) -> NDArray[np.float64]:
-    """What to take off tokens, [inputs], before they are rounded in groups; zeros where that brings too little.
-
-    sample: some of the tokens, [tokens, inputs]. Each channel's mean, then the mean middle of each group's range.
-    """
-    mean = sample.mean(axis=0, dtype=np.float64)
-    grouped = (sample - mean).reshape(len(sample), -1, group)
-    middle = (grouped.max(axis=2) + grouped.min(axis=2)).mean(axis=0) / 2
-    centre = mean + np.repeat(middle, group)
-    worth = _squared_step(sample - centre, group) < WORTH_CENTRING * _squared_step(sample, group)
-    return centre if worth else np.zeros_like(centre)
-
-
-def _squared_step(tokens: NDArray[np.floating], group: int) -> float:
-    """The mean square of the steps that tokens are rounded to, in units of 1 / LEVELS."""
-    return float(np.square(np.abs(tokens.reshape(len(tokens), -1, group)).max(axis=2)).mean())
-
-
 def _quantise(readers: Sequence[_Product], seen: _Activations, group: int) -> None:
     """Put INT8 weights and their scales, in the shape that OpenVINO takes for a compressed matrix, into the graph.
 
@@ -280,24 +236,16 @@ def _quantise(readers: Sequence[_Product], seen: _Activations, group: int) -> No
     """
     from openvino import opset13
 
-    def constant(values: NDArray[np.floating]) -> Any:
-        return opset13.constant(values.astype(np.float32))
-
     source, scale = readers[0].node.input_value(0), np.ones(readers[0].inputs)
     matrices = [reader.weights() for reader in readers]
     if all(len(matrix) >= len(scale) for matrix in matrices):
         scale = even_out(seen.largest, np.max([np.abs(matrix).max(axis=0) for matrix in matrices], axis=0))
-        source = opset13.multiply(source, constant(1 / scale)).output(0)
-    centre = centre_of(seen.sample / scale.astype(np.float32), group)
-    if centre.any():
-        source = opset13.subtract(source, constant(centre)).output(0)
-    spread = spread_of(seen.moments_about(centre * scale) / np.outer(scale, scale))
+        source = opset13.multiply(source, opset13.constant((1 / scale).astype(np.float32))).output(0)
+    spread = spread_of(seen.moments / np.outer(scale, scale))
     for reader, matrix in zip(readers, matrices):
         rounded, scales = round_in_groups((matrix * scale).astype(np.float32), spread, group)
         weights = opset13.multiply(opset13.convert(opset13.constant(rounded), "f32"), opset13.constant(scales))
         shape = opset13.constant(np.array(matrix.shape, np.int64))
         node = opset13.matmul(source, opset13.reshape(weights, shape, special_zero=False), False, True)
-        if centre.any():
-            node = opset13.add(node, constant(matrix @ (centre * scale)))
         node.set_friendly_name(reader.node.get_friendly_name())
         reader.node.output(0).replace(node.output(0))

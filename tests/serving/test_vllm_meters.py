@@ -81,3 +81,21 @@ def test_without_metrics_counting_goes_on(meters, monkeypatch):
     counting.count(answer(7, 2, [1]))
     counting.report(open_requests=1)
     counting.close()
+
+
+def test_a_call_that_fails_loses_no_count_and_makes_none_twice(meters, monkeypatch):
+    counting = meters.Meters("teacher", "1")
+    counting.count(answer(7, 2, [1]))
+    kept = Metric.increment
+
+    def failing(self, by):
+        if self is Family.made["vllm:generation_tokens_total"]:
+            raise Problem("no shared memory")
+        kept(self, by)
+
+    monkeypatch.setattr(Metric, "increment", failing)
+    with pytest.raises(Problem):
+        counting.report(open_requests=1)
+    monkeypatch.setattr(Metric, "increment", kept)
+    counting.report(open_requests=1)
+    assert [Family.made[f"vllm:{name}_total"].value for name in ("prompt_tokens", "generation_tokens")] == [7, 1]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
-import threading
 import types
 import weakref
-from itertools import pairwise
 
 import pytest
 
@@ -84,25 +82,50 @@ def test_a_broken_connection_does_not_end_the_thread(replies):
     assert sender.freed_inside_send == [False]
 
 
-def test_a_cancellation_among_many_open_requests_is_found_and_a_poll_asks_few_of_them(replies, monkeypatch):
-    monkeypatch.setattr(replies, "CANCELLATION_POLL_SECONDS", 0.02)
-    asked, cancelled, polls = [], threading.Event(), []
+class Asked(Sender):
+    """Notes that it was asked."""
 
-    class Asked(Sender):
-        def __init__(self, number):
-            super().__init__()
-            self.number = number
+    def __init__(self, asked, number, cancelled):
+        super().__init__()
+        self.asked, self.number, self.cancelled = asked, number, cancelled
 
-        def is_cancelled(self):
-            asked.append(self.number)
-            return self.number == 199
+    def is_cancelled(self):
+        self.asked.append(self.number)
+        return self.cancelled
 
-    thread = replies.ReplyThread()
-    poll = thread._poll
-    monkeypatch.setattr(thread, "_poll", lambda: (polls.append(len(asked)), poll()))
-    for number in range(200):
-        thread.watch(replies.Reply(Asked(number), cancel=cancelled.set if number == 199 else list))
-    assert cancelled.wait(10)
-    thread.close()
-    assert set(asked) == set(range(200))
-    assert all(0 <= later - earlier <= replies.ASKED_A_POLL for earlier, later in pairwise(polls))
+
+@pytest.fixture
+def opened(replies):
+    """A reply thread that has ended, with `count` replies open for long: returns it, what is asked, what is ended."""
+
+    def make(count, cancelled):
+        thread, asked, ended = replies.ReplyThread(), [], []
+        thread.close()  # the polls are the test's
+        for number in range(count):
+            sender = Asked(asked, number, number in cancelled)
+            thread._open[replies.Reply(sender, cancel=lambda number=number: ended.append(number), opened=0.0)] = None
+        return thread, asked, ended
+
+    return make
+
+
+def test_each_poll_asks_few_and_all_have_their_turn(opened):
+    thread, asked, ended = opened(150, cancelled={})
+    for number in range(1, 6):
+        thread._poll()
+        assert len(asked) == 64 * number
+    assert asked == [*range(150), *range(150), *range(20)] and not ended
+
+
+def test_all_requests_of_a_cancelled_stream_are_found_by_one_poll_and_asked_once(opened):
+    thread, asked, ended = opened(200, cancelled=range(200))
+    thread._poll()
+    thread._poll()
+    assert asked == ended == list(range(200))
+
+
+def test_a_request_that_has_just_come_is_not_asked(opened, replies):
+    thread, asked, _ = opened(0, cancelled={})
+    thread._open[replies.Reply(Asked(asked, 1, True), cancel=list)] = None
+    thread._poll()
+    assert asked == []

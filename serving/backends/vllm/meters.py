@@ -50,8 +50,8 @@ class Meters:
             for name, value in self._counted.items():
                 if value:
                     self._metrics[name].increment(value)
+                    self._counted[name] = 0  # at once: should a later call fail, this one is not made again
             self._metrics["vllm:num_requests_open"].set(open_requests)
-        self._counted = dict.fromkeys(_COUNTERS, 0)
 
     def close(self) -> None:
         """Let go of the metrics while the server still listens: the stub crashes if they outlive it."""

@@ -31,6 +31,7 @@ from serving.backends.vllm.meters import Meters  # noqa: E402
 from serving.backends.vllm.replies import Reply, ReplyThread  # noqa: E402
 
 HEALTH_POLL_SECONDS = 1.0
+REPORT_SECONDS = 1.0
 SHUTDOWN_GRACE_SECONDS = 3.0
 FINALIZE_TRACE_SECONDS = 20.0  # less than the 30 s that Triton waits by default before it gives up
 RESTART_PAUSES_SECONDS = (0.0, 5.0, 30.0)
@@ -51,8 +52,9 @@ class TritonPythonModel:
         self.meters = Meters(args["model_name"], args["model_version"])
         self.engine = Engine(engine_arguments(Path(pb_utils.get_model_dir())))
         self.replies = ReplyThread()
-        self.numbers = count()  # of the requests; vLLM adds what tells it from others of the same number
+        self.numbers = count()  # of the requests; goes on when the engine is started again
         self.engine.submit(self._watch_health())
+        self.engine.submit(self._report())
         pb_utils.Logger.log_info(f"[vllm] {self.name}: engine is running")
 
     def execute(self, requests: list[Any]) -> None:
@@ -109,9 +111,16 @@ class TritonPythonModel:
     async def _watch_health(self) -> None:
         while True:
             await asyncio.sleep(HEALTH_POLL_SECONDS)
-            self.meters.report(self.replies.open_count)
             if self.engine.is_dead and not self.down:
                 await self._bury_and_revive()
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            try:
+                self.meters.report(self.replies.open_count)
+            except pb_utils.TritonModelException as problem:  # the next report has it
+                pb_utils.Logger.log_error(f"[vllm] {self.name}: metrics could not be reported: {problem}")
 
     async def _bury_and_revive(self) -> None:
         """Make the model not ready where the server allows it (explicit model control), else start a new engine."""

@@ -97,10 +97,19 @@ class ReplyThread:
         del kept
 
     def _poll(self) -> None:
-        now = time.monotonic()
-        for reply in list(islice(self._open, ASKED_A_POLL)):
+        while self._find_cancelled():
+            pass  # the requests of a stream are cancelled together, so others wait to be found
+        self._next_poll = time.monotonic() + CANCELLATION_POLL_SECONDS
+
+    def _find_cancelled(self) -> bool:
+        """Ask some of the open replies, and whether one of them was cancelled."""
+        oldest = time.monotonic() - CANCELLATION_POLL_SECONDS
+        found = False
+        waiting = (reply for reply in self._open if reply.cancel and reply.opened < oldest)
+        for reply in list(islice(waiting, ASKED_A_POLL)):
             self._open[reply] = self._open.pop(reply)  # to the end
-            if reply.cancel and now - reply.opened > CANCELLATION_POLL_SECONDS and reply.sender.is_cancelled():
+            if reply.cancel and reply.sender.is_cancelled():
                 reply.cancel()
                 reply.cancel = None
-        self._next_poll = time.monotonic() + CANCELLATION_POLL_SECONDS
+                found = True
+        return found
