@@ -80,8 +80,11 @@ class StreamedTeacher:
 
     def endpoints(self, work: WorkQueue, tally: Tally) -> list[TeacherEndpoint]:
         """One endpoint per url."""
+        documents = self.teacher.documents_per_request
         return [
-            TeacherEndpoint(url, self.credentials, self.teacher, work, tally, self.patience, Window(self.in_flight))
+            TeacherEndpoint(
+                url, self.credentials, self.teacher, work, tally, self.patience, Window(self.in_flight, documents)
+            )
             for url in self.urls
         ]
 

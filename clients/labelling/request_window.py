@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from time import monotonic
 
-START = (
-    128  # half of the sequences that vLLM works on by default; from 16, its batches were too small for the first minute
-)
+# Documents at first: half of the sequences that vLLM works on by default. From 16, its batches were too small for the
+# first minute.
+START = 128
 LARGEST = 1024
 GAIN = 1.05  # a doubling that brings less than this has passed the top
 MISSES = 2  # doublings without gain before it settles: on a busy machine one epoch is often unlucky
@@ -18,15 +18,16 @@ SETTLED_SECONDS = 30.0
 class Window:
     """The limit of requests in flight to one endpoint.
 
-    fixed: that many, always. Otherwise the limit doubles from START until two doublings in a row brought no GAIN, then
+    fixed: that many, always. documents: what one request may carry. Otherwise the limit doubles from as many requests
+    as have START documents until two doublings in a row brought no GAIN, then
     settles at twice the smallest limit that reached the top: a server with a few requests waiting is never idle, and
     one with too few is. It is probed again every SETTLED_SECONDS, since a server's load changes. An overload (queue
     full, deadline passed) halves it. clock: seconds, for tests.
     """
 
-    def __init__(self, fixed: int | None = None, clock=monotonic):
+    def __init__(self, fixed: int | None = None, documents: int = 1, clock=monotonic):
         self.fixed, self._clock = fixed, clock
-        self.limit = fixed or START
+        self.limit = fixed or max(1, START // documents)
         self._best_limit, self._best_rate = self.limit, 0.0
         self._climbing = fixed is None
         self._overloaded = -math.inf

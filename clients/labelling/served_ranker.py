@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
@@ -23,16 +24,9 @@ class ServedRanker:
 
     model: str
     teacher_id: str
-
-    @property
-    def head_dtype(self) -> str:
-        """The number format that a model's config promises for its score: a ranker's promises none."""
-        return ""
-
-    @property
-    def documents_per_request(self) -> int:
-        """How many documents of a query one request may carry."""
-        return 32
+    head_dtype: ClassVar[str] = ""  # the number format that a model's config promises for its score
+    documents_per_request: ClassVar[int] = 32
+    one_query_a_request: ClassVar[bool] = True
 
     @classmethod
     def of_config(cls, model: str, config: pb.ModelConfigResponse, where: str) -> ServedRanker:

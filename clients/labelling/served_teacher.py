@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -18,13 +19,16 @@ from ranking.errors import InputError
 from ranking.reranker_prompts import format_of_teacher
 from ranking.text import TeacherFormat
 
+PROMPTS_PER_REQUEST = 16  # where a request may carry several
+
 
 @dataclass(frozen=True)
 class ServedTeacher:
     """A served teacher, from its model config.
 
     card: its score card as JSON, which carries the text format and limits. head_dtype: number format that the score is
-    computed in, where the config names one.
+    computed in, where the config names one. documents_per_request: prompts that one request may carry; more than one
+    where the config says so by the shape of `text_input`, which NVIDIA's backend does not.
     """
 
     model: str
@@ -32,6 +36,8 @@ class ServedTeacher:
     score_token_id: int
     card: str
     head_dtype: str = ""
+    documents_per_request: int = 1
+    one_query_a_request: ClassVar[bool] = False  # each prompt has its query
 
     @classmethod
     def of_config(cls, model: str, config: pb.ModelConfigResponse, where: str) -> ServedTeacher:
@@ -39,7 +45,9 @@ class ServedTeacher:
         given = {name: parameter.string_value for name, parameter in config.config.parameters.items()}
         try:
             token, head = int(given["score_token_id"]), given.get("head_dtype", "")
-            return cls(model, given["teacher_id"], token, given["ranker_card"], head)
+            several = any(t.name == "text_input" and list(t.dims) == [-1] for t in config.config.input)
+            prompts = PROMPTS_PER_REQUEST if several else 1
+            return cls(model, given["teacher_id"], token, given["ranker_card"], head, prompts)
         except (KeyError, ValueError) as problem:
             raise InputError(
                 f"{where}: model {model!r} does not say which teacher it is ({problem} in its config's parameters); "
@@ -63,11 +71,6 @@ class ServedTeacher:
             raise InputError(f"{folder}/tokenizer.json: not the tokenizer of the score card; copy the checkpoint again")
         return format_of_teacher(folder)
 
-    @property
-    def documents_per_request(self) -> int:
-        """A prompt is one document's."""
-        return 1
-
     def texts(self, folder: Path) -> Callable[[list[str], list[str], list[str]], list[tuple[bytes, ...]]]:
         """How queries, titles and summaries become prompts, (prompt,) each, in the text format of the folder."""
         text_format = self.text_format(folder)
@@ -76,10 +79,11 @@ class ServedTeacher:
         ]
 
     def request(self, texts: Sequence[tuple[bytes, ...]]) -> pb.ModelInferRequest:
-        """The request for a prompt's score, less its id: one token out of one, whose raw logit is the score."""
+        """The request for the scores of prompts, less its id: one token out of one, whose raw logit is the score."""
         request = pb.ModelInferRequest()
         request.CopyFrom(self._template)
-        request.raw_input_contents[0] = bytes_tensor(texts[0][0])
+        request.inputs[0].shape[0] = len(texts)
+        request.raw_input_contents[0] = b"".join(bytes_tensor(prompt) for (prompt,) in texts)
         return request
 
     @cached_property
@@ -101,11 +105,11 @@ class ServedTeacher:
         return request
 
     def scores(self, response: pb.ModelInferResponse, documents: int) -> list[float | None]:
-        """[The FP32 output cumulative_logprob], [None] if the answer has none. documents: always 1."""
+        """The FP32 output cumulative_logprob, a score for each prompt; all None if the answer has not as many."""
         for output, raw in zip(response.outputs, response.raw_output_contents):
-            if output.name == "cumulative_logprob" and len(raw) == 4:
-                return [struct.unpack("<f", raw)[0]]
-        return [None]
+            if output.name == "cumulative_logprob" and len(raw) == 4 * documents:
+                return list(struct.unpack(f"<{documents}f", raw))
+        return [None] * documents
 
 
 def checkpoint_folder(path: Path) -> Path:

@@ -133,6 +133,7 @@ class TeacherEndpoint:
                 raise EndpointLost(str(problem)) from problem
             if found.teacher_id != self.teacher.teacher_id:
                 raise EndpointLost(f"it serves teacher {found.teacher_id}, this run is of {self.teacher.teacher_id}")
+            self.teacher = found  # how many documents a request may carry is each server's own
             stream = stub.ModelStreamInfer(metadata=self.connection.metadata())
             self._opened = self._heard = monotonic()
             parts = [asyncio.ensure_future(part) for part in (self._send(stream), self._receive(stream), self._watch())]
@@ -157,12 +158,13 @@ class TeacherEndpoint:
             while len(self._in_flight) >= (self.window.limit if self._heard > self._opened else 1):
                 self._room.clear()
                 await self._room.wait()
-            pairs = await self.work.get(self.teacher.documents_per_request)
+            teacher = self.teacher
+            pairs = await self.work.get(teacher.documents_per_request, one_query=teacher.one_query_a_request)
             self._number += 1
             name = str(self._number)
             self._in_flight[name] = (pairs, monotonic())
             self.tally.in_flight[self.url] = len(self._in_flight)
-            request = self.teacher.request([pair.texts for pair in pairs])
+            request = teacher.request([pair.texts for pair in pairs])
             request.id = name
             await stream.write(request)
 

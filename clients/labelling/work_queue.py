@@ -95,10 +95,11 @@ class WorkQueue:
         self._pairs.appendleft(pair)
         self._filled.set()
 
-    async def get(self, most: int = 1, alone_after: int = 1) -> list[Pair]:
-        """The next pair, with those behind it that have the same query, up to `most`; waits for the first.
+    async def get(self, most: int = 1, alone_after: int = 1, one_query: bool = True) -> list[Pair]:
+        """The next pair, with those behind it, up to `most`; waits for the first.
 
-        alone_after: a pair that has failed that often comes alone, so that it cannot take others with it.
+        one_query: only those whose first text, the query, is the same. alone_after: a pair that has failed that often
+        comes alone, so that it cannot take others with it.
         """
         while not self._pairs:
             self._filled.clear()
@@ -107,7 +108,7 @@ class WorkQueue:
         taken = [first]
         while self._pairs and len(taken) < most and first.trouble < alone_after:
             other = self._pairs[0]
-            if other.texts[0] != first.texts[0] or other.trouble >= alone_after:
+            if (one_query and other.texts[0] != first.texts[0]) or other.trouble >= alone_after:
                 break
             taken.append(self._pairs.popleft())
         if len(self._pairs) < self._room:

@@ -1,19 +1,26 @@
-"""The labeller against the real teacher: vLLM behind tritonserver, killed, proxied and full of faults."""
+"""Callers that are killed or leave, proxies and servers that fail: the real teacher, vLLM behind tritonserver.
+
+All in one file, which shares one server: it takes a minute to start.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tritonclient.grpc import service_pb2_grpc
 
 from ranking.labels import read_labels
 from ranking.schema import TABLES
@@ -21,7 +28,7 @@ from ranking.text import TeacherFormat
 from serving.temporary_server import start_triton
 from tests.e2e.conftest import QUIET_VLLM
 from tests.helpers.faulty_proxy import FaultyProxy
-from tests.helpers.teacher_requests import scores
+from tests.helpers.teacher_requests import request, scores
 
 ROOT = Path(__file__).parents[2]
 ROWS, SHARD_ROWS = 400, 50
@@ -98,7 +105,7 @@ def test_a_labeller_killed_twenty_times_loses_and_doubles_nothing(
     draw = random.Random(1)
     folders = [tmp_path / "0"]
     for _ in range(20):
-        process = start_label(folders[-1], abandoned_teacher_server.grpc, "--in-flight", "16")
+        process = start_label(folders[-1], abandoned_teacher_server.grpc, "--in-flight", "1")
         lock = folders[-1] / ".lock"
         while process.poll() is None and not (lock.exists() and lock.read_text() == str(process.pid)):
             time.sleep(0.02)
@@ -117,7 +124,7 @@ def test_one_of_two_real_servers_is_killed_and_the_other_labels_the_rest(
 ):
     with start_triton(tiny_teacher_repository, environment=QUIET_VLLM) as other:
         urls = f"{abandoned_teacher_server.grpc},{other.grpc}"
-        process = start_label(tmp_path, urls, "--in-flight", "4")
+        process = start_label(tmp_path, urls, "--in-flight", "1")
         while not list(tmp_path.glob("labels-*.json")) and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGSTOP)  # on a busy machine it might else be done before the server dies
@@ -132,11 +139,42 @@ def test_one_of_two_real_servers_is_killed_and_the_other_labels_the_rest(
     assert_same_labels(tmp_path, undisturbed)
 
 
-def test_a_proxy_with_errors_delays_and_dropped_streams_changes_no_score(
+def test_a_proxy_that_fails_and_takes_one_prompt_a_request_changes_no_score(
     start_label, abandoned_teacher_server, undisturbed, tmp_path
 ):
-    with FaultyProxy(abandoned_teacher_server.grpc) as proxy:
+    with FaultyProxy(abandoned_teacher_server.grpc, one_prompt=True) as proxy:  # as NVIDIA's backend does
         text = finish(start_label(tmp_path, proxy.url, "--deadline-ms", "60000", "--retries", "8", "--in-flight", "16"))
     assert proxy.errors > ROWS * 0.03 and proxy.drops >= 1
     assert "dropped by the proxy" in text
     assert_same_labels(tmp_path, undisturbed)
+
+
+def test_a_long_generation_holds_up_no_score_and_ends_when_its_caller_cancels(abandoned_teacher_server):
+    endless = json.dumps({"max_tokens": 4000, "temperature": 0, "ignore_eos": True})
+    with grpc.insecure_channel(abandoned_teacher_server.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        long = request(text_input="a", sampling_parameters=endless, stream=True, exclude_input_in_output=True)
+        call = stub.ModelStreamInfer(iter([long]))
+        next(call)
+        assert len(scores(abandoned_teacher_server.grpc, ["b</s>"] * 20)) == 20
+        wait_for_open_requests(abandoned_teacher_server, 1)  # still running while the scores came
+        call.cancel()
+        wait_for_open_requests(abandoned_teacher_server, 0)
+        several = request(text_input=["a", "b", "c"], sampling_parameters=endless)
+        call = stub.ModelStreamInfer(iter([several]))
+        wait_for_open_requests(abandoned_teacher_server, 1)
+        call.cancel()
+    wait_for_open_requests(abandoned_teacher_server, 0)
+
+
+def wait_for_open_requests(server, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while (found := open_requests(server)) != count:
+        assert time.monotonic() < deadline, f"{found} requests open, {count} expected"
+        time.sleep(0.2)
+
+
+def open_requests(server) -> int:
+    text = urllib.request.urlopen(f"http://{server.metrics}/metrics").read().decode()
+    (line,) = [line for line in text.splitlines() if line.startswith("vllm:num_requests_open{")]
+    return int(float(line.split()[-1]))

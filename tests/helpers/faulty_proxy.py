@@ -11,9 +11,13 @@ from tritonclient.grpc import service_pb2 as pb
 
 
 class FaultyProxy:
-    """Between labeller and server: 10% of the answers become errors, 5% come 0.3 s late, about 1% end the stream."""
+    """Between labeller and server: 10% of the answers become errors, 5% come 0.3 s late, about 1% end the stream.
 
-    def __init__(self, target: str):
+    one_prompt: the models' configurations say that a request carries one prompt.
+    """
+
+    def __init__(self, target: str, one_prompt: bool = False):
+        self.one_prompt = one_prompt
         self.target, self.errors, self.drops, self.url = target, 0, 0, ""
         self._draw, self._started = random.Random(3), threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -40,7 +44,14 @@ class FaultyProxy:
             await server.stop(0)
 
     async def unary(self, method: str, request: bytes) -> bytes:
-        return await self._channel.unary_unary(method)(request)
+        answer = await self._channel.unary_unary(method)(request)
+        if not (self.one_prompt and method.endswith("/ModelConfig")):
+            return answer
+        config = pb.ModelConfigResponse.FromString(answer)
+        for tensor in config.config.input:
+            if tensor.name == "text_input":
+                tensor.dims[:] = [1]
+        return config.SerializeToString()
 
     async def stream(self, method: str, requests, context) -> None:
         async for answer in self._channel.stream_stream(method)(requests):

@@ -57,6 +57,7 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
             return answer
         given = {"teacher_id": self.options.teacher_id, "score_token_id": "1", "ranker_card": self.card}
         given["head_dtype"] = "float32"
+        answer.config.input.add(name="text_input", dims=[-1 if self.options.several else 1])
         for name, value in given.items():
             answer.config.parameters[name].string_value = value
         return answer
@@ -105,11 +106,13 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
             broken.set()
         answer = pb.ModelStreamInferResponse()
         answer.infer_response.id = request.id
-        prompts = [request.raw_input_contents[0][4:]]
+        prompts = unpack(request.raw_input_contents[0])
         if options.ranker:
             query, titles, summaries = (unpack(raw) for raw in request.raw_input_contents)
             prompts = [b"\n".join([query[0], *pair]) for pair in zip(titles, summaries)]
-        if chosen == "error":
+        if len(prompts) > 1 and not (options.several or options.ranker):
+            answer.error_message = f"unexpected shape for input 'text_input': [{len(prompts)}] where [1] is declared"
+        elif chosen == "error":
             answer.error_message = "the stub was asked to fail"
         elif options.final_mark and any(options.final_mark.encode() in prompt for prompt in prompts):
             answer.error_message = "The prompt is longer than the maximum model length of 64"
@@ -143,6 +146,7 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--teacher-id", default="stub0")
     parser.add_argument("--ranker", action="store_true", help="take query, title and summary as an arm does")
+    parser.add_argument("--several", action="store_true", help="take several prompts in a request, and say so")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds a request takes; 0 answers at once")

@@ -33,7 +33,9 @@ def parameter(address: str, name: str, model: str = MODEL) -> str:
 
 
 def request(model: str = MODEL, **inputs: Any) -> Request:
-    """A request with one tensor [1] per keyword: str and bytes as BYTES, bool as BOOL, int as INT32."""
+    """A request with one tensor per keyword: str and bytes as BYTES [1], a list of them as BYTES [n], bool as BOOL [1],
+    int as INT32 [1].
+    """
     made = Request(model_name=model)
     for name, value in inputs.items():
         if isinstance(value, bool):
@@ -41,8 +43,9 @@ def request(model: str = MODEL, **inputs: Any) -> Request:
         elif isinstance(value, int):
             kind, raw = "INT32", np.array([value], np.int32).tobytes()
         else:
-            kind, raw = "BYTES", serialize_byte_tensor(np.array([value], dtype=object)).item()
-        made.inputs.add(name=name, datatype=kind, shape=[1])
+            values = np.array(value if isinstance(value, list) else [value], dtype=object)
+            kind, raw = "BYTES", serialize_byte_tensor(values).item() if len(values) else b""
+        made.inputs.add(name=name, datatype=kind, shape=[len(value) if isinstance(value, list) else 1])
         made.raw_input_contents.append(raw)
     return made
 
@@ -51,7 +54,7 @@ def sampling(token: int, **changes: Any) -> str:
     return json.dumps({"max_tokens": 1, "temperature": 0, "logprobs": 0, "allowed_token_ids": [token], **changes})
 
 
-def score_request(prompt: str | bytes, parameters: str | bytes, **more: Any) -> Request:
+def score_request(prompt: str | bytes | list[str], parameters: str | bytes, **more: Any) -> Request:
     tensors = {"return_cumulative_logprob": True, "exclude_input_in_output": True, **more}
     return request(text_input=prompt, sampling_parameters=parameters, **tensors)
 

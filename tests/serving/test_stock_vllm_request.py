@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from typing import Any, Optional
 
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from clients.labelling.served_teacher import ServedTeacher
 
@@ -50,3 +52,27 @@ def test_the_request_has_the_backends_tensors_and_asks_for_no_text_back():
     assert [tensor.name for tensor in request.inputs] == [
         "text_input", "sampling_parameters", "return_cumulative_logprob", "exclude_input_in_output",
     ]  # fmt: skip
+
+
+def test_a_request_carries_several_prompts_where_the_models_configuration_says_so():
+    config = pb.ModelConfigResponse()
+    for name, value in (("teacher_id", "id"), ("score_token_id", "36"), ("ranker_card", "{}")):
+        config.config.parameters[name].string_value = value
+    text_input = config.config.input.add(name="text_input", dims=[1])  # as the stock backend declares it
+    assert ServedTeacher.of_config("teacher", config, "here") == replace(TEACHER, documents_per_request=1)
+    text_input.dims[0] = -1
+    teacher = ServedTeacher.of_config("teacher", config, "here")
+    assert teacher.documents_per_request > 1
+    request = teacher.request([(b"one",), ("zw\N{LATIN SMALL LETTER O WITH DIAERESIS}lf".encode(),)])
+    assert [list(tensor.shape) for tensor in request.inputs] == [[2], [1], [1], [1]]
+    assert request.raw_input_contents[0] == b"\3\0\0\0one\6\0\0\0zw\xc3\xb6lf"
+    alone = TEACHER.request([(b"one",)])
+    assert list(alone.inputs[0].shape) == [1]  # the next request has its own shape
+
+
+def test_an_answer_with_another_number_of_scores_gives_none():
+    answer = pb.ModelInferResponse()
+    answer.outputs.add(name="cumulative_logprob", datatype="FP32", shape=[2])
+    answer.raw_output_contents.append(struct.pack("<2f", 1.5, -2.0))
+    assert TEACHER.scores(answer, 2) == [1.5, -2.0]
+    assert TEACHER.scores(answer, 1) == [None]

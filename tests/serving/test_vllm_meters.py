@@ -57,8 +57,8 @@ def test_all_that_is_counted_is_reported_once(meters):
     counting = meters.Meters("teacher", "1")
     for reported in (1, 2):
         for _ in range(50):
-            counting.count(answer(7, 2, [1]))
-        counting.count(answer(5, None, [2, 3]))
+            counting.count([answer(7, 2, [1])])
+        counting.count([answer(5, None, [2, 3])])
         counting.report(open_requests=9)
         counting.report(open_requests=3)  # nothing has come since
         found = {name.removeprefix("vllm:"): metric.value for name, metric in Family.made.items()}
@@ -78,14 +78,14 @@ def test_without_metrics_counting_goes_on(meters, monkeypatch):
 
     monkeypatch.setattr(Family, "Metric", refused)
     counting = meters.Meters("teacher", "1")
-    counting.count(answer(7, 2, [1]))
+    counting.count([answer(7, 2, [1])])
     counting.report(open_requests=1)
     counting.close()
 
 
 def test_a_call_that_fails_loses_no_count_and_makes_none_twice(meters, monkeypatch):
     counting = meters.Meters("teacher", "1")
-    counting.count(answer(7, 2, [1]))
+    counting.count([answer(7, 2, [1])])
     kept = Metric.increment
 
     def failing(self, by):

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Engine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-engine", daemon=True)
         self._thread.start()
+        self._renderer = ThreadPoolExecutor(1, "renderer")  # vLLM copies the tokenizer for each thread that uses it
         try:
             self.submit(self.start()).result()
             self.submit(self._warm_up()).result()
@@ -101,11 +102,34 @@ class Engine:
         """Whether vLLM's engine process has ended or failed beyond use."""
         return self._llm.errored
 
-    async def generate(self, prompt: str, sampling: dict[str, Any], stream: bool, key: str) -> AsyncIterator[Any]:
-        """vLLM's outputs for a prompt: the final one, or the increments. ValueError for bad sampling parameters."""
-        parameters = _sampling_parameters(sampling, stream)
-        async for output in self._llm.generate({"prompt": prompt}, parameters, key):
+    async def stream(self, prompt: str, sampling: dict[str, Any], key: str) -> AsyncIterator[Any]:
+        """vLLM's outputs for a prompt as they grow. ValueError for bad sampling parameters."""
+        async for output in self._llm.generate({"prompt": prompt}, _sampling_parameters(sampling, stream=True), key):
             yield output
+
+    async def finished(self, prompts: Sequence[str], sampling: dict[str, Any], key: str) -> list[Any]:
+        """vLLM's final output for each prompt. ValueError for bad sampling parameters or a prompt that is too long.
+
+        One failure is that of all: those that were begun are given up, as they are when this is cancelled. Tokenised
+        together in one thread, begun without a task for each: beside a small teacher both cost more than its scheduler.
+        """
+        parameters = _sampling_parameters(sampling, stream=False)
+        rendered = await self._loop.run_in_executor(self._renderer, self._rendered, prompts)
+        begun: list[Any] = []
+        try:
+            for number, prompt in enumerate(rendered):
+                begun.append(await self._llm.add_request(f"{key}-{number}", prompt, parameters))
+            return [collector.get_nowait() or await collector.get() for collector in begun]
+        except BaseException:
+            if not self.is_dead:
+                await self._llm.abort([collector.request_id for collector in begun], internal=True)
+            raise
+
+    def _rendered(self, prompts: Sequence[str]) -> list[Any]:
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        config = self._llm.model_config
+        return self._llm.renderer.render_cmpl([parse_model_prompt(config, {"prompt": text}) for text in prompts])
 
     async def discard(self) -> None:
         """End the engine and what is left of its processes: workers outlive an engine that died. It holds no state."""
@@ -119,8 +143,7 @@ class Engine:
 
     async def _warm_up(self) -> None:
         """One request, so that what vLLM compiles or imports at the first one is done before the model is ready."""
-        async for _ in self.generate("warm-up", {"max_tokens": 1, "temperature": 0, "logprobs": 0}, False, "warm-up"):
-            pass
+        await self.finished(["warm-up"], {"max_tokens": 1, "temperature": 0, "logprobs": 0}, "warm-up")
 
     def close(self) -> None:
         """Stop vLLM and its processes, then the thread."""
@@ -144,6 +167,7 @@ class Engine:
     def _end_thread(self) -> None:
         self._tell_watchdog("bye")
         self._watchdog.wait()
+        self._renderer.shutdown()
         self._sockets.cleanup()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -162,6 +186,7 @@ def _start_watchdog() -> subprocess.Popen:
 def _new_llm(arguments: dict[str, Any]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if current_platform.is_cpu() and arguments.get("kv_cache_memory_bytes") is None:
@@ -170,7 +195,9 @@ def _new_llm(arguments: dict[str, Any]) -> Any:
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # vLLM would still compile parts of its sampler, for 10 s
     multiprocessing.spawn.set_executable(sys.executable)
     # vLLM's statistics of each request end in this process: what the page shows is counted in meters.py
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**{"disable_log_stats": True, **arguments}))
+    chosen = AsyncEngineArgs(**{"disable_log_stats": True, **arguments})
+    # A teacher labels: batches are as large as vLLM makes them offline, where nobody waits for the next token.
+    return AsyncLLM.from_engine_args(chosen, usage_context=UsageContext.LLM_CLASS)
 
 
 def _sampling_parameters(values: dict[str, Any], stream: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -37,12 +38,13 @@ class Meters:
                 raise
             self._metrics = {}  # the server runs with --allow-metrics=false
 
-    def count(self, output: Any) -> None:
-        """Count one finished vLLM RequestOutput."""
-        generated = sum(len(part.token_ids) for part in output.outputs)
-        values = (len(output.prompt_token_ids), output.num_cached_tokens or 0, generated, 1)
-        for name, value in zip(_COUNTERS, values):
-            self._counted[name] += value
+    def count(self, outputs: Sequence[Any]) -> None:
+        """Count the finished vLLM RequestOutputs of one request to this server; each is a request to vLLM."""
+        for output in outputs:
+            generated = sum(len(part.token_ids) for part in output.outputs)
+            values = (len(output.prompt_token_ids), output.num_cached_tokens or 0, generated, 1)
+            for name, value in zip(_COUNTERS, values):
+                self._counted[name] += value
 
     def report(self, open_requests: int) -> None:
         """Put what was counted since the last report, and how many requests wait or run, on the page."""

@@ -85,11 +85,17 @@ class TritonPythonModel:
         error = pb_utils.TritonError
         if self.down:
             return self.replies.refuse(reply, self.down, error.UNAVAILABLE)
+        key = str(next(self.numbers))
         try:
-            async for output in self.engine.generate(call.prompt, call.sampling, call.stream, str(next(self.numbers))):
-                self.replies.send(reply, call.response(output), final=output.finished)
+            if not call.stream:
+                outputs = await self.engine.finished(call.prompts, call.sampling, key)
+                self.replies.send(reply, call.response(outputs), final=True)
+                self.meters.count(outputs)
+                return
+            async for output in self.engine.stream(call.prompts[0], call.sampling, key):
+                self.replies.send(reply, call.response([output]), final=output.finished)
                 if output.finished:
-                    self.meters.count(output)
+                    self.meters.count([output])
         except (VLLMClientError, ValueError, TypeError, OverflowError) as problem:
             self.replies.refuse(reply, f"{problem}", error.INVALID_ARG)
         except Exception as problem:

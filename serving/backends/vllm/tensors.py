@@ -1,13 +1,15 @@
 """The stock vLLM backend's tensors: their declaration, how a request is read and how an output becomes a response.
 
-Names, types and shapes are those of triton-inference-server/vllm_backend (src/model.py, src/utils/request.py), so that
-a client or a model repository cannot tell the two apart. What is not offered here (images, LoRA names, embeddings) is
-refused with a reason.
+Names and types are those of triton-inference-server/vllm_backend (src/model.py, src/utils/request.py), and whatever is
+asked of that one is answered the same here. What is not offered (images, LoRA names, embeddings) is refused with a
+reason. One thing is more: `text_input` may hold several texts, which the model's configuration says by its shape [-1];
+outputs then hold the values of one text after another.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ _OPTIONAL_FLAGS = (
     "return_num_output_tokens",
 )
 INPUTS: list[dict[str, Any]] = [
-    {"name": "text_input", "data_type": "TYPE_STRING", "dims": [1]},
+    {"name": "text_input", "data_type": "TYPE_STRING", "dims": [-1]},
     {"name": "image", "data_type": "TYPE_STRING", "dims": [-1], "optional": True},
     {"name": "sampling_parameters", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
     *({"name": name, "data_type": "TYPE_BOOL", "dims": [1], "optional": True} for name in _OPTIONAL_FLAGS),
@@ -35,9 +37,10 @@ OUTPUTS: list[dict[str, Any]] = [
     {"name": "finish_reason", "data_type": "TYPE_STRING", "dims": [-1]},
     {"name": "cumulative_logprob", "data_type": "TYPE_FP32", "dims": [-1]},
     {"name": "logprobs", "data_type": "TYPE_STRING", "dims": [-1]},
-    {"name": "num_input_tokens", "data_type": "TYPE_UINT32", "dims": [1]},
+    {"name": "num_input_tokens", "data_type": "TYPE_UINT32", "dims": [-1]},
     {"name": "num_output_tokens", "data_type": "TYPE_UINT32", "dims": [-1]},
 ]
+MOST_TEXTS = 256  # of one request: a request is refused, cancelled and answered as a whole
 
 
 class RefusedRequest(ValueError):
@@ -62,9 +65,9 @@ def declare(config: Any) -> Any:
 
 @dataclass(frozen=True)
 class Call:
-    """One request: the prompt, vLLM's sampling parameters by name, and what the caller wants back."""
+    """One request: its prompts, vLLM's sampling parameters by name, and what the caller wants back."""
 
-    prompt: str
+    prompts: list[str]
     sampling: dict[str, Any]
     stream: bool
     prepend_input: bool
@@ -84,19 +87,24 @@ class Call:
         prepend = not stream if exclude is None else not exclude
         if stream and prepend:
             raise RefusedRequest("exclude_input_in_output: must be true when stream is true")
+        prompts = _texts(request, "text_input")
+        if not 1 <= len(prompts) <= (1 if stream else MOST_TEXTS):
+            allowed = "one text" if stream else f"1 to {MOST_TEXTS} texts"
+            raise RefusedRequest(f"text_input: {allowed} expected, not {len(prompts)}")
         return cls(
-            prompt=_text(request, "text_input"),
+            prompts=prompts,
             sampling=_sampling_parameters(request),
             stream=stream,
             prepend_input=prepend,
             wanted=frozenset(name for name, value in flags.items() if name.startswith("return_") and value),
         )
 
-    def response(self, output: Any) -> Any:
-        """The response for one vLLM RequestOutput: final (not streaming) or the part since the last one (streaming)."""
-        parts = output.outputs
-        before = output.prompt if self.prepend_input else ""
-        tensors = [_strings("text_output", [before + part.text for part in parts])]
+    def response(self, outputs: Sequence[Any]) -> Any:
+        """The response for vLLM's RequestOutputs, one a prompt: final, or (streaming) the part since the last one."""
+        before = self.prompts if self.prepend_input else [""] * len(outputs)
+        texts = [start + part.text for start, output in zip(before, outputs) for part in output.outputs]
+        parts = [part for output in outputs for part in output.outputs]
+        tensors = [_strings("text_output", texts)]
         if "return_finish_reason" in self.wanted:
             tensors.append(_strings("finish_reason", [str(part.finish_reason) for part in parts]))
         if "return_cumulative_logprob" in self.wanted:
@@ -105,7 +113,7 @@ class Call:
         if "return_logprobs" in self.wanted:
             tensors.append(_strings("logprobs", [_logprobs_json(part.logprobs) for part in parts]))
         if "return_num_input_tokens" in self.wanted:
-            counts = np.array([len(output.prompt_token_ids)], dtype=np.uint32)
+            counts = np.array([len(output.prompt_token_ids) for output in outputs], dtype=np.uint32)
             tensors.append(pb_utils.Tensor("num_input_tokens", counts))
         if "return_num_output_tokens" in self.wanted:
             counts = np.array([len(part.token_ids) for part in parts], dtype=np.uint32)
@@ -118,13 +126,12 @@ def _flag(request: Any, name: str) -> bool | None:
     return None if tensor is None else bool(tensor.as_numpy().reshape(-1)[0])
 
 
-def _text(request: Any, name: str) -> str:
+def _texts(request: Any, name: str) -> list[str]:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         raise RefusedRequest(f"{name}: missing")
-    value = tensor.as_numpy().reshape(-1)[0]
     try:
-        return value if isinstance(value, str) else value.decode("utf-8")
+        return [value if isinstance(value, str) else value.decode("utf-8") for value in tensor.as_numpy().reshape(-1)]
     except UnicodeDecodeError as problem:
         raise RefusedRequest(f"{name}: not UTF-8: {problem}") from problem
 
@@ -132,7 +139,7 @@ def _text(request: Any, name: str) -> str:
 def _sampling_parameters(request: Any) -> dict[str, Any]:
     """The tensor's JSON object, else the request's own parameters (which carry no lists). Null means the default."""
     given = pb_utils.get_input_tensor_by_name(request, "sampling_parameters") is not None
-    source = _text(request, "sampling_parameters") if given else request.parameters()
+    source = _texts(request, "sampling_parameters")[0] if given else request.parameters()
     try:
         values = json.loads(source)
     except (ValueError, RecursionError) as problem:

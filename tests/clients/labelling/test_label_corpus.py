@@ -26,6 +26,8 @@ from tests.helpers.collector import arrows, collector
 
 ROWS, SHARD_ROWS = 3000, 250
 SHARDS = ("--shard-rows", str(SHARD_ROWS))
+# what a server says of its requests: the stock backend's carry one prompt
+PROMPTS = pytest.mark.parametrize("prompts", [(), ("--several",)], ids=["one prompt a request", "several"])
 
 _spec = importlib.util.spec_from_file_location(
     "stub_teacher", Path(__file__).parents[2] / "helpers" / "stub_teacher.py"
@@ -107,12 +109,14 @@ def wait_for_shards(out: Path, count: int):
         time.sleep(0.02)
 
 
+@PROMPTS
 def test_errors_delays_lost_answers_and_dropped_streams_leave_no_trace(
-    candidates, undisturbed, label, start_stub, tmp_path
+    prompts, candidates, undisturbed, label, start_stub, tmp_path
 ):
-    faults = {"error": "0.1", "delay": "0.05", "silent": "0.002", "drop": "0.002"}
+    rare = "0.02" if prompts else "0.002"  # of fewer requests
+    faults = {"error": "0.1", "delay": "0.05", "silent": rare, "drop": rare}
     flags = [word for fault, rate in faults.items() for word in (f"--{fault}-rate", rate)]
-    server = start_stub("--latency", "0.02", *flags)
+    server = start_stub("--latency", "0.02", *flags, *prompts)
     code, text = label.run(
         candidates, tmp_path, "--url", server.url, "--deadline-ms", "1000", "--retries", "8", *SHARDS
     )
@@ -122,15 +126,27 @@ def test_errors_delays_lost_answers_and_dropped_streams_leave_no_trace(
     assert_same_labels(tmp_path, undisturbed)
 
 
-def test_a_nan_is_asked_for_again_and_never_written(candidates, undisturbed, label, start_stub, tmp_path):
-    now_and_then = start_stub("--nan-rate", "0.02")
+@PROMPTS
+def test_a_nan_is_asked_for_again_and_never_written(prompts, candidates, undisturbed, label, start_stub, tmp_path):
+    now_and_then = start_stub("--nan-rate", "0.02", *prompts)
     code, text = label.run(candidates, tmp_path / "some", "--url", now_and_then.url, *SHARDS)
     assert code == 0, text
     assert_same_labels(tmp_path / "some", undisturbed)
-    always = start_stub("--nan-rate", "1")
+    always = start_stub("--nan-rate", "1", *prompts)
     code, text = label.run(candidates, tmp_path / "all", "--url", always.url, "--retries", "1", *SHARDS)
     assert code == 1
     assert "the teacher fails on" in text and "the teacher's score is nan" in text
+
+
+def test_servers_that_differ_in_what_a_request_may_carry_share_the_work(
+    candidates, undisturbed, label, start_stub, tmp_path
+):
+    servers = [start_stub("--latency", "0.02", *flags) for flags in ((), ("--several",))]
+    for first, second in (servers, servers[::-1]):
+        out = tmp_path / str(first.port)
+        code, text = label.run(candidates, out, "--url", f"{first.url},{second.url}", *SHARDS)
+        assert code == 0 and "retries 0" in text, text
+        assert_same_labels(out, undisturbed)
 
 
 def test_a_server_that_rounds_scores_to_16_bits_is_refused(candidates, label, start_stub, tmp_path):
@@ -140,11 +156,13 @@ def test_a_server_that_rounds_scores_to_16_bits_is_refused(candidates, label, st
     assert not list(tmp_path.glob("labels-*.parquet"))
 
 
-def test_a_prompt_that_the_teacher_refuses_goes_to_the_rejects(candidates, label, start_stub, tmp_path):
-    server = start_stub("--final-mark", "title 77\n")
+@PROMPTS
+def test_a_prompt_that_the_teacher_refuses_goes_to_the_rejects(prompts, candidates, label, start_stub, tmp_path):
+    server = start_stub(*prompts, "--final-mark", "title 77\n")
     code, text = label.run(candidates, tmp_path, "--url", server.url, *SHARDS)
     assert code == 3, text
-    assert "retries 0" in text  # asking again would not help
+    # asking again would not help; those that shared its request are asked alone, once
+    assert re.search(r"retries (1[0-6]|[1-9])\b" if prompts else "retries 0", text), text
     (reject,) = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
     assert (reject["row"], reject["query_id"], reject["doc_id"], reject["cause"]) == (78, "q9", "d5", "teacher")
     assert "maximum model length" in reject["reason"]

@@ -79,6 +79,16 @@ def test_pairs_of_a_query_share_a_request_until_one_has_failed():
     assert asyncio.run(draw()) == [[0], [1], [2], [3, 4]]
 
 
+def test_prompts_of_several_queries_share_a_request_in_order():
+    queue = WorkQueue()
+
+    async def draw() -> list[list[int]]:
+        await queue.put([Pair(None, i, (b"prompt %d" % i,)) for i in range(5)], room=10)
+        return [[pair.position for pair in await queue.get(most=3, one_query=False)] for _ in range(2)]
+
+    assert asyncio.run(draw()) == [[0, 1, 2], [3, 4]]
+
+
 def test_a_request_carries_one_query_and_its_documents():
     ranker = ServedRanker("encoder", "x-fp32")
     texts = ranker.texts(Path("nowhere"))(["q", "q"], ["é", "b"], ["", "\ud800"])
