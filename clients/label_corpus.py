@@ -43,8 +43,7 @@ class Config(RunSettings, TritonAccess):
         teacher: a decoder's checkpoint folder that the servers were built from, for its tokenizer and text limits; of a
             published model's folder the highest version is taken; a ranker's server needs nothing of it
         model: name of the served model
-        in_flight: requests in flight per endpoint (of several pairs each where it takes that); left out, the number is
-            found by trying
+        in_flight: pairs in flight per endpoint; left out, the number is found by trying
         engine: local labels from this process; ray spreads shards over a Ray cluster
         ray_address: address of the Ray cluster; left out, Ray is started on this machine
         ray_workers: labelling processes of the ray engine

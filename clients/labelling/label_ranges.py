@@ -67,7 +67,7 @@ class AskedTeacher(Protocol):
 class StreamedTeacher:
     """A teacher behind Triton, asked over gRPC streams.
 
-    folder: a decoder's checkpoint, for its text format; in_flight: requests at a time and server, None to find the
+    folder: a decoder's checkpoint, for its text format; in_flight: pairs at a time and server, None to find the
     number.
     """
 
@@ -80,11 +80,8 @@ class StreamedTeacher:
 
     def endpoints(self, work: WorkQueue, tally: Tally) -> list[TeacherEndpoint]:
         """One endpoint per url."""
-        documents = self.teacher.documents_per_request
         return [
-            TeacherEndpoint(
-                url, self.credentials, self.teacher, work, tally, self.patience, Window(self.in_flight, documents)
-            )
+            TeacherEndpoint(url, self.credentials, self.teacher, work, tally, self.patience, Window(self.in_flight))
             for url in self.urls
         ]
 

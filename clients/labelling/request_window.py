@@ -1,14 +1,13 @@
-"""How many requests one teacher server gets at a time: a fixed number, or one found by trying what still adds speed."""
+"""How many pairs one teacher server gets at a time: a fixed number, or one found by trying what still adds speed."""
 
 from __future__ import annotations
 
 import math
 from time import monotonic
 
-# Documents at first: half of the sequences that vLLM works on by default. From 16, its batches were too small for the
-# first minute.
+# Half of the sequences that vLLM works on by default offline; from 16, its batches were too small for the first minute.
 START = 128
-LARGEST = 1024
+LARGEST = 4096
 GAIN = 1.05  # a doubling that brings less than this has passed the top
 MISSES = 2  # doublings without gain before it settles: on a busy machine one epoch is often unlucky
 EPOCH_SECONDS = 0.5
@@ -16,18 +15,17 @@ SETTLED_SECONDS = 30.0
 
 
 class Window:
-    """The limit of requests in flight to one endpoint.
+    """The limit of pairs in flight to one endpoint, in requests of one or of several.
 
-    fixed: that many, always. documents: what one request may carry. Otherwise the limit doubles from as many requests
-    as have START documents until two doublings in a row brought no GAIN, then
-    settles at twice the smallest limit that reached the top: a server with a few requests waiting is never idle, and
+    fixed: that many, always. Otherwise the limit doubles from START until two doublings in a row brought no GAIN, then
+    settles at twice the smallest limit that reached the top: a server with a few pairs waiting is never idle, and
     one with too few is. It is probed again every SETTLED_SECONDS, since a server's load changes. An overload (queue
     full, deadline passed) halves it. clock: seconds, for tests.
     """
 
-    def __init__(self, fixed: int | None = None, documents: int = 1, clock=monotonic):
+    def __init__(self, fixed: int | None = None, clock=monotonic):
         self.fixed, self._clock = fixed, clock
-        self.limit = fixed or max(1, START // documents)
+        self.limit = fixed or START
         self._best_limit, self._best_rate = self.limit, 0.0
         self._climbing = fixed is None
         self._overloaded = -math.inf
@@ -37,14 +35,14 @@ class Window:
     def _begin_epoch(self) -> None:
         self._began, self._done, self._warm = self._clock(), 0, False
 
-    def completed(self, saturated: bool) -> None:
-        """Count one answer. saturated: more pairs were waiting, else the rate says nothing about the limit."""
+    def completed(self, saturated: bool, pairs: int = 1) -> None:
+        """Count an answer to pairs. saturated: more were waiting, else the rate says nothing about the limit."""
         if self.fixed is not None:
             return
         if not saturated:
             self._begin_epoch()
             return
-        self._done += 1
+        self._done += pairs
         elapsed = self._clock() - self._began
         if not self._warm:  # the first answers after a change still belong to the old limit
             if self._done >= self.limit:

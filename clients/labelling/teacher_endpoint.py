@@ -98,6 +98,7 @@ class TeacherEndpoint:
         self.teacher, self.work, self.tally = teacher, work, tally
         self.patience, self.window = patience, window
         self._in_flight: dict[str, tuple[list[Pair], float]] = {}
+        self._pairs_in_flight = 0
         self._room = asyncio.Event()
         self._number = 0
         self._opened = self._heard = 0.0  # when this session began, when its last answer came
@@ -153,18 +154,17 @@ class TeacherEndpoint:
 
     async def _send(self, stream) -> None:
         while True:
-            # one request until the server has answered once: a server that kills its streams gets no windowful each
-            # time
-            while len(self._in_flight) >= (self.window.limit if self._heard > self._opened else 1):
+            # one pair until the server has answered once: a server that kills its streams gets no windowful each time
+            while not (room := (self.window.limit if self._heard > self._opened else 1) - self._pairs_in_flight) > 0:
                 self._room.clear()
                 await self._room.wait()
-            teacher = self.teacher
-            pairs = await self.work.get(teacher.documents_per_request, one_query=teacher.one_query_a_request)
+            most = min(room, self.teacher.documents_per_request)
+            pairs = await self.work.get(most, one_query=self.teacher.one_query_a_request)
             self._number += 1
             name = str(self._number)
             self._in_flight[name] = (pairs, monotonic())
-            self.tally.in_flight[self.url] = len(self._in_flight)
-            request = teacher.request([pair.texts for pair in pairs])
+            self._count_in_flight(len(pairs))
+            request = self.teacher.request([pair.texts for pair in pairs])
             request.id = name
             await stream.write(request)
 
@@ -181,7 +181,7 @@ class TeacherEndpoint:
             pairs, sent = self._in_flight.pop(name, (None, 0.0))
             if pairs is None:
                 continue  # answered after its deadline: it has been handed back, the other answer counts
-            self.tally.in_flight[self.url] = len(self._in_flight)
+            self._count_in_flight(-len(pairs))
             self._room.set()
             refused = bool(answer.error_message)
             tracing.past("ask", self._heard - sent, endpoint=self.url, documents=len(pairs), refused=refused)
@@ -190,7 +190,7 @@ class TeacherEndpoint:
                 continue
             for pair, value in zip(pairs, self.teacher.scores(answer.infer_response, len(pairs))):
                 self._scored(pair, value)
-            self.window.completed(saturated=len(self.work) > 0)
+            self.window.completed(saturated=len(self.work) > 0, pairs=len(pairs))
             self.tally.windows[self.url] = self.window.limit
             self.tally.last_answer = monotonic()
             self.tally.latency_seconds += (self.tally.last_answer - sent) * len(pairs)
@@ -219,12 +219,14 @@ class TeacherEndpoint:
             self.window.overloaded()
             self._room.set()
             for name in late:
-                self._failed(self._in_flight.pop(name)[0], f"no answer within {limit:g} s")
+                pairs, _ = self._in_flight.pop(name)
+                self._count_in_flight(-len(pairs))
+                self._failed(pairs, f"no answer within {limit:g} s")
 
     def _failed(self, pairs: list[Pair], reason: str) -> None:
         """A failure of one request: its pairs are handed back after a while, or refused if it is final or too often.
 
-        Several pairs of one request are each asked for alone then, so that the one at fault is found.
+        A failure that several pairs share is none of theirs: each is asked for alone then, and the one at fault found.
         """
         reason = " ".join(reason.split())[:300]
         if GONE.search(reason):
@@ -234,7 +236,10 @@ class TeacherEndpoint:
         if OVERLOAD.search(reason):
             self.window.overloaded()
         for pair in pairs:
-            pair.failures += 1
+            if len(pairs) > 1:
+                pair.suspect = True
+            else:
+                pair.failures += 1
             if pair.failures > self.patience.retries or (FINAL.search(reason) and len(pairs) == 1):
                 self._refuse(pair, reason)
                 continue
@@ -261,4 +266,8 @@ class TeacherEndpoint:
             for pair in reversed(pairs):
                 self._lose(pair)
         self._in_flight.clear()
-        self.tally.in_flight[self.url] = 0
+        self._count_in_flight(-self._pairs_in_flight)
+
+    def _count_in_flight(self, more: int) -> None:
+        self._pairs_in_flight += more
+        self.tally.in_flight[self.url] = self._pairs_in_flight

@@ -55,18 +55,21 @@ class ShardInHand:
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """One pair to be scored: where its score goes, its texts as the teacher takes them, failures, lost streams."""
+    """One pair to be scored: where its score goes, its texts as the teacher takes them, its own failures, lost streams,
+    and whether a request that it shared with others failed.
+    """
 
     shard: ShardInHand
     position: int
     texts: tuple[bytes, ...]
     failures: int = 0
     streams_lost: int = 0
+    suspect: bool = False
 
     @property
     def trouble(self) -> int:
         """How often it has failed, or a stream has broken under it."""
-        return self.failures + self.streams_lost
+        return self.failures + self.streams_lost + self.suspect
 
 
 class WorkQueue:

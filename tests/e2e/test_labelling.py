@@ -105,7 +105,7 @@ def test_a_labeller_killed_twenty_times_loses_and_doubles_nothing(
     draw = random.Random(1)
     folders = [tmp_path / "0"]
     for _ in range(20):
-        process = start_label(folders[-1], abandoned_teacher_server.grpc, "--in-flight", "1")
+        process = start_label(folders[-1], abandoned_teacher_server.grpc, "--in-flight", "16")
         lock = folders[-1] / ".lock"
         while process.poll() is None and not (lock.exists() and lock.read_text() == str(process.pid)):
             time.sleep(0.02)
@@ -124,7 +124,7 @@ def test_one_of_two_real_servers_is_killed_and_the_other_labels_the_rest(
 ):
     with start_triton(tiny_teacher_repository, environment=QUIET_VLLM) as other:
         urls = f"{abandoned_teacher_server.grpc},{other.grpc}"
-        process = start_label(tmp_path, urls, "--in-flight", "1")
+        process = start_label(tmp_path, urls, "--in-flight", "4")
         while not list(tmp_path.glob("labels-*.json")) and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGSTOP)  # on a busy machine it might else be done before the server dies

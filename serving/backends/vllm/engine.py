@@ -21,6 +21,7 @@ import psutil
 
 SERVER = os.getppid()  # as early as it can be asked: a parent that dies later is replaced by another process's number
 CPU_CACHE_GIB = "1"  # vLLM would otherwise ask for most of the machine's memory
+RENDERED_AT_ONCE = 16
 SHUTDOWN_SECONDS = 5.0  # for vLLM's own way out, which a busy machine makes long; Triton waits 30 s for all of it
 
 
@@ -112,24 +113,26 @@ class Engine:
 
         One failure is that of all: those that were begun are given up, as they are when this is cancelled. Tokenised
         together in one thread, begun without a task for each: beside a small teacher both cost more than its scheduler.
+        EngineGenerateError, from what vLLM raised, where it is not the prompts' fault.
         """
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
         parameters = _sampling_parameters(sampling, stream=False)
-        rendered = await self._loop.run_in_executor(self._renderer, self._rendered, prompts)
+        llm = self._llm  # it may be started again meanwhile
         begun: list[Any] = []
         try:
-            for number, prompt in enumerate(rendered):
-                begun.append(await self._llm.add_request(f"{key}-{number}", prompt, parameters))
+            for start in range(0, len(prompts), RENDERED_AT_ONCE):  # long requests let others in between
+                part = prompts[start : start + RENDERED_AT_ONCE]
+                for prompt in await self._loop.run_in_executor(self._renderer, _rendered, llm, part):
+                    begun.append(await llm.add_request(f"{key}-{len(begun)}", prompt, parameters))
             return [collector.get_nowait() or await collector.get() for collector in begun]
-        except BaseException:
-            if not self.is_dead:
-                await self._llm.abort([collector.request_id for collector in begun], internal=True)
+        except BaseException as problem:
+            if not llm.errored:
+                await llm.abort([collector.request_id for collector in begun], internal=True)
+            if isinstance(problem, Exception) and not isinstance(problem, VLLMClientError | EngineDeadError):
+                raise EngineGenerateError from problem
             raise
-
-    def _rendered(self, prompts: Sequence[str]) -> list[Any]:
-        from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-        config = self._llm.model_config
-        return self._llm.renderer.render_cmpl([parse_model_prompt(config, {"prompt": text}) for text in prompts])
 
     async def discard(self) -> None:
         """End the engine and what is left of its processes: workers outlive an engine that died. It holds no state."""
@@ -165,9 +168,9 @@ class Engine:
         self._watchdog.stdin.flush()
 
     def _end_thread(self) -> None:
+        self._renderer.shutdown(cancel_futures=True)
         self._tell_watchdog("bye")
         self._watchdog.wait()
-        self._renderer.shutdown()
         self._sockets.cleanup()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -198,6 +201,12 @@ def _new_llm(arguments: dict[str, Any]) -> Any:
     chosen = AsyncEngineArgs(**{"disable_log_stats": True, **arguments})
     # A teacher labels: batches are as large as vLLM makes them offline, where nobody waits for the next token.
     return AsyncLLM.from_engine_args(chosen, usage_context=UsageContext.LLM_CLASS)
+
+
+def _rendered(llm: Any, prompts: Sequence[str]) -> list[Any]:
+    from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+    return llm.renderer.render_cmpl([parse_model_prompt(llm.model_config, {"prompt": text}) for text in prompts])
 
 
 def _sampling_parameters(values: dict[str, Any], stream: bool) -> Any:

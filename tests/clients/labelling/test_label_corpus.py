@@ -146,6 +146,7 @@ def test_servers_that_differ_in_what_a_request_may_carry_share_the_work(
         out = tmp_path / str(first.port)
         code, text = label.run(candidates, out, "--url", f"{first.url},{second.url}", *SHARDS)
         assert code == 0 and "retries 0" in text, text
+        assert all(re.search(rf"{server.url} [1-9]\d*%", text) for server in servers), text
         assert_same_labels(out, undisturbed)
 
 
@@ -159,7 +160,7 @@ def test_a_server_that_rounds_scores_to_16_bits_is_refused(candidates, label, st
 @PROMPTS
 def test_a_prompt_that_the_teacher_refuses_goes_to_the_rejects(prompts, candidates, label, start_stub, tmp_path):
     server = start_stub(*prompts, "--final-mark", "title 77\n")
-    code, text = label.run(candidates, tmp_path, "--url", server.url, *SHARDS)
+    code, text = label.run(candidates, tmp_path, "--url", server.url, "--retries", "0", *SHARDS)
     assert code == 3, text
     # asking again would not help; those that shared its request are asked alone, once
     assert re.search(r"retries (1[0-6]|[1-9])\b" if prompts else "retries 0", text), text
