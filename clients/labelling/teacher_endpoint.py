@@ -99,6 +99,7 @@ class TeacherEndpoint:
         self.patience, self.window = patience, window
         self._in_flight: dict[str, tuple[list[Pair], float]] = {}
         self._pairs_in_flight = 0
+        self._held: list[Pair] = []  # the next request's, until there is room for it
         self._room = asyncio.Event()
         self._number = 0
         self._opened = self._heard = 0.0  # when this session began, when its last answer came
@@ -154,12 +155,14 @@ class TeacherEndpoint:
 
     async def _send(self, stream) -> None:
         while True:
-            # one pair until the server has answered once: a server that kills its streams gets no windowful each time
-            while not (room := (self.window.limit if self._heard > self._opened else 1) - self._pairs_in_flight) > 0:
+            most = min(self._limit, self.teacher.documents_per_request)
+            self._held = await self.work.get(most, one_query=self.teacher.one_query_a_request)
+            # a request waits for room for all its pairs: had it only as many as fit, those would leave as little room
+            # when they are answered, and requests would stay small
+            while self._pairs_in_flight and self._limit - self._pairs_in_flight < len(self._held):
                 self._room.clear()
                 await self._room.wait()
-            most = min(room, self.teacher.documents_per_request)
-            pairs = await self.work.get(most, one_query=self.teacher.one_query_a_request)
+            pairs, self._held = self._held, []
             self._number += 1
             name = str(self._number)
             self._in_flight[name] = (pairs, monotonic())
@@ -167,6 +170,11 @@ class TeacherEndpoint:
             request = self.teacher.request([pair.texts for pair in pairs])
             request.id = name
             await stream.write(request)
+
+    @property
+    def _limit(self) -> int:
+        """One pair until the server has answered once: a server that kills its streams gets no windowful each time."""
+        return self.window.limit if self._heard > self._opened else 1
 
     async def _receive(self, stream) -> None:
         while True:
@@ -262,6 +270,9 @@ class TeacherEndpoint:
             self.work.hand_back(pair)
 
     def _hand_back_all(self) -> None:
+        for pair in reversed(self._held):
+            self.work.hand_back(pair)
+        self._held = []
         for pairs, _ in reversed(self._in_flight.values()):
             for pair in reversed(pairs):
                 self._lose(pair)

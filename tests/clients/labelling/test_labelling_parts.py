@@ -3,6 +3,8 @@ sent."""
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +13,9 @@ import pytest
 from clients.labelling.candidate_file import CandidateFile, RowRange
 from clients.labelling.label_shards import Origin, finished_record, merge_summaries, score_summary, write_shard
 from clients.labelling.request_window import LARGEST, START, Window
-from clients.labelling.work_queue import ShardInHand
+from clients.labelling.teacher_endpoint import Patience, TeacherEndpoint
+from clients.labelling.work_queue import Pair, ShardInHand, Tally, WorkQueue
+from clients.triton.connection import Credentials
 
 
 def settle(window: Window, now: list[float], rate_at, seconds: float) -> int:
@@ -65,6 +69,53 @@ def test_an_idle_window_does_not_judge_and_a_fixed_one_does_not_move():
         fixed.overloaded()
     assert (window.limit, fixed.limit) == (START, 7)
     assert settle(window, now, lambda limit: 20.0 * limit, seconds=12) == LARGEST
+
+
+class TeacherOfSixteen:
+    """Scores nothing; a request is its number of pairs."""
+
+    documents_per_request, one_query_a_request, head_dtype = 16, False, "float32"
+
+    class Request(int):
+        id = ""
+
+    def request(self, texts: list) -> Request:
+        return self.Request(len(texts))
+
+
+@pytest.mark.parametrize(("limit", "full"), [(32, 16), (50, 16), (16, 16), (10, 10)])
+def test_one_short_request_leaves_no_others_short(limit, full):
+    """The queue runs short once, at the fifth pair: what follows goes in full requests, never above the window."""
+    sizes, in_flight = [], []
+
+    async def draw() -> None:
+        work = WorkQueue()
+        endpoint = TeacherEndpoint(
+            "127.0.0.1:1", Credentials(), TeacherOfSixteen(), work, Tally(), Patience(), Window(limit)
+        )
+        endpoint._heard = 1.0
+
+        class Stream:
+            async def write(self, request) -> None:
+                sizes.append(int(request))
+                in_flight.append(endpoint._pairs_in_flight)
+
+        sender = asyncio.ensure_future(endpoint._send(Stream()))
+        for pairs in (5, 400):
+            await work.put([Pair(None, 0, (b"",)) for _ in range(pairs)], room=1000)
+            for _ in range(20):
+                await asyncio.sleep(0)
+        while endpoint._in_flight:  # answered one by one, the oldest first
+            answered, _ = endpoint._in_flight.pop(next(iter(endpoint._in_flight)))
+            endpoint._count_in_flight(-len(answered))
+            endpoint._room.set()
+            for _ in range(20):
+                await asyncio.sleep(0)
+        sender.cancel()
+
+    asyncio.run(draw())
+    assert sum(sizes) == 405 and max(in_flight) <= limit
+    assert sizes[0] == 5 and set(sizes[1:-1]) == {full}
 
 
 @pytest.mark.parametrize("shard_rows", [1, 7, 100, 2500])
