@@ -9,7 +9,9 @@ EXTRAS := train,datasets,build,serve-cpu,clients,integrations,loadtest,ray,priva
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-# --no-compile: of 34,000 modules a few thousand are ever imported, and Python compiles those then
+# --no-compile: of 34,000 modules a few thousand are ever imported, and Python compiles those then, and keeps them where
+# the environment forbids that too (PYTHONDONTWRITEBYTECODE is common in containers): hundreds of processes import them
+export PYTHONDONTWRITEBYTECODE :=
 install: $(STAMP) ## create .venv with everything (instant once done)
 
 $(STAMP): pyproject.toml constraints.txt requirements-no-deps.txt

@@ -72,7 +72,8 @@ class ExperimentPages:
         columns += [f"coalesce({sql} FILTER (pre), 0) AS pre_{name}" for name, sql in sums.items()]
         rows = self._fetch(
             f"SELECT treatment, {', '.join(columns)} FROM pages GROUP BY treatment, user_no "
-            "HAVING count(*) FILTER (NOT pre) > 0"
+            "HAVING count(*) FILTER (NOT pre) > 0",
+            metric,
         )
         before, base = rows["pre_n"].astype(np.float64), rows["pre_d"].astype(np.float64)
         overall = before.sum() / base.sum() if base.sum() else 0.0
@@ -87,7 +88,8 @@ class ExperimentPages:
         return _by_arm(
             self._fetch(
                 f"SELECT treatment, {metric.numerator} AS n, {metric.denominator} AS d FROM pages "
-                f"WHERE {condition} GROUP BY treatment, user_no"
+                f"WHERE {condition} GROUP BY treatment, user_no",
+                metric,
             )
         )
 
@@ -108,7 +110,8 @@ class ExperimentPages:
         return [
             self._fetch(
                 f"SELECT treatment, user_no, {metric.numerator} AS n, {metric.denominator} AS d FROM pages "
-                f"WHERE NOT pre AND slice = {number} GROUP BY treatment, user_no"
+                f"WHERE NOT pre AND slice = {number} GROUP BY treatment, user_no",
+                metric,
             )
             for number in range(len(self.slice_ends))
         ]
@@ -134,8 +137,10 @@ class ExperimentPages:
             for family, conditions in families.items()
         }
 
-    def _fetch(self, query: str) -> dict[str, np.ndarray]:
-        parameters = {"dwell_cap": self.dwell_cap} if "$dwell_cap" in query else {}
+    def _fetch(self, query: str, metric: RatioMetric | None = None) -> dict[str, np.ndarray]:
+        # asked of the metric: the query may hold a caller's text, which may hold anything
+        capped = metric is not None and "$dwell_cap" in metric.numerator + metric.denominator
+        parameters = {"dwell_cap": self.dwell_cap} if capped else {}
         return self.engine.columns(query, **parameters)
 
 

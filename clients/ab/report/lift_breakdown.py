@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ logger = logging.getLogger("ab_report")
 
 def lift_over_time(pages: ExperimentPages, rates: ErrorRates) -> dict[str, list]:
     """The lift of all users up to the end of each time slice, with the confidence sequence: lists time, lift,
-    low, high."""
+    low, high. It starts with the first slice at whose end it can be tested."""
     size = sum(pages.users)
     n, d = np.zeros(size), np.zeros(size)
     is_treatment = np.zeros(size, dtype=bool)
@@ -31,7 +30,7 @@ def lift_over_time(pages: ExperimentPages, rates: ErrorRates) -> dict[str, list]
             comparison = lift_of(ArmTotals([n[arm] for arm in arms], [d[arm] for arm in arms]), rates)
         except ValueError:  # an arm without two users yet: the line starts later
             continue
-        if not math.isnan(comparison.lift):
+        if comparison.has_interval:
             point = {"lift": comparison.lift, "low": comparison.always_low, "high": comparison.always_high}
             for name, value in {"time": end, **point}.items():
                 points[name].append(value)
@@ -39,7 +38,7 @@ def lift_over_time(pages: ExperimentPages, rates: ErrorRates) -> dict[str, list]
 
 
 def lift_by_segment(pages: ExperimentPages, rates: ErrorRates) -> list[dict[str, Any]]:
-    """The lift within each segment that has clicks in both arms: family, name, lift, low, high."""
+    """The lift within each segment that has clicks in both arms and users who differ: family, name, lift, low, high."""
     found = []
     for family, members in pages.segments().items():
         for label, condition in members:
@@ -48,7 +47,7 @@ def lift_by_segment(pages: ExperimentPages, rates: ErrorRates) -> list[dict[str,
             except ValueError as problem:
                 logger.info("segment %s left out: %s", label, problem)
                 continue
-            if not math.isnan(comparison.lift):
+            if comparison.has_interval:
                 interval = {"lift": comparison.lift, "low": comparison.low, "high": comparison.high}
                 found.append({"family": family, "name": label, **interval})
     return found

@@ -9,6 +9,7 @@ seconds after clicks / clicks. Pure functions of NumPy arrays; no table, no cloc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +84,11 @@ class Comparison:
     always_low: float
     always_high: float
     users: tuple[int, int]
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether the lift and its bounds are numbers."""
+        return not (math.isnan(self.lift) or math.isnan(self.low))
 
 
 def estimate(arm: UserTotals) -> Estimate:

@@ -76,6 +76,28 @@ def test_segments_cover_platform_query_frequency_and_length(winning):
     assert {s["family"] for s in figures["segments"]} == {"platform", "query frequency", "query length"}
 
 
+@pytest.mark.parametrize("clicked", [1, 0])
+def test_no_users_platform_takes_the_report_from_all(tmp_path, clicked):
+    """A name that our SQL uses, and a segment whose users all did the same, so that its interval is no number."""
+    log = exposures(users=600)
+    arms = log.column("arm").to_pylist()
+    odd = {arms.index("baseline", 50), arms.index("student", 50), arms.index("baseline", 90), arms.index("student", 90)}
+    platforms = ["$dwell_cap" if row in odd else value for row, value in enumerate(log.column("platform").to_pylist())]
+    clicks = [clicked if row in odd else value for row, value in enumerate(log.column("clicks").to_pylist())]
+    log = replace_column(replace_column(log, "platform", platforms), "clicks", clicks)
+    figures = report(save(tmp_path, log))
+    assert figures["verdict"] and "$dwell_cap" not in {segment["name"] for segment in figures["segments"]}
+    assert {"query frequency", "query length", "platform"} == {segment["family"] for segment in figures["segments"]}
+
+
+def test_the_line_starts_where_users_first_differ(tmp_path):
+    log = exposures(users=600)
+    whole = report(save(tmp_path / "whole", log))["cumulative"]["time"]
+    moments = [moment.isoformat() for moment in log.column("timestamp").to_pylist()]
+    clicks = [1 if moment <= whole[1] else value for moment, value in zip(moments, log.column("clicks").to_pylist())]
+    assert report(save(tmp_path, replace_column(log, "clicks", clicks)))["cumulative"]["time"] == whole[2:]
+
+
 def test_an_events_table_gives_the_same_clicks_as_the_exposures(winning, tmp_path):
     folder, figures = winning
     log = pq.read_table(folder / "exposures" / "2026-11-01.parquet")
