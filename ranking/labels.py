@@ -74,7 +74,7 @@ class LabelSet:
         path = folder / MANIFEST_NAME
         manifest = load_manifest(path)
         if manifest is None:
-            raise InputError(f"{folder}: no {MANIFEST_NAME}; clients/label_corpus.py writes it")
+            raise InputError(f"{folder}: no {MANIFEST_NAME}; training.blend_labels or clients.label_corpus writes it")
         if not manifest.get("complete"):
             raise InputError(
                 f"{folder}: labelling has not finished; run clients/label_corpus.py again with the same --out"

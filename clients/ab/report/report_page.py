@@ -108,7 +108,8 @@ def report_charts(figures: dict[str, Any], pages: ExperimentPages) -> dict[str, 
 
 
 def write_report(figures: dict[str, Any], pictures: dict[str, str], out: Path) -> Path:
-    """Write the HTML page and the JSON beside it, each aside and renamed. Returns the JSON's path."""
+    """Write the JSON and the HTML page beside it, each aside and renamed. Returns the JSON's path."""
+    beside = write_figures(figures, out)  # first: a page never stands beside older figures
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -116,7 +117,7 @@ def write_report(figures: dict[str, Any], pictures: dict[str, str], out: Path) -
         r={**figures, "charts": pictures}, pct=charts.percent, p_text=charts.p_text
     )
     write_text(out, page)
-    return write_figures(figures, out)
+    return beside
 
 
 def write_figures(figures: dict[str, Any], out: Path) -> Path:
