@@ -10,6 +10,7 @@ it directly.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import math
@@ -17,8 +18,10 @@ import signal
 import ssl
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +31,7 @@ from fastapi import FastAPI
 from clients.ab.router.http_app import create_app
 from clients.ab.router.http_limits import HttpLimits
 from clients.ab.router.http_protocol import limited_protocol
+from clients.ab.router.open_files import allow_connections
 from clients.ab.router.page_service import ServiceSettings, page_logger
 from clients.ab.router.rerank_api import RerankSettings
 from ranking.errors import InputError
@@ -79,6 +83,30 @@ class Config(ServiceSettings, HttpLimits, RerankSettings, TelemetrySettings):
                 raise InputError(f"{self.tls_certificate} with {self.tls_key}: {problem}") from problem
 
 
+class _Settings(uvicorn.Config):
+    """uvicorn's settings with two that it lacks: in how many seconds TLS must have begun, and ended."""
+
+    handshake_seconds = 60.0
+    shutdown_seconds = 30.0
+
+    def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop]:
+        """Makes event loops; those of a TLS router listen with these limits."""
+        make = super().get_loop_factory() or asyncio.new_event_loop
+
+        def make_limited() -> asyncio.AbstractEventLoop:
+            loop = make()
+            # uvicorn lets nobody pass these on to its one call of create_server
+            limited = partial(
+                loop.create_server,
+                ssl_handshake_timeout=self.handshake_seconds,
+                ssl_shutdown_timeout=self.shutdown_seconds,
+            )
+            loop.create_server = limited  # type: ignore[method-assign]
+            return loop
+
+        return make_limited if self.is_ssl else make
+
+
 class _Server(uvicorn.Server):
     """Says where it listens once it does: with --port 0 nobody could know. And drains before it stops."""
 
@@ -124,21 +152,22 @@ def _serve(config: Config) -> int:
     if config.api_keys is None and config.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("anybody who reaches %s may ask: give --api-keys, or let only a front end reach it", config.host)
     app = create_app(config, config, __doc__ or "", config)
-    settings = uvicorn.Config(
+    settings = _Settings(
         app,
         config.host,
         config.port,
         log_config=None,
         access_log=False,
         ws="none",
-        http=limited_protocol(config),
-        limit_concurrency=config.max_connections,
+        http=limited_protocol(config, lambda: app.state.service.metrics),
         timeout_keep_alive=math.ceil(config.idle_seconds),
         log_level="warning",
         timeout_graceful_shutdown=math.ceil(config.stop_seconds),
         ssl_certfile=config.tls_certificate,
         ssl_keyfile=config.tls_key,
     )
+    settings.handshake_seconds, settings.shutdown_seconds = config.header_seconds, config.receive_seconds
+    allow_connections(config.max_connections)
     server = _Server(settings, app, config.drain_seconds)
     # what is loaded by now stays: off the collector's lists, it makes no collection of garbage long
     gc.collect()

@@ -23,6 +23,7 @@ from training.sources.judged_collections import (
     read_msrd,
 )
 from training.sources.judgment_table import parse_columns, read_table_source
+from training.sources.old_clicks import old_clicks_are_judgments
 from training.sources.row_readers import BadRows
 from training.world.dataset import WorldConfig, write_world
 
@@ -74,6 +75,10 @@ def main(config: Config) -> None:
     source = read_source(config, bad)
     mapped = map_grades(source, config.grades, bad)
     check_usable(source, config.source, config.negatives, bad)
+    if not _renews_clicks(config) and old_clicks_are_judgments(config.out, config.source):
+        clicks = config.out / "clicks.parquet"
+        clicks.unlink()
+        LOGGER.warning("%s is deleted: it was made from the judgments that were here before", clicks)
     if config.source.startswith("dataset:"):
         _copy_clicks(Path(config.source.removeprefix("dataset:")), config.out)
     content = write_dataset(
@@ -92,6 +97,13 @@ def main(config: Config) -> None:
     if bad.count:
         LOGGER.warning("%d bad rows were left out; see %s", bad.count, rejects)
     LOGGER.info("%s: %s", config.out, content["counts"])
+
+
+def _renews_clicks(config: Config) -> bool:
+    """Whether this run writes or removes clicks.parquet itself."""
+    kind, _, where = config.source.partition(":")
+    copied = kind == "dataset" and (Path(where) / "clicks.parquet").is_file()
+    return copied or config.clicks_from_judgments or config.simulate_clicks != "none"
 
 
 def _copy_clicks(source: Path, out: Path) -> None:

@@ -132,6 +132,7 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
         rejects = out.with_suffix(".rejects.tsv") if settings.on_bad_row == "reject" else None
         read, refused = open_view(engine, "events", TABLES["events"], files, rejects, columns)
         report: dict[str, Any] = {"events_read": read, "events_rejected": refused, "absent": columns.absent}
+        _require_unclicked(engine, settings, refused)
         report |= drop_forced_pages(engine, settings.exposures or exposures_beside(settings.events))
         report |= _drop_bots(engine, settings)
         report["distinct_queries"], report["normalised_queries"] = number_queries(engine, "people", rewrite=readable)
@@ -168,6 +169,26 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     report["settings"] = settings.as_report()
     write_json(out.with_suffix(".report.json"), report)
     return report
+
+
+def _require_unclicked(engine: QueryEngine, settings: ClickPairSettings, refused: int) -> None:
+    """DataError if every row of the log is a click, where what was shown and not clicked is needed, too.
+
+    Such a log would say that every position is looked at alike, and that nobody ever passed a document over.
+    """
+    estimated = settings.debias and not settings.propensities
+    if not (estimated or settings.shown_documents) or single_value(
+        engine, "SELECT count(*) = 0 OR count(*) FILTER (NOT clicked) > 0 FROM events"
+    ):
+        return
+    rejected = f" ({refused} rows were rejected)" if refused else ""
+    use = "position bias cannot be estimated" if estimated else "--shown-documents has nothing to say"
+    way_out = "; or count clicks as they are, with --no-debias" if not settings.shown_documents else ""
+    raise DataError(
+        settings.events,
+        f"every row is a click{rejected}: without the documents that were shown and not clicked, {use}; log each "
+        f"page's other documents with clicked false{way_out}",
+    )
 
 
 def _nothing_left(report: dict[str, Any]) -> str:

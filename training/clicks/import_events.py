@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,10 +27,14 @@ from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.program import run
 from ranking.schema import TABLES, write_table
+from ranking.visible import VISIBLE_RE2
 
 logger = logging.getLogger("import_events")
 
 BLOCK_ROWS = 50_000
+# DuckDB's types of a Parquet column whose values have one way to be written
+_PLAIN = re.compile(r"VARCHAR|ENUM\(.*\)|UUID|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)")
+LISTS = ("view_item_list", "view_search_results")  # GA4's events that show a list of documents
 
 
 @dataclass
@@ -67,9 +72,11 @@ class Config(DuckDbSettings):
                 raise ValueError(f"{name} is {getattr(self, name)}: a positive number is needed")
 
 
-# Both readers make three views: page (request_id, user_id, moment, query), shown (request_id, doc_id, position) and act
-# (user_id, moment, doc_id, request_id or null, click). Times are microseconds since 1970.
+# Both readers make three views: page (request_id, user_id, moment, query or null), shown (request_id, doc_id, position)
+# and act (user_id, moment, doc_id, request_id or null, click). Times are microseconds since 1970; a number is taken for
+# nanoseconds, microseconds, milliseconds or seconds, by its size.
 _AT = """CASE WHEN try_cast({0} AS DOUBLE) IS NULL THEN epoch_us(try_cast({0} AS TIMESTAMPTZ))
+    WHEN try_cast({0} AS DOUBLE) > 1e17 THEN (try_cast({0} AS DOUBLE) / 1000)::BIGINT
     WHEN try_cast({0} AS DOUBLE) > 1e14 THEN try_cast({0} AS DOUBLE)::BIGINT
     WHEN try_cast({0} AS DOUBLE) > 1e11 THEN (try_cast({0} AS DOUBLE) * 1000)::BIGINT
     ELSE (try_cast({0} AS DOUBLE) * 1000000)::BIGINT END"""
@@ -86,33 +93,43 @@ CREATE VIEW act AS SELECT line->>'$.client_id' AS user_id, {_AT.format("line->>'
     list_contains(getvariable('clicks'), line->>'$.action_name') AS click FROM ubi_events;
 """
 
-# a parameter of GA4 is {"key": ..., "value": {"string_value": ...}}
-_PARAMETER = """list_filter((line->'$.event_params')::JSON[], lambda p: (p->>'$.key') = '{0}')[1]
-    ->>'$.value.string_value'"""
+# A parameter of GA4 is {"key": ..., "value": {"string_value": ...}}; GA4 stores a term such as 501 as a number. A list
+# without items that repeats the term before it is that page's second event: GA4 sends view_search_results by itself.
+_VALUE = """list_filter((line->'$.event_params')::JSON[], lambda p: (p->>'$.key') = '{0}')[1]->'$.value'"""
 _GA4 = f"""
 CREATE TABLE hit AS SELECT (line->>'$.user_pseudo_id') || ':' || (line->>'$.event_timestamp') AS request_id,
     line->>'$.user_pseudo_id' AS user_id, {_AT.format("line->>'$.event_timestamp'")} AS moment,
-    line->>'$.event_name' AS name, coalesce((line->'$.items')::JSON[], []) AS items,
-    {_PARAMETER.format("search_term")} AS query FROM ga4;
-CREATE VIEW page AS SELECT request_id, user_id, moment, query FROM hit
-    WHERE name IN ('view_item_list', 'view_search_results') AND query IS NOT NULL AND len(items) > 0
-    QUALIFY row_number() OVER (PARTITION BY request_id) = 1;
+    line->>'$.event_name' AS name, coalesce((line->'$.items')::JSON[], []) AS items, name IN {LISTS} AS is_list,
+    {_VALUE.format("search_term")} AS term,
+    coalesce(nullif(term->>'$.string_value', ''), term->>'$.int_value', term->>'$.float_value',
+        term->>'$.double_value') AS query FROM ga4;
+CREATE VIEW page AS SELECT request_id, user_id, moment, query FROM (
+        SELECT *, lag(query) OVER (PARTITION BY user_id ORDER BY moment) AS query_before FROM hit WHERE is_list)
+    WHERE len(items) > 0 OR query IS DISTINCT FROM query_before
+    QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY query IS NULL, len(items) = 0, query) = 1
+        OR request_id IS NULL;
 CREATE VIEW shown AS SELECT request_id, items[number]->>'$.item_id' AS doc_id,
     number AS position FROM (SELECT request_id, items, unnest(range(1, len(items) + 1))::INTEGER AS number
-    FROM hit SEMI JOIN page USING (request_id) WHERE name IN ('view_item_list', 'view_search_results'));
+    FROM hit SEMI JOIN page USING (request_id, query) WHERE is_list);
 CREATE VIEW act AS SELECT user_id, moment, items[1]->>'$.item_id' AS doc_id, NULL::VARCHAR AS request_id,
     list_contains(getvariable('clicks'), name) AS click FROM hit;
 """
 
-# a click's dwell lasts until the user's next event of any kind; a page's documents are those whose text is known
-_JOIN = """
-CREATE TABLE pages AS SELECT request_id, coalesce(nullif(user_id, ''), request_id) AS user_id, moment, query FROM page
-    WHERE request_id IS NOT NULL AND moment IS NOT NULL AND query IS NOT NULL
+# A click's dwell lasts until the user's next event of any kind; a page's documents are those whose text is known.
+# A page without a query stays among the pages: what is clicked after it was not found by the search before it. Nobody
+# knows which pages a visitor without an id shares with others, so each page counts as one visitor.
+_WHO = "coalesce(nullif(user_id, ''), request_id)"
+_JOIN = f"""
+CREATE TABLE pages AS SELECT request_id, {_WHO} AS user_id, moment,
+    CASE WHEN regexp_matches(query, '{VISIBLE_RE2}') THEN query END AS query FROM page
+    WHERE request_id IS NOT NULL AND moment IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY moment) = 1;
+CREATE VIEW unsearched AS SELECT request_id FROM pages WHERE query IS NULL;
 CREATE TABLE listed AS SELECT request_id, doc_id, min(position)::INTEGER AS position FROM shown
+    ANTI JOIN unsearched USING (request_id) SEMI JOIN pages USING (request_id)
     WHERE doc_id IS NOT NULL GROUP BY ALL;
 CREATE TABLE timed AS SELECT *, lead(moment) OVER (PARTITION BY user_id ORDER BY moment) - moment AS pause FROM (
-    SELECT user_id, moment, doc_id, request_id, click FROM act WHERE moment IS NOT NULL
+    SELECT {_WHO} AS user_id, moment, doc_id, request_id, click FROM act WHERE moment IS NOT NULL
     UNION ALL SELECT user_id, moment, NULL, NULL, FALSE FROM pages);
 CREATE TABLE clicked AS SELECT user_id, moment, doc_id, request_id,
     CASE WHEN pause IS NULL OR pause > getvariable('session') THEN getvariable('last_dwell')
@@ -163,13 +180,19 @@ def _import(database: duckdb.DuckDBPyConnection, config: Config) -> dict[str, in
     def count(query: str) -> int:
         return int(single_value(database, f"SELECT count(*) FROM {query}"))
 
+    on_shown = count("linked SEMI JOIN listed USING (request_id, doc_id)")
+    no_search = count("linked SEMI JOIN unsearched USING (request_id)")
     report = {
-        "pages": count("pages"),
+        "pages": count("pages WHERE query IS NOT NULL"),
+        "pages_without_query": count("unsearched"),
+        "pages_without_id_or_time": count("page WHERE request_id IS NULL OR moment IS NULL"),
         "pages_written": count("(SELECT DISTINCT request_id FROM event)"),
         "documents_shown": count("listed"),
         "documents_without_text": count("listed ANTI JOIN document USING (doc_id)"),
         "clicks": count("clicked"),
-        "clicks_on_no_shown_document": count("clicked") - count("linked SEMI JOIN listed USING (request_id, doc_id)"),
+        "clicks_without_document_or_time": count("act WHERE click AND (doc_id IS NULL OR moment IS NULL)"),
+        "clicks_of_no_search": no_search,
+        "clicks_on_no_shown_document": count("clicked") - no_search - on_shown,
     }
     if not count("event"):
         raise InputError(f"no page with documents of {config.documents}: {json.dumps(report)}")
@@ -178,17 +201,66 @@ def _import(database: duckdb.DuckDBPyConnection, config: Config) -> dict[str, in
 
 
 def _read_documents(database: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Make the table document (doc_id, title, summary), one row a document.
+
+    Texts of JSON are taken as they stand: DuckDB's guess of a column's type would write a UUID of capitals in lower
+    case, a text among numbers in quotes, and a date in its own way.
+    """
     if not path.is_file():
         raise InputError(f"--documents {path}: no such file")
-    reader = "read_parquet" if path.suffix == ".parquet" else "read_json"
-    columns = {row[0] for row in database.execute(f"DESCRIBE SELECT * FROM {reader}({literal(path)})").fetchall()}
-    if not {"doc_id", "title"} <= columns:
-        raise InputError(f"--documents {path}: the columns doc_id and title are needed, summary may be there")
-    summary = "summary" if "summary" in columns else "''"
+    describe = _parquet_documents if path.suffix == ".parquet" else _json_documents
+    describe(database, path)
     database.execute(
-        f"CREATE TABLE document AS SELECT doc_id::VARCHAR AS doc_id, any_value(title) AS title, "
-        f"any_value({summary}) AS summary FROM {reader}({literal(path)}) GROUP BY ALL"
+        "CREATE TABLE document AS SELECT doc_id, any_value(title) AS title, any_value(summary) AS summary "
+        "FROM described GROUP BY doc_id"
     )
+
+
+def _parquet_documents(database: duckdb.DuckDBPyConnection, path: Path) -> None:
+    source = f"read_parquet({literal(path)})"
+    types = {row[0]: row[1] for row in database.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+    _require_columns(path, "doc_id" in types and "title" in types)
+    for name in ("doc_id", "title", "summary"):
+        if name in types and not _PLAIN.fullmatch(types[name]):
+            raise InputError(f"--documents {path}: the column {name} is {types[name]}: text or numbers are needed")
+    if nameless := single_value(database, f"SELECT count(*) FILTER (doc_id IS NULL) FROM {source}"):
+        raise InputError(f"--documents {path}: doc_id is null in {nameless} rows: every document needs one")
+    summary = "summary" if "summary" in types else "''"
+    database.execute(
+        f"CREATE VIEW described AS SELECT doc_id::VARCHAR AS doc_id, title::VARCHAR AS title, "
+        f"{summary}::VARCHAR AS summary FROM {source}"
+    )
+
+
+def _json_documents(database: duckdb.DuckDBPyConnection, path: Path) -> None:
+    lines = f"read_json_objects({literal(path)}, format = 'auto')"
+    plain = "('VARCHAR', 'UBIGINT', 'BIGINT', 'HUGEINT', 'UHUGEINT', 'DOUBLE')"
+    problems = " ".join(
+        f"""WHEN coalesce(json_type(json, '$.{name}'), 'absent') NOT IN {plain} {allowed}
+            THEN '{name} is ' || left(coalesce(json->>'$.{name}', json_type(json, '$.{name}'), 'absent'), 60)"""
+        for name, allowed in (
+            ("doc_id", ""),
+            ("title", "AND json_type(json, '$.title') <> 'NULL'"),
+            ("summary", "AND json_type(json, '$.summary') <> 'NULL'"),
+        )
+    )
+    ids, titles, problem = database.execute(
+        f"""SELECT count(*) FILTER (json_exists(json, '$.doc_id')), count(*) FILTER (json_exists(json, '$.title')),
+            min('the document ' || left(coalesce(json->>'$.doc_id', json::VARCHAR), 80) || ': ' || CASE {problems} END)
+            FROM {lines}"""
+    ).fetchall()[0]
+    _require_columns(path, ids and titles)
+    if problem is not None:
+        raise InputError(f"--documents {path}: {problem}: text or a number is needed")
+    database.execute(
+        f"CREATE VIEW described AS SELECT json->>'$.doc_id' AS doc_id, json->>'$.title' AS title, "
+        f"json->>'$.summary' AS summary FROM {lines}"
+    )
+
+
+def _require_columns(path: Path, there: bool) -> None:
+    if not there:
+        raise InputError(f"--documents {path}: the columns doc_id and title are needed, summary may be there")
 
 
 def _read_lines(database: duckdb.DuckDBPyConnection, name: str, pattern: str) -> None:

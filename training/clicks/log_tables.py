@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ranking.database import literal
 from ranking.errors import DataError, InputError
 from ranking.limits import MAX_FIELD_BYTES
 from ranking.query_engine import QueryEngine, single_row, single_value
@@ -53,7 +54,8 @@ def file_columns(
     defaults: Mapping[str, str] | None = None,
     hint: str = "",
 ) -> FileColumns:
-    """Check the columns of the files. Whole numbers are taken for text (ids) and for bool (0 or 1).
+    """Check the columns of the files. Whole numbers are taken for text (ids) and for bool (0 or 1), a null dwell of an
+    event without a click for 0.
 
     names: our column -> theirs, where they differ; defaults: our optional columns -> the SQL of their value where no
     file has them; hint: what to do about a missing column, as "; do this". DataError names an unreadable file, a
@@ -80,6 +82,11 @@ def file_columns(
         types = []
         for wanted in table.schema:
             kind = wanted.type if wanted.name in absent else schema.field(theirs[wanted.name]).type
+            if conversion := _conversion(wanted.type, kind, _name(theirs[wanted.name])):
+                unit = " milliseconds since 1970 (of seconds: * 1000000)" if pa.types.is_integer(kind) else ""
+                command = _rewritten(file, theirs[wanted.name], conversion)
+                problem = f"column {theirs[wanted.name]} is {kind}, {wanted.type} is needed"
+                raise DataError(file, f"{problem}; DuckDB converts{unit or ' it'}: {command}")
             if pa.types.is_integer(kind) and (pa.types.is_string(wanted.type) or pa.types.is_boolean(wanted.type)):
                 to = "VARCHAR" if pa.types.is_string(wanted.type) else "BOOLEAN"
                 kind, sql[wanted.name] = wanted.type, f"CAST({_quoted(theirs[wanted.name])} AS {to})"
@@ -88,7 +95,36 @@ def file_columns(
                 sql[wanted.name] = f"CAST({_quoted(theirs[wanted.name])} AS TIMESTAMPTZ)"
             types.append(pa.field(wanted.name, kind))
         conform(table, pa.schema(types).empty_table(), file)
+    if table.name == "events" and "dwell_seconds" not in absent:
+        # most exports leave the dwell null where nobody clicked
+        sql["dwell_seconds"] = f"coalesce({sql['dwell_seconds']}, CASE WHEN NOT {sql['clicked']} THEN 0 END)"
     return FileColumns(sql, absent)
+
+
+def _conversion(wanted: pa.DataType, kind: pa.DataType, column: str) -> str | None:
+    """DuckDB's SQL that makes a column of another type, for a user to judge: what its values mean is not guessed."""
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if pa.types.is_boolean(wanted) and text:
+        return f"lower({column}) IN ('true', 'yes', '1')"
+    if pa.types.is_boolean(wanted) and pa.types.is_floating(kind):
+        return f"{column} > 0"
+    if pa.types.is_timestamp(wanted) and text:
+        return f"CAST({column} AS TIMESTAMP)"
+    if pa.types.is_timestamp(wanted) and pa.types.is_integer(kind):
+        return f"make_timestamptz({column} * 1000)"
+    return None
+
+
+def _rewritten(file: str | Path, column: str, conversion: str) -> str:
+    """The command that writes a log anew with a column converted."""
+    return (
+        f"python -c \"import duckdb; duckdb.sql('''COPY (SELECT * REPLACE ({conversion} AS {_name(column)}) "
+        f"FROM {literal(Path(file))}) TO 'converted.parquet' ''')\""
+    )
+
+
+def _name(column: str) -> str:
+    return _quoted(column).replace('"', '\\"')  # as it stands in a shell's double quotes
 
 
 def _quoted(name: str) -> str:
@@ -105,6 +141,8 @@ def _reason(table: Table) -> str:
             cases.append(f"WHEN strlen({name}) > {MAX_FIELD_BYTES} THEN {limit}")
             if name in table.not_blank:
                 cases.append(f"WHEN NOT regexp_matches({name}, '{VISIBLE_RE2}') THEN '{name} is blank'")
+        elif pa.types.is_integer(column.type):
+            cases.append(f"WHEN {name} <> floor({name}) THEN '{name} is no whole number'")
         elif pa.types.is_floating(column.type):
             cases.append(f"WHEN NOT isfinite({name}) THEN '{name} is NaN or infinite'")
     for name, (low, high) in table.ranges.items():
@@ -153,17 +191,26 @@ def open_view(
     count = single_value(engine, f"SELECT count(*) FROM {refused}")
     keep = ""
     if count:
-        _refuse(engine, refused, count, rejects)
+        _refuse(engine, refused, count, rejects, columns)
         keep = f"ANTI JOIN {refused} USING (filename, file_row_number)"
-    engine.view(view, f"SELECT {', '.join(table.schema.names)} FROM {view}_rows {keep}")
+    # a position 1.0 is 1 from here on; none is lost, since what is no whole number was refused
+    good = ", ".join(
+        f"TRY_CAST({column.name} AS INTEGER) AS {column.name}" if pa.types.is_integer(column.type) else column.name
+        for column in table.schema
+    )
+    engine.view(view, f"SELECT {good} FROM {view}_rows {keep}")
     return total, count
 
 
-def _refuse(engine: QueryEngine, refused: str, count: int, rejects: Path | None) -> None:
+def _refuse(engine: QueryEngine, refused: str, count: int, rejects: Path | None, columns: FileColumns) -> None:
     in_order = f"SELECT filename, file_row_number, reason FROM {refused} ORDER BY filename, file_row_number"
     if rejects is None:
         file, row, reason = engine.rows(f"{in_order} LIMIT 1")[0]
         more = f" ({count - 1} more bad rows)" if count > 1 else ""
+        if reason.startswith("position is outside"):
+            theirs = columns.sql["position"].strip('"')
+            command = _rewritten(file, theirs, f"{_name(theirs)} + 1")
+            more += f"; the first position is 1; a log that counts from 0 is converted by: {command}"
         raise DataError(file, reason + more, row + 1)
     rejects.unlink(missing_ok=True)  # of an earlier run
     sink = Rejects(rejects)

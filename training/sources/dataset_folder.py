@@ -138,6 +138,7 @@ def write_dataset(
     for name in SPLITS:
         if settings.negatives:
             add_negatives(source, judged[name].grades, settings.negatives)
+        _warn_of_equal_grades(name, judged[name].grades)
     counts = {"documents": source.corpus_size}
     counts["queries_without_judgments"] = len(source.queries.keys() - source.judged_queries())
     counts |= {"queries_near_a_held_out_one": len(splits.removed), "judgments_of_those": dropped}
@@ -176,6 +177,20 @@ def _warn_of_empty_splits(judgments: dict[str, int], origin: str) -> None:
             LOGGER.warning(
                 "the %s split is empty: %s; --resplit draws train, dev and test anew, by query", name, consequence
             )
+
+
+def _warn_of_equal_grades(split: str, grades: dict[Pair, int]) -> None:
+    """Say so where fewer than half of a split's queries can be ranked, that is, have two documents of other grades."""
+    grades_of: dict[str, set[int]] = {}
+    for (query_id, _), grade in grades.items():
+        grades_of.setdefault(query_id, set()).add(grade)
+    ranked = sum(len(values) > 1 for values in grades_of.values())
+    if 2 * ranked < len(grades_of):
+        LOGGER.warning(
+            "the %s split: only %d of %d queries have documents of different grades; on the others every order is "
+            "equally good, so nothing is learned or measured",
+            split, ranked, len(grades_of),
+        )  # fmt: skip
 
 
 def _splits(source: JudgedSource, settings: DatasetSettings) -> QuerySplits:

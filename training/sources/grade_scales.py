@@ -52,7 +52,8 @@ def parse_grades(words: Sequence[str]) -> dict[float, int] | str:
                 f"or --grades {BY_RANK}"
             ) from None
     if waiting:
-        raise ValueError(f"grades: {waiting[-1]:g} has no grade; end the list as in {waiting[-1]:g}={MAX_GRADE}")
+        last = as_text(waiting[-1])
+        raise ValueError(f"grades: {last} has no grade; end the list as in {last}={MAX_GRADE}")
     return grades
 
 
@@ -90,6 +91,14 @@ def by_rank(values: Sequence[float]) -> dict[float, int]:
     return {value: math.floor(rank * spread + 0.5) for rank, value in enumerate(order)}
 
 
+def as_text(value: float) -> str:
+    """A whole number in all its digits (1700000000), else six digits (1.33333), or more if these name another one."""
+    if float(value).is_integer() and abs(value) < 1e16:
+        return str(int(value))
+    short = f"{value:g}"
+    return short if abs(float(short) - value) <= SAME_VALUE / 100 else repr(value)
+
+
 def as_flag(grades: Mapping[float, int]) -> str:
     """The map as the flag that states it: values of one grade share an "="; by rank where a line would not hold it."""
     if len(grades) > MAX_NAMED and dict(grades) == by_rank(list(grades)):
@@ -98,7 +107,7 @@ def as_flag(grades: Mapping[float, int]) -> str:
     values = sorted(grades)
     for value, after in zip(values, [*values[1:], None]):
         shared = after is not None and grades[after] == grades[value]
-        parts.append(f"{value:g}" if shared else f"{value:g}={grades[value]}")
+        parts.append(as_text(value) if shared else f"{as_text(value)}={grades[value]}")
     return "--grades=" + ",".join(parts)
 
 
@@ -127,12 +136,12 @@ def map_grades(source: JudgedSource, words: Sequence[str], bad: BadRows) -> dict
     for split, grades in source.judged.items():
         for pair in [pair for pair, grade in grades.items() if grade not in mapping]:
             path, row = source.rows[split, pair]
-            bad.refuse(path, row, f"grade {grades[pair]:g} {hint}")
+            bad.refuse(path, row, f"grade {as_text(grades[pair])} {hint}")
             del grades[pair]
         grades.update({pair: mapping[grade] for pair, grade in grades.items()})
     if all(value == grade for value, grade in mapping.items()):
         return {}
-    return {f"{value:g}": mapping[value] for value in sorted(mapping)}
+    return {as_text(value): mapping[value] for value in sorted(mapping)}
 
 
 def _explicit(rule: Mapping[float, int], tally: Mapping[float, int]) -> dict[float, int]:
@@ -166,4 +175,6 @@ def _default(tally: Mapping[float, int]) -> tuple[dict[float, int], str]:
 
 
 def _some(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values[:5]) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+    return ", ".join(as_text(value) for value in values[:5]) + (
+        f" and {len(values) - 5} more" if len(values) > 5 else ""
+    )

@@ -22,10 +22,10 @@ from training.sources.row_readers import (
     grade_field,
     json_rows,
     on_scale,
-    separated_rows,
     text_field,
     text_lines,
 )
+from training.sources.separated_rows import separated_rows
 
 TREC_QRELS = ".qrels"
 UNSPLIT = ""  # the split of judgments whose source names none

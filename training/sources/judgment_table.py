@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ from ranking.errors import DataError, InputError
 from ranking.text import normalise
 from training.sources.judged_collections import UNSPLIT, JudgedSource, Pair, Text
 from training.sources.query_splits import SPLITS, split_name
-from training.sources.row_readers import BadRows, Row, grade_field, json_rows, parquet_rows, separated_rows, text_field
+from training.sources.row_readers import (
+    BadRows,
+    Row,
+    grade_field,
+    json_columns,
+    json_rows,
+    parquet_columns,
+    parquet_rows,
+    text_field,
+)
+from training.sources.separated_rows import separated_rows
 
 REQUIRED = ("query", "title", "grade")
 OPTIONAL = ("query_id", "doc_id", "summary", "split")
@@ -38,60 +49,80 @@ def read_table_source(
     labelled. DataError: a required or mapped column is missing, or a row is bad.
     """
     source = JudgedSource(licence="the user's own")
-    names: dict[str, str] | None = None
-    seen: set[Pair] = set()
-    for number, row in _rows(path, bad):
-        if names is None:
-            names = _resolve(path, columns, row)
-        try:
-            values = {ours: row.get(theirs) for ours, theirs in names.items()}
-            query_id, doc_id, query, text = _ids_and_texts(source, values)
-            split = _split(values)
-            pair = (query_id, doc_id)
-            if pair in seen:
-                raise ValueError(f"duplicate key (query {query_id!r}, document {doc_id!r})")
-            grade = values["grade"]
-            if grade is None or (isinstance(grade, str) and not grade.strip()):
-                source.unlabelled.add(pair)
-            else:
-                source.judge(split, pair, grade_field(grade, grades), path, number)
-            seen.add(pair)
-            source.queries.setdefault(query_id, query)
-            source.add_text(pair, text)
-        except ValueError as problem:
-            bad.refuse(path, number, str(problem))
-    if names is None:
+    seen: set[tuple[str, Pair]] = set()
+    number = 0
+    for file in _files(path):
+        names, rows = _open(file, columns, bad)
+        for number, row in rows:
+            try:
+                values = {ours: row.get(theirs) for ours, theirs in names.items()}
+                query_id, doc_id, query, text = _ids_and_texts(source, values)
+                split = _split(values)
+                pair = (query_id, doc_id)
+                # a row without a split can end up in any: it must not meet a second grade of its pair there
+                if any((other, pair) in seen for other in ({split, UNSPLIT} if split else {UNSPLIT, *SPLITS})):
+                    raise ValueError(f"duplicate key (query {query_id!r}, document {doc_id!r})")
+                grade = values["grade"]
+                if grade is None or (isinstance(grade, str) and not grade.strip()):
+                    source.unlabelled.add(pair)
+                else:
+                    source.judge(split, pair, grade_field(grade, grades), file, number)
+                seen.add((split, pair))
+                source.queries.setdefault(query_id, query)
+                source.add_text(pair, text)
+            except ValueError as problem:
+                bad.refuse(file, number, str(problem))
+    if not number and not bad.count:
         raise DataError(path, "no usable query: the table has no row")
     source.corpus_size = len(source.documents)
     return source
 
 
-def _rows(path: Path, bad: BadRows) -> Iterator[Row]:
-    name = path.name.removesuffix(".gz")
+def _files(path: Path) -> list[Path]:
+    """The file, or the Parquet files of a folder as Spark writes it. DataError if they have other columns."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.glob("*.parquet") if file.is_file())
+    if not files:
+        raise InputError(f"{path}: a folder without .parquet files; one file, or a folder of Parquet files, is read")
+    for file in files[1:]:
+        if set(parquet_columns(file)) != set(parquet_columns(files[0])):
+            raise DataError(file, f"its columns are not those of {files[0].name} beside it")
+    return files
+
+
+def _open(path: Path, columns: dict[str, str], bad: BadRows) -> tuple[dict[str, str], Iterator[Row]]:
+    """Our name -> the file's column, and the rows."""
+    name = path.name.lower().removesuffix(".gz")
     if not path.is_file():
         raise DataError(path, "no such file")
     if name.endswith(".parquet"):
-        return parquet_rows(path, bad)
-    if name.endswith((".jsonl", ".ndjson")):
-        return json_rows(path, bad)
-    if name.endswith((".csv", ".tsv")):
-        return separated_rows(path, bad)
-    raise InputError(f"{path}: .parquet, .jsonl, .csv or .tsv is expected (the last three may be gzipped)")
+        names = _resolve(path, columns, parquet_columns(path))
+        return names, parquet_rows(path, bad, list(names.values()))
+    lines = name.endswith((".jsonl", ".ndjson"))
+    if not lines and not name.endswith((".csv", ".tsv")):
+        raise InputError(f"{path}: .parquet, .jsonl, .csv or .tsv is expected (the last three may be gzipped)")
+    rows = json_rows(path, bad) if lines else separated_rows(path, bad)
+    first = next(rows, None)
+    if first is None:
+        return {}, rows
+    return _resolve(path, columns, json_columns(path) if lines else first[1]), chain([first], rows)
 
 
-def _resolve(path: Path, columns: dict[str, str], row: dict[str, Any]) -> dict[str, str]:
+def _resolve(path: Path, columns: dict[str, str], there: Iterable[str]) -> dict[str, str]:
     """Our name -> the file's column, for the columns that are there; "Query" is found as query."""
-    alike = {str(name).strip().lower(): name for name in reversed(row)}
-    names = {ours: columns.get(ours, ours if ours in row else alike.get(ours, ours)) for ours in REQUIRED + OPTIONAL}
+    there = list(there)
+    alike = {str(name).strip().lower(): name for name in reversed(there)}
+    names = {ours: columns.get(ours, ours if ours in there else alike.get(ours, ours)) for ours in REQUIRED + OPTIONAL}
     missing = [f"{ours} ({theirs})" if ours != theirs else ours for ours, theirs in names.items()
-               if theirs not in row and (ours in REQUIRED or ours in columns)]  # fmt: skip
+               if theirs not in there and (ours in REQUIRED or ours in columns)]  # fmt: skip
     if missing:
         raise DataError(
             path,
-            f"no column {', '.join(missing)}; there are {', '.join(map(str, row))}; map them with --columns "
-            + ",".join(f"{ours}=THEIRS" for ours, theirs in names.items() if theirs not in row and ours in REQUIRED),
+            f"no column {', '.join(missing)}; there are {', '.join(map(str, there))}; map them with --columns "
+            + ",".join(f"{ours}=THEIRS" for ours, theirs in names.items() if theirs not in there and ours in REQUIRED),
         )
-    return {ours: theirs for ours, theirs in names.items() if theirs in row}
+    return {ours: theirs for ours, theirs in names.items() if theirs in there}
 
 
 def _ids_and_texts(source: JudgedSource, values: dict[str, Any]) -> tuple[str, str, str, Text]:

@@ -1,8 +1,8 @@
 """Splits by query, such that near-identical queries never stand on both sides: a reworded test query is a leak.
 
-Two queries are near-identical when, folded (NFKC, case, accents, punctuation, plural s), they have the same words in
-any order, the same letters whatever the spaces, or, from MIN_TYPO_LENGTH letters on, differ by a typo or two (a letter
-dropped in one of them or in both, so a wrong or swapped letter counts as well).
+Two queries are near-identical when, folded (NFKC, case, accents, vowel points, punctuation, plural s), they have the
+same words in any order, the same letters whatever the spaces, or, from MIN_TYPO_LENGTH letters on, differ by a typo or
+two (a letter dropped in one of them or in both, so a wrong or swapped letter counts as well).
 """
 
 from __future__ import annotations
@@ -23,6 +23,14 @@ SPLIT_NAMES = {
 }
 MIN_TYPO_LENGTH = 8
 
+# What a searcher may leave out: accents of Latin, Greek and Cyrillic letters, vowel points of Hebrew and Arabic. Marks
+# of other scripts are letters: without vowel signs or dakuten, words of Hindi or kana that mean other things are one
+_ACCENTS = re.compile(
+    "[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u0591-\u05bd\u05bf\u05c1-\u05c7\u064b-\u065f\u0670]"
+)
+_SIGNS = "".join(chr(code) for code in range(0x0300, 0xABFF) if unicodedata.category(chr(code))[0] == "M")
+_WORDS = re.compile(rf"(?:\w[{_SIGNS}]*)+(?:(?<=[^\W\d_])[+#]+(?![\w+#]))?")  # c++ and c# are words
+
 
 def split_name(name: str) -> str | None:
     """train, dev or test for the usual names of splits; None for any other name."""
@@ -32,8 +40,8 @@ def split_name(name: str) -> str | None:
 def fold(query: str) -> list[str]:
     """The words of a query without case, accents, punctuation and plural s; the raw text where that leaves nothing."""
     text = unicodedata.normalize("NFKD", normalise(query).casefold())
-    text = "".join(letter for letter in text if not unicodedata.combining(letter))
-    words = [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in re.findall(r"\w+", text)]
+    text = unicodedata.normalize("NFC", _ACCENTS.sub("", text))
+    words = [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in _WORDS.findall(text)]
     return words or [query.strip()]
 
 

@@ -7,14 +7,12 @@ the reading goes on. A file that breaks off (truncated gzip or Parquet) always r
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import json
 import math
-import re
 import zlib
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,7 @@ def text_lines(path: Path, bad: BadRows, progress: bool = True) -> Iterator[tupl
         raise DataError(path, "no such file")
     number = 0
     with (
-        gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream,
+        gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream,
         tqdm(desc=path.name, unit="row", disable=not progress, leave=False) as bar,
     ):
         while True:
@@ -103,56 +101,40 @@ def json_rows(path: Path, bad: BadRows) -> Iterator[Row]:
         yield number, content
 
 
-def separated_rows(path: Path, bad: BadRows) -> Iterator[Row]:
-    """Rows under a header line: tabs without quoting where the name says .tsv, else CSV with quoting.
+def json_columns(path: Path) -> list[str]:
+    """The keys of all rows, in the order in which they come: a row may leave out what it has no value for."""
+    keys: dict[str, None] = {}
+    for _, row in json_rows(path, _NotedLater()):
+        keys.update(dict.fromkeys(row))
+    return list(keys)
 
-    A CSV whose header has no comma outside quotes, but semicolons or tabs, is separated by these: spreadsheets write
-    semicolons where the comma is the decimal point.
+
+class _NotedLater(BadRows):
+    """For a first pass over a file: the second one notes its bad rows."""
+
+    def refuse(self, path: str | Path, row: int, reason: str) -> None:
+        """Nothing."""
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Names of a Parquet file's columns. DataError if it is truncated or no Parquet."""
+    with reading(path):
+        return list(pq.read_schema(path).names)
+
+
+def parquet_rows(path: Path, bad: BadRows, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Rows of a Parquet file, numbered from 1, with these columns only (None: all).
+
+    DataError if the file is truncated or no Parquet, or if one of the columns holds neither text nor numbers.
     """
-    csv.field_size_limit(1 << 30)  # an over-long field is refused later, by name, like in every other format
-    tabs = path.name.removesuffix(".gz").endswith(".tsv")
-    number = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal number
-        for number, text in text_lines(path, bad):  # noqa: B007 the csv reader may take several lines for a row
-            yield text if tabs else text + "\n"
-
-    rows: Iterator[list[str]] = (line.split("\t") for line in lines()) if tabs else _csv_rows(lines())
-    header: list[str] | None = None
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as problem:
-            bad.refuse(path, number, f"not CSV: {problem}")
-            continue
-        if row is None:
-            break
-        if header is None:
-            header = [name.strip() for name in row]
-            if len(set(header)) < len(header):
-                raise DataError(path, "a column name occurs twice in the header")
-        elif len(row) != len(header):
-            bad.refuse(path, number, f"{len(row)} fields, the header has {len(header)}")
-        else:
-            yield number, dict(zip(header, row))
-    if header is None:
-        raise DataError(path, "empty: a header line is needed")
-
-
-def _csv_rows(lines: Iterator[str]) -> Iterator[list[str]]:
-    """A csv.reader with the separator that the first line has."""
-    first = next(lines, "")
-    unquoted = re.sub(r'"[^"]*"', "", first)
-    separator = "," if "," in unquoted else next((mark for mark in ";\t|" if mark in unquoted), ",")
-    return csv.reader(chain([first] if first else [], lines), delimiter=separator, strict=True)
-
-
-def parquet_rows(path: Path, bad: BadRows) -> Iterator[Row]:
-    """Rows of a Parquet file, numbered from 1. DataError if it is truncated or no Parquet."""
     with reading(path):
         file = pq.ParquetFile(path)
-        batches = file.iter_batches(8192)
+        batches = file.iter_batches(8192, columns=columns and list(columns))
+    for name in columns or ():
+        kind = file.schema_arrow.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_temporal(kind) or pa.types.is_nested(kind):
+            raise DataError(path, f"column {name} is {kind}: text or numbers are needed")
     number = 0
     with tqdm(total=file.metadata.num_rows, desc=path.name, unit="row", leave=False) as bar:
         while True:
@@ -190,6 +172,8 @@ def column(row: dict[str, Any], name: str, path: Path) -> Any:
 
 def text_field(value: Any, name: str, blank_ok: bool = False) -> str:
     """A field as text; a whole number is taken as its digits (ids are often numbers). ValueError says what is wrong."""
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if value is None and blank_ok:
@@ -214,7 +198,7 @@ def grade_field(value: Any, words: Mapping[str, int] | None = None) -> float:
     """
     if words and isinstance(value, str) and value.strip().casefold() in words:
         return words[value.strip().casefold()]
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         raise ValueError(f"grade is {'null' if value is None else type(value).__name__}, a number is needed")
     text = value.strip() if isinstance(value, str) else value
     if isinstance(text, str) and text.count(",") == 1 and "." not in text:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import defaultdict
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.ab.judging.agreement import VALUES, advantage_interval, krippendorff_alpha
+from clients.ab.judging.csv_file import append_row, read_rows
 from ranking.database import DuckDbSettings, literal
 from ranking.errors import InputError
 from ranking.files import write_text
@@ -61,8 +61,8 @@ class Sheet:
 
     def __init__(self, judgments: Path, grades: Path, queries: Sequence[SheetQuery], alpha: float):
         self.judgments, self.grades, self.queries, self.alpha = judgments, grades, list(queries), alpha
-        self._rows = _read(judgments, COLUMNS)
-        self._graded = _read(grades.with_suffix(".raters.csv"), (*GRADE_COLUMNS, "rater"))
+        self._rows = read_rows(judgments, COLUMNS)
+        self._graded = read_rows(grades.with_suffix(".raters.csv"), (*GRADE_COLUMNS, "rater"))
 
     def next_for(self, rater: str) -> dict[str, Any]:
         """The rater's next query, None where all are judged or skipped; with how many are done."""
@@ -72,16 +72,23 @@ class Sheet:
         return {"query": left[0].query if left else None, "done": done, "total": len(self.queries)}
 
     def add(self, query: str, verdict: str, rater: str, reason: str) -> None:
-        """Append a judgment, or a skip: verdict empty, with its reason. A rater's later word on a query replaces it."""
+        """Append a judgment, or a skip: verdict empty, with its reason. A rater's later word on a query replaces it.
+
+        OSError if it cannot be stored; then it does not count either.
+        """
         band = next((one.band for one in self.queries if one.query == query), "")
         row = dict(zip(COLUMNS, (query, verdict, rater, band, reason)))
+        append_row(self.judgments, COLUMNS, row)
         self._rows.append(row)
-        _append(self.judgments, COLUMNS, row)
 
     def add_grade(self, rater: str, row: dict[str, Any]) -> None:
-        """Append a rater's grade, and write the table that prepare_data reads: the middle grade of each pair."""
-        self._graded.append({name: str(row[name]) for name in GRADE_COLUMNS} | {"rater": rater})
-        _append(self.grades.with_suffix(".raters.csv"), (*GRADE_COLUMNS, "rater"), self._graded[-1])
+        """Append a rater's grade, and write the table that prepare_data reads: the middle grade of each pair.
+
+        OSError if either cannot be written.
+        """
+        grade = {name: str(row[name]) for name in GRADE_COLUMNS} | {"rater": rater}
+        append_row(self.grades.with_suffix(".raters.csv"), (*GRADE_COLUMNS, "rater"), grade)
+        self._graded.append(grade)
         pairs: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
         for one in self._graded:
             # a rater's later grade replaces the earlier one, however the query was typed: prepare_data calls
@@ -122,35 +129,3 @@ class Sheet:
 
 def _rounded(mean: float) -> int:
     return 1 if mean >= 0.5 else -1 if mean <= -0.5 else 0
-
-
-def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if list(reader.fieldnames or ()) != list(columns):
-            raise InputError(
-                f"{path}: its columns are not {', '.join(columns)}: name another file, or move this one away"
-            )
-        return [{name: plain_text(value) for name, value in row.items()} for row in reader]
-
-
-def _append(path: Path, columns: Sequence[str], row: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        if fresh:
-            writer.writerow(columns)
-        writer.writerow([plain_cell(row[name]) for name in columns])
-
-
-def plain_cell(text: str) -> str:
-    """The text for a CSV that a spreadsheet opens: what it would run as a formula gets an apostrophe before it."""
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text[:1] in ("\t", "\r") else text
-
-
-def plain_text(cell: str) -> str:
-    """The text that plain_cell wrote."""
-    return cell[1:] if cell[:1] == "'" and plain_cell(cell[1:]) == cell else cell

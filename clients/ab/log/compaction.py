@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -17,16 +15,18 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from clients.ab.log.days_lock import days_lock
 from clients.ab.log.lines import DAY_MICROSECONDS
 from clients.ab.log.quarantine import Line, Quarantine
-from clients.ab.log.reader import ReadCounts, log_files, read_lines
+from clients.ab.log.reader import ReadCounts, log_files, read_lines, still_there
 from clients.ab.log.records import RECORDS, SMALL_RECORDS
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.query_engine import QueryEngine, QueryEngineSettings, single_value, told
 from ranking.schema import TABLES, write_table
 
-BLOCK_RECORDS = 20_000
+# what is held in memory at a time, whichever is reached first: pages may be a hundred bytes or some megabytes long
+BLOCK_RECORDS, BLOCK_BYTES = 20_000, 64 << 20
 _ENTRY = pa.field("entry", pa.int64())
 FILE_MODE, FOLDER_MODE = 0o640, 0o750  # what users searched for and clicked is not for every account of the machine
 
@@ -53,10 +53,13 @@ class Summary:
 
 # the last exposure of a request_id counts: a caller that asked again used the later answer
 _PREPARE = {
+    # the window holds narrow rows alone: with the pages' text in it, some hundred pages of megabytes fill the memory
     "page": f"""
-        SELECT *, logged // {DAY_MICROSECONDS} AS day FROM (
-            SELECT *, row_number() OVER (PARTITION BY request_id ORDER BY logged DESC, entry DESC) AS turn FROM exposure
-        ) AS asked WHERE turn = 1""",
+        SELECT *, logged // {DAY_MICROSECONDS} AS day FROM exposure WHERE entry IN (
+            SELECT entry FROM (
+                SELECT entry, row_number() OVER (PARTITION BY request_id ORDER BY logged DESC, entry DESC) AS turn
+                FROM exposure
+            ) AS asked WHERE turn = 1)""",
     "touched": """
         SELECT request_id, doc_id, max(dwell_seconds) AS dwell_seconds, bool_or(event = 'click') AS clicked,
             count(*) AS sent FROM event GROUP BY request_id, doc_id""",
@@ -129,27 +132,28 @@ def compact(raw: Path, out: Path, settings: QueryEngineSettings) -> Summary:
     """Read the raw log folder, write the days that it holds into `out`, and count what was met on the way.
 
     A record that breaks its table goes to rejects.jsonl with file, line and reason, and is counted: one caller's page
-    must not end compaction, and with it retention, for everybody.
+    must not end compaction, and with it retention, for everybody. Waits for another program at work on `out`.
     InputError: no such folder, or a record of a kind that this release does not know.
     """
+    out.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+    with days_lock(out) as lock, lock.scratch(settings.temp_folder or out) as scratch:
+        return _compact(raw, out, settings, scratch)
+
+
+def _compact(raw: Path, out: Path, settings: QueryEngineSettings, scratch: Path) -> Summary:
     summary = Summary()
     quarantine = Quarantine()
-    out.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".compact-", dir=settings.temp_folder or out))
+    engine = settings.open_engine(scratch, tables_on_disk=True)
     try:
-        engine = settings.open_engine(temporary, tables_on_disk=True)
-        try:
-            small = _load(engine, raw, summary, quarantine)
-            for name, query in _PREPARE.items():
-                engine.table(name, query)
-            _count(engine, summary)
-            _write_days(engine, out, summary)
-        except engine.problems as problem:
-            raise InputError(f"{raw}: cannot be compacted: {told(engine, problem)}") from problem
-        finally:
-            engine.close()
+        small = _load(engine, raw, summary, quarantine)
+        for name, query in _PREPARE.items():
+            engine.table(name, query)
+        _count(engine, summary)
+        _write_days(engine, out, summary)
+    except engine.problems as problem:
+        raise InputError(f"{raw}: cannot be compacted: {told(engine, problem)}") from problem
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        engine.close()
     if path := quarantine.write(out):
         path.chmod(FILE_MODE)
     summary.rejected = len(quarantine.rejects)
@@ -176,37 +180,42 @@ def _load(engine: QueryEngine, raw: Path, summary: Summary, quarantine: Quaranti
     blocks: dict[str, list[Line]] = {kind: [] for kind in RECORDS}
     small: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SMALL_RECORDS}
     counts = ReadCounts()
-    files = log_files(raw)
+    sizes: dict[Path, int] = {}
+    for path in log_files(raw):
+        with still_there(path):
+            sizes[path] = path.stat().st_size
     entries = dict.fromkeys(RECORDS, 0)
     with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=sum(f.stat().st_size for f in files), unit="B", unit_scale=True, desc="reading")
-        )
+        bar = stack.enter_context(tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="reading"))
         writes = {
             kind: stack.enter_context(engine.filling(kind, schema.append(_ENTRY))) for kind, schema in RECORDS.items()
         }
 
-        def insert(kind: str) -> None:
-            rows = quarantine.sound(kind, blocks[kind])
-            writes[kind](rows.append_column(_ENTRY, pa.array(np.arange(len(rows)) + entries[kind])))
-            entries[kind] += len(rows)
-            blocks[kind].clear()
+        def insert() -> None:
+            for kind, block in blocks.items():
+                if block:
+                    rows = quarantine.sound(kind, block)
+                    writes[kind](rows.append_column(_ENTRY, pa.array(np.arange(len(rows)) + entries[kind])))
+                    entries[kind] += len(rows)
+                    block.clear()
 
-        for path in files:
-            for number, record in read_lines(path, counts):
+        held_records = held_bytes = 0
+
+        for path, size in sizes.items():
+            for number, length, record in read_lines(path, counts):
                 kind, line = str(record.get("type")), Line(path, number, record)
                 if kind in blocks:
                     blocks[kind].append(line)
-                    if len(blocks[kind]) >= BLOCK_RECORDS:
-                        insert(kind)
+                    held_records, held_bytes = held_records + 1, held_bytes + length
+                    if held_records >= BLOCK_RECORDS or held_bytes >= BLOCK_BYTES:
+                        insert()
+                        held_records = held_bytes = 0
                 elif kind in small:
                     small[kind] += quarantine.whole(kind, line)
                 else:
                     raise InputError(f"{path}: a record of type {kind!r}; it was written by a newer release")
-            bar.update(path.stat().st_size)
-        for kind, block in blocks.items():
-            if block:
-                insert(kind)
+            bar.update(size)
+        insert()
     summary.files, summary.records, summary.torn_tails = counts.files, counts.records, counts.torn
     summary.damaged = counts.damaged
     return small

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clients.ab.log.compaction import FILE_MODE
+from clients.ab.log.days_lock import days_lock
 from clients.ab.log.lines import decode, encode
 from clients.ab.log.privacy import Privacy
 from clients.ab.log.quarantine import REJECTS
-from clients.ab.log.reader import log_files
+from clients.ab.log.reader import log_files, still_there
 from ranking.errors import InputError
 from ranking.files import replacing, write_json
 from ranking.schema import read_table, write_table
@@ -48,9 +49,18 @@ class Erasure:
         self.erased = Erased()
 
     def run(self, raw: Path | None, data: Path | None) -> Erased:
-        """Erase from the raw log folder and from the compacted folder, each if given. InputError: no such folder."""
-        if data is not None and not data.is_dir():
+        """Erase from the raw log folder and from the compacted folder, each if given. InputError: no such folder.
+
+        Waits for a compaction, which has read what is erased here and would write it again.
+        """
+        if data is None:
+            return self._run(raw, None)
+        if not data.is_dir():
             raise InputError(f"{data}: no such folder of compacted days")
+        with days_lock(data):
+            return self._run(raw, data)
+
+    def _run(self, raw: Path | None, data: Path | None) -> Erased:
         files = log_files(raw) if raw is not None else []
         # clicks and shadow scores are known by the page's id alone: the pages come first
         for path in files:
@@ -96,7 +106,9 @@ class Erasure:
         return b"" if kept is None else line if kept is record else encode(kept)[:-1]
 
     def _raw_file(self, path: Path) -> None:
-        with path.open("rb") as stream:
+        with still_there(path):
+            stream = path.open("rb")
+        with stream:
             changed = sum(self._raw_line(line) != line for line in _lines(path))
             if not changed:
                 return
@@ -142,7 +154,9 @@ class Erasure:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
+    with still_there(path):
+        stream = path.open("rb")
+    with stream:
         for line in stream:
             yield line.rstrip(b"\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,21 +34,29 @@ def log_files(folder: str | Path) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such log folder")
-    found = sorted(Path(folder).glob(f"*{SUFFIX}"))
-    files = [path for path in found if stat.S_ISREG(path.lstat().st_mode)]
-    for path in sorted(set(found) - set(files)):
-        logger.warning("%s: left out, because it is no ordinary file", path)
+    files = []
+    for path in sorted(Path(folder).glob(f"*{SUFFIX}")):
+        try:
+            ordinary = stat.S_ISREG(path.lstat().st_mode)
+        except FileNotFoundError:  # retention was faster: as if it had been gone before
+            continue
+        if ordinary:
+            files.append(path)
+        else:
+            logger.warning("%s: left out, because it is no ordinary file", path)
     return files
 
 
-def read_lines(path: Path, counts: ReadCounts) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every whole record of one file with the 1-based number of its line, in order.
+def read_lines(path: Path, counts: ReadCounts) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(1-based number of its line, bytes of the line, record) of every whole record of one file, in order.
 
-    Torn and damaged lines are counted, never raised.
+    Torn and damaged lines are counted, never raised. InputError: the file is gone.
     """
-    counts.files += 1
     bad = 0
-    with path.open("rb") as stream:
+    with still_there(path):
+        stream = path.open("rb")
+    with stream:
+        counts.files += 1
         for number, line in enumerate(stream, 1):
             if bad:  # the bad line was not the last one: damage
                 counts.damaged.append(f"{path}:{bad}")
@@ -57,13 +66,26 @@ def read_lines(path: Path, counts: ReadCounts) -> Iterator[tuple[int, dict[str, 
                 bad = number
                 continue
             counts.records += 1
-            yield number, record
+            yield number, len(line), record
     counts.torn += bool(bad)
+
+
+@contextmanager
+def still_there(path: Path) -> Iterator[None]:
+    """A listed file that is gone when the block needs it is an InputError.
+
+    Left out, its day would be written anew from the files that are left.
+    """
+    try:
+        yield
+    except FileNotFoundError as problem:
+        cause = "perhaps by another ab_compact.py --retain-days"
+        raise InputError(f"{path}: removed while the log was being read, {cause}; run this again") from problem
 
 
 def read_file(path: Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:
     """Every whole record of one file, in order."""
-    return (record for _, record in read_lines(path, counts))
+    return (record for _, _, record in read_lines(path, counts))
 
 
 def read_folder(folder: str | Path, counts: ReadCounts) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from clients.ab.log.lines import DAY_MICROSECONDS, SUFFIX, encode
 from ranking.errors import InputError
+from ranking.files import flush
 
 logger = logging.getLogger("ab_log")
 
@@ -141,8 +142,7 @@ class ExposureLog:
         try:
             if self.failing and time.monotonic() < self._retry_at:
                 raise OSError(self.failing)
-            file = self._open_for(records[0].day)
-            file.append(b"".join(record.lines for record in records))
+            self._write(records)
             written, self.failing = True, ""
         except OSError as problem:
             written = False
@@ -160,13 +160,29 @@ class ExposureLog:
             self.waiting_bytes -= sum(len(record.lines) for record in records)
         _tell(records, written)
 
+    def _write(self, records: list[_Pending]) -> None:
+        block, count = b"".join(record.lines for record in records), sum(record.records for record in records)
+        file = self._open_for(records[0].day)
+        if file.append(block, count):
+            return
+        lost = file.records - count
+        logger.error("%s: removed while the log was written to it: %d records on it are lost", file.path, lost)
+        with self._lock:
+            self.failures += lost  # they were answered as logged; these last ones go to a new file
+        self._file = None
+        file.close()
+        file = self._open_for(records[0].day)
+        if not file.append(block, count):
+            raise OSError(f"{file.path}: removed while the log was written to it")
+
     def _open_for(self, day: int) -> _File:
         file = self._file
         if file and (
             file.day != day or file.size >= self.rotate_bytes or time.monotonic() - file.opened >= self.rotate_seconds
         ):
+            self._file = None
             file.close()
-            self._file = file = None
+            file = None
         if file is None:
             self._count += 1
             now = self._clock()
@@ -213,21 +229,28 @@ class _File:
     """One open log file."""
 
     def __init__(self, path: Path, day: int):
-        self.path, self.day, self.size, self.opened = path, day, 0, time.monotonic()
+        self.path, self.day, self.opened = path, day, time.monotonic()
+        self.size = self.records = 0  # bytes and records on disk
         self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o640)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # ab_erase.py rewrites no file that somebody still appends to
-        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # without it a power cut may forget the file itself
-        finally:
-            os.close(folder)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # ab_erase.py rewrites no file that somebody still appends to
+            flush(path.parent)  # without it a power cut may forget the file itself
+        except OSError:
+            self.abandon()  # each retry would leave an open descriptor and an empty file behind
+            raise
 
-    def append(self, block: bytes) -> None:
+    def append(self, block: bytes, records: int) -> bool:
+        """Write and sync a block of records; False if the file has been removed meanwhile, so that nobody will see it.
+
+        OSError: the disk refuses.
+        """
         view = memoryview(block)
         while view:
             view = view[os.write(self._descriptor, view) :]
         os.fdatasync(self._descriptor)
         self.size += len(block)
+        self.records += records
+        return os.fstat(self._descriptor).st_nlink > 0
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -235,9 +258,12 @@ class _File:
     def abandon(self) -> None:
         """Cut back to the last whole write and close; an empty file is removed."""
         try:
-            os.ftruncate(self._descriptor, self.size)
-            os.close(self._descriptor)
-            if not self.size:
-                self.path.unlink()
+            try:
+                if self.size:
+                    os.ftruncate(self._descriptor, self.size)
+                else:
+                    self.path.unlink(missing_ok=True)
+            finally:
+                os.close(self._descriptor)
         except OSError as problem:
             logger.error("%s: a torn tail stays behind: %s", self.path, problem)

@@ -11,6 +11,7 @@ from clients.ab.report.statistics import GoodSameBad
 from ranking.errors import DataError
 
 VERDICTS = ("good", "same", "bad")
+csv.field_size_limit(1 << 30)  # Python's own limit is 128 KiB, a query may be longer
 
 
 def read_judgments(path: Path) -> GoodSameBad:
@@ -26,7 +27,7 @@ def read_judgments(path: Path) -> GoodSameBad:
                 # a row without a verdict but with a reason is a query that a rater skipped
                 rows = [row for row in csv.DictReader(stream) if row["verdict"] or not row.get("reason")]
             verdicts = [row["verdict"] for row in rows]
-    except (OSError, KeyError, ValueError) as problem:
+    except (OSError, KeyError, ValueError, csv.Error) as problem:
         raise DataError(path, f"no readable column `verdict`: {problem}") from problem
     for number, given in enumerate(verdicts, 1):
         if given not in VERDICTS:

@@ -3,16 +3,20 @@
 Only arms other than the control are judged. Coverage shrinks for all arms alike, so shares stay balanced and nobody
 changes arm. A ramp-down outlives a restart (ramp.json beside the log) and ends when the experiment's definition is
 edited. It belongs to that definition, so that it is back in force with it: a file that for a moment lacked the
-experiment must not restore full traffic.
+experiment must not restore full traffic. Several routers may share the folder: each judges its own pages, the file
+holds what all of them found.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,7 +28,9 @@ from ranking.files import write_json
 logger = logging.getLogger("ab_guardrails")
 
 STATE = "ramp.json"
+LOCK = ".ramp.lock"  # beside it: held while one router reads, merges and replaces it
 KEPT_SECONDS = 7 * 86_400.0  # a ramp-down whose definition was out of force for longer is forgotten
+RENEWED_SECONDS = 86_400.0  # so often the file is told what is still in force, or another router would forget it
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,11 @@ class GuardrailWatch:
         self, folder: Path, clock: Callable[[], float] = time.monotonic, calendar: Callable[[], float] = time.time
     ):
         self._path, self._clock, self._calendar = folder / STATE, clock, calendar
-        self._kept: dict[str, Ramp] = {}  # by fingerprint, in force or not
+        self._saved, self._unsaved = calendar(), ""  # when; what keeps the file from being written
         self._pages: dict[tuple[str, str], deque[tuple[float, float, bool]]] = {}
         self.ramps: dict[str, Ramp] = {}
         self.splits: dict[str, Split] = {}
-        if self._path.is_file():
-            try:
-                ramps = [Ramp(**r) for r in json.loads(self._path.read_text(encoding="utf-8")).values()]
-                self._kept = {ramp.fingerprint: ramp for ramp in ramps}
-            except (OSError, ValueError, TypeError, AttributeError) as problem:
-                raise InputError(
-                    f"{self._path}: cannot be read ({problem}); repair it, or remove it to go back to full coverage"
-                ) from problem
+        self._kept = self._read()  # by fingerprint, in force or not
 
     def adopt(self, experiments: tuple[Experiment, ...]) -> None:
         """Apply what is known to the experiments in force; ramps of edited definitions end.
@@ -84,7 +83,7 @@ class GuardrailWatch:
                 del self._pages[key]
         for ramp in (*before.values(), *in_force.values()):
             self._kept[ramp.fingerprint] = replace(ramp, in_force=now)
-        self._kept = {f: r for f, r in self._kept.items() if now - r.in_force <= KEPT_SECONDS}
+        self._kept = _not_forgotten(self._kept, now)
         self.ramps = {name: self._kept[ramp.fingerprint] for name, ramp in in_force.items()}
         if before.keys() != self.ramps.keys():
             self._save()
@@ -104,7 +103,7 @@ class GuardrailWatch:
                 reason = self._breach(experiment, arm.name)
                 if reason:
                     fresh.append(self._ramp_down(experiment, arm.name, reason))
-        if fresh:
+        if fresh or self._unsaved or (self.ramps and self._calendar() - self._saved > RENEWED_SECONDS):
             self._save()
         return fresh
 
@@ -148,7 +147,58 @@ class GuardrailWatch:
         return ramp
 
     def _save(self) -> None:
+        """Put the ramp-downs known here into the file, beside those of other routers. Tried again if it fails."""
+        now = self._calendar()
+        for name, ramp in self.ramps.items():
+            self.ramps[name] = self._kept[ramp.fingerprint] = replace(ramp, in_force=now)
         try:
-            write_json(self._path, {fingerprint: asdict(ramp) for fingerprint, ramp in self._kept.items()})
-        except OSError as problem:  # the ramp holds in this process; only a restart would forget it
-            logger.error("%s: cannot be written: %s", self._path, problem)
+            with _locked(self._path.with_name(LOCK)):
+                merged = _merged(_not_forgotten(self._read(), now), self._kept)
+                write_json(self._path, {fingerprint: asdict(ramp) for fingerprint, ramp in merged.items()})
+        except (OSError, InputError) as problem:  # the ramp holds in this process; only a restart would forget it
+            if str(problem) != self._unsaved:
+                logger.error("%s: cannot be written: %s", self._path, problem)
+            self._unsaved = str(problem) or type(problem).__name__
+        else:
+            self._saved, self._unsaved = now, ""
+
+    def _read(self) -> dict[str, Ramp]:
+        """The file's ramp-downs by fingerprint, none if there is no file. InputError if it cannot be read."""
+        try:
+            ramps = [Ramp(**r) for r in json.loads(self._path.read_text(encoding="utf-8")).values()]
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError) as problem:
+            raise InputError(
+                f"{self._path}: cannot be read ({problem}); repair it, or remove it to go back to full coverage"
+            ) from problem
+        return {ramp.fingerprint: ramp for ramp in ramps}
+
+
+def _merged(found: dict[str, Ramp], own: dict[str, Ramp]) -> dict[str, Ramp]:
+    """All ramp-downs of two routers; of one definition's the one that leaves less coverage."""
+    merged = dict(found)
+    for fingerprint, ramp in own.items():
+        other = found.get(fingerprint, ramp)
+        lower = other if other.after < ramp.after else ramp
+        merged[fingerprint] = replace(lower, in_force=max(other.in_force, ramp.in_force))
+    return merged
+
+
+def _not_forgotten(ramps: dict[str, Ramp], now: float) -> dict[str, Ramp]:
+    return {f: ramp for f, ramp in ramps.items() if now - ramp.in_force <= KEPT_SECONDS}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the file's lock. OSError if another process has it: waiting for it would hold up the answers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o640)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise OSError(f"another router holds {path.name}; tried again at the next look") from problem
+        yield
+    finally:
+        os.close(descriptor)

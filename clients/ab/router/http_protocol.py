@@ -1,29 +1,101 @@
-"""uvicorn's HTTP protocol with an end to a request's head: how long it may be, and how long it may take to arrive.
+"""uvicorn's HTTP protocol with an end to what a client can hold up: heads without end, answers that nobody reads.
 
-uvicorn itself waits for ever for the end of the headers, and takes any number of them.
+uvicorn itself waits for ever for the end of the headers, takes any number of them, keeps an answer for ever that is not
+read, and throws away the body of a request that offers another protocol.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
+import httptools
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from clients.ab.router.http_limits import HttpLimits
+from clients.ab.router.http_requests import as_json
+from clients.ab.router.metrics import Metrics
+from clients.ab.router.rerank_api import error_content
+
+ALWAYS_ANSWERED = (b"/health/live", b"/metrics")  # however many connections are open: a full router must be seen
 
 
 class _HeadTooLong(Exception):
     """Ends the parser's work on a head."""
 
 
-class LimitedProtocol(HttpToolsProtocol):
-    """One connection. limits: set by limited_protocol, since uvicorn makes the instances."""
+class _UpgradeIgnored:
+    """httptools' parser for one connection, which reads on where a request offers another protocol.
 
-    limits = HttpLimits()
+    httptools takes such an offer (`Upgrade: h2c`, as Java's HttpClient and `curl --http2` make with each request) for
+    accepted and drops the body. RFC 9110, section 7.8: a server that does not take it up answers as if it had not been
+    made. So a new parser gets the head once more, without the offer, and then the body.
+    """
+
+    def __init__(self, protocol: LimitedProtocol):
+        self._protocol = protocol
+        self._parser = self._new()
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse bytes and call the protocol. httptools.HttpParserError for what is no request, CONNECT among it."""
+        rest = memoryview(data)
+        while True:
+            try:
+                self._parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+            if self.get_method() == b"CONNECT":
+                raise httptools.HttpParserError("CONNECT: this is no proxy")
+            head = self._head()
+            self._parser = self._new()
+            self._parser.feed_data(head)
+
+    def get_http_version(self) -> str:
+        """Of the request that is being read."""
+        return self._parser.get_http_version()
+
+    def get_method(self) -> bytes:
+        """Of the request that is being read."""
+        return self._parser.get_method()
+
+    def should_keep_alive(self) -> bool:
+        """Whether the connection stays open after the answer."""
+        return self._parser.should_keep_alive()
+
+    def should_upgrade(self) -> bool:
+        """Whether another protocol is offered: never in a head that is read for the second time."""
+        return self._parser.should_upgrade()
+
+    def _head(self) -> bytes:
+        version = self.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.get_method(), self._protocol.url, version)]
+        lines += [b"%s: %s" % header for header in self._protocol.headers if header[0] != b"upgrade"]
+        return b"\r\n".join((*lines, b"", b""))
+
+    def _new(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self._protocol)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets it
+        return parser
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. limits, metrics: set by limited_protocol, since uvicorn makes the instances."""
+
+    limits: HttpLimits
+    metrics: Callable[[], Metrics]
     _head_clock: asyncio.TimerHandle | None = None
+    _answer_clock: asyncio.TimerHandle | None = None  # runs while an answer cannot be written
     _in_head = False  # else what comes is a body, or the rest of one that was refused
     _head_bytes = 0  # received of a head that is not complete
     _head_size = 0  # of the parts of the head that the parser told of
+
+    def __init__(self, *args, **named):
+        super().__init__(*args, **named)
+        self.parser = _UpgradeIgnored(self)  # type: ignore[assignment]
+        self._served_app = self.app
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected: its first head is awaited."""
@@ -33,6 +105,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._stop_head_clock()
+        self._stop_answer_clock()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -67,19 +140,60 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there; the body has a clock of its own."""
+        if self.parser.should_upgrade():  # the same head comes once more, without the offer of another protocol
+            return
         self._in_head = False
         self._stop_head_clock()
+        most = self.limits.max_connections
+        full = len(self.connections) > most or len(self.tasks) >= most
+        self.app = self._refuse if full and self.url.partition(b"?")[0] not in ALWAYS_ANSWERED else self._served_app
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is there."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer was handed to the transport; one after which the connection closes may still wait in there."""
+        super().on_response_complete()
+        self._await_reader_of_last_answer()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as is answered: from now on it has receive_seconds to catch up."""
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        """The client caught up."""
+        super().resume_writing()
+        self._stop_answer_clock()
+        self._await_reader_of_last_answer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No request followed an answer: close."""
+        super().timeout_keep_alive_handler()
+        self._await_reader_of_last_answer()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, or one whose head is too long, and close."""
         if max(self._head_size, self._head_bytes) <= self._most_head_bytes:
             super().send_400_response(msg)
+            self._await_reader_of_last_answer()
             return
         reason = f"the head is longer than {self._most_head_bytes} bytes".encode()
         head = b"content-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(reason)
         self.transport.write(STATUS_LINE[431] + head + reason)
         self.transport.close()
+        self._await_reader_of_last_answer()
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers in place of the app while too many connections are open."""
+        self.metrics().refused.labels(503).inc()
+        reason = f"over {self.limits.max_connections} connections are open; try again in a second"
+        content = as_json(error_content(scope["path"], 503, reason))
+        headers = {"connection": "close", "retry-after": "1"}
+        await Response(content, 503, headers, media_type="application/json")(scope, receive, send)
 
     @property
     def _most_head_bytes(self) -> int:
@@ -103,9 +217,34 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _head_late(self) -> None:
         self._head_clock = None
-        self.transport.close()
+        if not self.transport.is_closing():
+            self.transport.close()
+        self._await_reader_of_last_answer()
+
+    def _await_reader(self) -> None:
+        if self._answer_clock is None:
+            self._answer_clock = self.loop.call_later(self.limits.receive_seconds, self._answer_unread)
+
+    def _await_reader_of_last_answer(self) -> None:
+        # a transport that is to close waits without end until the client has read what is left
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._await_reader()
+
+    def _stop_answer_clock(self) -> None:
+        if self._answer_clock is not None:
+            self._answer_clock.cancel()
+            self._answer_clock = None
+
+    def _answer_unread(self) -> None:
+        self._answer_clock = None
+        if self.transport.get_write_buffer_size():
+            self.metrics().unread.inc()
+            self.transport.abort()  # close() would go on waiting
 
 
-def limited_protocol(limits: HttpLimits) -> type[LimitedProtocol]:
-    """The protocol class with these limits, for uvicorn's setting `http`."""
-    return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits})
+def limited_protocol(limits: HttpLimits, metrics: Callable[[], Metrics]) -> type[LimitedProtocol]:
+    """The protocol class with these limits, for uvicorn's setting `http`.
+
+    metrics: the router's; a function, since the service has them once it started.
+    """
+    return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits, "metrics": staticmethod(metrics)})

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ranking.errors import InputError
@@ -70,6 +72,125 @@ def test_a_click_of_ga4_belongs_to_the_users_last_page_within_a_session(tmp_path
     clicked = [(r["query"], r["doc_id"], r["position"], r["dwell_seconds"]) for r in rows if r["clicked"]]
     assert clicked == [("red queen", "b", 1, 45.0)]
     assert report["pages"] == 3 and report["clicks"] == 2 and report["clicks_on_no_shown_document"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "query"), [("int", 501, "501"), ("float", 2.5, "2.5"), ("double", 2.5, "2.5")]
+)
+def test_a_term_that_ga4_stored_as_a_number_is_a_query_with_its_own_clicks(tmp_path, kind, value, query):
+    number = ga4_event("view_search_results", 60, ["a", "b"])
+    number["event_params"].append({"key": "search_term", "value": {f"{kind}_value": value}})
+    hits = [ga4_event("view_search_results", 0, ["a", "b"], "jeans"), number, ga4_event("select_item", 70, ["b"])]
+    rows, report = imported(tmp_path, ga4=str(lines(tmp_path / "ga4.ndjson", hits)))
+    assert [(r["query"], r["doc_id"]) for r in rows if r["clicked"]] == [(query, "b")]
+    assert (report["pages_written"], report["pages_without_query"]) == (2, 0)
+
+
+def test_a_list_without_a_search_term_ends_the_search_page_and_its_click_is_of_no_search(tmp_path):
+    hits = [
+        ga4_event("view_item_list", 0, ["a", "b"], "jeans"),
+        ga4_event("view_item_list", 60, ["b", "a"]),  # a category
+        ga4_event("select_item", 70, ["b"]),
+    ]
+    rows, report = imported(tmp_path, ga4=str(lines(tmp_path / "ga4.ndjson", hits)))
+    assert [(r["query"], r["doc_id"], r["clicked"]) for r in rows] == [("jeans", "a", False), ("jeans", "b", False)]
+    assert (report["pages"], report["pages_without_query"]) == (1, 1)
+    assert (report["clicks"], report["clicks_of_no_search"], report["clicks_on_no_shown_document"]) == (1, 1, 0)
+
+
+def test_the_search_event_that_ga4_sends_by_itself_does_not_end_the_page_of_its_list(tmp_path):
+    hits = [
+        ga4_event("view_item_list", 0, ["a", "b"], "jeans"),
+        ga4_event("view_search_results", 1, [], "jeans"),
+        ga4_event("select_item", 10, ["b"]),
+        ga4_event("view_search_results", 20, [], "nothing like it"),  # a search that found nothing
+        ga4_event("select_item", 30, ["a"]),
+    ]
+    rows, report = imported(tmp_path, ga4=str(lines(tmp_path / "ga4.ndjson", hits)))
+    assert [(r["query"], r["doc_id"]) for r in rows if r["clicked"]] == [("jeans", "b")]
+    assert report["clicks_on_no_shown_document"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "hits", "written"),
+    [
+        (["0001866F-D506-CEB3-7B0B-9131C0000000"], ["0001866F-D506-CEB3-7B0B-9131C0000000"], None),
+        ([1, "a4", "007"], ["1", "a4", "007"], None),
+        ([1, 2], [1, 2], ["1", "2"]),
+    ],
+)
+def test_ids_and_texts_of_documents_stay_as_they_stand(tmp_path, ids, hits, written):
+    texts = {"title": "2026-01-01T00:00:00Z", "summary": 1984}
+    documents = lines(tmp_path / "documents.jsonl", [{"doc_id": d, **texts} for d in ids])
+    queries = lines(tmp_path / "q.ndjson", [ubi_query(1, hits=hits)])
+    acts = lines(tmp_path / "e.ndjson", [ubi_event(1, hits[-1], 5)])
+    log = {"ubi_queries": str(queries), "ubi_events": str(acts), "duckdb_threads": 1}
+    main(Config(documents=documents, out=tmp_path / "events.parquet", **log))
+    rows = read_table(tmp_path / "events.parquet", "events").to_pylist()
+    assert [r["doc_id"] for r in rows] == (written or hits) and rows[-1]["clicked"]
+    assert {(r["title"], r["summary"]) for r in rows} == {("2026-01-01T00:00:00Z", "1984")}
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        (
+            {"doc_id": "p7", "title": "t", "summary": ["a", "b"]},
+            r'document p7: summary is \["a","b"\]: text or a number',
+        ),
+        ({"doc_id": "p7", "title": {"de": "t"}}, "document p7: title is .*: text or a number is needed"),
+        ({"doc_id": True, "title": "t"}, "document true: doc_id is true: text or a number is needed"),
+        ({"doc_id": None, "title": "t"}, "doc_id is NULL: text or a number is needed"),
+    ],
+)
+def test_a_document_whose_text_is_no_text_is_named(tmp_path, document, problem):
+    documents = lines(tmp_path / "documents.jsonl", [*DOCUMENTS, document])
+    queries = lines(tmp_path / "q.ndjson", [ubi_query(1)])
+    with pytest.raises(InputError, match=problem):
+        main(Config(documents=documents, out=tmp_path / "e.parquet", ubi_queries=str(queries), ubi_events=str(queries)))
+
+
+def test_documents_come_from_parquet_and_a_column_of_lists_is_refused(tmp_path):
+    documents, queries = tmp_path / "documents.parquet", lines(tmp_path / "q.ndjson", [ubi_query(1, hits=("1", "2"))])
+    log = {"ubi_queries": str(queries), "ubi_events": str(queries), "duckdb_threads": 1}
+    table = {"doc_id": [1, 2], "title": ["one", None], "summary": pa.array(["s", None]).dictionary_encode()}
+    pq.write_table(pa.table(table), documents)
+    main(Config(documents=documents, out=tmp_path / "e.parquet", **log))
+    rows = read_table(tmp_path / "e.parquet", "events").to_pylist()
+    assert [(r["doc_id"], r["title"], r["summary"]) for r in rows] == [("1", "one", "s"), ("2", "", "")]
+    pq.write_table(pa.table(table | {"summary": [["a"], ["b"]]}), documents)
+    with pytest.raises(InputError, match=r"the column summary is VARCHAR\[\]: text or numbers are needed"):
+        main(Config(documents=documents, out=tmp_path / "e.parquet", **log))
+
+
+@pytest.mark.parametrize("nobody", [None, ""])
+def test_visitors_without_an_id_do_not_end_each_others_stay(tmp_path, nobody):
+    queries = [ubi_query(1, client=nobody), ubi_query(2, client=nobody)]
+    acts = [ubi_event(1, "a", 6, client=nobody), ubi_event(2, "a", 7, client=nobody)]
+    rows, _ = ubi(tmp_path, queries, acts)
+    assert [r["dwell_seconds"] for r in rows if r["clicked"]] == [60.0, 60.0]
+    rows, _ = ubi(tmp_path, queries, [*acts, ubi_event(1, "b", 10, client=nobody)])
+    assert sorted(r["dwell_seconds"] for r in rows if r["clicked"]) == [4.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize("per_second", [1, 10**3, 10**6, 10**9])
+def test_a_numeric_time_is_read_by_its_size(tmp_path, per_second):
+    queries = [ubi_query(1) | {"timestamp": NOON * per_second}]
+    rows, _ = ubi(tmp_path, queries, [ubi_event(1, "a", 0) | {"timestamp": (NOON + 20) * per_second}])
+    assert rows[0]["timestamp"].timestamp() == NOON and rows[0]["clicked"]
+
+
+def test_pages_and_clicks_without_a_time_a_query_or_a_document_are_counted(tmp_path):
+    unsearched = [ubi_query(2) | {"user_query": None}, ubi_query(4) | {"user_query": " "}]
+    queries = [ubi_query(1), *unsearched, ubi_query(3) | {"timestamp": "14.11.2023 22:13:20"}]
+    acts = [ubi_event(1, "a", 5), ubi_event(2, "a", 6), ubi_event(1, "b", 7) | {"timestamp": "soon"}]
+    acts.append(ubi_event(1, "c", 8) | {"event_attributes": {}})
+    _, report = ubi(tmp_path, queries, acts)
+    counts = {name: report[name] for name in report if "without" in name or name in ("pages", "clicks_of_no_search")}
+    assert counts == {
+        "pages": 1, "pages_without_query": 2, "pages_without_id_or_time": 1, "documents_without_text": 0,
+        "clicks_without_document_or_time": 2, "clicks_of_no_search": 1,
+    }  # fmt: skip
 
 
 def test_a_wrong_log_is_one_line(tmp_path):

@@ -209,7 +209,7 @@ def position_bias(tmp_path, rows: list[dict], **settings) -> dict:
 
 
 def test_a_log_in_which_every_document_keeps_its_place_cannot_be_corrected(tmp_path):
-    rows = [event(i, f"d{i % 3}", position=1 + i % 3, user=f"u{i}") for i in range(30)]
+    rows = [event(i, f"d{i % 3}", position=1 + i % 3, user=f"u{i}", clicked=i > 5) for i in range(30)]
     with pytest.raises(InputError, match=r"both at position 1 and at another one.*--propensities"):
         position_bias(tmp_path, rows)
 
@@ -301,6 +301,75 @@ def test_a_bad_event_is_named_with_file_and_row_or_goes_to_the_rejects(tmp_path,
     report = write_clicks(ClickPairSettings(**settings, on_bad_row="reject"))
     assert (report["events_read"], report["events_rejected"], report["clicks"]) == (6, 1, 5)
     assert reason in (tmp_path / "clicks.rejects.tsv").read_text()
+
+
+@pytest.mark.parametrize("settings", [{"debias": True}, {"shown_documents": Path("shown.parquet")}])
+def test_a_log_of_clicks_alone_is_refused_where_what_was_passed_over_is_needed(tmp_path, settings):
+    settings = settings | {"shown_documents": tmp_path / "shown.parquet"} if "shown_documents" in settings else settings
+    with pytest.raises(DataError, match="every row is a click: without the documents that were shown and not clicked"):
+        clicks_of(tmp_path, GOOD, **settings)
+    assert not (tmp_path / "clicks.parquet").exists() and not (tmp_path / "shown.parquet").exists()
+    # one page that says what else it showed is a log; clicks as they are need nothing else
+    assert len(clicks_of(tmp_path, [*GOOD, event(1, "d7", position=2, clicked=False)], **settings)) == len(GOOD)
+    assert len(clicks_of(tmp_path, GOOD)) == len(GOOD) == len(clicks_of(tmp_path, GOOD, propensities=[1.0]))
+
+
+def export(path: Path, rows: list[dict], **columns) -> Path:
+    """A log with some columns as an export has them: of another type, or with nulls."""
+    table = pa.Table.from_pylist(rows, pa.schema([f.with_nullable(True) for f in TABLES["events"].schema]))
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    pq.write_table(table, path)
+    return path
+
+
+def test_a_row_that_nobody_clicked_may_have_no_dwell(tmp_path):
+    rows = [event(1, "d1"), event(1, "d2", position=2, clicked=False), event(2, "d1", position=2)]
+    settings = {"out": tmp_path / "clicks.parquet", "debias": False, **ALL_USERS}
+    for clicked in ([True, False, True], [1, 0, 1]):
+        path = export(tmp_path / "log.parquet", rows, dwell_seconds=[60.0, None, 45.0], clicked=clicked)
+        report = write_clicks(ClickPairSettings(events=str(path), **settings))
+        assert (report["events_read"], report["events_rejected"], report["events_kept"]) == (3, 0, 3)
+    path = export(tmp_path / "log.parquet", rows, dwell_seconds=[60.0, None, None])
+    with pytest.raises(DataError, match="row 3: dwell_seconds is null"):
+        write_clicks(ClickPairSettings(events=str(path), **settings))
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"clicked": ["true", "false"]}, "column clicked is string, bool is needed"),
+        ({"clicked": ["Yes", "no"]}, "column clicked is string, bool is needed"),
+        ({"clicked": [1.0, 0.0]}, "column clicked is double, bool is needed"),
+        ({"timestamp": [1_767_614_400_000] * 2}, r"column timestamp is int64, .* converts milliseconds since 1970"),
+        ({"timestamp": ["2026-01-05T12:00:00"] * 2}, r"column timestamp is string, timestamp\[us, tz=UTC\] is needed"),
+        ({"position": [0, 1]}, "row 1: position is outside .* the first position is 1"),
+    ],
+)
+def test_a_column_of_another_kind_is_refused_with_the_command_that_converts_it(tmp_path, columns, problem):
+    rows = [event(1, "d1", timestamp=NOON), event(1, "d2", timestamp=NOON, position=2, clicked=False)]
+    path = export(tmp_path / "log.parquet", rows, **columns)
+    settings = {"out": tmp_path / "clicks.parquet", "debias": False, **ALL_USERS}
+    with pytest.raises(DataError, match=problem) as refused:
+        write_clicks(ClickPairSettings(events=str(path), **settings))
+    command = "python -c" + str(refused.value).partition("python -c")[2]
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
+    write_clicks(ClickPairSettings(events=str(tmp_path / "converted.parquet"), **settings))
+    converted = pq.read_table(tmp_path / "converted.parquet").to_pylist()
+    assert [(row["position"], row["clicked"]) for row in converted] == [(1, True), (2, False)]
+    assert {row["timestamp"].replace(tzinfo=dt.UTC) for row in converted} == {NOON}
+
+
+def test_positions_are_whole_numbers_whatever_their_type(tmp_path):
+    rows = half_as_likely_at_each_place()
+    settings = {"out": tmp_path / "clicks.parquet", **ALL_USERS}
+    path = export(tmp_path / "log.parquet", rows, position=[float(row["position"]) for row in rows])
+    report = write_clicks(ClickPairSettings(events=str(path), **settings))
+    assert list(report["position_bias"]["propensities"]) == ["1", "2", "3"]
+    path = export(tmp_path / "log.parquet", rows, position=[1.5, *(float(row["position"]) for row in rows[1:])])
+    with pytest.raises(DataError, match="row 1: position is no whole number"):
+        write_clicks(ClickPairSettings(events=str(path), **settings))
+    assert write_clicks(ClickPairSettings(events=str(path), **settings, on_bad_row="reject"))["events_rejected"] == 1
 
 
 def test_unreadable_files_are_named(tmp_path):

@@ -24,10 +24,10 @@ from training.sources.row_readers import (
     grade_field,
     json_rows,
     parquet_rows,
-    separated_rows,
     text_field,
     text_lines,
 )
+from training.sources.separated_rows import separated_rows
 
 ROOT = Path(__file__).parents[3]
 NAMES = ("amber", "birch", "cedar", "daisy", "elder", "fjord", "grove", "hazel", "ivory", "jolly")

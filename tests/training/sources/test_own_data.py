@@ -23,7 +23,7 @@ from training.clicks.click_pairs import ClickPairSettings, write_clicks
 from training.clicks.privacy_gate import OPEN_GATE
 from training.prepare_data import Config
 from training.pretrain_teacher import _pieces
-from training.sources.grade_scales import as_flag, by_rank, parse_grades
+from training.sources.grade_scales import as_flag, as_text, by_rank, parse_grades
 from training.sources.held_out import held_out_files, held_out_queries
 from training.student import student_groups
 from training.teacher import teacher_groups
@@ -316,6 +316,28 @@ def test_wrong_maps_of_grades_are_named(tmp_path):
         with pytest.raises(ValueError, match=reason):
             Config(source="table:x", out=tmp_path, grades=words)
     assert parse_grades(["1", "1.33=0", "2=1"]) == {1: 0, 1.33: 0, 2: 1}
+
+
+def test_large_grades_are_named_in_all_their_digits(tmp_path, caplog):
+    rows = graded_rows(lambda grade: 1_700_000_000 + grade)
+    content = prepare(f"table:{csv_table(tmp_path / 'large.csv', rows)}", tmp_path / "out")
+    assert content["settings"]["grades"] == {"1700000000": 0, "1700000001": 1, "1700000002": 2}
+    flag = "--grades=1700000000=0,1700000001=1,1700000002=2"
+    assert flag in caplog.text and parse_grades(flag.removeprefix("--grades=").split(",")) == {
+        1.7e9: 0, 1.7e9 + 1: 1, 1.7e9 + 2: 2,
+    }  # fmt: skip
+    assert [as_text(value) for value in (4 / 3, 0.5, 2.0, 1234567.25)] == ["1.33333", "0.5", "2", "1234567.25"]
+
+
+def test_a_split_whose_queries_cannot_be_ranked_is_warned_of(tmp_path, caplog):
+    rows = graded_rows()
+    for i, row in enumerate(rows):
+        row["split"] = ("train", "dev", "test")[i // 5 % 3]
+        if row["split"] == "test" or (row["split"] == "dev" and i < 200):
+            row["grade"] = 1
+    prepare(f"table:{csv_table(tmp_path / 'equal.csv', rows)}", tmp_path / "out")
+    assert "the test split: only 0 of 20 queries have documents of different grades" in caplog.text
+    assert "the dev split: only 7 of 20 queries" in caplog.text and "the train split" not in caplog.text
 
 
 def test_a_map_by_rank_keeps_the_order_and_its_flag_reads_back():

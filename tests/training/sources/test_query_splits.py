@@ -77,3 +77,19 @@ def test_the_usual_names_of_splits_are_known():
     assert [split_name(n) for n in ("Train", "validation", "valid", "dev", "test", "foo")] == [
         "train", "dev", "dev", "dev", "test", None,
     ]  # fmt: skip
+
+
+def test_marks_that_are_letters_keep_queries_apart():
+    assert not together("काल", "कील") and not together("कला", "किला")
+    assert not together("ハハ", "パパ") and not together("ババ", "パパ")
+    assert together("パパ", "ﾊﾟﾊﾟ")
+    assert fold("हिन्दी किताब") == ["हिन्दी", "किताब"]
+    assert not together("c++", "c#") and not together("c++", "c")
+    assert together("learn C++", "c++, learn!")
+    assert together("red+blue", "red blue", "red + blue") and together("samsung s21+", "samsung s21")
+
+
+def test_accents_and_vowel_points_make_no_other_query():
+    assert together("crème brûlée", "creme brulee")
+    assert together("Ελλάδα", "ελλαδα") and together("ёлка", "елка")
+    assert together("كِتَاب", "كتاب") and together("أحمد", "احمد") and together("שָׁלוֹם", "שלום")

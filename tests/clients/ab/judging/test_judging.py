@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import resource
 
 import numpy as np
 import pytest
@@ -60,6 +62,95 @@ def test_a_query_counts_once_however_many_judge_it(tmp_path):
 def read_judgments_without_skips(path) -> tuple[int, int, int]:
     found = read_judgments(path)
     return found.good, found.same, found.bad
+
+
+def sheet_of(folder) -> Sheet:
+    return Sheet(folder / "j.csv", folder / "g.jsonl", [SheetQuery("a", "head"), SheetQuery("b", "tail")], 0.05)
+
+
+@pytest.mark.parametrize("refusing", ["write", "fsync"])
+def test_a_judgment_that_a_full_disk_refuses_is_an_error_and_neither_counts_nor_tears_the_file(
+    tmp_path, monkeypatch, refusing
+):
+    """Seen: it counted until the page was started anew, and the next judgment was glued to what was left of it."""
+    sheet = sheet_of(tmp_path)
+    sheet.add("a", "good", "ann", "")
+    sheet.add_grade("ann", {"query": "a", "doc_id": "1", "title": "t", "summary": "s", "grade": 3})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    if refusing == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(OSError):
+            sheet.add("b", "bad", "ann", "r" * 200)
+        with pytest.raises(OSError):
+            sheet.add_grade("ann", {"query": "b", "doc_id": "1", "title": "t", "summary": "s" * 200, "grade": 3})
+    finally:
+        monkeypatch.undo()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert sheet.standing()["queries"] == 1 and sheet.next_for("ann")["done"] == 1
+    sheet.add("b", "bad", "ann", "")
+    assert sheet_of(tmp_path).standing() == sheet.standing() and sheet.standing()["queries"] == 2
+
+
+TORN = [
+    b"b,go",
+    b"b,good,ann,he",
+    b"b,good,ann,head,",
+    b'b,,ann,head,"of ""two',
+    b'b,,ann,head,"two\r\n',
+    "b,ö".encode()[:-1],
+]
+
+
+@pytest.mark.parametrize("tail", TORN, ids=range(len(TORN)))
+def test_a_row_that_a_crash_tore_is_cut_off_and_named_at_the_next_start(tmp_path, caplog, tail):
+    """Seen: the page could not be started any more, with a TypeError."""
+    sheet_of(tmp_path).add("a", "", "ann", "two\nlines, of ö")
+    whole = (tmp_path / "j.csv").read_bytes()
+    (tmp_path / "j.csv").write_bytes(whole + tail)
+    sheet = sheet_of(tmp_path)
+    assert "row 3 was torn" in caplog.text and (tmp_path / "j.csv.torn").read_bytes() == tail + b"\n"
+    assert (tmp_path / "j.csv").read_bytes() == whole and sheet.next_for("ann")["done"] == 1
+    sheet.add("b", "good", "ann", "")
+    caplog.clear()
+    assert sheet_of(tmp_path).next_for("ann")["done"] == 2 and not caplog.text
+
+
+def test_a_torn_row_before_others_is_an_error_that_names_it(tmp_path):
+    sheet = sheet_of(tmp_path)
+    sheet.add("a", "good", "ann", "")
+    with (tmp_path / "j.csv").open("ab") as stream:
+        stream.write(b"b,go\r\n")
+    sheet.add("b", "good", "ann", "")
+    with pytest.raises(InputError, match="row 3 has too few cells"):
+        sheet_of(tmp_path)
+
+
+@pytest.mark.parametrize("begun", [b"", b"query,ver", b"query,verdict,rater,band,reason\r\n"])
+def test_a_file_in_which_nothing_was_written_yet_begins_anew(tmp_path, begun):
+    """Seen: refused as one of other columns."""
+    (tmp_path / "j.csv").write_bytes(begun)
+    sheet_of(tmp_path).add("a", "good", "ann", "")
+    assert (tmp_path / "j.csv").read_bytes() == b"query,verdict,rater,band,reason\r\na,good,ann,head,\r\n"
+    assert sheet_of(tmp_path).next_for("ann")["done"] == 1
+
+
+def test_a_long_summary_does_not_keep_the_page_from_starting(tmp_path):
+    sheet_of(tmp_path).add_grade(
+        "ann", {"query": "a", "doc_id": "1", "title": "t", "summary": "s" * 200_000, "grade": 3}
+    )
+    sheet_of(tmp_path).add_grade(
+        "ben", {"query": "a", "doc_id": "1", "title": "t", "summary": "s" * 200_000, "grade": 1}
+    )
+    row = json.loads((tmp_path / "g.jsonl").read_text())
+    assert row["grade"] == 1 and len(row["summary"]) == 200_000  # the lower middle of 1 and 3
 
 
 def test_alpha_is_krippendorffs():

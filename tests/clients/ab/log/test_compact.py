@@ -13,8 +13,10 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
+from clients.ab.log import compaction
 from clients.ab.log.compaction import Summary, compact
 from clients.ab.log.lines import DAY_MICROSECONDS, encode
+from clients.ab.log.reader import log_files, read_lines
 from clients.ab.log.records import RECORDS, complete
 from clients.ab.log.retention import remove_old_days
 from clients.ab_compact import Config, main
@@ -138,11 +140,58 @@ def test_compacting_again_gives_the_same_files(tmp_path):
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.parametrize("bound", ["BLOCK_BYTES", "BLOCK_RECORDS"])
+def test_small_blocks_give_the_same_rows_as_one(tmp_path, monkeypatch, bound):
+    """Seen: a block was bounded by records alone, and some hundred pages of megabytes filled the memory."""
+    records = []
+    for i in range(60):
+        records += [
+            exposure(f"r{i % 50}", NOON + i % 7, query=f"q{i}"),
+            event(f"r{i}", "a"),
+            exposure(f"bad{i}", query=""),
+        ]
+    one = compacted(tmp_path, records)
+    names = ("exposures", "events")
+    whole = [(tmp_path / "out" / name / "2024-10-04.parquet").read_bytes() for name in names]
+    rejects = (tmp_path / "out/rejects.jsonl").read_text()
+    pieces = []
+    monkeypatch.setattr(compaction, bound, 2000 if bound == "BLOCK_BYTES" else 3)
+    monkeypatch.setattr(compaction.Quarantine, "sound", counted(compaction.Quarantine.sound, pieces))
+    assert compact_again(tmp_path) == one and len(pieces) > 30 and max(pieces) <= 8
+    assert [(tmp_path / "out" / name / "2024-10-04.parquet").read_bytes() for name in names] == whole
+    assert sorted((tmp_path / "out/rejects.jsonl").read_text().splitlines()) == sorted(rejects.splitlines())
+
+
+def counted(sound, pieces: list[int]):
+    def counting(quarantine, kind, lines):
+        pieces.append(len(lines))
+        return sound(quarantine, kind, lines)
+
+    return counting
+
+
 def test_a_torn_tail_and_damage_are_counted_and_the_rest_is_kept(tmp_path):
     path = write_log(tmp_path / "log", [exposure("r1")], tail=b"00000000 {}\n" + encode(exposure("r2"))[:100])
     main(Config(tmp_path / "log", tmp_path / "out"))
     summary = json.loads((tmp_path / "out/compact.json").read_text())
     assert (summary["exposures"], summary["torn_tails"], summary["damaged"]) == (1, 1, [f"{path}:2"])
+
+
+def test_a_raw_file_that_another_run_removes_is_one_clear_line(tmp_path, monkeypatch):
+    """Seen: a FileNotFoundError with its stack, when two runs with --retain-days met."""
+    paths = [write_log(tmp_path / "log", [exposure(name)], name=f"2024-10-0{n}T0-1-1") for n, name in enumerate("abc")]
+
+    def lines_while_another_removes(path, counts):
+        yield from read_lines(path, counts)
+        paths[1].unlink(missing_ok=True)
+
+    monkeypatch.setattr(compaction, "read_lines", lines_while_another_removes)
+    with pytest.raises(InputError, match=r"2024-10-01T0-1-1\.ablog: removed while the log was being read"):
+        compact_again(tmp_path)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+    monkeypatch.setattr(compaction, "log_files", lambda folder: [*log_files(folder), tmp_path / "gone.ablog"])
+    with pytest.raises(InputError, match=r"gone\.ablog: removed"):
+        compact_again(tmp_path)
 
 
 def test_links_pipes_and_folders_in_the_log_are_left_out_and_named(tmp_path, caplog):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from clients.ab.log.compaction import compact
+from clients.ab.log.days_lock import LOCK, days_lock
+from clients.ab.log.erasure import Erasure
 from clients.ab.log.privacy import Privacy
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.log.writer import ExposureLog
 from clients.ab_erase import Config, main
 from ranking.query_engine import QueryEngineSettings
 from ranking.schema import read_table
-from tests.clients.ab.log.test_compact import event, exposure, write_log
+from tests.clients.ab.log.test_compact import ROOT, event, exposure, write_log
 
 SALTS = [b"the salt of this year", b"the salt of last year"]
 
@@ -82,3 +87,53 @@ def test_a_file_that_a_router_appends_to_is_left_and_named(tmp_path, caplog):
     assert log.write("exposure", content)
     log.close()
     assert main(config) == 0 and not list(read_folder(config.log, ReadCounts()))
+
+
+def killed_compaction(raw: Path, out: Path, temporary: Path | None) -> list[Path]:
+    """Compact and be killed once a day is being written; returns what that left of `ann`."""
+    program = f"""
+import os, pathlib, signal
+from clients.ab.log import compaction
+from ranking.query_engine import QueryEngineSettings
+def die(path, table, pieces):
+    path.with_name(f".{{path.name}}.1.part").write_bytes(b"ann")
+    os.kill(os.getpid(), signal.SIGKILL)
+compaction.write_table = die
+settings = QueryEngineSettings(temp_folder={str(temporary)!r} and pathlib.Path({str(temporary)!r}))
+compaction.compact(pathlib.Path({str(raw)!r}), pathlib.Path({str(out)!r}), settings)
+""".replace("'None'", "None")
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
+    return holding_ann(out) + (holding_ann(temporary) if temporary else [])
+
+
+def holding_ann(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and b"ann" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("temporary", [False, True])
+@pytest.mark.parametrize("next_run", ["erase", "compact"])
+def test_what_a_killed_compaction_left_of_a_person_goes_with_the_next_run(tmp_path, caplog, temporary, next_run):
+    """Seen: the scratch database of a killed run stayed for ever, after ab_erase too."""
+    elsewhere = tmp_path / "scratch" if temporary else None
+    if elsewhere:
+        elsewhere.mkdir()
+    raw, out = tmp_path / "log", tmp_path / "out"
+    write_log(raw, [exposure(f"r{i}", user_id="ann") for i in range(500)] + [exposure("r", user_id="bob")])
+    assert len(killed_compaction(raw, out, elsewhere)) >= 2
+    if next_run == "erase":
+        assert main(Config(["ann"], raw, out)) == 0
+    else:
+        write_log(raw, [exposure("r", user_id="bob")])
+        compact(raw, out, QueryEngineSettings())
+    assert not holding_ann(tmp_path) and caplog.text.count("was killed had left it") == 2
+    assert not (elsewhere and list(elsewhere.iterdir())) and not (out / LOCK).exists()
+
+
+def test_erasure_waits_for_a_compaction_that_would_write_the_person_again(written, caplog):
+    with days_lock(written.data):
+        erasing = threading.Thread(target=Erasure(["ann"]).run, args=(written.log, written.data))
+        erasing.start()
+        erasing.join(0.3)
+        assert erasing.is_alive() and b'"ann"' in stored(written) and "waiting for another" in caplog.text
+    erasing.join()
+    assert b'"ann"' not in stored(written)

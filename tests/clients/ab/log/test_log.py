@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -174,6 +175,69 @@ def test_a_disk_that_refuses_is_told_counted_and_recovered_from(tmp_path, monkey
     records, counts = read(tmp_path)
     assert [r["n"] for r in records] == [0, 3]
     assert counts.torn == 0 and not counts.damaged  # what the failed write left was cut off
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("refusing", ["flock", "fsync", "write and ftruncate"])
+def test_a_file_that_cannot_be_used_is_closed_and_removed(tmp_path, monkeypatch, refusing):
+    """Seen: where locks are not supported, each retry left a descriptor and an empty file, until none were left."""
+
+    def refuse(*_args):
+        raise OSError(37, "No locks available")
+
+    log = ExposureLog(tmp_path)
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.0)
+    for name in refusing.split(" and "):
+        monkeypatch.setattr(writer.fcntl if name == "flock" else os, name, refuse)
+    before = open_files()
+    assert not any(log.write("event", {"n": n}) for n in range(20))
+    assert open_files() == before and not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert log.write("event", {"n": 20}) and [r["n"] for r in read(tmp_path)[0]] == [20]
+
+
+def test_a_file_whose_torn_tail_cannot_be_cut_off_is_closed(tmp_path, monkeypatch, caplog):
+    log = ExposureLog(tmp_path)
+    before = open_files()
+    assert log.write("event", {"n": 0}) and open_files() == before + 1
+
+    def refuse(*_args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "write", refuse)
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    assert not log.write("event", {"n": 1})
+    assert open_files() == before and "a torn tail stays behind" in caplog.text
+    assert len(list(tmp_path.iterdir())) == 1  # what was on disk stays
+
+
+def test_a_file_that_is_removed_while_open_is_noticed(tmp_path, caplog):
+    """Seen: pages went on being answered as logged, into a file that no longer had a name."""
+    log = ExposureLog(tmp_path)
+    assert log.write("event", {"n": 0}) and log.write("event", {"n": 1})
+    before = open_files()
+    log_files(tmp_path)[0].unlink()
+    assert log.write("event", {"n": 2}) and not log.failing
+    assert [r["n"] for r in read(tmp_path)[0]] == [2] and open_files() == before
+    assert log.failures == 2 and "2 records on it are lost" in caplog.text
+    log_files(tmp_path)[0].unlink()
+    tmp_path.rmdir()  # the folder too: nothing can be written
+    assert not log.write("event", {"n": 3}) and "No such file" in log.failing
+
+
+def test_a_file_that_each_time_is_removed_at_once_is_a_failed_write(tmp_path, monkeypatch):
+    log = ExposureLog(tmp_path)
+    real = os.fdatasync
+
+    def removed(descriptor):
+        real(descriptor)
+        log_files(tmp_path)[0].unlink()
+
+    monkeypatch.setattr(os, "fdatasync", removed)
+    assert not log.write("event", {"n": 0}) and log.failures == 1 and "removed while" in log.failing
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_start(tmp_path):

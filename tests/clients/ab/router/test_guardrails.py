@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+
 import pytest
 
 from clients.ab.experiment.file import parse
@@ -124,6 +127,67 @@ def test_a_file_that_lacked_the_experiment_for_a_moment_does_not_restore_full_tr
     again.adopt(())
     again.adopt((experiment,))
     assert not again.splits
+
+
+TWO = EXPERIMENT.replace("- name: exp", "- name: exp\n    seed: one") + EXPERIMENT.partition("experiments:\n")[
+    2
+].replace("- name: exp", "- name: other\n    seed: two")
+
+
+def ramp_down(guard, experiments, number: int, times: int = 1) -> None:
+    for _ in range(times):
+        serve(guard, experiments[number], 100, failed=100)
+        assert len(guard.judge(experiments)) == 1
+
+
+def test_routers_on_one_folder_keep_each_others_ramp_downs(tmp_path):
+    """Seen: each wrote its own ones only, so that after a restart an experiment had its full coverage again."""
+    first, experiments, _ = watch(tmp_path, TWO)
+    second, _, _ = watch(tmp_path, TWO)
+    ramp_down(first, experiments, 0)
+    ramp_down(second, experiments, 1)
+    again, _, _ = watch(tmp_path, TWO)
+    assert {name: split.coverage for name, split in again.splits.items()} == {"exp": 0.4, "other": 0.4}
+    ramp_down(first, experiments, 1, times=2)
+    ramp_down(second, experiments, 0)
+    again, _, _ = watch(tmp_path, TWO)  # of one experiment the lower coverage is kept, whoever wrote last
+    assert {name: split.coverage for name, split in again.splits.items()} == {"exp": 0.4, "other": 0.2}
+
+
+def test_what_is_in_force_at_one_router_for_weeks_is_not_forgotten_by_another(tmp_path):
+    now = [1e9]
+    experiments = parse(TWO, "x").experiments
+    first, second = (GuardrailWatch(tmp_path, Clock(), lambda: now[0]) for _ in range(2))
+    first.adopt(experiments)
+    second.adopt(experiments[1:])
+    ramp_down(first, experiments, 0)
+    for _ in range(10):
+        now[0] += 86_401
+        assert first.judge(experiments) == []
+    ramp_down(second, experiments[1:], 0)
+    again, _, _ = watch(tmp_path, TWO)
+    assert {name: split.coverage for name, split in again.splits.items()} == {"exp": 0.4, "other": 0.4}
+
+
+@pytest.mark.parametrize("hindrance", ["lock", "unreadable"])
+def test_a_ramp_down_that_could_not_be_written_is_told_once_and_written_later(tmp_path, caplog, hindrance):
+    guard, experiments, _ = watch(tmp_path)
+    lock, state = tmp_path / ".ramp.lock", tmp_path / "ramp.json"
+    with lock.open("w") as held:
+        if hindrance == "lock":
+            fcntl.flock(held, fcntl.LOCK_EX)
+        else:
+            state.write_text("{half")  # of another router: replacing it could restore full traffic
+        ramp_down(guard, experiments, 0)
+        guard.judge(experiments)
+    assert (not state.exists()) if hindrance == "lock" else state.read_text() == "{half"
+    told = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
+    assert len(told) == 1 and {"lock": "another router holds", "unreadable": "cannot be read"}[hindrance] in told[0]
+    assert guard.splits["exp"].coverage == 0.4
+    if hindrance == "unreadable":
+        state.unlink()
+    guard.judge(experiments)
+    assert [ramp["after"] for ramp in json.loads(state.read_text()).values()] == [0.4]
 
 
 def test_an_unreadable_state_stops_the_start_rather_than_restoring_full_traffic(tmp_path):

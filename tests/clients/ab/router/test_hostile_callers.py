@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPResponse
+from http.client import HTTPResponse, IncompleteRead
 from pathlib import Path
 
 import httpx
@@ -33,8 +33,8 @@ class Running:
     def __init__(self, config: Config):
         self._app = create_app(config, config, "the router")
         settings = uvicorn.Config(
-            self._app, "127.0.0.1", 0, log_config=None, ws="none", loop="asyncio", http=limited_protocol(config),
-            limit_concurrency=config.max_connections,
+            self._app, "127.0.0.1", 0, log_config=None, ws="none", loop="asyncio",
+            http=limited_protocol(config, lambda: self._app.state.service.metrics),
         )  # fmt: skip
         self._server = uvicorn.Server(settings)
         self.pauses: list[float] = []
@@ -317,3 +317,96 @@ def test_too_many_at_once_get_503_and_other_content_415(tmp_path, ranker):
         answers = asyncio.run(both())
         assert {a.status_code for a in answers} == {200, 503}
         assert all(a.headers["retry-after"] == "1" for a in answers if a.status_code == 503)
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+
+
+def test_a_request_that_offers_another_protocol_is_answered_as_if_it_did_not(tmp_path, ranker, caplog):
+    """Seen: each POST of Java's HttpClient and of `curl --http2` was answered 400, since its body was thrown away."""
+    body = json.dumps(PAGE).encode()
+    head = b"POST /rank HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\n" + H2C
+    whole = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
+    with running(tmp_path, ranker.url) as router, router.connect() as connection:
+
+        def answered() -> dict:
+            response = HTTPResponse(connection)
+            response.begin()
+            assert response.status == 200
+            return json.loads(response.read())
+
+        for request in (whole, chunked):
+            for size in (1, 7, len(head) + 1, len(request)):  # however it is cut, and all on one connection
+                for start in range(0, len(request), size):
+                    connection.sendall(request[start : start + size])
+                assert answered()["ranking"] == ["c", "b", "a"]
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: r\r\n" + H2C + b"\r\n" + whole)
+        both = b""
+        while b'"ranking":["c","b","a"]' not in both:
+            both += connection.recv(1 << 16)
+        assert both.count(b"HTTP/1.1 200 OK") == 2 and b'{"status":"alive"}' in both
+        assert not [record for record in caplog.records if record.levelname == "WARNING"]
+        long = {"upgrade": "x" * 20_000, "connection": "upgrade", "content-type": "application/json"}
+        assert httpx.post(f"{router.url}/rank", content=body, headers=long).status_code == 431
+        connection.sendall(b"CONNECT r:443 HTTP/1.1\r\nHost: r:443\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
+
+
+def test_callers_beyond_the_open_connections_are_refused_and_counted_but_the_router_is_still_seen(tmp_path, ranker):
+    """Seen: refusals were in no metric, so no alert could fire, and the probe that restarts a router got 503 too."""
+    with running(tmp_path, ranker.url, max_connections=3) as router:
+        held = [router.connect() for _ in range(3)]
+        for connection in held:
+            connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: r\r\n\r\n")
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        for _ in range(2):
+            refused = router.rank()
+            assert refused.status_code == 503 and "over 3 connections" in refused.json()["detail"]
+            assert refused.headers["retry-after"] == "1" and refused.headers["connection"] == "close"
+        assert httpx.get(f"{router.url}/health/live", timeout=30).status_code == 200
+        assert httpx.get(f"{router.url}/health/ready", timeout=30).status_code == 503
+        assert router.metric('ab_refused_total{status="503"}') == 3
+        for connection in held:
+            connection.close()
+        deadline = time.monotonic() + 20
+        while router.rank().status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_an_answer_that_nobody_reads_ends_its_connection(tmp_path, ranker):
+    """Seen: 80 callers that did not read 4 MB answers kept them in memory, and their connections open, for ever."""
+    asked = {"query": "q", "return_documents": True, "documents": [letter * 1_000_000 for letter in "abc"]}
+    body = json.dumps(asked).encode()
+    head = b"POST /v1/rerank HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(
+        body
+    )
+
+    def asking(router: Running, last: bytes) -> socket.socket:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        host, port = router.url.removeprefix("http://").split(":")
+        connection.connect((host, int(port)))
+        connection.sendall(head + last + body)
+        return connection
+
+    with running(tmp_path, ranker.url, receive_seconds=2.0) as router:
+        unread = [asking(router, last) for last in (b"\r\n", b"Connection: close\r\n\r\n")]
+        with asking(router, b"\r\n") as late:  # who reads at last gets the whole answer
+            time.sleep(0.5)
+            response = HTTPResponse(late)
+            response.begin()
+            assert len(json.loads(response.read())["results"]) == 3
+        deadline = time.monotonic() + 20
+        while router.metric("ab_unread_answers_total") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert router.metric("ab_unread_answers_total") == 2
+        for connection in unread:
+            with connection, pytest.raises((ConnectionResetError, IncompleteRead)):
+                response = HTTPResponse(connection)
+                response.begin()
+                response.read()
+        assert router.rank().status_code == 200

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import socket
 import ssl
 import subprocess
@@ -265,11 +266,17 @@ def wait_until(true, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def test_over_tls_and_when_stopped_not_ready_comes_before_the_end(tmp_path):
-    """Seen: the router spoke no TLS; at SIGTERM it closed its port at once, and a balancer's next requests failed."""
-    crt, key = tmp_path / "crt.pem", tmp_path / "key.pem"
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """(certificate, key) of 127.0.0.1, made in the folder."""
+    crt, key = folder / "crt.pem", folder / "key.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", crt, "-days", "2"]
     subprocess.run([*make, "-subj", "/CN=r", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    return crt, key
+
+
+def test_over_tls_and_when_stopped_not_ready_comes_before_the_end(tmp_path):
+    """Seen: the router spoke no TLS; at SIGTERM it closed its port at once, and a balancer's next requests failed."""
+    crt, key = certificate(tmp_path)
     (tmp_path / "e.yaml").write_text(EXPERIMENT)
     flags = ("--tls-certificate", str(crt), "--tls-key", str(key), "--drain-seconds", "1.5")
     trusted = ssl.create_default_context(cafile=str(crt))
@@ -285,6 +292,52 @@ def test_over_tls_and_when_stopped_not_ready_comes_before_the_end(tmp_path):
             assert answer.status_code == 200 and answer.json()["logged"] is True
         router.process.wait(20)
         assert time.monotonic() - started > 1.0
+
+
+def test_a_tls_connection_without_a_handshake_is_closed_like_one_without_a_head(tmp_path):
+    """Seen: it was kept for 60 s, and counted among no connections."""
+    crt, key = certificate(tmp_path)
+    (tmp_path / "e.yaml").write_text(EXPERIMENT)
+    flags = ("--tls-certificate", str(crt), "--tls-key", str(key), "--header-seconds", "1")
+    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", *flags) as router:
+        address = urlsplit(router.url)
+        with socket.create_connection((address.hostname, address.port), timeout=30) as silent:
+            assert silent.recv(1) == b""
+        trusted = ssl.create_default_context(cafile=str(crt))
+        assert httpx.get(f"{router.url}/health/live", verify=trusted, timeout=30).status_code == 200
+
+
+def test_over_tls_too_an_answer_that_nobody_reads_ends_its_connection(tmp_path):
+    """TLS takes the whole answer out of the buffer that the router watches: only the end of the idle time shows it."""
+    crt, key = certificate(tmp_path)
+    (tmp_path / "e.yaml").write_text(EXPERIMENT)
+    body = json.dumps({"query": "q", "return_documents": True, "documents": ["x" * 1_000_000] * 3})
+    flags = ("--tls-certificate", str(crt), "--tls-key", str(key), "--receive-seconds", "2", "--idle-seconds", "1")
+    trusted = ssl.create_default_context(cafile=str(crt))
+    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", *flags) as router, ExitStack() as callers:
+        address, files = urlsplit(router.url), Path(f"/proc/{router.process.pid}/fd")
+        assert httpx.post(f"{router.url}/rank", json=PAGE, verify=trusted, timeout=30).status_code == 200
+        before = len(list(files.iterdir()))
+        for last in ("close", "keep-alive") * 3:
+            plain = socket.socket()
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            plain.connect((address.hostname, address.port))
+            caller = callers.enter_context(trusted.wrap_socket(plain, server_hostname=address.hostname))
+            head = f"POST /v1/rerank HTTP/1.1\r\nHost: r\r\nConnection: {last}\r\nContent-Length: {len(body)}\r\n"
+            caller.sendall((head + "Content-Type: application/json\r\n\r\n" + body).encode())
+        assert len(list(files.iterdir())) > before
+        wait_until(lambda: len(list(files.iterdir())) <= before)
+
+
+@pytest.mark.parametrize(("hard", "allowed", "warned"), [(4096, 2256, False), (512, 512, True)])
+def test_the_limit_of_open_files_is_raised_to_what_the_connections_need(tmp_path, hard, allowed, warned):
+    """Seen: of 2000 connections that --max-connections allows, the usual soft limit of 1024 files let half in."""
+    (tmp_path / "e.yaml").write_text(EXPERIMENT)
+    limited = ["sh", "-c", f'ulimit -Sn 256; ulimit -Hn {hard}; exec "$@"', "sh", sys.executable]
+    command = [*limited, str(ROOT / "clients/ab_router.py")]
+    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", command=command) as router:
+        assert resource.prlimit(router.process.pid, resource.RLIMIT_NOFILE) == (allowed, hard)
+        assert ("files may be open" in router.output.read_text()) == warned
 
 
 def test_an_idle_connection_outlives_those_that_a_front_end_keeps(tmp_path):
