@@ -104,20 +104,25 @@ CREATE TABLE hit AS SELECT (line->>'$.user_pseudo_id') || ':' || (line->>'$.even
     coalesce(nullif(term->>'$.string_value', ''), term->>'$.int_value', term->>'$.float_value',
         term->>'$.double_value') AS query FROM ga4;
 CREATE VIEW page AS SELECT request_id, user_id, moment, query FROM (
-        SELECT *, lag(query) OVER (PARTITION BY user_id ORDER BY moment) AS query_before FROM hit WHERE is_list)
-    WHERE len(items) > 0 OR query IS DISTINCT FROM query_before
+        SELECT *, lower(trim(query)) AS folded,
+            lag(folded IGNORE NULLS) OVER (PARTITION BY user_id ORDER BY moment) AS folded_before
+        FROM hit WHERE is_list)
+    WHERE len(items) > 0 OR folded IS DISTINCT FROM folded_before
     QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY query IS NULL, len(items) = 0, query) = 1
         OR request_id IS NULL;
 CREATE VIEW shown AS SELECT request_id, items[number]->>'$.item_id' AS doc_id,
     number AS position FROM (SELECT request_id, items, unnest(range(1, len(items) + 1))::INTEGER AS number
-    FROM hit SEMI JOIN page USING (request_id, query) WHERE is_list);
+    FROM hit SEMI JOIN page ON hit.request_id = page.request_id AND hit.query IS NOT DISTINCT FROM page.query
+    WHERE is_list);
 CREATE VIEW act AS SELECT user_id, moment, items[1]->>'$.item_id' AS doc_id, NULL::VARCHAR AS request_id,
     list_contains(getvariable('clicks'), name) AS click FROM hit;
 """
 
 # A click's dwell lasts until the user's next event of any kind; a page's documents are those whose text is known.
-# A page without a query stays among the pages: what is clicked after it was not found by the search before it. Nobody
-# knows which pages a visitor without an id shares with others, so each page counts as one visitor.
+# A click that names no page is of the user's last list that showed the document: a carousel beside the results, or a
+# list on another page, takes no click from the search that one goes back to. A list without a query is one of them, so
+# that what was found in a category is of no search. Nobody knows which pages a visitor without an id shares with
+# others, so each page counts as one visitor.
 _WHO = "coalesce(nullif(user_id, ''), request_id)"
 _JOIN = f"""
 CREATE TABLE pages AS SELECT request_id, {_WHO} AS user_id, moment,
@@ -128,6 +133,8 @@ CREATE VIEW unsearched AS SELECT request_id FROM pages WHERE query IS NULL;
 CREATE TABLE listed AS SELECT request_id, doc_id, min(position)::INTEGER AS position FROM shown
     ANTI JOIN unsearched USING (request_id) SEMI JOIN pages USING (request_id)
     WHERE doc_id IS NOT NULL GROUP BY ALL;
+CREATE TABLE seen AS SELECT DISTINCT p.user_id, p.moment, s.doc_id, request_id
+    FROM shown s JOIN pages p USING (request_id);
 CREATE TABLE timed AS SELECT *, lead(moment) OVER (PARTITION BY user_id ORDER BY moment) - moment AS pause FROM (
     SELECT {_WHO} AS user_id, moment, doc_id, request_id, click FROM act WHERE moment IS NOT NULL
     UNION ALL SELECT user_id, moment, NULL, NULL, FALSE FROM pages);
@@ -135,9 +142,14 @@ CREATE TABLE clicked AS SELECT user_id, moment, doc_id, request_id,
     CASE WHEN pause IS NULL OR pause > getvariable('session') THEN getvariable('last_dwell')
     ELSE pause / 1e6 END AS dwell
     FROM timed WHERE click AND doc_id IS NOT NULL;
+CREATE TABLE placed AS
+    SELECT request_id, user_id, moment, doc_id, dwell FROM clicked WHERE request_id IS NOT NULL
+    UNION ALL SELECT CASE WHEN c.moment - s.moment <= getvariable('session') THEN s.request_id END, c.user_id, c.moment,
+    c.doc_id, c.dwell FROM (FROM clicked WHERE request_id IS NULL) c ASOF LEFT JOIN seen s
+    ON c.user_id = s.user_id AND c.doc_id = s.doc_id AND c.moment >= s.moment;
 CREATE TABLE linked AS
-    SELECT c.request_id, c.doc_id, c.dwell FROM clicked c WHERE c.request_id IS NOT NULL
-    UNION ALL SELECT p.request_id, c.doc_id, c.dwell FROM clicked c ASOF JOIN pages p
+    SELECT request_id, doc_id, dwell FROM placed WHERE request_id IS NOT NULL
+    UNION ALL SELECT p.request_id, c.doc_id, c.dwell FROM placed c ASOF JOIN pages p
     ON c.user_id = p.user_id AND c.moment >= p.moment
     WHERE c.request_id IS NULL AND c.moment - p.moment <= getvariable('session');
 CREATE TABLE touched AS SELECT request_id, doc_id, max(dwell) AS dwell FROM linked

@@ -191,7 +191,8 @@ def open_view(
     count = single_value(engine, f"SELECT count(*) FROM {refused}")
     keep = ""
     if count:
-        _refuse(engine, refused, count, rejects, columns)
+        from_zero = "position" in columns.sql and single_value(engine, f"SELECT min(position) FROM {view}_rows") == 0
+        _refuse(engine, refused, count, rejects, columns.sql["position"] if from_zero else "")
         keep = f"ANTI JOIN {refused} USING (filename, file_row_number)"
     # a position 1.0 is 1 from here on; none is lost, since what is no whole number was refused
     good = ", ".join(
@@ -202,13 +203,14 @@ def open_view(
     return total, count
 
 
-def _refuse(engine: QueryEngine, refused: str, count: int, rejects: Path | None, columns: FileColumns) -> None:
+def _refuse(engine: QueryEngine, refused: str, count: int, rejects: Path | None, from_zero: str) -> None:
+    """from_zero: the log's column of positions where they count from 0, else empty."""
     in_order = f"SELECT filename, file_row_number, reason FROM {refused} ORDER BY filename, file_row_number"
     if rejects is None:
         file, row, reason = engine.rows(f"{in_order} LIMIT 1")[0]
         more = f" ({count - 1} more bad rows)" if count > 1 else ""
-        if reason.startswith("position is outside"):
-            theirs = columns.sql["position"].strip('"')
+        if from_zero and reason.startswith("position is outside"):
+            theirs = from_zero.strip('"')
             command = _rewritten(file, theirs, f"{_name(theirs)} + 1")
             more += f"; the first position is 1; a log that counts from 0 is converted by: {command}"
         raise DataError(file, reason + more, row + 1)

@@ -103,7 +103,7 @@ class _CsvRows:
                 raise DataError(
                     self.path,
                     f"a quote opens here and closes in row {self.record[-1][0]}, behind what look like rows of the "
-                    f"table; {HOW_TO_QUOTE}",
+                    f"table; {HOW_TO_QUOTE}. If they are one text, give it without these line breaks, or as JSONL",
                     self._quote_row(),
                 )
             else:
@@ -145,8 +145,8 @@ class _CsvRows:
     def _swallowed(self, row: list[str]) -> bool:
         """Whether most lines of the row, its first or last one too, look like rows by themselves.
 
-        That is, they are as wide and have numbers where the row has some. Lists within a text may look so as well, but
-        then the first and last line, on which the row's other fields stand, are wider.
+        That is, they are as wide and have numbers where the row has some. A text that holds such a table may look so as
+        well; it is refused with the way out, since rows that vanish in a text are worse.
         """
         numeric = [i for i, value in enumerate(row) if _is_number(value)]
         if len(self.record) < (2 if numeric else 10):  # without numbers, a text of a few lines may have as many commas

@@ -23,7 +23,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a file that append_row wrote; none if it is absent or empty.
 
     A torn last row (it ends within a quoted cell, without a newline, or has too few cells) moves to PATH.torn, with a
-    warning. InputError: a file of other columns, or a broken row before the last.
+    warning; so does a whole one that another program saved without its newline, since nobody can tell them apart.
+    InputError: a file of other columns, or a broken row before the last.
     """
     content = path.read_bytes() if path.is_file() else b""
     header = _encoded([columns])
@@ -114,7 +115,12 @@ def _cut_off(path: Path, content: bytes, whole: int, number: int) -> None:
     flush(path)
     told = tail[:200].decode("utf-8", "replace")
     logger.warning(
-        "%s: row %d was torn by a crash and is cut off; what is left of it: %r, in %s", path, number, told, aside
+        "%s: row %d has no proper end (a crash, or a program that saved the file without a last newline): it is set "
+        "aside in %s and does not count: %r",
+        path,
+        number,
+        aside,
+        told,
     )
 
 

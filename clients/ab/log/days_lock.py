@@ -96,8 +96,11 @@ def _locked(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    try:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        flush(path.parent)
-    except OSError as problem:
-        raise InputError(f"{path}: holds users' data and cannot be removed: {problem}") from problem
+    while path.exists():
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            flush(path.parent)
+        except FileNotFoundError:  # somebody else who cleans up was faster, perhaps with a part of it only
+            continue
+        except OSError as problem:
+            raise InputError(f"{path}: holds users' data and cannot be removed: {problem}") from problem

@@ -16,8 +16,8 @@ class HttpLimits:
         max_body_mb: larger requests are refused
         max_header_kb: requests with a longer head (line and headers) are refused
         header_seconds: a connection that has not sent a whole head by then is closed
-        receive_seconds: a body that is not there by then is refused; a connection is closed whose client has not read
-            on for so long while an answer waits
+        receive_seconds: a body that is not there by then is refused; a connection is closed whose client reads less
+            than 64 KiB of a waiting answer in so long
         idle_seconds: a connection is closed when no request followed an answer for so long; longer than the callers
             keep one (60 s is usual), since a request sent while it is being closed is lost
         max_in_flight: pages and events worked on at a time; beyond that a caller gets 503 at once

@@ -19,6 +19,7 @@ from clients.ab.router.http_requests import as_json
 from clients.ab.router.metrics import Metrics
 from clients.ab.router.rerank_api import error_content
 
+LEAST_READ = 64 << 10  # bytes of an answer within receive_seconds: the slowest line is faster, but not a trickle
 ALWAYS_ANSWERED = (b"/health/live", b"/metrics")  # however many connections are open: a full router must be seen
 
 
@@ -88,6 +89,7 @@ class LimitedProtocol(HttpToolsProtocol):
     metrics: Callable[[], Metrics]
     _head_clock: asyncio.TimerHandle | None = None
     _answer_clock: asyncio.TimerHandle | None = None  # runs while an answer cannot be written
+    _waiting = 0  # bytes of answers that the transport held when it began
     _in_head = False  # else what comes is a body, or the rest of one that was refused
     _head_bytes = 0  # received of a head that is not complete
     _head_size = 0  # of the parts of the head that the parser told of
@@ -223,6 +225,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _await_reader(self) -> None:
         if self._answer_clock is None:
+            self._waiting = self.transport.get_write_buffer_size()
             self._answer_clock = self.loop.call_later(self.limits.receive_seconds, self._answer_unread)
 
     def _await_reader_of_last_answer(self) -> None:
@@ -237,9 +240,12 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _answer_unread(self) -> None:
         self._answer_clock = None
-        if self.transport.get_write_buffer_size():
+        left = self.transport.get_write_buffer_size()
+        if left > max(0, self._waiting - LEAST_READ):
             self.metrics().unread.inc()
             self.transport.abort()  # close() would go on waiting
+        elif left:
+            self._await_reader()
 
 
 def limited_protocol(limits: HttpLimits, metrics: Callable[[], Metrics]) -> type[LimitedProtocol]:

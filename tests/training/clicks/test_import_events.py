@@ -104,11 +104,33 @@ def test_the_search_event_that_ga4_sends_by_itself_does_not_end_the_page_of_its_
         ga4_event("view_search_results", 1, [], "jeans"),
         ga4_event("select_item", 10, ["b"]),
         ga4_event("view_search_results", 20, [], "nothing like it"),  # a search that found nothing
-        ga4_event("select_item", 30, ["a"]),
+        ga4_event("select_item", 30, ["c"]),
     ]
     rows, report = imported(tmp_path, ga4=str(lines(tmp_path / "ga4.ndjson", hits)))
     assert [(r["query"], r["doc_id"]) for r in rows if r["clicked"]] == [("jeans", "b")]
-    assert report["clicks_on_no_shown_document"] == 1
+    assert (report["pages"], report["clicks_on_no_shown_document"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [("view_item_list", ["x", "y"], None)],  # a carousel
+        [("select_item", ["a"], None), ("view_item_list", ["x", "y"], None)],  # on the page of a document, then back
+        [("view_search_results", [], "  JEANS ")],  # GA4's own event
+        [("view_item_list", ["x"], None), ("view_search_results", [], "jeans")],
+        [("view_search_results", [], "nothing like it")],
+        [("view_item_list", ["x", "y"], "shirts")],
+    ],
+)
+def test_a_click_is_of_the_last_list_that_showed_its_document(tmp_path, between):
+    hits = [
+        ga4_event("view_item_list", 0, ["a", "b"], "jeans"),
+        *(ga4_event(name, 10 + number, items, term) for number, (name, items, term) in enumerate(between)),
+        ga4_event("select_item", 30, ["b"]),
+    ]
+    rows, report = imported(tmp_path, ga4=str(lines(tmp_path / "ga4.ndjson", hits)))
+    assert ("jeans", "b", True) in [(r["query"], r["doc_id"], r["clicked"]) for r in rows]
+    assert report["clicks_of_no_search"] == report["clicks_on_no_shown_document"] == 0
 
 
 @pytest.mark.parametrize(

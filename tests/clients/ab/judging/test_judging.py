@@ -116,7 +116,7 @@ def test_a_row_that_a_crash_tore_is_cut_off_and_named_at_the_next_start(tmp_path
     whole = (tmp_path / "j.csv").read_bytes()
     (tmp_path / "j.csv").write_bytes(whole + tail)
     sheet = sheet_of(tmp_path)
-    assert "row 3 was torn" in caplog.text and (tmp_path / "j.csv.torn").read_bytes() == tail + b"\n"
+    assert "row 3 has no proper end" in caplog.text and (tmp_path / "j.csv.torn").read_bytes() == tail + b"\n"
     assert (tmp_path / "j.csv").read_bytes() == whole and sheet.next_for("ann")["done"] == 1
     sheet.add("b", "good", "ann", "")
     caplog.clear()

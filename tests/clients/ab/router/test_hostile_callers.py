@@ -399,6 +399,14 @@ def test_an_answer_that_nobody_reads_ends_its_connection(tmp_path, ranker):
             response = HTTPResponse(late)
             response.begin()
             assert len(json.loads(response.read())["results"]) == 3
+        with asking(router, b"\r\n") as slow:  # who reads slowly, but on, gets it too, however long it takes
+            response = HTTPResponse(slow)
+            response.begin()
+            read = b""
+            while piece := response.read(200_000):
+                read += piece
+                time.sleep(0.25)
+            assert len(json.loads(read)["results"]) == 3
         deadline = time.monotonic() + 20
         while router.metric("ab_unread_answers_total") < 2:
             assert time.monotonic() < deadline
