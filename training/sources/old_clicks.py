@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from ranking.card import fingerprint
 from ranking.errors import DataError
 from training.sources.query_splits import SPLITS
 
+LOGGER = logging.getLogger(__name__)
+
 
 def old_clicks_are_judgments(out: Path, origin: str) -> bool:
     """Whether the folder's clicks.parquet was made from the judgments of an earlier run (clicks_from_judgments).
 
-    DataError if it is a log's, but stands beside judgments of another source than origin: dataset.json would state it
-    as this collection's, and its queries could be those of this one's test split.
+    A log's clicks stay, with a warning where the judgments beside them were of another source than origin: the same
+    shop's next judgments go with them, another collection's do not. DataError if dataset.json cannot be read.
     """
     clicks, file = out / "clicks.parquet", out / "dataset.json"
     if not clicks.is_file() or not file.is_file():
@@ -28,16 +31,9 @@ def old_clicks_are_judgments(out: Path, origin: str) -> bool:
     # prepare_clicks may have written another clicks.parquet since
     if "clicks_are" in content and all(table.is_file() for table in tables) and fingerprint(*tables) == written:
         return True
-    if _same_place(before) != _same_place(origin):
-        raise DataError(
-            clicks,
-            f"belongs to judgments of {before}; delete it, or dataset.json beside it if these clicks go with {origin}, "
-            "or take another --out",
-        )
+    if before != origin:
+        LOGGER.warning(
+            "%s stays: it stood beside judgments of %s; delete it if it is of another collection than %s",
+            clicks, before, origin,
+        )  # fmt: skip
     return False
-
-
-def _same_place(origin: str) -> tuple[str, str]:
-    """Kind and path of a source, however the path is written."""
-    kind, _, path = origin.partition(":")
-    return kind, path if not path or kind == "ir" else str(Path(path).resolve())

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ranking.errors import DataError
-from ranking.schema import read_table, write_table
+from ranking.schema import write_table
 from training.prepare_data import Config, main
 
 WORDS = ("amber", "birch", "cedar", "daisy", "elder", "fjord", "grove", "hazel", "ivory", "jolly")
@@ -67,16 +67,14 @@ def test_a_logs_clicks_stay_in_either_order_and_at_a_second_run(tmp_path, monkey
     assert prepare(source, out)["counts"]["clicks"] == 1
 
 
-def test_a_logs_clicks_beside_another_collection_are_refused(tmp_path):
+def test_a_logs_clicks_beside_another_source_stay_with_a_warning(tmp_path, caplog):
     old, new, out = judged(tmp_path / "old.jsonl"), judged(tmp_path / "new.jsonl"), tmp_path / "out"
     prepare(old, out)
-    clicks = clicks_of_a_log(out)
-    before = (out / "dataset.json").read_bytes()
-    with pytest.raises(DataError, match=r"clicks\.parquet: belongs to judgments of table:.*old\.jsonl; delete it, or"):
-        prepare(new, out)
-    assert (out / "dataset.json").read_bytes() == before and len(read_table(clicks, "clicks")) == 1
+    clicks_of_a_log(out)
+    assert prepare(old, out)["counts"]["clicks"] == 1 and "another collection" not in caplog.text
+    assert prepare(new, out)["counts"]["clicks"] == 1
+    assert f"clicks.parquet stays: it stood beside judgments of table:{old}; delete it if" in caplog.text
     assert "clicks_are" in prepare(new, out, clicks_from_judgments=True)  # these are written anew
-    prepare(new, out)
     clicks_of_a_log(out)
     (out / "dataset.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"dataset\.json: cannot be read, so nobody knows whose"):
