@@ -49,8 +49,20 @@ class ValueCount:
             raise BodyRefused(422, f"the body holds too many values: about {self.most} are read")
 
 
+class _Arriving:
+    """A body that is being received. size: bytes that are there; given_up: it was, to make room for others."""
+
+    def __init__(self) -> None:
+        self.size, self.given_up = 0, False
+        self.clock: asyncio.Timeout | None = None
+
+
 class BodyReader:
-    """Reads bodies within the limits, all of them together within the memory that they may take."""
+    """Reads bodies within the limits, all of them together within the memory that they may take.
+
+    Where they would take more, those that began first are given up: a body from a caller who sends it is there within
+    moments, so that the oldest are of those who do not.
+    """
 
     def __init__(self, limits: HttpLimits):
         self._limits = limits
@@ -59,6 +71,7 @@ class BodyReader:
             int(limits.max_buffered_mb * (1 << 20)),
         )
         self.buffered = 0  # bytes of bodies that are being received
+        self._arriving: dict[_Arriving, None] = {}  # oldest first
 
     async def read(self, pieces: AsyncIterator[bytes], declared: str | None) -> bytes:
         """The whole body. declared: the Content-Length header, if there is one.
@@ -68,19 +81,39 @@ class BodyReader:
         too_large = BodyRefused(413, f"the body is larger than {self._largest} bytes")
         if declared is not None and declared.isdecimal() and int(declared[:20]) > self._largest:
             raise too_large
-        body, values = bytearray(), ValueCount(self._limits.max_values)
+        body, values, this = bytearray(), ValueCount(self._limits.max_values), _Arriving()
+        self._arriving[this] = None
         try:
-            async with asyncio.timeout(self._limits.receive_seconds):
+            async with asyncio.timeout(self._limits.receive_seconds) as this.clock:
                 async for piece in pieces:
+                    if this.given_up:
+                        break
+                    this.size += len(piece)
                     self.buffered += len(piece)
                     body += piece
                     if len(body) > self._largest:
                         raise too_large
-                    if self.buffered > self._most_buffered:
-                        raise BodyRefused(503, "too many requests are being received; try again in a second")
+                    self._make_room()
                     values.feed(piece)
         except TimeoutError as problem:
-            raise BodyRefused(408, f"the body was not there in {self._limits.receive_seconds:g} s") from problem
+            if not this.given_up:
+                raise BodyRefused(408, f"the body was not there in {self._limits.receive_seconds:g} s") from problem
         finally:
-            self.buffered -= len(body)
+            self._forget(this)
+        if this.given_up:
+            raise BodyRefused(503, "too many requests are being received; try again in a second")
         return bytes(body)
+
+    def _make_room(self) -> None:
+        """Give up the oldest bodies until the others fit."""
+        while self.buffered > self._most_buffered:
+            oldest = next(iter(self._arriving))
+            oldest.given_up = True
+            self._forget(oldest)
+            if oldest.clock is not None and not oldest.clock.expired():
+                oldest.clock.reschedule(asyncio.get_running_loop().time())  # it may wait for a piece that never comes
+
+    def _forget(self, body: _Arriving) -> None:
+        if body in self._arriving:
+            del self._arriving[body]
+            self.buffered -= body.size

@@ -34,29 +34,34 @@ class BreakerSettings:
 
 
 class Breaker:
-    """One model's breaker: open after `failures` of its last `window` calls failed.
+    """One model's breaker: open after `failures` of its last `window` calls failed, for three users or more.
 
-    Open, it lets one call through at a time, cooldown_seconds after the last failure. clock: seconds, for tests.
+    The window holds a user's last few calls only, fewer than half of `failures` (but one): one user's pages, however
+    many and however large, do not take the model from everybody. Open, it lets one call through at a time,
+    cooldown_seconds after the last failure; whoever's call failed there leaves others as much time again to go first.
+    clock: seconds, for tests.
     """
 
     def __init__(
         self, window: int, failures: int, cooldown_seconds: float, clock: Callable[[], float] = time.monotonic
     ):
         self.failures, self.cooldown_seconds, self._clock = failures, cooldown_seconds, clock
-        self._outcomes: deque[bool] = deque(maxlen=window)
+        self._most_of_a_user = max(1, (failures - 1) // 2)
+        self._outcomes: deque[tuple[str, bool]] = deque(maxlen=window)  # user, whether it succeeded
         self._open_until: float | None = None
-        self._probing = False
+        self._probing, self._failed_prober = False, ""
 
     @property
     def is_open(self) -> bool:
         """Whether the model is left alone."""
         return self._open_until is not None
 
-    def admits(self) -> bool:
-        """Whether a call may be made now. While open: one probe at a time, once the cooldown is over."""
+    def admits(self, user: str) -> bool:
+        """Whether a call of a user may be made now. While open: one probe at a time, once the cooldown is over."""
         if self._open_until is None:
             return True
-        if self._probing or self._clock() < self._open_until:
+        opens = self._open_until + (self.cooldown_seconds if user == self._failed_prober else 0.0)
+        if self._probing or self._clock() < opens:
             return False
         self._probing = True
         return True
@@ -65,18 +70,21 @@ class Breaker:
         """A call that was admitted said nothing about the model: it was cancelled, or the page itself was wrong."""
         self._probing = False
 
-    def report(self, succeeded: bool) -> None:
-        """The outcome of a call that was admitted."""
+    def report(self, user: str, succeeded: bool) -> None:
+        """The outcome of a user's call that was admitted."""
         if self._open_until is not None:
             if not self._probing:
                 return  # a straggler from before it opened says nothing about now
             self._probing = False
             if succeeded:
-                self._open_until = None
+                self._open_until, self._failed_prober = None, ""
                 self._outcomes.clear()
             else:
-                self._open_until = self._clock() + self.cooldown_seconds
+                self._open_until, self._failed_prober = self._clock() + self.cooldown_seconds, user
             return
-        self._outcomes.append(succeeded)
-        if self._outcomes.count(False) >= self.failures:
+        own = [place for place, (of, _) in enumerate(self._outcomes) if of == user]
+        if len(own) >= self._most_of_a_user:
+            del self._outcomes[own[0]]
+        self._outcomes.append((user, succeeded))
+        if sum(not succeeded for _, succeeded in self._outcomes) >= self.failures:
             self._open_until = self._clock() + self.cooldown_seconds

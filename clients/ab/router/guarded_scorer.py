@@ -35,17 +35,17 @@ class GuardedScorer:
         """Close the connection."""
         await self._client.close()
 
-    async def score(self, model: str, page: PageTensors, deadline_ms: float, guarded: bool = True) -> ModelScores:
+    async def score(self, model: str, page: PageTensors, deadline_ms: float, user: str | None) -> ModelScores:
         """Scores of a page by a model. ScoringFailure says why there are none; `breaker_open` is one of the reasons.
 
-        guarded: heed and feed the model's breaker; shadow calls do neither, since they are nobody's answer.
+        user: whose page it is. The model's breaker is heeded and fed; not so with None: a shadow call is nobody's page.
         """
         if deadline_ms < _LEAST_MS:  # says nothing about the model, so its breaker does not hear of it
             raise ScoringFailure("timeout", "no time left", asked=False)
         breaker = self.breakers.get(model)
         if breaker is None:
             breaker = self.breakers[model] = self._new_breaker()
-        if guarded and not breaker.admits():
+        if user is not None and not breaker.admits(user):
             raise ScoringFailure("breaker_open", f"{model} failed too often and is left alone for a moment")
         started, failure, callers_fault = time.perf_counter(), "error", False
         try:
@@ -57,12 +57,12 @@ class GuardedScorer:
             failure = "refused" if callers_fault else problem.reason
             raise
         finally:  # also when the task is cancelled: a probe must not stay out for ever
-            if guarded:
+            if user is not None:
                 was_open = breaker.is_open
                 if callers_fault:  # the page is wrong; of the model it says nothing
                     breaker.withdraw()
                 else:
-                    breaker.report(not failure)
+                    breaker.report(user, not failure)
                 if breaker.is_open != was_open:
                     logger.warning("breaker of %s %s", model, "opened" if breaker.is_open else "closed")
             self._observe(model, time.perf_counter() - started, failure)

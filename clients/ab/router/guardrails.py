@@ -1,10 +1,11 @@
 """Guardrails: an experiment whose arm fails or is slow loses coverage by itself, and says so.
 
-Only arms other than the control are judged. Coverage shrinks for all arms alike, so shares stay balanced and nobody
-changes arm. A ramp-down outlives a restart (ramp.json beside the log) and ends when the experiment's definition is
-edited. It belongs to that definition, so that it is back in force with it: a file that for a moment lacked the
-experiment must not restore full traffic. Several routers may share the folder: each judges its own pages, the file
-holds what all of them found.
+Only arms other than the control are judged, and no one user's pages bring a ramp-down about: an arm is in breach if it
+is so without the user who met most of it, counted by pages and by users alike. Coverage shrinks for all arms alike, so
+shares stay balanced and nobody changes arm. A ramp-down outlives a restart (ramp.json beside the log) and ends when the
+experiment's definition is edited. It belongs to that definition, so that it is back in force with it: a file that for a
+moment lacked the experiment must not restore full traffic. Several routers may share the folder: each judges its own
+pages, the file holds what all of them found, and each takes the others' ramp-downs over.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import json
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from clients.ab.experiment.definition import Experiment, ramped
+from clients.ab.experiment.definition import Experiment, Guardrails, ramped
 from clients.ab.experiment.split import Split
 from ranking.errors import InputError
 from ranking.files import write_json
@@ -31,6 +32,7 @@ STATE = "ramp.json"
 LOCK = ".ramp.lock"  # beside it: held while one router reads, merges and replaces it
 KEPT_SECONDS = 7 * 86_400.0  # a ramp-down whose definition was out of force for longer is forgotten
 RENEWED_SECONDS = 86_400.0  # so often the file is told what is still in force, or another router would forget it
+_SLOW_SHARE = 0.01  # of the pages may be slower than the limit of the 99th percentile
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,64 @@ def covering_value(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, int(-(-share * len(ordered) // 1)) - 1))]
 
 
+class _Window:
+    """The pages of one arm within the last seconds, counted by user while they come and go: judging reads counts."""
+
+    def __init__(self, rails: Guardrails):
+        self._rails = rails
+        self._pages: deque[tuple[float, str, float, bool]] = deque()  # when, user, milliseconds, whether it fell back
+        self._of_user: Counter[str] = Counter()
+        self._fell_back: Counter[str] = Counter()
+        self._slow: Counter[str] = Counter()
+
+    def add(self, when: float, user: str, ms: float, fell_back: bool) -> None:
+        """A page that was answered just now."""
+        self._pages.append((when, user, ms, fell_back))
+        self._count(user, ms, fell_back, 1)
+
+    def breach(self, now: float) -> str:
+        """Why the arm is to be ramped down; empty if it is not."""
+        rails = self._rails
+        while self._pages and self._pages[0][0] < now - rails.window_seconds:
+            _, user, ms, fell_back = self._pages.popleft()
+            self._count(user, ms, fell_back, -1)
+        share, left_out = self._least_share(self._fell_back)
+        if share > rails.max_error_share:
+            pages = len(self._pages) - self._of_user[left_out]
+            return f"{share:.1%} of {pages} pages fell back, {rails.max_error_share:.1%} are allowed"
+        share, left_out = self._least_share(self._slow)
+        if share > _SLOW_SHARE:
+            latencies = [ms for _, user, ms, _ in self._pages if user != left_out]
+            p99 = covering_value(latencies, 1 - _SLOW_SHARE)
+            return f"p99 of {len(latencies)} pages is {p99:.0f} ms, {rails.max_p99_ms:.0f} ms are allowed"
+        return ""
+
+    def _least_share(self, met: Counter[str]) -> tuple[float, str]:
+        """(share of pages that met something, who is left out of it): the lower of counting by pages and by users.
+
+        By users a heavy one weighs no more than any other; by pages a few users with a page each decide nothing beside
+        many. met: pages that met it by user. 0 where too few pages are left without the user who met most of it.
+        """
+        if not met:
+            return 0.0, ""
+        worst = max(met, key=met.__getitem__)
+        pages, users = len(self._pages) - self._of_user[worst], len(self._of_user) - 1
+        if pages < max(1, self._rails.min_pages):
+            return 0.0, worst
+        by_page = (met.total() - met[worst]) / pages
+        by_user = sum(count / self._of_user[user] for user, count in met.items() if user != worst) / users
+        return min(by_page, by_user), worst
+
+    def _count(self, user: str, ms: float, fell_back: bool, change: int) -> None:
+        for counts, counted in (
+            (self._of_user, True), (self._fell_back, fell_back), (self._slow, ms > self._rails.max_p99_ms)
+        ):  # fmt: skip
+            if counted:
+                counts[user] += change
+                if not counts[user]:
+                    del counts[user]
+
+
 class GuardrailWatch:
     """Watches pages as they are served and keeps the ramped-down splits.
 
@@ -65,7 +125,8 @@ class GuardrailWatch:
     ):
         self._path, self._clock, self._calendar = folder / STATE, clock, calendar
         self._saved, self._unsaved = calendar(), ""  # when; what keeps the file from being written
-        self._pages: dict[tuple[str, str], deque[tuple[float, float, bool]]] = {}
+        self._stamp: tuple[int, int, int] | None = None  # of the file as it was last read
+        self._windows: dict[tuple[str, str], _Window] = {}  # by the definition's fingerprint and the arm
         self.ramps: dict[str, Ramp] = {}
         self.splits: dict[str, Split] = {}
         self._kept = self._read()  # by fingerprint, in force or not
@@ -79,50 +140,61 @@ class GuardrailWatch:
         in_force = {e.name: self._kept[e.fingerprint] for e in experiments if e.fingerprint in self._kept}
         for name in before.keys() - in_force.keys():
             logger.info("%s was edited or is gone: its ramp-down ends", name)
-            for key in [key for key in self._pages if key[0] == name]:
-                del self._pages[key]
         for ramp in (*before.values(), *in_force.values()):
             self._kept[ramp.fingerprint] = replace(ramp, in_force=now)
         self._kept = _not_forgotten(self._kept, now)
         self.ramps = {name: self._kept[ramp.fingerprint] for name, ramp in in_force.items()}
+        judged = {e.fingerprint for e in experiments}
+        self._windows = {key: window for key, window in self._windows.items() if key[0] in judged}
         if before.keys() != self.ramps.keys():
             self._save()
         self.splits = {e.name: ramped(e, self.ramps[e.name].after) for e in experiments if e.name in self.ramps}
 
-    def observe(self, experiment: Experiment, arm: str, seconds: float, fell_back: bool) -> None:
+    def observe(self, experiment: Experiment, arm: str, user: str, seconds: float, fell_back: bool) -> None:
         """One page of an experiment. Cheap: called for every answer."""
-        if experiment.guardrails and arm != experiment.control:
-            pages = self._pages.setdefault((experiment.name, arm), deque())
-            pages.append((self._clock(), seconds * 1000, fell_back))
+        if experiment.guardrails is None or arm == experiment.control:
+            return
+        window = self._windows.get((experiment.fingerprint, arm))
+        if window is None:
+            window = self._windows[experiment.fingerprint, arm] = _Window(experiment.guardrails)
+        window.add(self._clock(), user, seconds * 1000, fell_back)
 
     def judge(self, experiments: tuple[Experiment, ...]) -> list[Ramp]:
-        """Look at every window; lower the coverage of experiments in breach. Returns the new ramp-downs."""
+        """Look at every window; lower the coverage of experiments in breach. Returns the new ramp-downs of this router.
+
+        Those that other routers put into the file meanwhile are in force afterwards too.
+        """
+        self._take_over(experiments)
         fresh = []
         for experiment in experiments:
             for arm in experiment.arms:
-                reason = self._breach(experiment, arm.name)
+                window = self._windows.get((experiment.fingerprint, arm.name))
+                reason = window.breach(self._clock()) if window else ""
                 if reason:
                     fresh.append(self._ramp_down(experiment, arm.name, reason))
         if fresh or self._unsaved or (self.ramps and self._calendar() - self._saved > RENEWED_SECONDS):
             self._save()
         return fresh
 
-    def _breach(self, experiment: Experiment, arm: str) -> str:
-        rails, pages = experiment.guardrails, self._pages.get((experiment.name, arm))
-        if rails is None or pages is None:
-            return ""
-        horizon = self._clock() - rails.window_seconds
-        while pages and pages[0][0] < horizon:
-            pages.popleft()
-        if len(pages) < rails.min_pages:
-            return ""
-        share = sum(fell_back for _, _, fell_back in pages) / len(pages)
-        if share > rails.max_error_share:
-            return f"{share:.1%} of {len(pages)} pages fell back, {rails.max_error_share:.1%} are allowed"
-        p99 = covering_value([latency for _, latency, _ in pages], 0.99)
-        if p99 > rails.max_p99_ms:
-            return f"p99 of {len(pages)} pages is {p99:.0f} ms, {rails.max_p99_ms:.0f} ms are allowed"
-        return ""
+    def _take_over(self, experiments: tuple[Experiment, ...]) -> None:
+        """Apply what other routers put into the file since it was last read."""
+        try:
+            state = self._path.stat()
+            stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp  # first: what cannot be read is told once
+            self._kept = _merged(_not_forgotten(self._read(), self._calendar()), self._kept)
+        except FileNotFoundError:
+            return
+        except (OSError, InputError) as problem:
+            logger.error("ramp-downs of other routers are not taken over: %s", problem)
+            return
+        for experiment in experiments:
+            known, own = self._kept.get(experiment.fingerprint), self.ramps.get(experiment.name)
+            if known is not None and known.after < (own.after if own else experiment.coverage):
+                logger.error("%s: another router found: %s; coverage is %g", experiment.name, known.reason, known.after)
+                self._put_in_force(experiment, known)
 
     def _ramp_down(self, experiment: Experiment, arm: str, reason: str) -> Ramp:
         rails = experiment.guardrails
@@ -140,11 +212,14 @@ class GuardrailWatch:
             self._calendar(),
         )
         logger.error("%s/%s: %s; coverage goes from %g to %g", ramp.experiment, arm, reason, before, ramp.after)
+        self._put_in_force(experiment, ramp)
+        return ramp
+
+    def _put_in_force(self, experiment: Experiment, ramp: Ramp) -> None:
         self.ramps[experiment.name] = self._kept[ramp.fingerprint] = ramp
         self.splits[experiment.name] = ramped(experiment, ramp.after)
-        for other in experiment.arms:  # the next decision rests on pages served after this one
-            self._pages.pop((experiment.name, other.name), None)
-        return ramp
+        for arm in experiment.arms:  # the next decision rests on pages served after this one
+            self._windows.pop((experiment.fingerprint, arm.name), None)
 
     def _save(self) -> None:
         """Put the ramp-downs known here into the file, beside those of other routers. Tried again if it fails."""

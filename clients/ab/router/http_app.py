@@ -146,7 +146,10 @@ def create_app(
 
     @app.exception_handler(BodyRefused)
     async def refuse_body(request: Request, problem: BodyRefused) -> Response:
-        return refusal(request, problem.status, str(problem))
+        answer = refusal(request, problem.status, str(problem))
+        if problem.status == 503:  # unlike where requests are worked on, the rest of the body was not read
+            answer.headers["connection"] = "close"
+        return answer
 
     @app.exception_handler(TooManyRequests)
     async def refuse_rate(request: Request, problem: TooManyRequests) -> Response:

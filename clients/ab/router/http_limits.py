@@ -21,7 +21,7 @@ class HttpLimits:
         idle_seconds: a connection is closed when no request followed an answer for so long; longer than the callers
             keep one (60 s is usual), since a request sent while it is being closed is lost
         max_in_flight: pages and events worked on at a time; beyond that a caller gets 503 at once
-        max_buffered_mb: bodies held in memory at a time; beyond that a caller gets 503 at once
+        max_buffered_mb: bodies held in memory while they arrive; beyond that those that began first get 503
         max_connections: open connections; beyond that a caller gets 503, but for /health/live and /metrics
     """
 

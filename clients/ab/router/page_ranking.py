@@ -82,6 +82,7 @@ class PageRanking:
 async def rank_page(
     scorer: GuardedScorer,
     page: PageTensors,
+    user: str,
     request_id: str,
     arm: Arm,
     default_model: str,
@@ -90,9 +91,9 @@ async def rank_page(
 ) -> PageRanking:
     """Rank by the arm, else by the default model, else leave the incoming order. Never raises ScoringFailure.
 
-    request_id: decides the coins of an interleaved page; arrived: time.perf_counter() when the request was there, from
-    where the deadline counts. PageRefused if a model says that the page itself is wrong: no other model, and no order
-    of the documents, is the answer to that.
+    user: whose page it is, for the models' breakers; request_id: decides the coins of an interleaved page; arrived:
+    time.perf_counter() when the request was there, from where the deadline counts. PageRefused if a model says that the
+    page itself is wrong: no other model, and no order of the documents, is the answer to that.
     """
 
     def left_ms(share: float) -> float:
@@ -102,13 +103,14 @@ async def rank_page(
     known: dict[str, ModelScores | ScoringFailure] = {}
     if not failure:
         only_default = arm.models == (default_model,)
-        known = await _score_all(scorer, arm.models, page, left_ms(1.0 if only_default else deadline.arm_share))
+        deadline_ms = left_ms(1.0 if only_default else deadline.arm_share)
+        known = await _score_all(scorer, arm.models, page, deadline_ms, user)
         arm_asked = all(s.asked for s in known.values() if isinstance(s, ScoringFailure))
         failure = next((s.reason for s in known.values() if isinstance(s, ScoringFailure)), "")
         if not failure:
             return _ranking(request_id, arm, [s for s in known.values() if isinstance(s, ModelScores)])
     if default_model not in known:
-        known |= await _score_all(scorer, (default_model,), page, left_ms(1.0))
+        known |= await _score_all(scorer, (default_model,), page, left_ms(1.0), user)
     stand_in = known[default_model]
     if isinstance(stand_in, ModelScores):
         ranking = _ranking(request_id, Arm(arm.name, default_model), [stand_in], failure)
@@ -117,11 +119,11 @@ async def rank_page(
 
 
 async def _score_all(
-    scorer: GuardedScorer, models: Sequence[str], page: PageTensors, deadline_ms: float
+    scorer: GuardedScorer, models: Sequence[str], page: PageTensors, deadline_ms: float, user: str
 ) -> dict[str, ModelScores | ScoringFailure]:
     async def one(model: str) -> ModelScores | ScoringFailure:
         try:
-            return await scorer.score(model, page, deadline_ms)
+            return await scorer.score(model, page, deadline_ms, user)
         except ScoringFailure as problem:
             if problem.callers_fault:
                 raise PageRefused(f"{model}: {problem}") from problem

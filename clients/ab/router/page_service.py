@@ -183,8 +183,9 @@ class PageService:
         titles, summaries, priors = zip(*((d.title, d.summary, d.prior) for d in request.documents))
         page = PageTensors(request_tensors(request.query, titles, summaries, priors, request.max_chunks))
         default_model = self.file.current.default_model
+        chosen = arm or Arm("", default_model)
         ranking = await rank_page(
-            self.scorer, page, request_id, arm or Arm("", default_model), default_model, self.settings, arrived
+            self.scorer, page, request.user_id, request_id, chosen, default_model, self.settings, arrived
         )
         if request.min_probability is not None:
             ranking = ranking.at_least(request.min_probability)
@@ -192,7 +193,8 @@ class PageService:
         self.metrics.pages.labels(assignment.experiment, assignment.arm, ranking.served_by, ranking.fallback).inc()
         if experiment is not None and not assignment.forced and ranking.arm_asked:
             # a killed arm was taken out on purpose: that is no failure to react to
-            self.watch.observe(experiment, assignment.arm, seconds, ranking.fallback not in ("", KILLED))
+            fell_back = ranking.fallback not in ("", KILLED)
+            self.watch.observe(experiment, assignment.arm, request.user_id, seconds, fell_back)
         shown = [request.documents[i] for i in ranking.order]
         answer = {
             "request_id": request_id,

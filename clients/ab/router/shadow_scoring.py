@@ -56,7 +56,7 @@ class ShadowScoring:
     async def _score(self, model: str, page: PageTensors, answer: dict[str, Any], order: list[int]) -> None:
         started, failure, scores = time.perf_counter(), "", []
         try:
-            scored = await self._scorer.score(model, page, self._deadline_ms, guarded=False)
+            scored = await self._scorer.score(model, page, self._deadline_ms, user=None)
             scores = scored.values[order].tolist()
         except ScoringFailure as problem:
             failure = problem.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 
 import pytest
@@ -37,9 +38,13 @@ def watch(tmp_path, text: str = EXPERIMENT):
     return guard, experiments, clock
 
 
-def serve(guard, experiment, pages: int, arm: str = "student", ms: float = 10, failed: int = 0):
+def serve(guard, experiment, pages: int, arm: str = "student", ms: float = 10, failed: int = 0, user: str = ""):
+    """A page each of so many users, or all of one user."""
     for i in range(pages):
-        guard.observe(experiment, arm, ms / 1000, i < failed)
+        guard.observe(experiment, arm, user or f"user {next(USERS)}", ms / 1000, i < failed)
+
+
+USERS = itertools.count()
 
 
 def test_failures_halve_the_coverage_until_it_is_zero(tmp_path):
@@ -57,15 +62,15 @@ def test_a_slow_arm_is_ramped_down_with_the_reason(tmp_path):
     serve(guard, experiments[0], 95)
     serve(guard, experiments[0], 5, ms=300)
     (ramp,) = guard.judge(experiments)
-    assert ramp.reason == "p99 of 100 pages is 300 ms, 100 ms are allowed"
+    assert ramp.reason == "p99 of 99 pages is 300 ms, 100 ms are allowed"  # but for one user's
     assert ramp.arm == "student"
 
 
 @pytest.mark.parametrize(
     "pages",
     [
-        {"pages": 49, "failed": 49},  # too few
-        {"pages": 100, "failed": 10},  # exactly the limit
+        {"pages": 50, "failed": 50},  # too few without one user's
+        {"pages": 101, "failed": 11},  # exactly the limit, without one that failed
         {"pages": 500, "failed": 500, "arm": "baseline"},  # the control is not judged
         {"pages": 200, "ms": 100},
     ],
@@ -74,6 +79,45 @@ def test_what_is_within_limits_is_left_alone(tmp_path, pages):
     guard, experiments, _ = watch(tmp_path)
     serve(guard, experiments[0], **pages)
     assert guard.judge(experiments) == [] and not guard.splits
+
+
+@pytest.mark.parametrize("met", [{"failed": 5000}, {"ms": 5000}])
+def test_one_users_pages_ramp_nothing_down(tmp_path, met):
+    """Seen: one user's pages of 1000 documents, which no model scores in time, cut the experiment for everybody."""
+    guard, experiments, clock = watch(tmp_path)
+    serve(guard, experiments[0], 5000, user="with large pages", **met)
+    assert guard.judge(experiments) == []  # alone ...
+    serve(guard, experiments[0], 60)
+    assert guard.judge(experiments) == []  # ... or among others
+    serve(guard, experiments[0], 5000, user="with small pages")
+    serve(guard, experiments[0], 1, **met)
+    assert guard.judge(experiments) == []  # two users of 62 with a page each are no arm that fails, nor 2 of 5061 pages
+    for _ in range(3):
+        clock.now += 4
+        serve(guard, experiments[0], 60, **met)
+    assert len(guard.judge(experiments)) == 1  # all users alike: that is the arm
+
+
+def test_a_heavy_user_does_not_hide_that_an_arm_fails_for_the_others(tmp_path):
+    guard, experiments, _ = watch(tmp_path)
+    serve(guard, experiments[0], 30, user="patient", failed=30)
+    serve(guard, experiments[0], 100, failed=50)
+    (ramp,) = guard.judge(experiments)
+    assert ramp.reason == "50.0% of 100 pages fell back, 10.0% are allowed"
+
+
+def test_the_window_forgets_users_with_their_pages(tmp_path):
+    guard, experiments, clock = watch(tmp_path)
+    for _ in range(20):
+        clock.now += 4
+        serve(guard, experiments[0], 300, failed=20)
+        serve(guard, experiments[0], 3, ms=300)
+        assert guard.judge(experiments) == []
+    (window,) = guard._windows.values()
+    assert len(window._pages) == len(window._of_user) == 3 * 303
+    assert window._fell_back.total() == 60 and window._slow.total() == 9
+    clock.now += 60
+    assert guard.judge(experiments) == [] and not (window._pages or window._of_user or window._fell_back)
 
 
 def test_pages_outside_the_window_do_not_count(tmp_path):
@@ -148,10 +192,14 @@ def test_routers_on_one_folder_keep_each_others_ramp_downs(tmp_path):
     ramp_down(second, experiments, 1)
     again, _, _ = watch(tmp_path, TWO)
     assert {name: split.coverage for name, split in again.splits.items()} == {"exp": 0.4, "other": 0.4}
-    ramp_down(first, experiments, 1, times=2)
+    serve(first, experiments[0], 100)
+    serve(first, experiments[1], 100, failed=100)
+    assert first.judge(experiments) == []  # taken over; one decision does not fall twice on the same pages
+    assert {name: split.coverage for name, split in first.splits.items()} == {"exp": 0.4, "other": 0.4}
+    ramp_down(first, experiments, 1)
     ramp_down(second, experiments, 0)
     again, _, _ = watch(tmp_path, TWO)  # of one experiment the lower coverage is kept, whoever wrote last
-    assert {name: split.coverage for name, split in again.splits.items()} == {"exp": 0.4, "other": 0.2}
+    assert {name: split.coverage for name, split in again.splits.items()} == {"exp": 0.2, "other": 0.2}
 
 
 def test_what_is_in_force_at_one_router_for_weeks_is_not_forgotten_by_another(tmp_path):
@@ -201,42 +249,64 @@ def test_the_covering_value_is_the_smallest_value_that_covers_the_share(share, e
     assert covering_value([float(i) for i in range(100, 0, -1)], share) == expected
 
 
+def report(breaker: Breaker, *outcomes: bool, user: str = "") -> None:
+    """Outcomes of so many users, or all of one user."""
+    for succeeded in outcomes:
+        breaker.report(user or f"user {next(USERS)}", succeeded)
+
+
 def test_a_breaker_opens_after_enough_failures_and_not_before():
     breaker = Breaker(window=10, failures=5, cooldown_seconds=2, clock=Clock())
-    for outcome in [False, True] * 4:
-        breaker.report(outcome)
-    assert not breaker.is_open and breaker.admits()
-    breaker.report(False)
-    assert breaker.is_open and not breaker.admits()
+    report(breaker, *[False, True] * 4)
+    assert not breaker.is_open and breaker.admits("u")
+    report(breaker, False)
+    assert breaker.is_open and not breaker.admits("u")
 
 
 def test_an_open_breaker_lets_one_probe_through_at_a_time():
     clock = Clock()
     breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=clock)
-    for _ in range(2):
-        breaker.report(False)
+    report(breaker, False, False)
     clock.now += 1.9
-    assert not breaker.admits()
+    assert not breaker.admits("a")
     clock.now += 0.2
-    assert breaker.admits() and not breaker.admits()
-    breaker.report(False)
-    assert not breaker.admits()
+    assert breaker.admits("a") and not breaker.admits("b")
+    breaker.report("a", False)
+    assert not breaker.admits("b")
     clock.now += 2.1
-    assert breaker.admits()
-    breaker.report(True)
-    assert not breaker.is_open and breaker.admits() and breaker.admits()
+    assert breaker.admits("b")
+    breaker.report("b", True)
+    assert not breaker.is_open and breaker.admits("a") and breaker.admits("b")
 
 
 def test_stragglers_of_the_time_before_do_not_close_an_open_breaker():
-    clock = Clock()
-    breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=clock)
-    for outcome in (False, False, True, True):
-        breaker.report(outcome)
+    breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=Clock())
+    report(breaker, False, False, True, True)
     assert breaker.is_open
 
 
 def test_old_failures_leave_the_window():
     breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=Clock())
-    for outcome in (False, True, True, True, True, False):
-        breaker.report(outcome)
+    report(breaker, False, True, True, True, True, False)
+    assert not breaker.is_open
+
+
+def test_one_user_opens_no_breaker_hides_no_failure_and_keeps_none_open():
+    """Seen: ten pages of 1000 documents of one user took the model from everybody, for as long as more of them came."""
+    clock = Clock()
+    breaker = Breaker(window=20, failures=10, cooldown_seconds=2, clock=clock)
+    report(breaker, *[False] * 100, user="with large pages")
+    assert not breaker.is_open
+    report(breaker, *[False] * 9)
+    report(breaker, *[True] * 100, user="with small pages")
+    assert breaker.is_open  # 4 of the one user, 6 of others: the model fails for them as well
+    clock.now += 2
+    assert breaker.admits("with large pages")
+    breaker.report("with large pages", False)
+    clock.now += 2
+    assert not breaker.admits("with large pages") and breaker.admits("another")
+    breaker.withdraw()
+    clock.now += 2
+    assert breaker.admits("with large pages")  # where nobody else comes
+    breaker.report("with large pages", True)
     assert not breaker.is_open
