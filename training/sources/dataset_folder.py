@@ -131,7 +131,7 @@ def write_dataset(
     held_out = [*judged["dev"].queries(), *judged["test"].queries()]
     for name, limit in {"dev": settings.dev_queries, "test": settings.test_queries}.items():
         judged[name] = _limited(judged[name], limit, settings.seed)
-    _warn_of_empty_splits({name: len(judged[name].grades) for name in SPLITS}, origin)
+    _warn_of_empty_splits({name: len(judged[name].grades) for name in SPLITS}, splits, origin)
     candidates, found = candidate_pairs(
         source, judged["train"].grades, withheld, held_out, settings, seed=settings.seed
     )
@@ -163,8 +163,11 @@ def write_dataset(
     return _write_tables(source, judged, candidates, settings, out, counts, content)
 
 
-def _warn_of_empty_splits(judgments: dict[str, int], origin: str) -> None:
-    """Say what cannot be done without a split. judgments: split -> how many. DataError if all are empty."""
+def _warn_of_empty_splits(judgments: dict[str, int], splits: QuerySplits, origin: str) -> None:
+    """Say what cannot be done without a split, and what can be done about it. DataError if all are empty.
+
+    judgments: split -> how many.
+    """
     if not any(judgments.values()):
         raise DataError(origin, "no usable query is left for any split")
     lacking = {
@@ -172,11 +175,13 @@ def _warn_of_empty_splits(judgments: dict[str, int], origin: str) -> None:
         "dev": "no checkpoint can be selected and no gate be passed",
         "test": "rankers are measured with training.evaluate --split dev or train only",
     }
+    advice = "--resplit draws train, dev and test anew, by query"
+    if splits.groups < len(SPLITS):  # nothing to draw from
+        count = len(splits.split)
+        advice = f"of the {count} judged queries only {splits.groups} are not near-identical, and such share a split"
     for name, consequence in lacking.items():
         if not judgments[name]:
-            LOGGER.warning(
-                "the %s split is empty: %s; --resplit draws train, dev and test anew, by query", name, consequence
-            )
+            LOGGER.warning("the %s split is empty: %s; %s", name, consequence, advice)
 
 
 def _warn_of_equal_grades(split: str, grades: dict[Pair, int]) -> None:

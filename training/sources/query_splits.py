@@ -119,9 +119,9 @@ def assign_splits(
     rank = {name: i for i, name in enumerate(SPLITS)}
     split = {query_id: max(given[query_id], key=lambda s: rank[s], default="train") for query_id in queries}
     have = {name for names in given.values() for name in names}
-    for name, fraction in (("test", test_fraction), ("dev", dev_fraction)):
-        if name not in have:
-            _carve(split, members, name, fraction, seed)
+    lacking = [(n, fraction) for n, fraction in (("test", test_fraction), ("dev", dev_fraction)) if n not in have]
+    for done, (name, fraction) in enumerate(lacking):
+        _carve(split, members, name, fraction, seed, leave=len(lacking) - done)
     removed = []
     for ids in members.values():
         top = max((split[query_id] for query_id in ids), key=lambda s: rank[s])
@@ -131,15 +131,21 @@ def assign_splits(
     return QuerySplits(split, len(members), max(map(len, members.values()), default=0), sorted(removed))
 
 
-def _carve(split: dict[str, str], members: Mapping[str, list[str]], name: str, fraction: float, seed: int) -> None:
+def _carve(
+    split: dict[str, str], members: Mapping[str, list[str]], name: str, fraction: float, seed: int, leave: int
+) -> None:
     """Move whole groups of train queries to split `name`, in shuffled order, until fraction of train is reached.
 
-    At least one query is moved where more than two are there: a small collection needs every split, too.
+    leave: groups that the other splits need, one each. Where more are there at least one is moved, one of the smallest
+    if none is as small as the fraction: a small collection needs every split, too.
     """
     free = [group for group, ids in members.items() if all(split[query_id] == "train" for query_id in ids)]
-    queries = sum(len(members[group]) for group in free)
-    wanted = max(round(fraction * queries), int(queries > 2))
+    spare = len(free) - leave
+    if spare <= 0:
+        return
+    queries, smallest = sum(len(members[group]) for group in free), min(len(members[group]) for group in free)
+    wanted = max(round(fraction * queries), smallest)
     for group in shuffled(free, seed):
-        if len(members[group]) <= wanted:  # a larger group is left for a split with room for it
-            wanted -= len(members[group])
+        if spare and len(members[group]) <= wanted:  # a larger group is left for a split with room for it
+            wanted, spare = wanted - len(members[group]), spare - 1
             split.update(dict.fromkeys(members[group], name))

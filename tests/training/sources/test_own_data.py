@@ -173,6 +173,17 @@ def test_resplit_draws_all_splits_anew_from_a_test_collection(tmp_path):
     assert len(rows_of(tmp_path / "out")) == len(judged())
 
 
+def test_a_collection_of_reworded_queries_is_told_why_splits_are_empty(tmp_path, caplog):
+    """Seen: the advice was --resplit, which changes nothing here."""
+    reworded = dict(zip(list(QUERIES.values()), ("red shoes", "shoes red", "Red Shoes!", "blue hat")))
+    rows = [dict(row, query=reworded[row["query"]]) for row in graded_rows() if row["query"] in reworded]
+    path = csv_table(tmp_path / "few.csv", rows)
+    content = prepare(f"table:{path}", tmp_path / "out")
+    assert [content["counts"][f"queries_{split}"] for split in SPLITS] == [3, 1, 0]
+    assert "the test split is empty" in caplog.text and "--resplit" not in caplog.text
+    assert "of the 4 judged queries only 2 are not near-identical" in caplog.text
+
+
 def test_a_dev_only_table_and_a_dataset_made_of_it(tmp_path, caplog):
     rows = [dict(row, split="validation") for row in graded_rows()]
     path = csv_table(tmp_path / "dev.csv", rows)

@@ -1,5 +1,8 @@
 """Splits by query: near-identical queries stay together, given test splits stay whole, draws are stable."""
 
+from collections import Counter
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +46,27 @@ def test_missing_splits_are_carved_in_the_asked_shares():
     assert not found.removed
     other = assign_splits(queries, unsplit, dev_fraction=0.1, test_fraction=0.2, seed=1)
     assert other.split != found.split
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 3, 4), (1, 1, 400), (60, 50, 40, 70)])
+def test_each_split_gets_a_group_where_there_are_three(sizes):
+    """Seen: of three queries none was dev; where chains of part numbers made large groups, dev and test were empty."""
+    names = ("amberstone", "birchwood", "cedarhill", "daisyfield")
+    queries = {f"{name}{i}": name + " " + name[0] * i for name, size in zip(names, sizes) for i in range(size)}
+    assert sorted(Counter(near_identical(queries).values()).values()) == sorted(sizes)
+    for seed in range(5):
+        found = assign_splits(queries, {q: set() for q in queries}, dev_fraction=0.1, test_fraction=0.1, seed=seed)
+        counts = Counter(found.split.values())
+        assert counts["train"] and counts["dev"] and counts["test"] and counts["train"] >= max(counts.values()) / 2
+        given_test = {q: {"test"} if q.startswith("amberstone") else {"train"} for q in queries}
+        found = assign_splits(queries, given_test, dev_fraction=0.1, test_fraction=0.1, seed=seed)
+        assert set(found.split.values()) == {"train", "dev", "test"}
+
+
+def test_two_queries_are_train_and_dev():
+    unsplit: dict[str, set[str]] = {"a": set(), "b": set()}
+    found = assign_splits({"a": "red", "b": "blue"}, unsplit, dev_fraction=0.5, test_fraction=0.5, seed=0)
+    assert set(found.split.values()) == {"train", "dev"}
 
 
 def test_a_given_test_split_stays_and_its_near_identical_train_queries_leave():
