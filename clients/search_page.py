@@ -179,6 +179,11 @@ def make_app(config: Config) -> FastAPI:
         reasons = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in problem.errors()[:3]]
         return JSONResponse({"detail": "; ".join(reasons).encode("ascii", "backslashreplace").decode()}, 422)
 
+    @app.exception_handler(OSError)
+    async def not_written(request: Request, problem: OSError) -> JSONResponse:
+        logger.error("%s: %s", config.judgments, problem)
+        return JSONResponse({"detail": f"not saved: {problem.strerror or problem}"}, 500)
+
     serve_page(app, PAGE)
 
     @app.get("/examples")

@@ -58,3 +58,11 @@ def test_a_judged_query_is_no_formula_in_a_spreadsheet(page):
     with judgments.open(newline="") as stream:
         stored = [row["query"] for row in csv.DictReader(stream)]
     assert stored == [f"'{query}" for query in queries[:-1]] + ["a=b"]
+
+
+def test_a_judgment_that_cannot_be_written_says_why(page):
+    """Seen: a page without a reason, "Internal Server Error"."""
+    client, judgments = page
+    judgments.mkdir()
+    answer = client.post("/judge", json={"query": "a", "left": "baseline", "better": "left"})
+    assert answer.status_code == 500 and answer.json() == {"detail": "not saved: Is a directory"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from clients.ab.log.reader import log_files, still_there
 from ranking.errors import InputError
 from ranking.files import replacing, write_json
 from ranking.schema import read_table, write_table
+
+logger = logging.getLogger("ab_log")
 
 TABLES_OF_DAYS = ("exposures", "events", "shadows")
 
@@ -62,6 +66,8 @@ class Erasure:
 
     def _run(self, raw: Path | None, data: Path | None) -> Erased:
         files = log_files(raw) if raw is not None else []
+        if raw is not None:
+            _remove_half_written(raw)
         # clicks and shadow scores are known by the page's id alone: the pages come first
         for path in files:
             for line in _lines(path):
@@ -151,6 +157,24 @@ class Erasure:
                 with replacing(rejects) as aside:
                     aside.write_text("".join(line + "\n" for line in others), encoding="utf-8")
                     aside.chmod(FILE_MODE)
+
+
+def _remove_half_written(raw: Path) -> None:
+    """Remove what a killed erasure left beside raw files: they hold the pages of whoever is erased now.
+
+    Not so of a file whose lock somebody holds: another erasure may be writing it.
+    """
+    for part in sorted(raw.glob(".*.ablog.*.part")):
+        with ExitStack() as held:
+            try:
+                of = held.enter_context((raw / part.name[1:].rsplit(".", 2)[0]).open("rb"))
+                fcntl.flock(of, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except FileNotFoundError:  # retention has removed it since
+                pass
+            except BlockingIOError:
+                continue
+            part.unlink(missing_ok=True)
+            logger.warning("%s: removed; an erasure that was killed had left it", part)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ that was written for them needs no change. No HTTP here: see rerank_routes.py.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -134,6 +135,8 @@ class RerankRequest(BaseModel):
         if isinstance(given, str):
             title, summary, known, prior = "", given, None, None
         else:
+            if self.return_documents or self.return_text:
+                _check_answerable(number, given)
             title, summary = _fields(number, given, names)
             known, prior = _given_id(number, given), _given_prior(number, given)
         doc_id = ids.take(known or document_id(title, summary))
@@ -181,6 +184,15 @@ def _fields(number: int, given: Mapping[str, Any], wanted: tuple[str, ...]) -> t
         if field_bytes(text) > MAX_FIELD_BYTES:
             raise PageRefused(f"documents[{number}].{name}: longer than {MAX_FIELD_BYTES} bytes")
     return title, summary
+
+
+def _check_answerable(number: int, given: Mapping[str, Any]) -> None:
+    """NaN and Infinity are read, as Python's clients write them, but are no JSON to answer with."""
+    try:
+        json.dumps(given, allow_nan=False)
+    except ValueError as problem:
+        reason = "holds NaN or Infinity, which JSON cannot give back; send null, or no return_documents"
+        raise PageRefused(f"documents[{number}]: {reason}") from problem
 
 
 def _given_id(number: int, given: Mapping[str, Any]) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,31 @@ def test_what_a_killed_compaction_left_of_a_person_goes_with_the_next_run(tmp_pa
         compact(raw, out, QueryEngineSettings())
     assert not holding_ann(tmp_path) and caplog.text.count("was killed had left it") == 2
     assert not (elsewhere and list(elsewhere.iterdir())) and not (out / LOCK).exists()
+
+
+@pytest.mark.parametrize("original", ["there", "removed", "written"])
+def test_what_a_killed_erasure_left_beside_a_raw_file_goes_with_the_next_one(tmp_path, original):
+    """Seen: the half of a file stayed for ever, with pages of whoever was erased later."""
+    raw = tmp_path / "log"
+    write_log(raw, [exposure("p1", user_id="ann"), exposure("p2", user_id="bob")])
+    (path,) = raw.glob("*.ablog")
+    program = f"""
+import os, pathlib, ranking.files
+from clients.ab.log.erasure import Erasure
+ranking.files.flush = lambda path: os.kill(os.getpid(), 9)
+Erasure(["bob"]).run(pathlib.Path({str(raw)!r}), None)
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
+    assert len(holding_ann(raw)) == 2
+    if original == "removed":
+        path.unlink()
+    with path.open("rb") if original == "written" else nullcontext() as other:
+        if other is not None:  # another erasure is at work on the file: what stands beside it may be its own
+            fcntl.flock(other, fcntl.LOCK_EX)
+        Erasure(["ann"]).run(raw, None)
+        assert len(holding_ann(raw)) == (2 if other is not None else 0)
+    Erasure(["ann"]).run(raw, None)
+    assert not holding_ann(raw) and list(raw.iterdir()) == ([] if original == "removed" else [path])
 
 
 def test_erasure_waits_for_a_compaction_that_would_write_the_person_again(written, caplog):

@@ -70,6 +70,16 @@ def test_jinas_form_gives_documents_back_as_they_came(start):
     assert answer["results"][0]["doc_id"] == "12"
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", '[{"deep": 1e999}]'])
+def test_a_document_that_json_cannot_give_back_is_refused(start, value):
+    """Seen: NaN in a field came back as NaN, and the answer was no JSON."""
+    client, headers = start(), {"content-type": "application/json"}
+    body = '{"query": "alpha", "return_documents": %s, "documents": ["a", {"text": "b", "price": ' + value + "}]}"
+    answer = client.post("/v1/rerank", content=body % "true", headers=headers)
+    assert answer.status_code == 422 and "documents[1]: holds NaN or Infinity" in answer.json()["detail"]
+    assert client.post("/v1/rerank", content=body % "false", headers=headers).status_code == 200
+
+
 def test_teis_form_is_a_bare_list_and_raw_scores_are_logits(start):
     client = start()
     body = {"query": "alpha", "texts": TEXTS, "truncate": True}
