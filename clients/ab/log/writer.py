@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -65,9 +66,7 @@ class ExposureLog:
         self._retry_at = 0.0
         try:
             self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            probe = self.folder / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as problem:
             raise InputError(f"{self.folder}: cannot write the log there: {problem}") from problem
         self._thread = threading.Thread(target=self._run, name="ab-log", daemon=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,18 @@ def test_a_file_that_each_time_is_removed_at_once_is_a_failed_write(tmp_path, mo
 
     monkeypatch.setattr(os, "fdatasync", removed)
     assert not log.write("event", {"n": 0}) and log.failures == 1 and "removed while" in log.failing
+
+
+def test_routers_of_one_process_number_may_start_at_once_on_one_folder(tmp_path):
+    """Seen: in two containers both are process 1, and one took the other's probe of the folder away."""
+
+    def start(_: int) -> None:
+        for _ in range(200):
+            ExposureLog(tmp_path).close()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(start, range(2)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_start(tmp_path):
