@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-no-deps.txt
 lint: $(STAMP)   ## ruff, mypy and bandit
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --num-workers 2
 	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive ranking training build serving clients loadtest demo benchmarks disranker
 
 # Two workers, each with whole files, so that a file's servers start once; one that dies ends the run, which would wait for
