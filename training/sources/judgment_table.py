@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ranking.errors import DataError, InputError
 from ranking.text import normalise
@@ -52,7 +53,7 @@ def read_table_source(
     seen: set[tuple[str, Pair]] = set()
     number = 0
     for file in _files(path):
-        names, rows = _open(file, columns, bad)
+        names, rows = _open(file, columns, bad, _partition(path, file))
         for number, row in rows:
             try:
                 values = {ours: row.get(theirs) for ours, theirs in names.items()}
@@ -79,26 +80,47 @@ def read_table_source(
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or the Parquet files of a folder as Spark writes it. DataError if they have other columns."""
+    """The file, or the Parquet files of a folder as Spark writes it, in folders like split=train below it too.
+
+    DataError if they have other columns, InputError if a folder below is of another kind.
+    """
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.glob("*.parquet") if file.is_file())
+    files = sorted(
+        file for file in path.rglob("*.parquet")
+        if file.is_file() and not any(part.startswith(("_", ".")) for part in file.relative_to(path).parts)
+    )  # fmt: skip
     if not files:
         raise InputError(f"{path}: a folder without .parquet files; one file, or a folder of Parquet files, is read")
-    for file in files[1:]:
-        if set(parquet_columns(file)) != set(parquet_columns(files[0])):
-            raise DataError(file, f"its columns are not those of {files[0].name} beside it")
+    columns: set[str] = set()
+    for file in files:
+        if odd := next((part for part in file.relative_to(path).parts[:-1] if "=" not in part), ""):
+            raise InputError(f"{file}: the folder {odd} is not named like split=train; give each folder by itself")
+        there = {*parquet_columns(file), *_partition(path, file)}
+        columns = columns or there
+        if there != columns:
+            raise DataError(file, f"its columns are not those of {files[0].relative_to(path)}")
     return files
 
 
-def _open(path: Path, columns: dict[str, str], bad: BadRows) -> tuple[dict[str, str], Iterator[Row]]:
-    """Our name -> the file's column, and the rows."""
+def _partition(path: Path, file: Path) -> dict[str, str | None]:
+    """Column -> value from the names of the folders between a table's folder and a file of it, as Hive writes them."""
+    pairs = [part.partition("=") for part in file.relative_to(path).parts[:-1]]
+    return {unquote(n): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for n, _, value in pairs}
+
+
+def _open(
+    path: Path, columns: dict[str, str], bad: BadRows, partition: dict[str, str | None]
+) -> tuple[dict[str, str], Iterator[Row]]:
+    """Our name -> the file's column, and the rows. partition: columns that the names of folders give."""
     name = path.name.lower().removesuffix(".gz")
     if not path.is_file():
         raise DataError(path, "no such file")
     if name.endswith(".parquet"):
-        names = _resolve(path, columns, parquet_columns(path))
-        return names, parquet_rows(path, bad, list(names.values()))
+        there = parquet_columns(path)
+        names = _resolve(path, columns, [*there, *partition])
+        rows = parquet_rows(path, bad, [name for name in names.values() if name in there])
+        return names, ((number, partition | row) for number, row in rows)
     lines = name.endswith((".jsonl", ".ndjson"))
     if not lines and not name.endswith((".csv", ".tsv")):
         raise InputError(f"{path}: .parquet, .jsonl, .csv or .tsv is expected (the last three may be gzipped)")

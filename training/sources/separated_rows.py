@@ -18,8 +18,8 @@ HOW_TO_QUOTE = 'a text with a quote in it is quoted, the quote doubled: "24"" la
 def separated_rows(path: Path, bad: BadRows) -> Iterator[Row]:
     """Rows under a header line: tabs without quoting where the name says .tsv, else CSV with quoting.
 
-    A CSV whose header has no comma outside quotes, but semicolons or tabs, is separated by these: spreadsheets write
-    semicolons where the comma is the decimal point. A line "sep=;" before the header says so as well.
+    A CSV is separated by what its header has most of outside quotes, commas, semicolons, tabs or bars: spreadsheets
+    write semicolons where the comma is the decimal point. A line "sep=;" before the header says so as well.
     A row of several lines has the number of its first one. DataError, whatever the caller does with bad rows: a quote
     that is never closed, or that has swallowed other rows.
     """
@@ -78,7 +78,7 @@ class _CsvRows:
             self.separator = told[1]
         elif first is not None:
             unquoted = re.sub(r'"[^"]*"', "", first[1])
-            self.separator = "," if "," in unquoted else next((mark for mark in ";\t|" if mark in unquoted), ",")
+            self.separator = max(",;\t|", key=unquoted.count)
         if first is None:
             return
         rows = csv.reader(self._lines(first, source), delimiter=self.separator, strict=True)

@@ -130,8 +130,37 @@ def test_a_folder_of_parquet_files_as_spark_writes_it_is_one_table(tmp_path):
     pq.write_table(pa.table(columns_of(rows_of(["kiosk"], split="test"))), folder / "part-2.parquet")
     with pytest.raises(DataError, match=r"part-2\.parquet: its columns are not those of part-0"):
         prepare(folder, tmp_path / "out")
-    with pytest.raises(InputError, match=r"a folder without \.parquet files"):
+    with pytest.raises(InputError, match=r"part-0.*: the folder mine\.parquet is not named like split=train"):
         prepare(folder.parent, tmp_path / "other")
+    with pytest.raises(InputError, match=r"a folder without \.parquet files"):
+        (tmp_path / "empty").mkdir()
+        prepare(tmp_path / "empty", tmp_path / "other")
+
+
+def test_a_folder_partitioned_as_hive_does_it_is_one_table(tmp_path):
+    """Seen: `partitionBy("split")` was a folder without files."""
+    parts = {"split=train": WORDS[:6], "split=validation": WORDS[6:8], "split=__HIVE_DEFAULT_PARTITION__": WORDS[8:]}
+    for grade in (0, 1, 2):
+        for part, queries in parts.items():
+            rows = [row for row in rows_of(queries) if row["grade"] == grade]
+            columns = {name: values for name, values in columns_of(rows).items() if name != "grade"} | {"unused": rows}
+            folder = tmp_path / "mine" / part / f"my%20grade={grade}"
+            folder.mkdir(parents=True)
+            pq.write_table(pa.table(columns), folder / "part-0.parquet")
+    (tmp_path / "mine/_delta_log").mkdir()
+    (tmp_path / "mine/_delta_log/0.checkpoint.parquet").write_bytes(b"of another kind")
+    source = read_table_source(tmp_path / "mine", {"grade": "my grade"}, BadRows())
+    plain = tmp_path / "plain.parquet"
+    pq.write_table(pa.table(columns_of(rows_of())), plain)
+    expected = read_table_source(plain, {}, BadRows())
+    assert {name: {query for query, _ in grades} for name, grades in source.judged.items()} == {
+        "train": set(WORDS[:6]), "dev": set(WORDS[6:8]), "": set(WORDS[8:]),
+    }  # fmt: skip
+    assert {pair: grade for grades in source.judged.values() for pair, grade in grades.items()} == expected.judged[""]
+    (tmp_path / "mine/split=test").mkdir()
+    pq.write_table(pa.table(columns_of(rows_of(["kiosk"]))), tmp_path / "mine/split=test/part-0.parquet")
+    with pytest.raises(DataError, match="its columns are not those of split="):
+        read_table_source(tmp_path / "mine", {"grade": "my grade"}, BadRows())
 
 
 def test_an_ending_in_capitals_is_the_same_ending(tmp_path):

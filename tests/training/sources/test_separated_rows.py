@@ -99,6 +99,16 @@ def test_excels_line_for_the_separator_is_understood(mark, tmp_path):
     assert rows[0] == (3, {"query": "lamp 0", "title": "Lamp number 0", "grade": "0"}) and len(rows) == 40
 
 
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_a_header_with_a_comma_in_a_name_is_separated_by_what_it_has_more_of(mark, tmp_path):
+    """Seen: one comma in the name of a column made the whole file one separated by commas."""
+    header, line = (mark.join(cells) for cells in (["query", "title, short", "grade"], ["lamp", "Lamp", "1,5"]))
+    rows, _ = read(table(tmp_path, [line], header))
+    assert rows == [(2, {"query": "lamp", "title, short": "Lamp", "grade": "1,5"})]
+    rows, _ = read(table(tmp_path, ["lamp,Lamp,1"], f"query,title{mark}short,grade"))
+    assert rows == [(2, {"query": "lamp", f"title{mark}short": "Lamp", "grade": "1"})]
+
+
 def test_an_ending_in_capitals_is_the_same_ending(tmp_path):
     rows, _ = read(table(tmp_path, ['"b\tc\t1'], "query\ttitle\tgrade", "MINE.TSV"))
     assert rows == [(2, {"query": '"b', "title": "c", "grade": "1"})]
