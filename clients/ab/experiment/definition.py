@@ -39,7 +39,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Guardrails:
-    """When an experiment is ramped down by itself.
+    """When an experiment is ramped down by itself. The pages of the user who met most failures are left out.
 
     Args:
         max_error_share: fallbacks per page of an arm

@@ -22,7 +22,8 @@ class HttpLimits:
             keep one (60 s is usual), since a request sent while it is being closed is lost
         max_in_flight: pages and events worked on at a time; beyond that a caller gets 503 at once
         max_buffered_mb: bodies held in memory while they arrive; beyond that those that began first get 503
-        max_connections: open connections; beyond that a caller gets 503, but for /health/live and /metrics
+        max_connections: open connections; beyond that the one is closed whose caller is longest waited for, and where
+            there is none a caller gets 503, but for /health/live and /metrics
     """
 
     max_documents: int = MAX_DOCUMENTS

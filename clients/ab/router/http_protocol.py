@@ -83,10 +83,15 @@ class _UpgradeIgnored:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. limits, metrics: set by limited_protocol, since uvicorn makes the instances."""
+    """One connection. limits, metrics, awaited: set by limited_protocol, since uvicorn makes the instances.
+
+    awaited: connections whose caller is to send something next, the longest waited for first: where there are too many
+    connections it makes room for the others.
+    """
 
     limits: HttpLimits
     metrics: Callable[[], Metrics]
+    awaited: dict[LimitedProtocol, None]
     _head_clock: asyncio.TimerHandle | None = None
     _answer_clock: asyncio.TimerHandle | None = None  # runs while an answer cannot be written
     _waiting = 0  # bytes of answers that the transport held when it began
@@ -102,10 +107,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected: its first head is awaited."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._make_room()
+        self._await_caller()
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
+        self.awaited.pop(self, None)
         self._stop_head_clock()
         self._stop_answer_clock()
         super().connection_lost(exc)
@@ -128,6 +136,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """A head begins."""
         super().on_message_begin()
         self._head_size, self._in_head = 0, True
+        if self in self.awaited:  # else a request before this one is still being answered
+            self._await_caller()
         self._await_head()
 
     def on_url(self, url: bytes) -> None:
@@ -146,19 +156,24 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._in_head = False
         self._stop_head_clock()
-        most = self.limits.max_connections
-        full = len(self.connections) > most or len(self.tasks) >= most
+        self._make_room()
+        full = len(self.connections) > self.limits.max_connections
         self.app = self._refuse if full and self.url.partition(b"?")[0] not in ALWAYS_ANSWERED else self._served_app
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The body is there."""
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
+        if self.parser.should_upgrade():
+            return
+        if not self.cycle.response_complete:  # a refused body is answered before it is there
+            self.awaited.pop(self, None)
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """An answer was handed to the transport; one after which the connection closes may still wait in there."""
         super().on_response_complete()
+        if self.timeout_keep_alive_task is not None:
+            self._await_caller()
         self._await_reader_of_last_answer()
 
     def pause_writing(self) -> None:
@@ -196,6 +211,24 @@ class LimitedProtocol(HttpToolsProtocol):
         content = as_json(error_content(scope["path"], 503, reason))
         headers = {"connection": "close", "retry-after": "1"}
         await Response(content, 503, headers, media_type="application/json")(scope, receive, send)
+
+    def _await_caller(self) -> None:
+        self.awaited.pop(self, None)
+        self.awaited[self] = None  # behind the others
+
+    def _make_room(self) -> None:
+        """Close the connection that was longest waited for if there are too many."""
+        if len(self.connections) <= self.limits.max_connections:
+            return
+        longest = next((waiting for waiting in self.awaited if waiting is not self), None)
+        if longest is None:
+            return
+        del self.awaited[longest]
+        longest.transport.close()
+        longest._await_reader_of_last_answer()
+        if not longest.transport.get_write_buffer_size():  # else it counts until that is read, or cut off
+            self.connections.discard(longest)
+        self.metrics().given_up.inc()
 
     @property
     def _most_head_bytes(self) -> int:
@@ -253,4 +286,5 @@ def limited_protocol(limits: HttpLimits, metrics: Callable[[], Metrics]) -> type
 
     metrics: the router's; a function, since the service has them once it started.
     """
-    return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits, "metrics": staticmethod(metrics)})
+    own = {"limits": limits, "metrics": staticmethod(metrics), "awaited": {}}
+    return type("LimitedProtocol", (LimitedProtocol,), own)

@@ -27,6 +27,7 @@ class Metrics:
         self.events = self._make(Counter, "ab_events", "clicks and dwell times taken", "type")
         self.refused = self._make(Counter, "ab_refused", "requests answered with 4xx or 503", "status")
         self.unread = self._make(Counter, "ab_unread_answers", "connections closed since nobody read the answer")
+        self.given_up = self._make(Counter, "ab_given_up_connections", "waiting connections closed to make room")
         self.shadows = self._make(Counter, "ab_shadows", "shadow calls by outcome", "model", "outcome")
         self.log_seconds = self._make(Histogram, "ab_log_seconds", "wait for the log to be on disk", buckets=_WRITE)
         self.log_failures = self._make(Counter, "ab_log_failures", "records that could not be written")

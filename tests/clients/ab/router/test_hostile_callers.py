@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPResponse, IncompleteRead
 from pathlib import Path
 
@@ -238,16 +238,9 @@ def test_bodies_that_stall_keep_nobody_elses_out(tmp_path, ranker):
 def test_one_users_large_pages_cost_nobody_else_the_model(tmp_path):
     """Seen: pages of 1000 documents, late each time, opened the breaker for all and ramped the experiment down."""
 
-    class Slow(StubRanker):
-        async def ModelInfer(self, request, context):
-            if next(tensor.shape[0] for tensor in request.inputs if tensor.name == "title") > 100:
-                await asyncio.sleep(30)
-            return await super().ModelInfer(request, context)
-
-    many = [{"doc_id": str(number), "title": "t"} for number in range(200)]
-    with Slow() as ranker, running(tmp_path, ranker.url, deadline_ms=300.0, arm_share=0.5) as router:
+    with SlowRanker() as ranker, running(tmp_path, ranker.url, deadline_ms=300.0, arm_share=0.5) as router:
         for number in range(30):
-            late = router.rank(documents=many).json()
+            late = router.rank(documents=LARGE).json()
             assert (late["arm"], late["fallback"], late["served_by"]) == ("student", "timeout", "incoming")
             other = router.rank(user_id=f"user {number}").json()
             assert (other["served_by"], other["fallback"]) == (other["arm"], "")
@@ -395,13 +388,37 @@ def test_a_request_that_offers_another_protocol_is_answered_as_if_it_did_not(tmp
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
 
 
-def test_callers_beyond_the_open_connections_are_refused_and_counted_but_the_router_is_still_seen(tmp_path, ranker):
+class SlowRanker(StubRanker):
+    """Takes half a minute for pages of more than 100 documents. begun: how many such there were."""
+
+    begun = 0
+
+    async def ModelInfer(self, request, context):
+        if next(tensor.shape[0] for tensor in request.inputs if tensor.name == "title") > 100:
+            self.begun += 1
+            await asyncio.sleep(30)
+        return await super().ModelInfer(request, context)
+
+
+LARGE = [{"doc_id": str(number), "title": "t"} for number in range(200)]
+
+
+def post(body: bytes) -> bytes:
+    head = b"POST /rank HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\nContent-Length: "
+    return head + b"%d\r\n\r\n" % len(body)
+
+
+def test_callers_beyond_the_connections_at_work_are_refused_and_counted_but_the_router_is_still_seen(tmp_path):
     """Seen: refusals were in no metric, so no alert could fire, and the probe that restarts a router got 503 too."""
-    with running(tmp_path, ranker.url, max_connections=3) as router:
+    body = json.dumps(PAGE | {"documents": LARGE}).encode()
+    with SlowRanker() as ranker, running(tmp_path, ranker.url, max_connections=3, deadline_ms=20_000.0) as router:
         held = [router.connect() for _ in range(3)]
         for connection in held:
-            connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: r\r\n\r\n")
-            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            connection.sendall(post(body) + body)
+        deadline = time.monotonic() + 20
+        while ranker.begun < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         for _ in range(2):
             refused = router.rank()
             assert refused.status_code == 503 and "over 3 connections" in refused.json()["detail"]
@@ -415,6 +432,49 @@ def test_callers_beyond_the_open_connections_are_refused_and_counted_but_the_rou
         while router.rank().status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("held_by", ["idle", "silence", "half a head", "half a body"])
+def test_connections_whose_callers_send_nothing_make_room_for_others(tmp_path, ranker, held_by):
+    """Seen: 2000 idle connections of one caller, asked once a minute, kept everybody else out."""
+    body = json.dumps(PAGE).encode()
+    live = b"GET /health/live HTTP/1.1\r\nHost: r\r\n\r\n"
+    sent = {"idle": live, "silence": b"", "half a head": live[:-2], "half a body": post(body) + body[:-1]}
+    with running(tmp_path, ranker.url, max_connections=4, receive_seconds=60.0, header_seconds=60.0) as router:
+        held = [router.connect() for _ in range(12)]
+        for connection in held:
+            connection.sendall(sent[held_by])
+        with httpx.Client(base_url=router.url, timeout=30) as client, router.connect() as half_sent:
+            half_sent.sendall(post(body) + body[:9])
+            for number in range(8):
+                assert client.post("/rank", json=PAGE | {"user_id": f"user {number}"}).status_code == 200
+            half_sent.sendall(body[9:])  # younger than those, it was not given up
+            assert half_sent.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        closed = 0
+        for connection in held:
+            connection.settimeout(0.2)
+            with connection, suppress(TimeoutError):
+                with suppress(ConnectionResetError):
+                    while connection.recv(1 << 16):
+                        pass
+                closed += 1
+        assert closed >= 9 and router.metric("ab_given_up_connections_total") >= 9
+        assert router.metric('ab_refused_total{status="503"}') == 0
+
+
+def test_requests_one_behind_the_other_are_not_taken_for_waiting(tmp_path):
+    """A connection whose first request is being answered keeps its place, whatever else it has sent."""
+    body = json.dumps(PAGE | {"documents": LARGE}).encode()
+    settings = {"max_connections": 1, "deadline_ms": 1500.0}
+    with SlowRanker() as ranker, running(tmp_path, ranker.url, **settings) as router, router.connect() as busy:
+        busy.sendall(post(body) + body + b"GET /health/live HTTP/1.1\r\nHost: r\r\n\r\nGET /hea")
+        time.sleep(0.3)
+        assert router.rank().status_code == 503
+        got = b""
+        while b'"alive"' not in got:
+            got += busy.recv(1 << 16)
+        assert got.startswith(b"HTTP/1.1 200 ") and b'"fallback":"timeout"' in got
+        assert router.rank().status_code == 200 and busy.recv(1 << 16) == b""  # it waited for the rest of the third
 
 
 def test_an_answer_that_nobody_reads_ends_its_connection(tmp_path, ranker):
