@@ -60,8 +60,8 @@ class _Arriving:
 class BodyReader:
     """Reads bodies within the limits, all of them together within the memory that they may take.
 
-    Where they would take more, those that began first are given up: a body from a caller who sends it is there within
-    moments, so that the oldest are of those who do not.
+    Where they would take more, those that began first are given up, of those that hold more than an equal share of it:
+    a body from a caller who sends it is there within moments, so that the oldest are of those who do not.
     """
 
     def __init__(self, limits: HttpLimits):
@@ -105,9 +105,10 @@ class BodyReader:
         return bytes(body)
 
     def _make_room(self) -> None:
-        """Give up the oldest bodies until the others fit."""
+        """Give up bodies until the others fit."""
         while self.buffered > self._most_buffered:
-            oldest = next(iter(self._arriving))
+            share = self._most_buffered / len(self._arriving)
+            oldest = next(body for body in self._arriving if body.size > share)
             oldest.given_up = True
             self._forget(oldest)
             if oldest.clock is not None and not oldest.clock.expired():

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
+MEMORY_COOLDOWNS = 30.0  # an outcome counts for so many cooldowns
+SILENT_COOLDOWNS = 5.0  # without any success for so long, it does not matter whose calls failed
+
+
 @dataclass(kw_only=True)
 class BreakerSettings:
     """When a model is left alone.
@@ -34,20 +38,22 @@ class BreakerSettings:
 
 
 class Breaker:
-    """One model's breaker: open after `failures` of its last `window` calls failed, for three users or more.
+    """One model's breaker: open after `failures` of its last `window` calls failed, not all of them one user's.
 
-    The window holds a user's last few calls only, fewer than half of `failures` (but one): one user's pages, however
-    many and however large, do not take the model from everybody. Open, it lets one call through at a time,
-    cooldown_seconds after the last failure; whoever's call failed there leaves others as much time again to go first.
-    clock: seconds, for tests.
+    The window holds a user's last few calls only, fewer than half of `failures` (but one), of the last
+    MEMORY_COOLDOWNS: one user's pages, however many and however large, do not take the model from everybody. Where
+    nobody at all had a success for SILENT_COOLDOWNS and `window` calls failed since, it opens whoever asked. Open, it
+    lets one call through at a time, cooldown_seconds after the last failure; whoever's call failed there leaves others
+    as much time again to go first. clock: seconds, for tests.
     """
 
     def __init__(
         self, window: int, failures: int, cooldown_seconds: float, clock: Callable[[], float] = time.monotonic
     ):
-        self.failures, self.cooldown_seconds, self._clock = failures, cooldown_seconds, clock
+        self.window, self.failures, self.cooldown_seconds, self._clock = window, failures, cooldown_seconds, clock
         self._most_of_a_user = max(1, (failures - 1) // 2)
-        self._outcomes: deque[tuple[str, bool]] = deque(maxlen=window)  # user, whether it succeeded
+        self._outcomes: deque[tuple[float, str, bool]] = deque(maxlen=window)  # when, whose, whether it succeeded
+        self._failed_since, self._failed_in_a_row = 0.0, 0
         self._open_until: float | None = None
         self._probing, self._failed_prober = False, ""
 
@@ -77,14 +83,23 @@ class Breaker:
                 return  # a straggler from before it opened says nothing about now
             self._probing = False
             if succeeded:
-                self._open_until, self._failed_prober = None, ""
+                self._open_until, self._failed_prober, self._failed_in_a_row = None, "", 0
                 self._outcomes.clear()
             else:
                 self._open_until, self._failed_prober = self._clock() + self.cooldown_seconds, user
             return
-        own = [place for place, (of, _) in enumerate(self._outcomes) if of == user]
+        now = self._clock()
+        self._failed_in_a_row = 0 if succeeded else self._failed_in_a_row + 1
+        if self._failed_in_a_row <= 1:
+            self._failed_since = now
+        while self._outcomes and self._outcomes[0][0] < now - MEMORY_COOLDOWNS * self.cooldown_seconds:
+            self._outcomes.popleft()
+        own = [place for place, (_, of, _) in enumerate(self._outcomes) if of == user]
         if len(own) >= self._most_of_a_user:
             del self._outcomes[own[0]]
-        self._outcomes.append((user, succeeded))
-        if sum(not succeeded for _, succeeded in self._outcomes) >= self.failures:
-            self._open_until = self._clock() + self.cooldown_seconds
+        self._outcomes.append((now, user, succeeded))
+        silent = now - self._failed_since >= SILENT_COOLDOWNS * self.cooldown_seconds
+        if sum(not succeeded for *_, succeeded in self._outcomes) >= self.failures or (
+            silent and self._failed_in_a_row >= self.window
+        ):
+            self._open_until = now + self.cooldown_seconds

@@ -1,7 +1,7 @@
 """Guardrails: an experiment whose arm fails or is slow loses coverage by itself, and says so.
 
 Only arms other than the control are judged, and no one user's pages bring a ramp-down about: an arm is in breach if it
-is so without the user who met most of it, counted by pages and by users alike. Coverage shrinks for all arms alike, so
+is so without the user who met most of it, by the share of pages or by the mean over users. Coverage shrinks for all arms alike, so
 shares stay balanced and nobody changes arm. A ramp-down outlives a restart (ramp.json beside the log) and ends when the
 experiment's definition is edited. It belongs to that definition, so that it is back in force with it: a file that for a
 moment lacked the experiment must not restore full traffic. Several routers may share the folder: each judges its own
@@ -75,32 +75,42 @@ class _Window:
         while self._pages and self._pages[0][0] < now - rails.window_seconds:
             _, user, ms, fell_back = self._pages.popleft()
             self._count(user, ms, fell_back, -1)
-        share, left_out = self._least_share(self._fell_back)
-        if share > rails.max_error_share:
+        allowed = rails.max_error_share
+        by_page, by_user, left_out = self._shares(self._fell_back, allowed)
+        if by_page > allowed:
             pages = len(self._pages) - self._of_user[left_out]
-            return f"{share:.1%} of {pages} pages fell back, {rails.max_error_share:.1%} are allowed"
-        share, left_out = self._least_share(self._slow)
-        if share > _SLOW_SHARE:
+            return f"{by_page:.1%} of {pages} pages fell back, {allowed:.1%} are allowed"
+        if by_user > allowed:
+            users = len(self._of_user) - 1
+            return f"of {users} users' pages {by_user:.1%} fell back on average, {allowed:.1%} are allowed"
+        by_page, by_user, left_out = self._shares(self._slow, _SLOW_SHARE)
+        if by_page > _SLOW_SHARE:
             latencies = [ms for _, user, ms, _ in self._pages if user != left_out]
             p99 = covering_value(latencies, 1 - _SLOW_SHARE)
             return f"p99 of {len(latencies)} pages is {p99:.0f} ms, {rails.max_p99_ms:.0f} ms are allowed"
+        if by_user > _SLOW_SHARE:
+            users = len(self._of_user) - 1
+            slow = f"{by_user:.1%} took over {rails.max_p99_ms:.0f} ms on average"
+            return f"of {users} users' pages {slow}, {_SLOW_SHARE:.1%} are allowed"
         return ""
 
-    def _least_share(self, met: Counter[str]) -> tuple[float, str]:
-        """(share of pages that met something, who is left out of it): the lower of counting by pages and by users.
+    def _shares(self, met: Counter[str], allowed: float) -> tuple[float, float, str]:
+        """(share of pages that met something, the mean of each user's share, the user who is left out of both).
 
-        By users a heavy one weighs no more than any other; by pages a few users with a page each decide nothing beside
-        many. met: pages that met it by user. 0 where too few pages are left without the user who met most of it.
+        By pages, many users with a page each do not hide what the others meet; by users, one with thousands of pages
+        does not. met: pages that met it by user. The user who met most is left out; a share is 0 where too few pages,
+        or too few users to tell one from `allowed`, are left.
         """
         if not met:
-            return 0.0, ""
+            return 0.0, 0.0, ""
         worst = max(met, key=met.__getitem__)
         pages, users = len(self._pages) - self._of_user[worst], len(self._of_user) - 1
         if pages < max(1, self._rails.min_pages):
-            return 0.0, worst
+            return 0.0, 0.0, worst
         by_page = (met.total() - met[worst]) / pages
-        by_user = sum(count / self._of_user[user] for user, count in met.items() if user != worst) / users
-        return min(by_page, by_user), worst
+        if users < max(self._rails.min_pages / 10, 1 / allowed if allowed else 1):
+            return by_page, 0.0, worst
+        return by_page, sum(n / self._of_user[user] for user, n in met.items() if user != worst) / users, worst
 
     def _count(self, user: str, ms: float, fell_back: bool, change: int) -> None:
         for counts, counted in (

@@ -21,7 +21,7 @@ class HttpLimits:
         idle_seconds: a connection is closed when no request followed an answer for so long; longer than the callers
             keep one (60 s is usual), since a request sent while it is being closed is lost
         max_in_flight: pages and events worked on at a time; beyond that a caller gets 503 at once
-        max_buffered_mb: bodies held in memory while they arrive; beyond that those that began first get 503
+        max_buffered_mb: bodies held in memory while they arrive; beyond that large ones that began first get 503
         max_connections: open connections; beyond that the one is closed whose caller is longest waited for, and where
             there is none a caller gets 503, but for /health/live and /metrics
     """
@@ -43,6 +43,8 @@ class HttpLimits:
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.max_buffered_mb < self.max_body_mb:
+            raise ValueError(f"max_buffered_mb is {self.max_buffered_mb:g}: it must hold a body of max_body_mb")
 
     @property
     def max_values(self) -> int:

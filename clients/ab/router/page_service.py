@@ -184,8 +184,9 @@ class PageService:
         page = PageTensors(request_tensors(request.query, titles, summaries, priors, request.max_chunks))
         default_model = self.file.current.default_model
         chosen = arm or Arm("", default_model)
+        user = request.user_id if in_experiments else ""  # nobody knows who they are: to a breaker they are one user
         ranking = await rank_page(
-            self.scorer, page, request.user_id, request_id, chosen, default_model, self.settings, arrived
+            self.scorer, page, user, request_id, chosen, default_model, self.settings, arrived
         )
         if request.min_probability is not None:
             ranking = ranking.at_least(request.min_probability)

@@ -98,7 +98,26 @@ def test_one_users_pages_ramp_nothing_down(tmp_path, met):
     assert len(guard.judge(experiments)) == 1  # all users alike: that is the arm
 
 
-def test_a_heavy_user_does_not_hide_that_an_arm_fails_for_the_others(tmp_path):
+@pytest.mark.parametrize(("met", "reason"), [({"failed": 101}, "fell back"), ({"ms": 300}, "took over 100 ms")])
+def test_a_heavy_user_does_not_hide_that_an_arm_fails_for_the_others(tmp_path, met, reason):
+    """Seen: one bot with 900 good pages hid that each of 101 users met failures."""
+    guard, experiments, _ = watch(tmp_path)
+    serve(guard, experiments[0], 20_000, user="with small pages")
+    serve(guard, experiments[0], 101, **met)
+    (ramp,) = guard.judge(experiments)
+    assert ramp.reason.startswith("of 101 users' pages 99.0% ") and reason in ramp.reason
+
+
+def test_many_users_with_a_page_each_do_not_hide_that_an_arm_fails_for_the_others(tmp_path):
+    guard, experiments, _ = watch(tmp_path)
+    serve(guard, experiments[0], 1000)
+    for number in range(101):
+        serve(guard, experiments[0], 50, failed=50, user=f"regular {number}")
+    (ramp,) = guard.judge(experiments)
+    assert ramp.reason == "83.3% of 6000 pages fell back, 10.0% are allowed"
+
+
+def test_a_heavy_bad_user_does_not_hide_it_either(tmp_path):
     guard, experiments, _ = watch(tmp_path)
     serve(guard, experiments[0], 30, user="patient", failed=30)
     serve(guard, experiments[0], 100, failed=50)
@@ -309,4 +328,38 @@ def test_one_user_opens_no_breaker_hides_no_failure_and_keeps_none_open():
     clock.now += 2
     assert breaker.admits("with large pages")  # where nobody else comes
     breaker.report("with large pages", True)
+    assert not breaker.is_open
+
+
+def test_where_nobody_has_a_success_the_model_is_left_alone_whoever_asks():
+    """Seen: with one name for all users an outage was never noticed, and each page waited for its whole deadline."""
+    clock = Clock()
+    breaker = Breaker(window=20, failures=10, cooldown_seconds=2, clock=clock)
+    for _ in range(49):
+        clock.now += 0.2
+        report(breaker, False, user="anonymous")
+    report(breaker, True, *[False] * 19, user="anonymous")
+    for _ in range(49):
+        clock.now += 0.2
+        report(breaker, False, user="anonymous")
+        assert not breaker.is_open
+    clock.now += 0.3
+    report(breaker, False, user="anonymous")
+    assert breaker.is_open
+    clock.now += 5
+    assert breaker.admits("anonymous")
+    report(breaker, True, user="anonymous")
+    report(breaker, *[False] * 40, user="anonymous")
+    assert not breaker.is_open
+
+
+def test_what_failed_long_ago_opens_no_breaker():
+    """Seen: failures of six users a day before stayed in the window, since a user's calls push only their own out."""
+    clock = Clock()
+    breaker = Breaker(window=20, failures=10, cooldown_seconds=2, clock=clock)
+    report(breaker, *[False] * 9)
+    for _ in range(100):
+        clock.now += 1
+        report(breaker, True, user="one")
+    report(breaker, *[False] * 4)
     assert not breaker.is_open

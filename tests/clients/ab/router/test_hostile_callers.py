@@ -220,7 +220,11 @@ def test_bodies_that_stall_keep_nobody_elses_out(tmp_path, ranker):
     """Seen: one caller's bodies without their last byte filled the memory for bodies; all others got 503 for 10 s."""
     half = b"POST /rank HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\nContent-Length: 400001\r\n\r\n"
     half += b'{"query":"' + b"x" * 399_990
-    with running(tmp_path, ranker.url, max_buffered_mb=1.0, receive_seconds=60.0) as router:
+    with running(tmp_path, ranker.url, max_body_mb=1.0, max_buffered_mb=1.0, receive_seconds=60.0) as router:
+        slow, page = [router.connect() for _ in range(4)], json.dumps(PAGE).encode()
+        for connection in slow:
+            connection.sendall(post(page) + page[:9])
+        time.sleep(0.2)
         stalled = [router.connect() for _ in range(6)]
         for connection in stalled:
             connection.sendall(half)
@@ -231,7 +235,10 @@ def test_bodies_that_stall_keep_nobody_elses_out(tmp_path, ranker):
             large = [{"doc_id": d, "title": d * 60, "summary": d * 60_000} for d in "abcde"]
             assert router.rank(user_id=f"user {number}", documents=large).status_code == 200
         assert router.metric('ab_refused_total{status="503"}') >= 4
-        for connection in stalled:
+        for connection in slow:  # older, but small: it is not they who fill the memory
+            connection.sendall(page[9:])
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        for connection in (*slow, *stalled):
             connection.close()
 
 
@@ -246,6 +253,11 @@ def test_one_users_large_pages_cost_nobody_else_the_model(tmp_path):
             assert (other["served_by"], other["fallback"]) == (other["arm"], "")
         health = httpx.get(f"{router.url}/health", timeout=30).json()
         assert health["status"] == "ok" and set(health["breakers"].values()) == {"closed"}
+        texts = {"query": "alpha", "documents": ["t"] * 200}
+        for _ in range(12):  # seen: where the caller names no user, each page counted as a user of its own
+            assert httpx.post(f"{router.url}/v1/rerank", json=texts, timeout=30).json()["meta"]["fallback"] == "timeout"
+        health = httpx.get(f"{router.url}/health", timeout=30).json()
+        assert set(health["breakers"].values()) == {"closed"}
 
 
 def test_pages_whose_model_was_not_asked_count_for_no_guardrail(tmp_path, ranker):
