@@ -27,6 +27,9 @@ from ranking.schema import read_table, write_table
 logger = logging.getLogger("ab_log")
 
 TABLES_OF_DAYS = ("exposures", "events", "shadows")
+# clicks and shadow scores are a person's by their page alone: without this note, those in a file that could not be
+# changed in the run that erased the page would be nobody's in the next one
+PENDING = ".erasure-pending.json"
 
 
 @dataclass
@@ -67,7 +70,8 @@ class Erasure:
     def _run(self, raw: Path | None, data: Path | None) -> Erased:
         files = log_files(raw) if raw is not None else []
         if raw is not None:
-            _remove_half_written(raw)
+            remove_half_written(raw)
+        folders = [folder for folder in (raw, data) if folder is not None]
         # clicks and shadow scores are known by the page's id alone: the pages come first
         for path in files:
             for line in _lines(path):
@@ -78,17 +82,25 @@ class Erasure:
                 rows = read_table(path, "exposures")
                 mine = rows.filter(pc.is_in(rows.column("user_id"), pa.array(sorted(self.names), pa.string())))
                 self._requests.update(mine.column("request_id").to_pylist())
+        for folder in folders:
+            self._requests.update(_pending(folder / PENDING))
         self.erased.pages = len(self._requests)
+        for folder in folders if self._requests else ():
+            write_json(folder / PENDING, sorted(self._requests))
+            (folder / PENDING).chmod(FILE_MODE)
         for path in files:
             self._raw_file(path)
         for path in days:
             self._day(path)
         if data is not None:
             self._small_files(data)
+        if not self.erased.in_use:
+            for folder in folders:
+                (folder / PENDING).unlink(missing_ok=True)
         return self.erased
 
     def _note(self, record: dict[str, Any]) -> None:
-        if record.get("user_id") in self.names and isinstance(record.get("request_id"), str):
+        if _hashable(record.get("user_id")) in self.names and isinstance(record.get("request_id"), str):
             self._requests.add(record["request_id"])
 
     def _is_theirs(self, record: dict[str, Any]) -> bool:
@@ -99,7 +111,8 @@ class Erasure:
         if self._is_theirs(record):
             return None
         definition = record.get("definition")
-        if isinstance(definition, dict) and self.names & (forced := definition.get("forced") or {}).keys():
+        forced = definition.get("forced") if isinstance(definition, dict) else None
+        if isinstance(definition, dict) and isinstance(forced, dict) and self.names & forced.keys():
             kept = {user: arm for user, arm in forced.items() if user not in self.names}
             return {**record, "definition": {**definition, "forced": kept}}
         return record
@@ -159,8 +172,8 @@ class Erasure:
                     aside.chmod(FILE_MODE)
 
 
-def _remove_half_written(raw: Path) -> None:
-    """Remove what a killed erasure left beside raw files: they hold the pages of whoever is erased now.
+def remove_half_written(raw: Path) -> None:
+    """Remove what a killed erasure left beside raw files: they may hold the pages of whoever is erased now.
 
     Not so of a file whose lock somebody holds: another erasure may be writing it.
     """
@@ -175,6 +188,14 @@ def _remove_half_written(raw: Path) -> None:
                 continue
             part.unlink(missing_ok=True)
             logger.warning("%s: removed; an erasure that was killed had left it", part)
+
+
+def _pending(path: Path) -> list[str]:
+    """Request ids that an erasure had found and did not erase everywhere, since it was killed or a file was in use."""
+    try:
+        return list(map(str, json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else []
+    except (OSError, ValueError, TypeError) as problem:
+        raise InputError(f"{path}: cannot be read ({problem}), so nobody knows what is left to erase") from problem
 
 
 def _lines(path: Path) -> Iterator[bytes]:

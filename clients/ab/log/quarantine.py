@@ -62,6 +62,8 @@ class Quarantine:
             middle = len(lines) // 2
             return pa.concat_tables([self.sound(kind, lines[:middle]), self.sound(kind, lines[middle:])])
         reasons = _broken_promises(kind, rows)
+        if kind != "event":
+            reasons = _odd_documents(lines) | reasons
         for index in sorted(reasons):
             self._refuse(lines[index], reasons[index])
         if reasons:
@@ -74,6 +76,8 @@ class Quarantine:
         logged = line.record.get(LOGGED.name)
         if missing:
             self._refuse(line, f"a {kind} record without {', '.join(missing)}")
+        elif not isinstance(line.record.get("fingerprint", ""), str):
+            self._refuse(line, "fingerprint is no text")
         elif not isinstance(logged, int) or not _FIRST_MOMENT <= logged <= _LAST_MOMENT:
             self._refuse(line, "logged is no time from 1970 to 2100")
         else:
@@ -122,6 +126,18 @@ def _broken_promises(kind: str, rows: pa.Table) -> dict[int, str]:
         reason = f"{name} holds a blank id" if name == "documents" else f"{name} holds a null or over-long text"
         for index in pc.unique(rows_of.filter(pc.fill_null(refused, True))).to_pylist():
             reasons.setdefault(index, reason)
+    return reasons
+
+
+def _odd_documents(lines: list[Line]) -> dict[int, str]:
+    """Index of each page that has a document twice, or a text in place of the list -> why."""
+    reasons = {}
+    for index, line in enumerate(lines):
+        documents = line.record.get("documents") or []
+        if not isinstance(documents, list):
+            reasons[index] = "documents is no list"
+        elif len(set(documents)) < len(documents):
+            reasons[index] = "documents holds an id twice"
     return reasons
 
 

@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from clients.ab.log.days_lock import days_lock
+from clients.ab.log.erasure import remove_half_written
 from clients.ab.log.reader import log_files
 
 logger = logging.getLogger("ab_compact")
@@ -22,6 +23,7 @@ def remove_old_days(raw: Path, out: Path, retain_days: int, today: date) -> list
 
 
 def _remove_days_before(first_kept: str, raw: Path, out: Path) -> list[str]:
+    remove_half_written(raw)
     old = [path for path in log_files(raw) if path.name[:10] < first_kept]
     for table in ("exposures", "events", "shadows"):
         old += [path for path in sorted((out / table).glob("*.parquet")) if path.stem < first_kept]

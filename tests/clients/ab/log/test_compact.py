@@ -264,6 +264,8 @@ def test_retention_removes_whole_old_days_and_never_rewrites_them(tmp_path):
         ({"user_id": "\u00ad"}, "user_id is blank"),
         ({"request_id": "\x1c"}, "request_id is blank"),
         ({"documents": ["a", "\x00", "c"]}, "documents holds a blank id"),
+        ({"documents": ["a", "b", "a"]}, "documents holds an id twice"),
+        ({"documents": "abc"}, "documents is no list"),
         ({"latency_ms": float("nan")}, "latency_ms is NaN or infinite"),
         ({"platform": None}, "platform is null"),
         ({"scores": ["high"]}, "a value of the wrong type"),
@@ -284,6 +286,13 @@ def test_a_record_that_breaks_the_table_is_set_aside_and_the_rest_is_compacted(t
         assert summary.rejected == 1 and summary.exposures == 2
         assert reject["line"] == 2 and reject["file"].endswith(".ablog") and reject["reason"].startswith(reason)
         assert [row["request_id"] for row in page(tmp_path)] == ["r1", "r3"]
+
+
+def test_a_definition_whose_fingerprint_is_no_text_is_set_aside(tmp_path):
+    """Seen: every later compaction ended with a traceback."""
+    odd = {"type": "config", "logged": 1, "fingerprint": ["f"], "definition": {}}
+    summary = compacted(tmp_path, [exposure("r1"), odd])
+    assert summary.rejected == 1 and summary.exposures == 1
 
 
 def test_retention_runs_after_a_compaction_with_rejects(tmp_path, monkeypatch, capsys):

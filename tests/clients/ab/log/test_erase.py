@@ -14,11 +14,12 @@ import pytest
 
 from clients.ab.log.compaction import compact
 from clients.ab.log.days_lock import LOCK, days_lock
-from clients.ab.log.erasure import Erasure
+from clients.ab.log.erasure import PENDING, Erasure
 from clients.ab.log.privacy import Privacy
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.log.writer import ExposureLog
-from clients.ab_erase import Config, main
+from clients.ab_erase import EXIT_IN_USE, Config, main
+from ranking.errors import InputError
 from ranking.query_engine import QueryEngineSettings
 from ranking.schema import read_table
 from tests.clients.ab.log.test_compact import ROOT, event, exposure, write_log
@@ -139,8 +140,8 @@ def test_what_a_killed_erasure_left_beside_a_raw_file_goes_with_the_next_one(tmp
     (path,) = raw.glob("*.ablog")
     program = f"""
 import os, pathlib, ranking.files
-from clients.ab.log.erasure import Erasure
-ranking.files.flush = lambda path: os.kill(os.getpid(), 9)
+from clients.ab.log.erasure import PENDING, Erasure
+ranking.files.flush = lambda path: ".ablog." in path.name and os.kill(os.getpid(), 9)
 Erasure(["bob"]).run(pathlib.Path({str(raw)!r}), None)
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
@@ -154,6 +155,46 @@ Erasure(["bob"]).run(pathlib.Path({str(raw)!r}), None)
         assert len(holding_ann(raw)) == (2 if other is not None else 0)
     Erasure(["ann"]).run(raw, None)
     assert not holding_ann(raw) and list(raw.iterdir()) == ([] if original == "removed" else [path])
+
+
+@pytest.mark.parametrize("stopped", ["in use", "killed"])
+def test_what_an_erasure_could_not_finish_is_finished_by_the_next_one(tmp_path, stopped):
+    """Seen: once the page was erased, nobody knew whose its click and shadow score in another file were; exit 0."""
+    raw, out = tmp_path / "log", tmp_path / "out"
+    write_log(raw, [exposure("p1", user_id="ann"), exposure("p2", user_id="bob")])
+    later = [event("p1", "b"), shadow("p1"), event("p2", "b"), shadow("p2")]
+    second = write_log(raw, later, name="2024-10-04T130000.000000-1-1")
+    compact(raw, out, QueryEngineSettings())
+    if stopped == "in use":
+        with second.open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert main(Config(["ann"], raw, out)) == EXIT_IN_USE
+    else:
+        program = f"""
+import os, pathlib
+from clients.ab.log.erasure import PENDING, Erasure
+whole = Erasure._raw_file
+Erasure._raw_file = lambda self, path: os.kill(os.getpid(), 9) if path.name == {second.name!r} else whole(self, path)
+Erasure(["ann"]).run(pathlib.Path({str(raw)!r}), pathlib.Path({str(out)!r}))
+"""
+        assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
+    assert b"p1" in second.read_bytes()
+    compact(raw, out, QueryEngineSettings())
+    assert main(Config(["ann"], raw, out)) == 0
+    compact(raw, out, QueryEngineSettings())
+    assert pages(out, "exposures") == pages(out, "events") == pages(out, "shadows") == {"p2"}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"p1" in path.read_bytes()]
+    assert not list(tmp_path.rglob(".erasure*"))
+    (raw / PENDING).write_text("{half")
+    with pytest.raises(InputError, match="nobody knows what is left to erase"):
+        main(Config(["ann"], raw, out))
+
+
+def test_records_of_odd_types_stop_no_erasure(tmp_path):
+    """Seen: a record whose user is a list, or whose forced users are one, was a traceback."""
+    definition = {"type": "config", "logged": 1, "fingerprint": "f", "definition": {"forced": ["ann"]}}
+    write_log(tmp_path / "log", [exposure("p1", user_id=["ann"]), definition, exposure("p2", user_id="ann")])
+    assert Erasure(["ann"]).run(tmp_path / "log", None).pages == 1
 
 
 def test_erasure_waits_for_a_compaction_that_would_write_the_person_again(written, caplog):
