@@ -65,6 +65,10 @@ class Config(QueryEngineSettings):
             raise ValueError("weights: two positive numbers, control's and treatment's share")
         if not 0 < self.alpha < 1:
             raise ValueError("alpha lies between 0 and 1")
+        if self.planned_users < 1:
+            raise ValueError(f"planned_users is {self.planned_users}: it must be above 0")
+        if self.max_pages_per_user is not None and self.max_pages_per_user < 1:
+            raise ValueError(f"max_pages_per_user is {self.max_pages_per_user}: it must be above 0")
 
     def selection(self) -> LogSelection:
         """Which pages of which log are compared."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from clients.ab.watch import checks
@@ -17,6 +17,7 @@ from clients.ab.watch.checks import Watched, WatchLimits
 from clients.ab.watch.findings import RUNBOOK, Finding, judged
 from clients.ab.watch.output import write_metrics, write_page
 from ranking.database import DuckDbSettings
+from ranking.errors import InputError
 from ranking.program import run
 
 EXIT_ALERT = 3
@@ -62,8 +63,11 @@ class Config(DuckDbSettings):
 
 
 def watch(config: Config) -> tuple[date, int, list[Finding]]:
-    """The day that was looked at, how many pages it has, and what was found. InputError if there is no such day."""
-    day = date.fromisoformat(config.day) if config.day else checks.latest_day(config.data)
+    """The day that was looked at, how many pages it has, and what was found. InputError: no such day or repository."""
+    if config.repository is not None and not config.repository.is_dir():
+        raise InputError(f"{config.repository}: no such model repository, so no score could be checked")
+    today = datetime.now(UTC).date()
+    day = date.fromisoformat(config.day) if config.day else checks.latest_day(config.data, today)
     with config.open_database() as database:
         watched = Watched(
             database, config.data, config.repository, day, config.days_before, config.text_pairs, config.limits
@@ -74,12 +78,8 @@ def watch(config: Config) -> tuple[date, int, list[Finding]]:
 
 
 def main(config: Config) -> int:
-    """Run the checks, write page and metrics, print the alerts; returns the exit code."""
+    """Run the checks, print the alerts, write page and metrics; returns the exit code."""
     day, pages, findings = watch(config)
-    if config.metrics is not None:
-        write_metrics(config.metrics, findings, time.time())
-    if config.page is not None:
-        write_page(config.page, findings, day, pages, config.days_before)
     alerts = [finding for finding in findings if finding.alert]
     print(f"{day}: {pages:,} pages, {len(findings)} checks, {len(alerts)} alerts")
     for alert in alerts:
@@ -87,6 +87,10 @@ def main(config: Config) -> int:
         print(
             f"ALERT {alert.check} {where}: {alert.value:.4g}, reference {alert.reference:.4g}; {RUNBOOK[alert.check]}"
         )
+    if config.metrics is not None:
+        write_metrics(config.metrics, findings, time.time())
+    if config.page is not None:
+        write_page(config.page, findings, day, pages, config.days_before)
     return EXIT_ALERT if alerts else 0
 
 

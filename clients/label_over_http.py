@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import httpx
+
 from clients.labelling.candidate_file import CandidateFile
 from clients.labelling.corpus_run import RunSettings, check_above_zero, run_corpus
 from clients.labelling.http_costs import Budget, Prices, forecast_cost
@@ -73,6 +75,11 @@ class Config(RunSettings):
             raise ValueError("--url: name each server, and each once")
         if any(not url.startswith(("http://", "https://")) for url in self.url):
             raise ValueError("--url: http://host:port or https://host is needed")
+        for url in self.url:
+            try:
+                httpx.URL(url)
+            except httpx.InvalidURL as problem:
+                raise ValueError(f"--url {url}: {problem}") from problem
         if self.budget is not None and self.prices == Prices():
             raise ValueError("--budget needs --prices.per-1000-requests or --prices.per-million-tokens")
 
@@ -118,7 +125,7 @@ def make_job(config: Config, budget: Budget, candidates: CandidateFile, out: Pat
     dialect = DIALECTS[config.dialect]
     urls = tuple(url.rstrip("/") for url in config.url)
     authorised = headers(dialect.key_variable if config.key_variable is None else config.key_variable)
-    described = asyncio.run(describe(urls, dialect, authorised))
+    described, urls = asyncio.run(describe(urls, dialect, authorised))
     teacher = HttpTeacher(config.dialect, config.model, described, config.revision, config.scale, config.limits)
     asked = AskedOverHttp(teacher, urls, authorised, out, config.patience(), budget, config.in_flight, config.documents)
     origin = Origin.of(candidates, shard_rows, teacher.teacher_id)

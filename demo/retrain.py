@@ -101,9 +101,9 @@ class Config:
     click_flags: str = ""
 
     def __post_init__(self) -> None:
-        for day in (self.since, self.until):
-            if day:
-                date.fromisoformat(day)
+        for name in ("since", "until"):
+            if day := getattr(self, name):
+                setattr(self, name, date.fromisoformat(day).isoformat())  # days are compared as they name their files
         if self.teacher == "renew" and self.pretrained is None:
             raise ValueError("pretrained: the checkpoint of stage 1 is needed to renew the teacher; or --teacher keep")
         if self.arm == self.serving_arm:
@@ -124,8 +124,9 @@ def flow(config: Config) -> dict[str, Any]:
         "--data", out / "data", "--repository", config.repository, "--serves-now", config.serving_arm, *accept,
     )  # fmt: skip
     replay = stages.run(
-        "replay", f"{config.replay_pages} logged pages in the shadow", lambda: replayed(config), config.replay_pages
-    )
+        "replay", f"{config.replay_pages} logged pages in the shadow", lambda: replayed(config),
+        [config.replay_pages, config.replay_deadline_ms, config.log],
+    )  # fmt: skip
     experiment = out / "experiment.yaml"
     write_text(experiment, experiment_text(config))
     return {"clicks": clicks, "replay": replay, "experiment": str(experiment)}
@@ -138,15 +139,18 @@ def learn(stages: Stages, config: Config, label_candidates: Callable[[], None]) 
     """
     out, data = config.out, config.out / "data"
     files = days_of(config.log, config.since, config.until)
-    stages.run("log", f"{len(files)} days of the log", lambda: link_days(config.log, files, out / "log"), files)
+    days = [stamp(config.log / "events" / name) for name in files]
+    stages.run("log", f"{len(files)} days of the log", lambda: link_days(config.log, files, out / "log"), days)
+    judged = stamp(config.data / "dataset.json")
     clicks = stages.run(
-        "clicks", "new clicks, through the privacy gate", lambda: new_clicks(config), config.click_flags
+        "clicks", "new clicks, through the privacy gate", lambda: new_clicks(config), [config.click_flags, judged]
     )
     if clicks["pairs"] < config.min_pairs:
         raise InputError(
             f"stopped: {clicks['pairs']} new click pairs, {config.min_pairs} are needed (--min-pairs); nothing changed"
         )
-    stages.run("data", "old candidates and new ones", lambda: merge(config), config.label_queries)
+    candidates = stamp(config.data / "candidates.parquet")
+    stages.run("data", "old candidates and new ones", lambda: merge(config), [config.label_queries, candidates])
     if config.teacher == "renew":
         renew_teacher(stages, config)
     elif config.teacher == "clicks":
@@ -158,13 +162,20 @@ def learn(stages: Stages, config: Config, label_candidates: Callable[[], None]) 
         )  # fmt: skip
     if config.teacher != "keep":
         refuse_worse_teacher(config)
-    stages.run("label", "labels of what the store lacks", label_candidates, made=out / "labels")
+    teacher = [config.repository, config.teacher_model, config.teacher_kind, config.store]
+    stages.run("label", "labels of what the store lacks", label_candidates, teacher, made=out / "labels")
     stages.program(
         "student", "the student, started from the serving one",
         "-m", "training.distill_student", "--config", config.student_config, "--data", data, "--labels", out / "labels",
         "--init", config.student, "--out", out / "student", made=out / "student",
     )  # fmt: skip
     return clicks
+
+
+def stamp(file: Path) -> list[str | int]:
+    """What tells a file from another one and from what it was before: path, bytes, time of its last change."""
+    state = file.stat() if file.is_file() else None
+    return [str(file), state.st_size, state.st_mtime_ns] if state else [str(file)]
 
 
 def days_of(log: Path, since: str, until: str = "") -> list[str]:
@@ -321,6 +332,10 @@ def main(config: Config) -> int:
     for name in ("log", "data", "student", "repository", "out", "pretrained", "last_teacher", "store"):
         if (path := getattr(config, name)) is not None and not path.is_absolute():
             setattr(config, name, ROOT / path)
+    for name in ("log", "data", "student", "pretrained", "last_teacher"):
+        path = getattr(config, name)
+        if path is not None and config.out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise InputError(f"--{name} {path} lies in --out, where what is made anew is removed: name another --out")
     config.out.mkdir(parents=True, exist_ok=True)
     try:
         found = flow(config)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ranking.errors import InputError
 
 _ASIDE_SUFFIX = ".part"
 
@@ -70,6 +72,12 @@ def replacing_folder(path: str | Path, aside_in: str | Path | None = None) -> It
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_not_read(out: Path, files: Iterable[Path]) -> None:
+    """InputError if a program is about to write over a file that it reads."""
+    if any(file.resolve() == out.resolve() for file in files):
+        raise InputError(f"{out}: is what is to be read; name another file to write")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -93,6 +93,9 @@ class Config:
         for name in ("resamples", "permutations", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
+        for name in ("queries", "disagreements"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is needed")
 
 
 @dataclass

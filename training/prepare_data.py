@@ -129,7 +129,7 @@ def read_source(config: Config, bad: BadRows) -> JudgedSource:
     if kind == "table" and where:
         return read_table_source(Path(where), parse_columns(config.columns), bad, word_grades(config.grades))
     if kind == "dataset" and where:
-        if Path(where).resolve() == config.out.resolve():
+        if config.out.resolve() in (Path(where).resolve(), (Path(where) / "judgments").resolve()):
             raise InputError(f"--out {config.out}: is the source itself")
         return read_dataset(Path(where), bad)
     raise InputError(f"--source {config.source}: one of {SOURCES} is expected")

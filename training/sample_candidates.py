@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ranking.bm25 import bm25_scores
 from ranking.errors import DataError
-from ranking.files import write_json
+from ranking.files import check_not_read, write_json
 from ranking.program import run
 from ranking.query_engine import BATCH_ROWS, QueryEngine, QueryEngineSettings, add_table
 from ranking.schema import TABLES, Table, reading, write_table
@@ -187,6 +187,7 @@ def sample_candidates(config: Config) -> dict:
     table, columns = _pool_columns(config, choice.rankers)
     files = parquet_files(config.pool)
     out = Path(config.out)
+    check_not_read(out, files)
     with config.engine_for(out, config.pool) as (engine, scratch):
         rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
         read, refused = open_view(engine, "pool", table, files, rejects, columns)

@@ -22,6 +22,7 @@ from ranking.errors import InputError
 ALONE_AFTER = 2  # failures of a pair before it is sent alone: one bad document must not hold up its neighbours
 REFUSED_FOR_GOOD = {401, 402, 403, 404}  # key, account, address: no pair is to blame and no waiting helps
 TOO_MANY = {429, 503}
+ANOTHER_TIME = {408, 409, 425}  # says nothing of the texts, like a 5xx
 LONGEST_ANSWER = 16 << 20
 LONGEST_PAUSE = 3600.0
 
@@ -100,7 +101,7 @@ class HttpEndpoint:
             raise InputError(f"{self.url} refuses requests: {_reason(answer)}; check key, model and address")
         if answer.status_code in TOO_MANY:
             self._lost(pairs, _reason(answer), _retry_after(answer))
-        elif answer.status_code >= 500:
+        elif answer.status_code >= 500 or answer.status_code in ANOTHER_TIME:
             self._failed(pairs, _reason(answer))
         elif answer.status_code >= 400:
             self._rejected(pairs, _reason(answer))
@@ -140,6 +141,7 @@ class HttpEndpoint:
 
     def _rejected(self, pairs: list[Pair], reason: str) -> None:
         """The service will not take this text: among several the culprit is found by sending each alone."""
+        self.tally.last_problem = f"{self.url}: {reason}"
         if len(pairs) == 1:
             self._refuse(pairs[0], reason)
             return
@@ -149,7 +151,8 @@ class HttpEndpoint:
 
     def _lost(self, pairs: list[Pair], reason: str, wait: float | None = None) -> None:
         """The service takes nothing now: all wait, for as long as it says or longer each time; no pair is to blame."""
-        wait = self._wait * random.uniform(0.75, 1.25) if wait is None else wait
+        own = self._wait * random.uniform(0.75, 1.25)
+        wait = own if wait is None else wait if self._wait == FIRST_WAIT else max(wait, own)
         self._wait = min(2 * self._wait, LONGEST_WAIT)
         self._open_at = max(self._open_at, monotonic() + wait)
         self.tally.lost[self.url] += 1

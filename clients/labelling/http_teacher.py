@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ import httpx
 from clients.labelling.http_dialects import DIALECTS, BadAnswer, Dialect, RankingRequest
 from ranking.errors import InputError
 from ranking.text import normalise
+
+logger = logging.getLogger("labels")
 
 ScoreScale = Literal["raw", "probability"]
 MAX_LOGIT_PROBABILITY = 1 - 1e-7  # 1.0 has no logit; services round to about seven digits
@@ -105,16 +108,19 @@ def headers(variable: str) -> dict[str, str]:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise InputError(f"the environment variable {variable} is not set; it holds the service's key")
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"the environment variable {variable} holds characters that no key has")
     return {"authorization": f"Bearer {key}"}
 
 
-async def describe(urls: Sequence[str], dialect: Dialect, authorised: Mapping[str, str]) -> str:
-    """What the servers say they serve, as JSON text; empty where a service does not say.
+async def describe(urls: Sequence[str], dialect: Dialect, authorised: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """(what the servers say they serve, as JSON text, which of them said it); empty and all where none says.
 
-    InputError: none answers, or two of them serve different models.
+    A server that does not say it is left out, with a warning: nobody knows whose scores it would give. InputError: none
+    answers, or two of them serve different models.
     """
     if not dialect.identity_path:
-        return ""
+        return "", tuple(urls)
     async with httpx.AsyncClient(headers=authorised, timeout=IDENTIFY_SECONDS) as client:
         found = await asyncio.gather(*(_identity(client, url + dialect.identity_path, dialect) for url in urls))
     known = {url: text for url, text in zip(urls, found) if not isinstance(text, Exception)}
@@ -124,7 +130,10 @@ async def describe(urls: Sequence[str], dialect: Dialect, authorised: Mapping[st
         raise InputError(
             f"the servers serve different models: {', '.join(f'{u}: {text}' for u, text in known.items())}"
         )
-    return next(iter(known.values()))
+    for url, text in zip(urls, found):
+        if url not in known:
+            logger.warning("%s is not asked: it does not say what it serves: %s", url, text)
+    return next(iter(known.values())), tuple(known)
 
 
 async def _identity(client: httpx.AsyncClient, url: str, dialect: Dialect) -> str | Exception:
@@ -132,7 +141,7 @@ async def _identity(client: httpx.AsyncClient, url: str, dialect: Dialect) -> st
         answer = await client.get(url)
         answer.raise_for_status()
         return json.dumps(dialect.identity(answer.json()), sort_keys=True)
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError) as problem:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, RecursionError) as problem:
         return problem
 
 

@@ -135,7 +135,7 @@ class ScoreFile:
         if ending == ".parquet":
             source = f"read_parquet({path})"
         elif ending in JSON_LINES:
-            source = f"read_json({path}, format = 'newline_delimited')"
+            return self._json_lines(f"read_json_objects({path}, format = 'newline_delimited')")
         elif ending in TABULAR:
             source = f"read_csv({path}, header = true, all_varchar = true, delim = '{TABULAR[ending]}')"
         else:
@@ -144,12 +144,28 @@ class ScoreFile:
         described = self._connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
         present = {row[0] for row in described}
         wanted = (self._columns.query_id, self._columns.doc_id, self._columns.score)
-        if missing := [column for column in wanted if column not in present]:
-            raise InputError(f"{self.path}: no column {', '.join(missing)}; it has {', '.join(sorted(present))}")
+        self._check_columns(present)
         keys = ", ".join(
             f"CAST({quoted(column)} AS VARCHAR) AS {name}" for column, name in zip(wanted, ("query_id", "doc_id"))
         )
         return f"SELECT {keys}, CAST({quoted(wanted[2])} AS VARCHAR) AS raw FROM {source}"
+
+    def _json_lines(self, source: str) -> str:
+        """JSON objects as SQL, as _given: DuckDB's own reader makes times, UUIDs and JSON of texts that look so."""
+        keys = "SELECT DISTINCT unnest(json_keys(json)) FROM " + source
+        present = {row[0] for row in self._connection.execute(keys).fetchall()}
+        self._check_columns(present)
+        wanted = (self._columns.query_id, self._columns.doc_id, self._columns.score)
+        values = (
+            f"json_extract_string(json, {literal('/' + column.replace('~', '~0').replace('/', '~1'))}) AS {name}"
+            for column, name in zip(wanted, ("query_id", "doc_id", "raw"))
+        )
+        return f"SELECT {', '.join(values)} FROM {source}"
+
+    def _check_columns(self, present: set[str]) -> None:
+        wanted = (self._columns.query_id, self._columns.doc_id, self._columns.score)
+        if missing := [column for column in wanted if column not in present]:
+            raise InputError(f"{self.path}: no column {', '.join(missing)}; it has {', '.join(sorted(present))}")
 
 
 def quoted(column: str) -> str:

@@ -145,6 +145,34 @@ def test_the_router_takes_the_experiment_that_it_writes(tmp_path):
     assert [arm.model for arm in experiment.arms] == ["student", "student_next"]
 
 
+@pytest.mark.parametrize("name", ["data", "student", "log", "pretrained", "last_teacher"])
+def test_what_a_run_reads_may_not_lie_where_it_writes(tmp_path, name):
+    """Seen: the run before's OUT/data and OUT/student were removed before they were read."""
+    make_log(tmp_path / "log")
+    kept = tmp_path / "out" / name / "file"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of the run before")
+    config = settings(tmp_path)
+    setattr(config, name, kept.parent)
+    with pytest.raises(InputError, match=f"--{name} .* lies in --out"):
+        main(config)
+    assert kept.is_file()
+
+
+def test_another_log_or_dataset_is_learnt_from_anew(tmp_path):
+    """Seen: with the same --out and days of the same names the clicks of the first log were "done before"."""
+    for name in ("log", "other"):
+        make_log(tmp_path / name, days=(5, 6, 7) if name == "log" else (6, 7))
+    make_judged(tmp_path / "data")
+    asked = {"min_pairs": 1000, "click_flags": "--privacy.personal-data keep", "since": "20260106"}
+    assert main(settings(tmp_path, **asked)) == EXIT_STOPPED
+    first = (tmp_path / "out/log/events/2026-01-06.parquet").resolve()
+    config = settings(tmp_path, **asked)
+    config.log = tmp_path / "other"
+    assert main(config) == EXIT_STOPPED
+    assert (tmp_path / "out/log/events/2026-01-06.parquet").resolve() != first
+
+
 def test_settings_that_cannot_go_together_are_refused(tmp_path):
     for wrong in ({"teacher": "renew"}, {"arm": "student"}, {"since": "yesterday"}, {"coverage": 0.0}):
         with pytest.raises(ValueError, match=r"pretrained|arm is student|isoformat|coverage"):

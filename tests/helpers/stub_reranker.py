@@ -29,7 +29,7 @@ class StubReranker:
     faults: share of requests by what befalls them: an HTTP status as text, "slow" (answered after `slow_seconds`),
     "short" (half of the documents), "twice" (one index twice), "garbled" (no JSON), "nan", and the hostile ones of
     HOSTILE; key: the bearer token that
-    it asks for; poison: a document with this text is refused with 413.
+    it asks for; poison: a document with this text is refused with 413; nameless: it does not say what it serves.
     """
 
     def __init__(self, dialect: str, faults: Mapping[str, float] | None = None, **options):
@@ -38,6 +38,8 @@ class StubReranker:
         self.poison: str = options.pop("poison", "")
         self.slow_seconds: float = options.pop("slow_seconds", 1.5)
         self.model: str = options.pop("model", "stub-model")
+        self.retry_after: str = options.pop("retry_after", "0.05")
+        self.nameless: bool = options.pop("nameless", False)
         assert not options, options
         self.draw = random.Random(1)
         self.lock = threading.Lock()
@@ -93,7 +95,7 @@ def reranker(dialect: str, faults: Mapping[str, float] | None = None, **options)
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.reply(200, stub.identity(self.path))
+            self.reply(500, {}) if stub.nameless else self.reply(200, stub.identity(self.path))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -106,7 +108,9 @@ def reranker(dialect: str, faults: Mapping[str, float] | None = None, **options)
                 self.reply(413, {"error": "inputs must have less than 512 tokens"})
                 return
             if fault.isdigit():
-                self.reply(int(fault), {"error": "asked to fail"}, {"retry-after": "0.05"} if fault == "429" else {})
+                self.reply(
+                    int(fault), {"error": "asked to fail"}, {"retry-after": stub.retry_after} if fault == "429" else {}
+                )
                 return
             if fault == "slow":
                 time.sleep(stub.slow_seconds)

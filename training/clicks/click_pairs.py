@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ranking.click_models import SATISFIED_SECONDS
 from ranking.errors import DataError, InputError
-from ranking.files import write_json
+from ranking.files import check_not_read, write_json
 from ranking.object_store import address
 from ranking.query_engine import QueryEngine, QueryEngineSettings, add_table, single_row, single_value
 from ranking.schema import TABLES, write_table
@@ -128,6 +128,9 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
     require_users(settings.privacy, columns.absent)
     readable = ReadableQueries(settings.privacy)
     out = Path(settings.out)
+    for written in (out, settings.shown_documents):
+        if written is not None:
+            check_not_read(written, files)
     with settings.engine_for(out, settings.events) as (engine, _):
         rejects = out.with_suffix(".rejects.tsv") if settings.on_bad_row == "reject" else None
         read, refused = open_view(engine, "events", TABLES["events"], files, rejects, columns)

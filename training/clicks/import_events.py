@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from ranking.database import DuckDbSettings, literal, single_value
 from ranking.errors import InputError
-from ranking.files import write_json
+from ranking.files import check_not_read, write_json
 from ranking.program import run
 from ranking.schema import TABLES, write_table
 from ranking.visible import VISIBLE_RE2
@@ -164,6 +164,9 @@ CREATE TABLE event AS SELECT p.request_id, l.doc_id, p.user_id, make_timestamptz
 
 def main(config: Config) -> None:
     """Read, join, write. InputError if the log has no page whose documents are known."""
+    given = [pattern for pattern in (config.ubi_queries, config.ubi_events, config.ga4) if pattern is not None]
+    logs = (file for pattern in given for file in Path(pattern).parent.glob(Path(pattern).name))
+    check_not_read(config.out, [config.documents, *logs])
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".events-", dir=config.temp_folder or config.out.parent) as spill:
         database = config.open_database(Path(spill))

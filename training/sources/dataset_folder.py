@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,7 @@ def write_dataset(
     for name, limit in {"dev": settings.dev_queries, "test": settings.test_queries}.items():
         judged[name] = _limited(judged[name], limit, settings.seed)
     _warn_of_empty_splits({name: len(judged[name].grades) for name in SPLITS}, splits, origin)
+    unjudged = len(source.queries.keys() - source.judged_queries())  # before titles are made queries
     candidates, found = candidate_pairs(
         source, judged["train"].grades, withheld, held_out, settings, seed=settings.seed
     )
@@ -139,8 +143,7 @@ def write_dataset(
         if settings.negatives:
             add_negatives(source, judged[name].grades, settings.negatives)
         _warn_of_equal_grades(name, judged[name].grades)
-    counts = {"documents": source.corpus_size}
-    counts["queries_without_judgments"] = len(source.queries.keys() - source.judged_queries())
+    counts = {"documents": source.corpus_size, "queries_without_judgments": unjudged}
     counts |= {"queries_near_a_held_out_one": len(splits.removed), "judgments_of_those": dropped}
     counts["rejected_rows"] = rejected
     content = {
@@ -229,34 +232,66 @@ def _write_tables(
     counts: dict[str, int],
     content: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write every table, add what they hold to the content of dataset.json, and write that."""
+    """Write every table, add what they hold to the content of dataset.json, and write that.
+
+    The tables take the place of earlier ones all at once, at the end: half of two draws would leak test queries.
+    """
+    with _aside(out) as aside:
+        files = _fill(source, judged, candidates, settings, out, aside, counts, content)
+        (out / "dataset.json").unlink(missing_ok=True)
+        for file in files:
+            (out / file).parent.mkdir(exist_ok=True)
+            if (aside / file).is_file():
+                (aside / file).replace(out / file)
+    content["fingerprint"] = fingerprint(*(out / file for file in files))
+    write_json(out / "dataset.json", content)
+    return content
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A folder in `out` to fill, gone when the block ends; what a killed run left of it goes first."""
+    for left in out.glob(".prepare-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as folder:
+        yield Path(folder)
+
+
+def _fill(
+    source: JudgedSource,
+    judged: dict[str, _Pairs],
+    candidates: Iterable[Pair],
+    settings: DatasetSettings,
+    out: Path,
+    aside: Path,
+    counts: dict[str, int],
+    content: dict[str, Any],
+) -> list[str]:
+    """Write the tables into `aside`, their counts into `content`; returns the names of what the dataset is made of."""
     grades: dict[str, dict[str, int]] = {}
     files = []
     for name in SPLITS:
         table = pair_table(source, judged[name].grades, settings.seed, graded=True)
-        files.append(out / f"judgments/{name}.parquet")
-        counts[f"judgments_{name}"] = write_table(files[-1], "judgments", table)
+        files.append(f"judgments/{name}.parquet")
+        counts[f"judgments_{name}"] = write_table(aside / files[-1], "judgments", table)
         counts[f"queries_{name}"] = len(judged[name].queries())
         tally = Counter(judged[name].grades.values())
         grades[name] = {str(grade): tally[grade] for grade in range(MAX_GRADE + 1)}
-    files.append(out / "candidates.parquet")
+    files.append("candidates.parquet")
     table = pair_table(source, dict.fromkeys(candidates, 0), settings.seed, graded=False)
-    counts["candidates"] = write_table(files[-1], "candidates", table)
+    counts["candidates"] = write_table(aside / files[-1], "candidates", table)
     counts["queries_candidates"] = len(table.column("query_id").unique())
     clicks = out / "clicks.parquet"
     if settings.clicks_from_judgments:
-        write_table(clicks, "clicks", clicks_from_judgments(read_table(files[0], "judgments")))
+        clicks = aside / "clicks.parquet"
+        write_table(clicks, "clicks", clicks_from_judgments(read_table(aside / files[0], "judgments")))
         content["clicks_are"] = "the relevant pairs of the judged train split, weight = grade, not clicks"
     if clicks.is_file():
         counts["clicks"] = len(read_table(clicks, "clicks"))
-        files.append(clicks)
-    content |= {
-        "counts": counts,
-        "grades": grades,
-        "fingerprint": fingerprint(*files),
-    }
-    write_json(out / "dataset.json", content)
-    return content
+        files.append("clicks.parquet")
+    content |= {"counts": counts, "grades": grades}
+    return files
 
 
 def pair_table(source: JudgedSource, grades: dict[Pair, int], seed: int, graded: bool) -> pa.Table:

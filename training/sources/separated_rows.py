@@ -96,6 +96,8 @@ class _CsvRows:
                 continue
             if row is None:
                 return
+            if width and len(self.record) == 1 and not self.record[0][1].strip(f"{self.separator} "):
+                continue  # a spreadsheet's empty row
             width = width or len(row)
             if len(row) != width:
                 self._refuse(_wrong_width(row, width))

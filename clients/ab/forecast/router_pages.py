@@ -13,6 +13,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -39,12 +40,16 @@ class PositionBias:
             found = json.loads(path.read_text(encoding="utf-8"))["position_bias"]
             values = {int(k): float(v) for k, v in found["propensities"].items()}
             errors = {int(k): float(v) for k, v in found["standard_errors_of_log"].items()}
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+            if sorted(values) != list(range(1, len(values) + 1)) or not values:
+                raise ValueError(f"positions {sorted(values)[:5]}: all from 1 on are needed")
+            if not np.isfinite([*values.values(), *errors.values()]).all() or min(values.values()) < 0:
+                raise ValueError("a propensity or an error of one that is negative or no number")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
             raise InputError(
                 f"{path}: no position bias there ({problem!r}); give the .report.json of prepare_clicks without "
                 "--no-debias"
             ) from problem
-        depth = max(values)
+        depth = len(values)
         return cls(*(np.array([of.get(k, 0.0) for k in range(1, depth + 1)]) for of in (values, errors)))
 
     def at(self, places: NDArray[np.int64]) -> Floats:
@@ -91,7 +96,8 @@ def read_pages(
             names = pq.read_schema(scores).names
         if missing := {"request_id", "doc_id", "score"} - set(names):
             raise DataError(scores, f"no column {', '.join(sorted(missing))}")
-        other = f"SELECT request_id, doc_id, score FROM read_parquet({literal(scores)})"
+        _check_scores(database, scores)
+        other = f"SELECT request_id::VARCHAR AS request_id, doc_id::VARCHAR AS doc_id, score FROM {_table(scores)}"
     wanted = [f"{name} = {literal(value)}" for name, value in (("experiment", experiment), ("arm", arm)) if value]
     rows = database.execute(f"""
         WITH shown AS (
@@ -114,6 +120,25 @@ def read_pages(
     first = np.unique(whole["page"], return_index=True)[1]
     clicked = np.asarray(rows["clicked"], np.float64)
     return ScoredPages(whole["page"], whole["place"], whole["new_place"], clicked, whole["pair"], whole["user"][first])
+
+
+def _table(scores: Path) -> str:
+    return f"read_parquet({literal(scores)})"
+
+
+def _check_scores(database: duckdb.DuckDBPyConnection, scores: Path) -> None:
+    """DataError: no numbers, or a document of a page twice. A null is a document without a score."""
+    with reading(scores):
+        kind = pq.read_schema(scores).field("score").type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)):
+        raise DataError(scores, f"score is {kind}: numbers are needed")
+    for problem, query in {
+        # not by isnan: DuckDB 2.0 takes the file's own statistics for a proof that there is none
+        "has a score that is NaN": f"SELECT request_id, doc_id FROM {_table(scores)} WHERE score::VARCHAR ILIKE 'nan'",
+        "is there twice": f"SELECT request_id, doc_id FROM {_table(scores)} GROUP BY ALL HAVING count(*) > 1",
+    }.items():
+        if found := database.execute(f"{query} LIMIT 1").fetchone():
+            raise DataError(scores, f"document {found[1]!r} of page {found[0]!r} {problem}")
 
 
 def rows_of(pages: ScoredPages, bias: PositionBias) -> LoggedRows:

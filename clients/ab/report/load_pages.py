@@ -148,10 +148,10 @@ def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> Experime
     in_experiment = f"experiment = {literal(experiment)} AND {arms}" if log.has_exposures else arms
     before = f"moment < {_microseconds(chosen.start)}" if chosen.start else "false"
     window = f"{in_experiment} AND NOT forced AND NOT ({before})"
-    outside = single_value(engine, f"SELECT count(*) FROM raw WHERE NOT ({in_experiment}) AND NOT ({before})")
+    outside = f"NOT ({in_experiment}) AND NOT forced AND NOT ({before})"
     left_out = _leave_out_heavy_users(engine, chosen.max_pages_per_user)
     left_out.forced_pages = single_value(engine, "SELECT count(*) FROM raw WHERE forced")
-    left_out.outside_pages = outside - left_out.forced_pages if outside >= left_out.forced_pages else outside
+    left_out.outside_pages = single_value(engine, f"SELECT count(*) FROM raw WHERE {outside}")
     users = _number_users(engine, chosen, window)
     first, last = (single_value(engine, f"SELECT {end}(moment) FROM raw WHERE {window}") for end in ("min", "max"))
     span = max(last - first, 1)  # microseconds

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-
 MEMORY_COOLDOWNS = 30.0  # an outcome counts for so many cooldowns
 SILENT_COOLDOWNS = 5.0  # without any success for so long, it does not matter whose calls failed
 

@@ -1,11 +1,11 @@
 """Guardrails: an experiment whose arm fails or is slow loses coverage by itself, and says so.
 
 Only arms other than the control are judged, and no one user's pages bring a ramp-down about: an arm is in breach if it
-is so without the user who met most of it, by the share of pages or by the mean over users. Coverage shrinks for all arms alike, so
-shares stay balanced and nobody changes arm. A ramp-down outlives a restart (ramp.json beside the log) and ends when the
-experiment's definition is edited. It belongs to that definition, so that it is back in force with it: a file that for a
-moment lacked the experiment must not restore full traffic. Several routers may share the folder: each judges its own
-pages, the file holds what all of them found, and each takes the others' ramp-downs over.
+is so without the user who met most of it, by the share of pages or by the mean over users. Coverage shrinks for all
+arms alike, so shares stay balanced and nobody changes arm. A ramp-down outlives a restart (ramp.json beside the log)
+and ends when the experiment's definition is edited. It belongs to that definition, so that it is back in force with it:
+a file that for a moment lacked the experiment must not restore full traffic. Several routers may share the folder: each
+judges its own pages, the file holds what all of them found, and each takes the others' ramp-downs over.
 """
 
 from __future__ import annotations

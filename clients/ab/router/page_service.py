@@ -185,9 +185,7 @@ class PageService:
         default_model = self.file.current.default_model
         chosen = arm or Arm("", default_model)
         user = request.user_id if in_experiments else ""  # nobody knows who they are: to a breaker they are one user
-        ranking = await rank_page(
-            self.scorer, page, user, request_id, chosen, default_model, self.settings, arrived
-        )
+        ranking = await rank_page(self.scorer, page, user, request_id, chosen, default_model, self.settings, arrived)
         if request.min_probability is not None:
             ranking = ranking.at_least(request.min_probability)
         seconds = time.perf_counter() - arrived

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -18,10 +19,13 @@ from clients.ab.watch.findings import Finding
 from ranking.calibration import ece, probability
 from ranking.database import literal
 from ranking.errors import InputError
-from ranking.schema import read_table
+from ranking.schema import read_table, reading
 from ranking.text import StudentFormat
 from ranking.text_figures import text_figures
 
+logger = logging.getLogger("ab_watch")
+
+REFERENCE = "reference.json"  # of a version folder: what the build saw
 MIN_USERS = 30  # of a segment or an arm: below, a day says nothing
 
 
@@ -77,6 +81,9 @@ class Watched:
         """)
         if not self.value("SELECT count(*) FROM page WHERE today"):
             raise InputError(f"{folder}: every page of {self.day} was forced: nothing to watch")
+        for model, version, where in self._served() if self.repository is not None else ():
+            if not (where / REFERENCE).is_file():
+                logger.warning("%s: no %s: scores and texts of %s %s are not checked", where, REFERENCE, model, version)
 
     def value(self, query: str) -> Any:
         """The one value of a query."""
@@ -85,21 +92,23 @@ class Watched:
 
     def versions(self) -> list[tuple[str, str, Path]]:
         """(arm's model, version, its folder) of the models that ranked today and whose folder is at hand."""
+        return [one for one in self._served() if (one[2] / REFERENCE).is_file()]
+
+    def _served(self) -> list[tuple[str, str, Path]]:
+        if self.repository is None:
+            return []
         found = self.database.execute("""
             SELECT DISTINCT served_by, model_version FROM page
             WHERE today AND served_by NOT IN ('incoming', 'interleaved') AND model_version <> '' ORDER BY ALL
         """).fetchall()
-        if self.repository is None:
-            return []
-        folders = [(model, version, self.repository / model / version) for model, version in found]
-        return [one for one in folders if (one[2] / "reference.json").is_file()]
+        return [(model, version, self.repository / model / version) for model, version in found]
 
 
 def score_findings(watched: Watched) -> list[Finding]:
     """Scores of each model today against those that its version was built with."""
     findings = []
     for model, version, folder in watched.versions():
-        reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["scores"]
+        reference = _reference(folder, "scores")
         # one document of one page of each user: independent draws, as the test wants them
         live = watched.database.execute(
             """
@@ -203,7 +212,7 @@ def text_findings(watched: Watched) -> list[Finding]:
         return []
     findings = []
     for model, version, folder in versions:
-        built = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["text"]
+        built = _reference(folder, "text")
         live = text_figures(StudentFormat.of_checkpoint(folder), *(list(column) for column in zip(*rows)))
         for name in ("unknown", "cut_query", "cut_title", "cut_summary"):
             check = "unknown_tokens" if name == "unknown" else "cut_fields"
@@ -247,12 +256,32 @@ def calibration_findings(watched: Watched, judgments: Path | None) -> list[Findi
     return findings
 
 
-def latest_day(data: Path) -> date:
-    """The last day that compaction wrote. InputError if there is none."""
-    days = sorted(path.stem for path in (data / "exposures").glob("*.parquet") if pq.read_metadata(path).num_rows)
+def latest_day(data: Path, today: date) -> date:
+    """The last day that compaction wrote, up to today: one record of a wrong clock must not hide the days to come.
+
+    A later one where there is no other, as in a simulation. InputError if there is none, or a file cannot be read.
+    """
+    days = []
+    for path in (data / "exposures").glob("*.parquet"):
+        with reading(path):
+            if pq.read_metadata(path).num_rows:
+                days.append(date.fromisoformat(path.stem))
     if not days:
         raise InputError(f"{data / 'exposures'}: no day there; run ab_compact.py first")
-    return date.fromisoformat(days[-1])
+    if max(days) > today:
+        logger.warning("%s has pages of %s, a day to come: a router's clock was wrong", data, max(days))
+    return max((day for day in days if day <= today), default=max(days))
+
+
+def _reference(folder: Path, name: str) -> Any:
+    """A part of what a version keeps of its build. InputError if it cannot be read."""
+    try:
+        part = json.loads((folder / REFERENCE).read_text(encoding="utf-8"))[name]
+        if not part:
+            raise ValueError(f"{name} is empty")
+        return part
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise InputError(f"{folder / REFERENCE}: cannot be read ({problem!r}); build the version again") from problem
 
 
 def _both(rows: dict[str, Any], numerator: str, denominator: str) -> tuple[Estimate, Estimate] | None:

@@ -85,6 +85,28 @@ def test_columns_of_other_names_and_numeric_ids_are_read(write_candidates, tmp_p
     assert read_labels(tmp_path / "out").column("teacher_score").to_pylist() == [-1.0, 0.5]
 
 
+def test_ids_of_json_lines_stay_as_they_stand(tmp_path):
+    """Seen: beside numbers a text id kept its quotes; UUIDs lost their capitals, times their T: none of them joined."""
+    ids = [
+        "A00048",
+        12,
+        "00012",
+        "2020-01-01T00:00:05",
+        "C0FFEE00-0000-4000-8000-00000000ABCD",
+        '{"a": 1}',
+        "null",
+        "ü",
+    ]
+    columns = {"query_id": ["q/~1"] * len(ids), "doc_id": [str(one) for one in ids]}
+    columns |= {"query": ["a"] * len(ids), "title": ["t"] * len(ids), "summary": [""] * len(ids)}
+    pq.write_table(pa.table(columns), tmp_path / "candidates.parquet")
+    rows = [json.dumps({"q/~1": "q/~1", "doc_id": one, "score": number}) for number, one in enumerate(ids)]
+    (tmp_path / "s.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    names = ScoreColumns("q/~1", "doc_id", "score")
+    assert main(Config(tmp_path / "candidates.parquet", tmp_path / "s.jsonl", tmp_path / "out", columns=names)) == 0
+    assert read_labels(tmp_path / "out").column("teacher_score").to_pylist() == list(range(len(ids)))
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "reason"),
     [

@@ -16,7 +16,16 @@ from ranking.errors import InputError
 from ranking.labels import LabelSet, read_labels
 from tests.helpers.stub_reranker import HOSTILE, reranker, stub_score
 
-FAULTS = {"429": 0.08, "500": 0.08, "503": 0.04, "slow": 0.02, "short": 0.1, "garbled": 0.05, "twice": 0.05}
+FAULTS = {
+    "408": 0.04,
+    "429": 0.08,
+    "500": 0.08,
+    "503": 0.04,
+    "slow": 0.02,
+    "short": 0.1,
+    "garbled": 0.05,
+    "twice": 0.05,
+}
 
 
 def config(candidates, out, stub, **changes) -> Config:
@@ -90,6 +99,42 @@ def test_one_document_that_the_service_will_not_take_costs_its_neighbours_nothin
     (reject,) = pq.read_table(tmp_path / "labels/rejects.parquet").to_pylist()
     assert (reject["row"], reject["cause"]) == (18, "teacher")
     assert "HTTP 413" in reject["reason"]
+
+
+def test_a_server_that_does_not_say_what_it_serves_is_not_asked(write_candidates, tmp_path, caplog):
+    """Seen: the other one's answer stood for both, and scores of any model went into the same labels."""
+    candidates = write_candidates(40)
+    with reranker("tei") as stub, reranker("tei", nameless=True) as nameless:
+        settings = vars(config(candidates, tmp_path / "labels", stub)) | {"url": [nameless.url, stub.url]}
+        assert main(Config(**settings)) == 0
+        assert nameless.requests == 0 and len(stub.answered) == 40
+        assert f"{nameless.url} is not asked" in caplog.text
+        with pytest.raises(InputError, match="does not say what it serves"):
+            main(Config(**(settings | {"url": [nameless.url], "out": tmp_path / "other"})))
+
+
+def test_a_pause_of_nothing_is_not_taken_at_its_word_twice(write_candidates, tmp_path):
+    """Seen: `retry-after: 0` was met with requests as fast as they went, each of which the budget paid for."""
+    with reranker("tei", {"429": 1.0}, retry_after="0") as stub, pytest.raises(InputError, match="HTTP 429"):
+        main(config(write_candidates(16), tmp_path / "labels", stub, in_flight=1, give_up_seconds=2.0))
+    assert 3 <= stub.requests <= 12
+
+
+def test_why_a_service_takes_nothing_is_told(write_candidates, tmp_path):
+    """Seen: "the teacher fails on 16 of 16 pairs; last: " and nothing behind it."""
+    with reranker("tei", {"400": 1.0}) as stub, pytest.raises(InputError, match=r"last: .*HTTP 400 .*asked to fail"):
+        main(config(write_candidates(200), tmp_path / "labels", stub))
+
+
+def test_a_key_or_an_address_that_can_be_none_is_refused(write_candidates, tmp_path, monkeypatch):
+    """Seen: tracebacks."""
+    candidates = write_candidates(16)
+    with reranker("cohere", key="right") as stub:
+        monkeypatch.setenv("CO_API_KEY", "schlüssel")
+        with pytest.raises(InputError, match="CO_API_KEY holds characters that no key has"):
+            main(config(candidates, tmp_path / "a", stub, key_variable=None))
+        with pytest.raises(ValueError, match="--url"):
+            Config(candidates=candidates, out=tmp_path / "a", dialect="tei", url=["http://[::1"])
 
 
 def test_the_key_comes_from_the_environment_and_a_refused_key_ends_the_run(write_candidates, tmp_path, monkeypatch):

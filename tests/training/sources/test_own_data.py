@@ -23,6 +23,7 @@ from training.clicks.click_pairs import ClickPairSettings, write_clicks
 from training.clicks.privacy_gate import OPEN_GATE
 from training.prepare_data import Config
 from training.pretrain_teacher import _pieces
+from training.sources import dataset_folder
 from training.sources.grade_scales import as_flag, as_text, by_rank, parse_grades
 from training.sources.held_out import held_out_files, held_out_queries
 from training.student import student_groups
@@ -182,6 +183,31 @@ def test_a_collection_of_reworded_queries_is_told_why_splits_are_empty(tmp_path,
     assert [content["counts"][f"queries_{split}"] for split in SPLITS] == [3, 1, 0]
     assert "the test split is empty" in caplog.text and "--resplit" not in caplog.text
     assert "of the 4 judged queries only 2 are not near-identical" in caplog.text
+
+
+def test_a_rewrite_that_is_killed_leaves_one_draw_or_none_that_says_it_is_whole(tmp_path, monkeypatch):
+    """Seen: killed between two tables, test queries of the old draw were train queries of the new one; exit 0 after."""
+    path = csv_table(tmp_path / "mine.csv", graded_rows())
+    prepare(f"table:{path}", tmp_path / "out")
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    written, write = [], dataset_folder.write_table
+
+    def third_fails(*given):
+        written.append(given)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        return write(*given)
+
+    monkeypatch.setattr(dataset_folder, "write_table", third_fails)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(f"table:{path}", tmp_path / "out", seed=7, test_fraction=0.3)
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
+    (tmp_path / "out/.prepare-of-a-killed-run/judgments").mkdir(parents=True)
+    content = prepare(f"table:{path}", tmp_path / "out", seed=7, test_fraction=0.3)
+    assert content["counts"]["queries_test"] == 18 and not list((tmp_path / "out").glob(".prepare*"))
+    for inside in (tmp_path / "out", tmp_path / "out/judgments"):
+        with pytest.raises(InputError, match="is the source itself"):
+            prepare(f"dataset:{tmp_path / 'out'}", inside)
 
 
 def test_a_dev_only_table_and_a_dataset_made_of_it(tmp_path, caplog):

@@ -89,6 +89,13 @@ def test_nameless_columns_without_values_are_a_spreadsheets(tmp_path):
     assert rows[7][1] == {"query": "lamp 7", "title": "Lamp number 7", "grade": "1"}  # pandas' index is no column
 
 
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_a_spreadsheets_empty_rows_are_passed_over(mark, tmp_path):
+    lines = [line.replace(",", mark) for line in (GOOD[0], ",,", GOOD[1], " ,, ", ",,")]
+    rows, bad = read(table(tmp_path, lines, f"query{mark}title{mark}grade"), tmp_path / "rejects.tsv")
+    assert [number for number, _ in rows] == [2, 4] and not bad.count
+
+
 @pytest.mark.parametrize("mark", [";", "|", "\t", ","])
 def test_excels_line_for_the_separator_is_understood(mark, tmp_path):
     path = tmp_path / "mine.csv"

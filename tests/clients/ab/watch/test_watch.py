@@ -13,11 +13,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from clients.ab.watch.checks import latest_day
 from clients.ab.watch.drift import score_drift, stability_index
 from clients.ab.watch.findings import RUNBOOK, Finding, judged
 from clients.ab_watch import EXIT_ALERT, Config, main
 from ranking.calibration import ece, probability
-from ranking.errors import InputError
+from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, read_table, write_table
 from ranking.text import StudentFormat
 from ranking.text_figures import text_figures
@@ -186,6 +187,44 @@ def test_a_day_without_pages_is_named(tmp_path, make_last_day):
         main(Config(data=tmp_path / "data", day="2026-01-09"))
     with pytest.raises(InputError, match="no day there"):
         main(Config(data=tmp_path / "nowhere"))
+
+
+def test_a_record_of_a_wrong_clock_does_not_hide_the_days_to_come(tmp_path, make_last_day, caplog):
+    """Seen: one page dated 40 days ahead was "the last day": no check and no alert until that day came."""
+    make_last_day()
+    later = dt.date.today() + dt.timedelta(days=40)
+    make_day(tmp_path / "data", later, seed=1)
+    last = DAYS[-1]
+    assert latest_day(tmp_path / "data", last) == last and f"pages of {later}" in caplog.text
+    assert latest_day(tmp_path / "data", later) == later
+    (tmp_path / "data/exposures/2026-01-01.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"2026-01-01\.parquet"):
+        latest_day(tmp_path / "data", last)
+
+
+def test_alerts_are_told_before_a_page_that_cannot_be_written(tmp_path, repository, make_last_day, capsys):
+    """Seen: "No such file or directory", and nobody heard of the alerts."""
+    make_last_day(ctr=0.1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        main(Config(data=tmp_path / "data", repository=repository, page=tmp_path / "file/watch.html"))
+    assert "ALERT" in capsys.readouterr().out
+
+
+def test_a_version_without_a_usable_reference_is_told(tmp_path, repository, make_last_day, caplog):
+    """Seen: a repository that is not there, or a version without a reference, left checks out without a word."""
+    make_last_day()
+    with pytest.raises(InputError, match="no such model repository"):
+        main(Config(data=tmp_path / "data", repository=tmp_path / "nowhere"))
+    copy = tmp_path / "repository"
+    shutil.copytree(repository, copy)
+    (reference,) = copy.rglob("reference.json")
+    reference.write_text('{"scores": [')
+    with pytest.raises(InputError, match=r"reference\.json: cannot be read"):
+        main(Config(data=tmp_path / "data", repository=copy))
+    reference.unlink()
+    assert main(Config(data=tmp_path / "data", repository=copy)) == 0
+    assert "no reference.json: scores and texts of student 1 are not checked" in caplog.text
 
 
 def test_the_index_and_the_distance_are_their_textbook_values():
