@@ -32,6 +32,15 @@ def ubi(tmp_path: Path, queries: list[dict], events: list[dict]) -> tuple[list[d
     return imported(tmp_path, ubi_queries=str(paths[0]), ubi_events=str(paths[1]))
 
 
+def test_what_is_imported_is_not_written_over(tmp_path):
+    documents = lines(tmp_path / "documents.jsonl", DOCUMENTS)
+    queries, acts = lines(tmp_path / "q.ndjson", [ubi_query(1)]), lines(tmp_path / "a.ndjson", [ubi_event(1, "b", 1)])
+    for read in (documents, queries, acts):
+        with pytest.raises(InputError, match="is what is to be read"):
+            log = {"ubi_queries": str(tmp_path / "q*"), "ubi_events": str(acts)}
+            main(Config(documents=documents, out=read, duckdb_threads=1, **log))
+
+
 def test_ubi_pages_become_rows_with_clicks_positions_and_the_time_until_the_next_event(tmp_path):
     acts = [ubi_event(1, "b", 10), ubi_event(1, "c", 55), ubi_event(1, "c", 56, action="add_to_cart")]
     rows, report = ubi(tmp_path, [ubi_query(1)], acts)

@@ -58,6 +58,16 @@ def weights(rows: list[dict]) -> dict[tuple[str, str], float]:
     return {(row["query"], row["doc_id"]): pytest.approx(row["weight"]) for row in rows}
 
 
+@pytest.mark.parametrize("written", ["out", "shown_documents"])
+def test_a_log_is_not_written_over(tmp_path, written):
+    """Seen: `--out` was the log itself, which then was a table of clicks; exit 0."""
+    path = write_events(tmp_path / "events.parquet", [])
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"events\.parquet: is what is to be read"):
+        write_clicks(ClickPairSettings(**{"events": str(path), "out": tmp_path / "clicks.parquet", written: path}))
+    assert path.read_bytes() == before
+
+
 def test_spellings_of_a_query_are_one_query(tmp_path):
     spellings = ["Red  Tent", "red tent", " RED TENT ", "\uff32ed tent", "red\ttent"]
     rows = clicks_of(tmp_path, [event(i, "d1", query=query) for i, query in enumerate(spellings)])

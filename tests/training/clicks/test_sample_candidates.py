@@ -53,6 +53,13 @@ def test_each_rank_band_gives_its_share(tmp_path):
         assert [sum(low <= rank < high for rank in ranks) for low, high in ((0, 3), (3, 10), (10, 30))] == [2, 3, 4]
 
 
+def test_a_pool_is_not_written_over(tmp_path):
+    sample(tmp_path, POOL)
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "pool.parquet")
+    with pytest.raises(InputError, match=r"link\.parquet: is what is to be read"):
+        sample_candidates(Config(pool=str(tmp_path / "*.parquet"), out=tmp_path / "link.parquet"))
+
+
 def test_the_seed_decides_and_the_order_of_the_pool_does_not(tmp_path):
     settings = {"queries": 3, "bands": ["rest:5"]}
     first, _ = sample(tmp_path, POOL, **settings)

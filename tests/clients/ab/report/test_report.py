@@ -164,6 +164,16 @@ def test_forced_pages_are_left_out_and_counted(tmp_path):
     figures = report(save(tmp_path, replace_column(log, "forced", forced)))
     assert figures["pages"] == len(log) - forced.sum()
     assert f"{forced.sum():,} forced pages, 0 pages outside" in figures["basis"]["left out"]
+    outside = np.arange(len(log)) < 50  # five of them forced
+    log = replace_column(log, "experiment", np.where(outside, "other", "exp"))
+    figures = report(save(tmp_path / "two", replace_column(log, "forced", forced)), experiment="exp")
+    assert f"{forced.sum():,} forced pages, 45 pages outside" in figures["basis"]["left out"]
+
+
+@pytest.mark.parametrize("wrong", [{"planned_users": 0}, {"max_pages_per_user": -1}])
+def test_limits_that_can_be_none_are_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match="must be above 0"):
+        report(tmp_path, **wrong)
 
 
 def test_interleaved_pages_are_credited_to_the_team_that_was_clicked(tmp_path):
