@@ -54,7 +54,8 @@ class Breaker:
         self._outcomes: deque[tuple[float, str, bool]] = deque(maxlen=window)  # when, whose, whether it succeeded
         self._failed_since, self._failed_in_a_row = 0.0, 0
         self._open_until: float | None = None
-        self._probing, self._failed_prober = False, ""
+        self._failed_prober: str | None
+        self._probing, self._failed_prober = False, None
 
     @property
     def is_open(self) -> bool:
@@ -82,7 +83,7 @@ class Breaker:
                 return  # a straggler from before it opened says nothing about now
             self._probing = False
             if succeeded:
-                self._open_until, self._failed_prober, self._failed_in_a_row = None, "", 0
+                self._open_until, self._failed_prober, self._failed_in_a_row = None, None, 0
                 self._outcomes.clear()
             else:
                 self._open_until, self._failed_prober = self._clock() + self.cooldown_seconds, user

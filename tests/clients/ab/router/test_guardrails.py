@@ -289,6 +289,8 @@ def test_an_open_breaker_lets_one_probe_through_at_a_time():
     clock.now += 1.9
     assert not breaker.admits("a")
     clock.now += 0.2
+    assert breaker.admits("") and not breaker.admits("b")  # callers who name no user are one: nobody's turn comes first
+    breaker.withdraw()
     assert breaker.admits("a") and not breaker.admits("b")
     breaker.report("a", False)
     assert not breaker.admits("b")
