@@ -51,8 +51,8 @@ class BadRows:
         self.rejects.add(path, [BadRow(row, reason)])
 
 
-def text_lines(path: Path, bad: BadRows, progress: bool = True) -> Iterator[tuple[int, str]]:
-    """(line number, text without its line end) of a UTF-8 file, gzip or plain; blank lines are passed over."""
+def text_lines(path: Path, bad: BadRows, progress: bool = True, blank: bool = False) -> Iterator[tuple[int, str]]:
+    """(line number, text without its line end) of a UTF-8 file, gzip or plain. blank: give blank lines too."""
     if not path.is_file():
         raise DataError(path, "no such file")
     number = 0
@@ -83,7 +83,7 @@ def text_lines(path: Path, bad: BadRows, progress: bool = True) -> Iterator[tupl
                     "iconv -f WINDOWS-1252 -t UTF-8 converts most such files",
                 )
                 continue
-            if text.strip():
+            if blank or text.strip():
                 yield number, text
 
 

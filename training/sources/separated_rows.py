@@ -71,10 +71,10 @@ class _CsvRows:
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(1 << 30)  # an over-long field is refused later, by name, like in every other format
-        source = text_lines(self.path, self.bad)
-        first = next(source, None)
+        source = text_lines(self.path, self.bad, blank=True)  # within a quoted text a blank line is a part of it
+        first = next((line for line in source if line[1].strip()), None)
         if first is not None and (told := re.fullmatch(r'"?sep=(.)"?', first[1], re.IGNORECASE)):
-            first = next(source, None)  # Excel's own line for the separator
+            first = next((line for line in source if line[1].strip()), None)  # that one was Excel's for the separator
             self.separator = told[1]
         elif first is not None:
             unquoted = re.sub(r'"[^"]*"', "", first[1])
@@ -96,8 +96,8 @@ class _CsvRows:
                 continue
             if row is None:
                 return
-            if width and len(self.record) == 1 and not self.record[0][1].strip(f"{self.separator} "):
-                continue  # a spreadsheet's empty row
+            if width and len(self.record) == 1 and not self.record[0][1].replace(self.separator, "").strip():
+                continue  # a blank line, or a spreadsheet's empty row
             width = width or len(row)
             if len(row) != width:
                 self._refuse(_wrong_width(row, width))

@@ -89,6 +89,15 @@ def test_nameless_columns_without_values_are_a_spreadsheets(tmp_path):
     assert rows[7][1] == {"query": "lamp 7", "title": "Lamp number 7", "grade": "1"}  # pandas' index is no column
 
 
+def test_a_blank_line_within_a_quoted_text_is_a_part_of_it(tmp_path):
+    """Seen: "two\\n\\nparagraphs" were one."""
+    rows, _ = read(table(tmp_path, ["", 'lamp,"two', "", " ", 'paragraphs",1', "", "  ", "lamp,b,0", ""]))
+    assert rows == [
+        (3, {"query": "lamp", "title": "two\n\n \nparagraphs", "grade": "1"}),
+        (9, {"query": "lamp", "title": "b", "grade": "0"}),
+    ]
+
+
 @pytest.mark.parametrize("mark", [",", ";"])
 def test_a_spreadsheets_empty_rows_are_passed_over(mark, tmp_path):
     lines = [line.replace(",", mark) for line in (GOOD[0], ",,", GOOD[1], " ,, ", ",,")]
