@@ -50,7 +50,10 @@ class Stages:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._path.is_file():
-            self.known = json.loads(self._path.read_text(encoding="utf-8"))
+            try:
+                self.known = json.loads(self._path.read_text(encoding="utf-8"))
+            except ValueError as problem:
+                raise InputError(f"{self._path}: cannot be read ({problem}); without it every stage runs") from problem
 
     @property
     def _path(self) -> Path:

@@ -47,6 +47,12 @@ def test_a_finished_stage_is_not_run_again(tmp_path):
     assert flow.ran == ["first", "second"]
 
 
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "stages.json").write_text('{"train": ')
+    with pytest.raises(InputError, match=r"stages\.json: cannot be read .*every stage runs"):
+        Stages(tmp_path, total=1)
+
+
 def test_an_interrupted_stage_keeps_what_it_had_made(tmp_path):
     flow = Flow(tmp_path)
     with pytest.raises(KeyboardInterrupt):

@@ -251,6 +251,9 @@ class GuardrailWatch:
         """The file's ramp-downs by fingerprint, none if there is no file. InputError if it cannot be read."""
         try:
             ramps = [Ramp(**r) for r in json.loads(self._path.read_text(encoding="utf-8")).values()]
+            for ramp in ramps:
+                if not isinstance(ramp.fingerprint, str) or not 0 <= ramp.after <= 1 or not ramp.in_force >= 0:
+                    raise ValueError(f"the ramp-down of {ramp.experiment!r} makes no sense")
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError) as problem:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+from dataclasses import asdict
 
 import pytest
 
 from clients.ab.experiment.file import parse
 from clients.ab.router.breaker import Breaker
-from clients.ab.router.guardrails import GuardrailWatch, covering_value
+from clients.ab.router.guardrails import GuardrailWatch, Ramp, covering_value
 from ranking.errors import InputError
 
 EXPERIMENT = """
@@ -257,8 +258,12 @@ def test_a_ramp_down_that_could_not_be_written_is_told_once_and_written_later(tm
     assert [ramp["after"] for ramp in json.loads(state.read_text()).values()] == [0.4]
 
 
-def test_an_unreadable_state_stops_the_start_rather_than_restoring_full_traffic(tmp_path):
-    (tmp_path / "ramp.json").write_text('{"exp": {"half": ')
+@pytest.mark.parametrize(
+    "state", ['{"exp": {"half": ', {"after": "0.4"}, {"after": 4.0}, {"in_force": None}, {"fingerprint": []}]
+)
+def test_an_unreadable_state_stops_the_start_rather_than_restoring_full_traffic(tmp_path, state):
+    ramp = asdict(Ramp("exp", "student", "slow", 0.8, 0.4, "f"))
+    (tmp_path / "ramp.json").write_text(state if isinstance(state, str) else json.dumps({"f": ramp | state}))
     with pytest.raises(InputError, match=r"ramp\.json: cannot be read"):
         watch(tmp_path)
 
