@@ -12,7 +12,7 @@ import numpy as np
 
 from clients.labelling.http_costs import Budget, tokens_of
 from clients.labelling.http_dialects import BadAnswer
-from clients.labelling.http_teacher import AnswerLog, HttpTeacher
+from clients.labelling.http_teacher import AnswerLog, HttpTeacher, identify
 from clients.labelling.request_window import Window
 from clients.labelling.teacher_endpoint import FIRST_WAIT, LONGEST_WAIT, Patience
 from clients.labelling.work_queue import Pair, Tally, WorkQueue
@@ -22,6 +22,7 @@ from ranking.errors import InputError
 ALONE_AFTER = 2  # failures of a pair before it is sent alone: one bad document must not hold up its neighbours
 REFUSED_FOR_GOOD = {401, 402, 403, 404}  # key, account, address: no pair is to blame and no waiting helps
 TOO_MANY = {429, 503}
+GONE = {502, 503, 504}  # it may be started anew, with another model
 ANOTHER_TIME = {408, 409, 425}  # says nothing of the texts, like a 5xx
 LONGEST_ANSWER = 16 << 20
 LONGEST_PAUSE = 3600.0
@@ -52,6 +53,7 @@ class HttpEndpoint:
         self.window = Window(fixed=in_flight * documents)  # pairs, as the queue counts them
         self._open_at = 0.0  # no request is sent before this time
         self._wait = FIRST_WAIT
+        self._was_gone = False  # since it was last asked what it serves
 
     async def run(self) -> None:
         """Ask until cancelled. InputError if the service refuses the key or the address, or the budget is spent."""
@@ -76,6 +78,8 @@ class HttpEndpoint:
     async def _ask(self, client: httpx.AsyncClient, pairs: list[Pair]) -> None:
         while (closed := self._open_at - monotonic()) > 0:
             await asyncio.sleep(closed)
+        if self._was_gone and not await self._is_the_same(client, pairs):
+            return
         texts = [pair.texts for pair in pairs]
         async with self.budget.request(tokens_of(texts)):
             sent = monotonic()
@@ -87,6 +91,7 @@ class HttpEndpoint:
             except (httpx.TimeoutException, TimeoutError):
                 self._failed(pairs, f"no answer within {seconds:g} s")
             except httpx.TransportError as problem:
+                self._was_gone = True
                 self._lost(pairs, str(problem) or type(problem).__name__)
             except (httpx.RequestError, BadAnswer) as problem:  # the first: it cannot be unpacked, it leads elsewhere
                 self._failed(pairs, f"unusable answer: {problem}")
@@ -96,9 +101,25 @@ class HttpEndpoint:
                 )
                 self._take(pairs, answer, monotonic() - sent)
 
+    async def _is_the_same(self, client: httpx.AsyncClient, pairs: list[Pair]) -> bool:
+        """Whether a server that was gone is back. InputError if it serves another model now."""
+        if self.teacher.dialect.identity_path:
+            found = await identify(client, self.url, self.teacher.dialect)
+            if isinstance(found, Exception):
+                self._lost(pairs, f"it does not say what it serves: {found}")
+                return False
+            if found != self.teacher.described:
+                raise InputError(
+                    f"{self.url} came back with {found} in place of {self.teacher.described}: two teachers' scores do "
+                    "not mix; label into another --out with it"
+                )
+        self._was_gone = False
+        return True
+
     def _take(self, pairs: list[Pair], answer: httpx.Response, seconds: float) -> None:
         if answer.status_code in REFUSED_FOR_GOOD:
             raise InputError(f"{self.url} refuses requests: {_reason(answer)}; check key, model and address")
+        self._was_gone |= answer.status_code in GONE
         if answer.status_code in TOO_MANY:
             self._lost(pairs, _reason(answer), _retry_after(answer))
         elif answer.status_code >= 500 or answer.status_code in ANOTHER_TIME:

@@ -122,7 +122,7 @@ async def describe(urls: Sequence[str], dialect: Dialect, authorised: Mapping[st
     if not dialect.identity_path:
         return "", tuple(urls)
     async with httpx.AsyncClient(headers=authorised, timeout=IDENTIFY_SECONDS) as client:
-        found = await asyncio.gather(*(_identity(client, url + dialect.identity_path, dialect) for url in urls))
+        found = await asyncio.gather(*(identify(client, url, dialect) for url in urls))
     known = {url: text for url, text in zip(urls, found) if not isinstance(text, Exception)}
     if not known:
         raise InputError("; ".join(f"{url} does not say what it serves: {text}" for url, text in zip(urls, found)))
@@ -136,9 +136,10 @@ async def describe(urls: Sequence[str], dialect: Dialect, authorised: Mapping[st
     return next(iter(known.values())), tuple(known)
 
 
-async def _identity(client: httpx.AsyncClient, url: str, dialect: Dialect) -> str | Exception:
+async def identify(client: httpx.AsyncClient, url: str, dialect: Dialect) -> str | Exception:
+    """What a server says it serves, as JSON text, or why it does not."""
     try:
-        answer = await client.get(url)
+        answer = await client.get(url + dialect.identity_path)
         answer.raise_for_status()
         return json.dumps(dialect.identity(answer.json()), sort_keys=True)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, RecursionError) as problem:

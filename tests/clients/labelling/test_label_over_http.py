@@ -41,8 +41,8 @@ def expected_scores(candidates) -> np.ndarray:
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_under_faults_every_pair_is_labelled_once_with_its_own_score(dialect, write_candidates, tmp_path):
     candidates = write_candidates(200)
-    with reranker(dialect, FAULTS) as stub:
-        assert main(config(candidates, tmp_path / "labels", stub, deadline_ms=700, retries=30)) == 0
+    with reranker(dialect, FAULTS, slow_seconds=4.0) as stub:  # on a busy machine a good answer takes a while, too
+        assert main(config(candidates, tmp_path / "labels", stub, deadline_ms=2000, retries=30)) == 0
     labels = read_labels(tmp_path / "labels")
     assert labels.column("teacher_score").to_numpy().tolist() == expected_scores(candidates).tolist()
     # a short answer's scores are kept, so nothing that was answered is asked again
@@ -111,6 +111,19 @@ def test_a_server_that_does_not_say_what_it_serves_is_not_asked(write_candidates
         assert f"{nameless.url} is not asked" in caplog.text
         with pytest.raises(InputError, match="does not say what it serves"):
             main(Config(**(settings | {"url": [nameless.url], "out": tmp_path / "other"})))
+
+
+def test_a_server_that_comes_back_with_another_model_ends_the_run(write_candidates, tmp_path, monkeypatch):
+    """What was there before is kept; the other model's scores must not stand beside it."""
+    with reranker("tei", {"503": 0.3}) as stub:
+
+        def identity(path: str) -> dict[str, str]:
+            return {"model_id": "one" if stub.requests < 10 else "other", "model_sha": "", "model_dtype": "float32"}
+
+        monkeypatch.setattr(stub, "identity", identity)
+        with pytest.raises(InputError, match=r"came back with .*other.* in place of .*one"):
+            main(config(write_candidates(400), tmp_path / "labels", stub, in_flight=1))
+        assert stub.requests < 40
 
 
 def test_a_pause_of_nothing_is_not_taken_at_its_word_twice(write_candidates, tmp_path):
