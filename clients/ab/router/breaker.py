@@ -54,8 +54,8 @@ class Breaker:
         self._outcomes: deque[tuple[float, str, bool]] = deque(maxlen=window)  # when, whose, whether it succeeded
         self._failed_since, self._failed_in_a_row = 0.0, 0
         self._open_until: float | None = None
-        self._failed_prober: str | None
-        self._probing, self._failed_prober = False, None
+        self._probing = False
+        self._failed_prober: str | None = None
 
     @property
     def is_open(self) -> bool:

@@ -217,18 +217,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self.awaited[self] = None  # behind the others
 
     def _make_room(self) -> None:
-        """Close the connection that was longest waited for if there are too many."""
-        if len(self.connections) <= self.limits.max_connections:
-            return
-        longest = next((waiting for waiting in self.awaited if waiting is not self), None)
-        if longest is None:
-            return
-        del self.awaited[longest]
-        longest.transport.close()
-        longest._await_reader_of_last_answer()
-        if not longest.transport.get_write_buffer_size():  # else it counts until that is read, or cut off
-            self.connections.discard(longest)
-        self.metrics().given_up.inc()
+        """Close those connections that were longest waited for until there are not too many."""
+        while len(self.connections) > self.limits.max_connections:
+            longest = next((waiting for waiting in self.awaited if waiting is not self), None)
+            if longest is None:
+                return
+            del self.awaited[longest]
+            longest.transport.close()
+            longest._await_reader_of_last_answer()
+            if not longest.transport.get_write_buffer_size():  # else it counts until that is read, or cut off
+                self.connections.discard(longest)
+            self.metrics().given_up.inc()
 
     @property
     def _most_head_bytes(self) -> int:
