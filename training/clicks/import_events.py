@@ -164,9 +164,7 @@ CREATE TABLE event AS SELECT p.request_id, l.doc_id, p.user_id, make_timestamptz
 
 def main(config: Config) -> None:
     """Read, join, write. InputError if the log has no page whose documents are known."""
-    given = [pattern for pattern in (config.ubi_queries, config.ubi_events, config.ga4) if pattern is not None]
-    logs = (file for pattern in given for file in Path(pattern).parent.glob(Path(pattern).name))
-    check_not_read(config.out, [config.documents, *logs])
+    check_not_read(config.out, [config.documents])
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".events-", dir=config.temp_folder or config.out.parent) as spill:
         database = config.open_database(Path(spill))
@@ -188,7 +186,7 @@ def _import(database: duckdb.DuckDBPyConnection, config: Config) -> dict[str, in
     given = {"ubi_queries": config.ubi_queries, "ubi_events": config.ubi_events, "ga4": config.ga4}
     for name, pattern in given.items():
         if pattern is not None:
-            _read_lines(database, name, pattern)
+            _read_lines(database, name, pattern, config.out)
     database.execute(_GA4 if config.ga4 is not None else _UBI)
     database.execute(_JOIN)
 
@@ -278,11 +276,16 @@ def _require_columns(path: Path, there: bool) -> None:
         raise InputError(f"--documents {path}: the columns doc_id and title are needed, summary may be there")
 
 
-def _read_lines(database: duckdb.DuckDBPyConnection, name: str, pattern: str) -> None:
-    """A table of JSON objects, one a line; what a search engine exports lies under `_source` there."""
+def _read_lines(database: duckdb.DuckDBPyConnection, name: str, pattern: str, out: Path) -> None:
+    """A table of JSON objects, one a line; what a search engine exports lies under `_source` there.
+
+    InputError: no file is there, or one of them is `out`.
+    """
     text = pattern.replace("'", "''")
-    if not single_value(database, f"SELECT count(*) FROM glob('{text}')"):
+    files = [Path(file) for (file,) in database.execute(f"SELECT file FROM glob('{text}')").fetchall()]
+    if not files:
         raise InputError(f"--{name.replace('_', '-')} {pattern}: no such file")
+    check_not_read(out, files)
     database.execute(
         f"CREATE TABLE {name} AS SELECT coalesce(json->'$._source', json) AS line "
         f"FROM read_json_objects('{text}', format = 'newline_delimited')"
