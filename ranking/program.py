@@ -15,8 +15,8 @@
         run(main, Config, example="python -m training.train_baseline --data data/world --out runs/baseline")
 
 Flags are the field names with dashes. A bool needs no value (`--dry-run`, `--no-dry-run`), a list field may be repeated
-or given as commas (`--url a --url b`, `--url a,b`). Unknown flags and unknown YAML keys are errors. A path may lie in
-an object store (`s3://bucket/labels`, ranking/object_store.py).
+or given as commas (`--url a --url b`, `--url a,b`; repeated only, where its metadata say REPEATED_ONLY). Unknown flags
+and unknown YAML keys are errors. A path may lie in an object store (`s3://bucket/labels`, ranking/object_store.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import logging
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, TypeVar
@@ -44,6 +44,9 @@ C = TypeVar("C")
 EXIT_BAD_INPUT = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+# metadata of a list field whose values are taken as they are: in the ids of others a comma may be a part of one
+REPEATED_ONLY = {"repeated_only": True}
 
 
 class _Parser(ArgumentParser):
@@ -80,8 +83,13 @@ def _is_list(kind: Any) -> bool:
     return kind is list or typing.get_origin(kind) is list
 
 
-def _normalise(argv: Sequence[str], types: dict[str, Any], positional: Sequence[str] = ()) -> list[str]:
-    """Rewrite dashes, bare bools, repeated lists and bare words to jsonargparse's forms, --config first: flags win."""
+def _normalise(
+    argv: Sequence[str], types: dict[str, Any], positional: Sequence[str], repeated_only: Set[str]
+) -> list[str]:
+    """Rewrite dashes, bare bools, repeated lists and bare words to jsonargparse's forms, --config first: flags win.
+
+    repeated_only: list fields whose values are taken as they are.
+    """
     configs: list[str] = []
     rest: list[str] = []
     lists: dict[str, list[str]] = {}
@@ -108,7 +116,9 @@ def _normalise(argv: Sequence[str], types: dict[str, Any], positional: Sequence[
             values = [value] if equals else []
             while not equals and pending and not pending[0].startswith("--"):
                 values.append(pending.pop(0))
-            if len(values) == 1 and values[0].startswith("[") and (whole := _json_list(values[0])) is not None:
+            if values and name in repeated_only:
+                lists.setdefault(name, []).extend(values)
+            elif len(values) == 1 and values[0].startswith("[") and (whole := _json_list(values[0])) is not None:
                 lists[name] = whole
             elif not values:
                 rest.append(f"--{name}")  # the parser says that a value is missing
@@ -151,7 +161,8 @@ def parse(
     # the types of an inherited group are names in its owner's module; jsonargparse would look for them in the program's
     config_class.__init__.__annotations__.update(_field_types(config_class))
     parser.add_class_arguments(config_class, None)
-    namespace = parser.parse_args(_normalise(argv, _field_types(config_class), positional))
+    repeated_only = {f.name for f in dataclasses.fields(config_class) if REPEATED_ONLY.items() <= f.metadata.items()}
+    namespace = parser.parse_args(_normalise(argv, _field_types(config_class), positional, repeated_only))
     try:
         values = parser.instantiate_classes(namespace).as_dict()
         return config_class(**{name: values[name] for name in _field_types(config_class)})

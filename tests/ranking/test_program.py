@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 
 from ranking.errors import DataError, InputError
-from ranking.program import parse, run
+from ranking.program import REPEATED_ONLY, parse, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +47,7 @@ class Config:
         mode: how
         note: free text
         sizes: nested sizes
+        user: ids of others
     """
 
     data: Path
@@ -57,6 +58,7 @@ class Config:
     mode: Literal["fast", "safe"] = "safe"
     note: str = ""
     sizes: Sizes = field(default_factory=Sizes)
+    user: list[str] = field(default_factory=list, metadata=REPEATED_ONLY)
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -92,6 +94,15 @@ def test_a_bool_needs_no_value(words, value):
 )
 def test_a_list_is_repeated_or_given_with_commas(words):
     assert flags(*words, "--data", "x").url == ["a", "b"]
+
+
+def test_a_list_of_ids_is_repeated_and_takes_them_as_they_are():
+    """Seen: the user "smith,john" was two others, and a list in JSON was no id either."""
+    assert flags("--data", "x", "--user", "smith,john", "--user=[1, 2]", "--user", "").user == [
+        "smith,john",
+        "[1, 2]",
+        "",
+    ]
 
 
 def test_a_value_may_look_like_another_thing():

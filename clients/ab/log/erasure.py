@@ -34,12 +34,17 @@ PENDING = ".erasure-pending.json"
 
 @dataclass
 class Erased:
-    """What was erased. pages: exposures; lines: of raw files; rows: of Parquet days; in_use: raw files left alone."""
+    """What was erased.
+
+    pages: exposures; lines: of raw files; rows: of Parquet days; in_use: raw files left alone; not_found: user ids of
+    whom no page was there.
+    """
 
     pages: int = 0
     lines: int = 0
     rows: int = 0
     in_use: list[str] = field(default_factory=list)
+    not_found: list[str] = field(default_factory=list)
 
 
 class Erasure:
@@ -50,8 +55,11 @@ class Erasure:
     """
 
     def __init__(self, user_ids: Iterable[str], salts: Iterable[bytes] = ()):
-        ids = list(user_ids)
-        self.names = {*ids, *(Privacy(salt).user(user) for salt in salts for user in ids)}
+        users = list(user_ids)
+        self._user_of = {user: user for user in users}
+        self._user_of |= {Privacy(salt).user(user): user for salt in salts for user in users}
+        self.names = self._user_of.keys()
+        self._found: set[str] = set()
         self._requests: set[str] = set()
         self.erased = Erased()
 
@@ -82,9 +90,12 @@ class Erasure:
                 rows = read_table(path, "exposures")
                 mine = rows.filter(pc.is_in(rows.column("user_id"), pa.array(sorted(self.names), pa.string())))
                 self._requests.update(mine.column("request_id").to_pylist())
-        for folder in folders:
-            self._requests.update(_pending(folder / PENDING))
+                self._found.update(self._user_of[name] for name in mine.column("user_id").unique().to_pylist())
+        pending = [request for folder in folders for request in _pending(folder / PENDING)]
+        self._requests.update(pending)
         self.erased.pages = len(self._requests)
+        if not pending:  # else their pages may be gone already, and nobody knows whose they were
+            self.erased.not_found = [user for user in dict.fromkeys(self._user_of.values()) if user not in self._found]
         for folder in folders if self._requests else ():
             write_json(folder / PENDING, sorted(self._requests))
             (folder / PENDING).chmod(FILE_MODE)
@@ -100,8 +111,10 @@ class Erasure:
         return self.erased
 
     def _note(self, record: dict[str, Any]) -> None:
-        if _hashable(record.get("user_id")) in self.names and isinstance(record.get("request_id"), str):
-            self._requests.add(record["request_id"])
+        name, request = record.get("user_id"), record.get("request_id")
+        if isinstance(name, str) and name in self.names and isinstance(request, str):
+            self._requests.add(request)
+            self._found.add(self._user_of[name])
 
     def _is_theirs(self, record: dict[str, Any]) -> bool:
         return _hashable(record.get("user_id")) in self.names or _hashable(record.get("request_id")) in self._requests

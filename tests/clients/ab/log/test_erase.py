@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from clients.ab.log.erasure import PENDING, Erasure
 from clients.ab.log.privacy import Privacy
 from clients.ab.log.reader import ReadCounts, read_folder
 from clients.ab.log.writer import ExposureLog
-from clients.ab_erase import EXIT_IN_USE, Config, main
+from clients.ab_erase import EXIT_IN_USE, EXIT_NOT_FOUND, Config, main
 from ranking.errors import InputError
+from ranking.program import parse
 from ranking.query_engine import QueryEngineSettings
 from ranking.schema import read_table
 from tests.clients.ab.log.test_compact import ROOT, event, exposure, write_log
@@ -74,18 +76,48 @@ def test_every_name_of_a_person_goes_and_nobody_else(written, capsys):
     assert {table: pages(written.data, table) for table in ("exposures", "events", "shadows")} == {
         "exposures": {"bob"}, "events": {"bob"}, "shadows": {"bob"},
     }  # fmt: skip
-    assert main(written) == 0 and "0 pages erased: 0 lines" in capsys.readouterr().out
+    assert main(written) == EXIT_NOT_FOUND and "0 pages erased: 0 lines" in capsys.readouterr().out
     assert all(p.stat().st_mode & 0o007 == 0 for p in [*written.log.glob("*.ablog"), *written.data.rglob("*.parquet")])
     assert json.loads((written.data / "experiments.json").read_text())["f1"]["definition"]["forced"] == {
         "bob": "student"
     }
 
 
+def test_whoever_has_no_page_is_named_with_an_exit_code_of_its_own(written, caplog, capsys):
+    """Seen: 0 pages erased, exit code 0, whether the id or the salt was wrong."""
+    assert main(replace(written, user=["ann", "anne"])) == EXIT_NOT_FOUND
+    assert "4 pages erased" in capsys.readouterr().out and "no page of 'anne': erased before" in caplog.text
+    caplog.clear()
+    write_log(written.log, [exposure("p1", user_id=Privacy(SALTS[0]).user("ann"))])
+    wrong, right = ([salt] for salt in reversed(written.salt_file))
+    assert main(Config(["ann"], written.log, salt_file=wrong)) == EXIT_NOT_FOUND and "no page of 'ann'" in caplog.text
+    assert main(Config(["ann"], written.log, salt_file=right)) == 0
+
+
+def test_an_id_with_a_comma_is_one_persons(tmp_path):
+    """Seen: `--user smith,john` erased the two users smith and john, and left whom it named."""
+    users = {"p1": "smith,john", "p2": "smith", "p3": "john"}
+    write_log(tmp_path, [exposure(page, user_id=user) for page, user in users.items()])
+    words = ["--user", "smith,john", "--log", str(tmp_path), "--raw-ids"]
+    assert main(parse(Config, words, prog="ab_erase.py")) == 0
+    assert {record["user_id"] for record in read_folder(tmp_path, ReadCounts())} == {"smith", "john"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--user", "u1"], "give --salt-file for every salt"), (["--user", "", "--raw-ids"], "user is blank")],
+)
+def test_an_erasure_that_could_find_nobody_is_refused(tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit, match="2"):
+        parse(Config, [*words, "--log", str(tmp_path)], prog="ab_erase.py")
+    assert said in capsys.readouterr().err
+
+
 def test_a_file_that_a_router_appends_to_is_left_and_named(tmp_path, caplog):
     log = ExposureLog(tmp_path / "log")
     content = {k: v for k, v in exposure("r", user_id="ann").items() if k not in ("type", "logged")}
     assert log.write("exposure", content)
-    config = Config(["ann"], tmp_path / "log")
+    config = Config(["ann"], tmp_path / "log", raw_ids=True)
     assert main(config) == 3 and "run this again" in caplog.text
     assert log.write("exposure", content)
     log.close()
@@ -124,7 +156,7 @@ def test_what_a_killed_compaction_left_of_a_person_goes_with_the_next_run(tmp_pa
     write_log(raw, [exposure(f"r{i}", user_id="ann") for i in range(500)] + [exposure("r", user_id="bob")])
     assert len(killed_compaction(raw, out, elsewhere)) >= 2
     if next_run == "erase":
-        assert main(Config(["ann"], raw, out)) == 0
+        assert main(Config(["ann"], raw, out, raw_ids=True)) == 0
     else:
         write_log(raw, [exposure("r", user_id="bob")])
         compact(raw, out, QueryEngineSettings())
@@ -168,7 +200,7 @@ def test_what_an_erasure_could_not_finish_is_finished_by_the_next_one(tmp_path, 
     if stopped == "in use":
         with second.open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            assert main(Config(["ann"], raw, out)) == EXIT_IN_USE
+            assert main(Config(["ann"], raw, out, raw_ids=True)) == EXIT_IN_USE
     else:
         program = f"""
 import os, pathlib
@@ -180,14 +212,14 @@ Erasure(["ann"]).run(pathlib.Path({str(raw)!r}), pathlib.Path({str(out)!r}))
         assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
     assert b"p1" in second.read_bytes()
     compact(raw, out, QueryEngineSettings())
-    assert main(Config(["ann"], raw, out)) == 0
+    assert main(Config(["ann"], raw, out, raw_ids=True)) == 0
     compact(raw, out, QueryEngineSettings())
     assert pages(out, "exposures") == pages(out, "events") == pages(out, "shadows") == {"p2"}
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"p1" in path.read_bytes()]
     assert not list(tmp_path.rglob(".erasure*"))
     (raw / PENDING).write_text("{half")
     with pytest.raises(InputError, match="nobody knows what is left to erase"):
-        main(Config(["ann"], raw, out))
+        main(Config(["ann"], raw, out, raw_ids=True))
 
 
 def test_records_of_odd_types_stop_no_erasure(tmp_path):
