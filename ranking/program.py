@@ -77,6 +77,10 @@ def _field_types(config_class: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(config_class)}
 
 
+def _repeated_only(config_class: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(config_class) if REPEATED_ONLY.items() <= f.metadata.items()}
+
+
 def _is_list(kind: Any) -> bool:
     if typing.get_origin(kind) in (typing.Union, UnionType):
         return any(_is_list(part) for part in typing.get_args(kind))
@@ -161,8 +165,8 @@ def parse(
     # the types of an inherited group are names in its owner's module; jsonargparse would look for them in the program's
     config_class.__init__.__annotations__.update(_field_types(config_class))
     parser.add_class_arguments(config_class, None)
-    repeated_only = {f.name for f in dataclasses.fields(config_class) if REPEATED_ONLY.items() <= f.metadata.items()}
-    namespace = parser.parse_args(_normalise(argv, _field_types(config_class), positional, repeated_only))
+    normal = _normalise(argv, _field_types(config_class), positional, _repeated_only(config_class))
+    namespace = parser.parse_args(normal)
     try:
         values = parser.instantiate_classes(namespace).as_dict()
         return config_class(**{name: values[name] for name in _field_types(config_class)})
