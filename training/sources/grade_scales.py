@@ -40,6 +40,8 @@ def parse_grades(words: Sequence[str]) -> dict[float, int] | str:
     for word in words:
         value, equals, grade = word.partition("=")
         try:
+            if not _is_number(value):
+                raise ValueError
             waiting.append(float(value))
             if equals:
                 if not 0 <= int(grade) <= MAX_GRADE:
@@ -78,10 +80,9 @@ def word_grades(words: Sequence[str]) -> dict[str, int]:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def by_rank(values: Sequence[float]) -> dict[float, int]:

@@ -20,6 +20,7 @@ from training.sources.row_readers import (
     Row,
     column,
     grade_field,
+    json_field,
     json_rows,
     on_scale,
     text_field,
@@ -148,10 +149,10 @@ def _read_queries(path: Path, bad: BadRows) -> Iterator[tuple[str, str]]:
     seen: dict[str, int] = {}
     for number, row in json_rows(path, bad):
         try:
-            query_id = text_field(column(row, "_id", path), "_id")
+            query_id = text_field(json_field(row, "_id"), "_id")
             if query_id in seen:
                 raise ValueError(f"query {query_id!r} stands already in row {seen[query_id]}")
-            text = text_field(column(row, "text", path), "query")
+            text = text_field(json_field(row, "text"), "query")
         except ValueError as problem:
             bad.refuse(path, number, str(problem))
             continue
@@ -159,10 +160,10 @@ def _read_queries(path: Path, bad: BadRows) -> Iterator[tuple[str, str]]:
         yield query_id, text
 
 
-def _title_and_text(row: dict[str, Any], path: Path) -> tuple[str, str]:
+def _title_and_text(row: dict[str, Any]) -> tuple[str, str]:
     return (
         text_field(row.get("title"), "title", blank_ok=True),
-        text_field(column(row, "text", path), "text", blank_ok=True),
+        text_field(json_field(row, "text"), "text", blank_ok=True),
     )
 
 
@@ -174,7 +175,7 @@ def _read_corpus(
     wanted: set[str],
     spare: int | None,
     key: str,
-    text: Callable[[dict[str, Any], Path], Text],
+    text: Callable[[dict[str, Any]], Text],
 ) -> int:
     """Check every document; keep the wanted ones and the first `spare` others (None: all).
 
@@ -184,10 +185,10 @@ def _read_corpus(
     others = 0
     for number, row in rows:
         try:
-            doc_id = text_field(column(row, key, path), key)
+            doc_id = text_field(json_field(row, key), key)
             if doc_id in seen:
                 raise ValueError(f"document {doc_id!r} stands already in an earlier row")
-            document = text(row, path)
+            document = text(row)
         except ValueError as problem:
             bad.refuse(path, number, str(problem))
             continue
@@ -239,9 +240,9 @@ def read_msrd(folder: Path, bad: BadRows, spare: int | None = 0) -> JudgedSource
     return source
 
 
-def _movie(row: dict[str, Any], path: Path) -> tuple[str, str]:
+def _movie(row: dict[str, Any]) -> tuple[str, str]:
     """A movie's title, and its overview, year and people as one text: searches name actors and characters."""
-    parts = [text_field(column(row, "overview", path), "overview", blank_ok=True)]
+    parts = [text_field(json_field(row, "overview"), "overview", blank_ok=True)]
     named = (("Year", "year"), ("Genres", "genres"), ("Director", "director"), ("Cast", "actors"),
              ("Characters", "characters"), ("Tags", "tags"))  # fmt: skip
     for label, name in named:
@@ -250,7 +251,7 @@ def _movie(row: dict[str, Any], path: Path) -> tuple[str, str]:
         text = ", ".join(text_field(v, name, blank_ok=True) for v in values if v)
         if text:
             parts.append(f"{label}: {text}.")
-    return text_field(column(row, "title", path), "title"), " ".join(part for part in parts if part)
+    return text_field(json_field(row, "title"), "title"), " ".join(part for part in parts if part)
 
 
 def read_ir_dataset(name: str, bad: BadRows, spare: int | None = 0) -> JudgedSource:

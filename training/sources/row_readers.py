@@ -170,6 +170,13 @@ def column(row: dict[str, Any], name: str, path: Path) -> Any:
     return row[name]
 
 
+def json_field(row: dict[str, Any], name: str) -> Any:
+    """A JSON row's value. ValueError if it has none: each row of JSON lines names its own fields."""
+    if name not in row:
+        raise ValueError(f"no field {name}; there are {', '.join(map(str, row)) or 'none'}")
+    return row[name]
+
+
 def text_field(value: Any, name: str, blank_ok: bool = False) -> str:
     """A field as text; a whole number is taken as its digits (ids are often numbers). ValueError says what is wrong."""
     if isinstance(value, Decimal) and value == value.to_integral_value():

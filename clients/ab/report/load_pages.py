@@ -63,10 +63,12 @@ def load_pages(chosen: LogSelection, settings: QueryEngineSettings) -> Experimen
     DataError on unreadable files or missing columns, InputError if an arm has none.
     """
     log = _LogFiles.find(chosen.path)
-    log.check_columns()
+    columns = log.check_columns()
     engine = settings.open_engine(settings.temp_folder)
     try:
         engine.read_files("log", log.files)
+        if not log.has_exposures:
+            _check_events(engine, chosen.path, columns)
         return _load(engine, log, chosen)
     except engine.problems as problem:
         engine.close()
@@ -119,8 +121,8 @@ class _LogFiles:
             raise DataError(path, "no Parquet file there; run clients/ab_compact.py on the router's log first")
         return cls(path, files, has_exposures)
 
-    def check_columns(self) -> None:
-        """DataError: an unreadable file, or a column that no file has."""
+    def check_columns(self) -> set[str]:
+        """The columns of all files. DataError: an unreadable file, or a needed column that no file has."""
         found: set[str] = set()  # days that were compacted before a column existed read as NULL there
         for file in self.files:
             with reading(file):
@@ -128,6 +130,7 @@ class _LogFiles:
         needed = _EXPOSURE_COLUMNS if self.has_exposures else _EVENT_COLUMNS
         if missing := sorted(needed - found):
             raise DataError(self.path, f"no column {', '.join(missing)}")
+        return found
 
     def page_rows(self) -> str:
         """SQL that gives one row per page: identity, then the report's page columns."""
@@ -139,6 +142,38 @@ class _LogFiles:
             columns |= {name: column.of_events or "CAST(NULL AS DOUBLE)" for name, column in PAGE_COLUMNS.items()}
         grouping = "" if self.has_exposures else " GROUP BY request_id"
         return f"SELECT {', '.join(f'{sql} AS {name}' for name, sql in columns.items())} FROM log{grouping}"
+
+
+# what would be counted wrongly without a word: what is said of the page -> SQL over the `events` rows of a page
+_EVENT_FAULTS = {
+    **{
+        f"has a row without {name}": f"count({name}) < count(*)"
+        for name in ("request_id", "user_id", "timestamp", "arm", "query", "clicked")
+    },
+    **{f"has more than one {name}": f"min({name}) != max({name})" for name in ("user_id", "arm", "query")},
+    # as text: DuckDB 2.0 takes a file's own statistics, which leave NaN out, for a proof that there is none
+    "has a click whose dwell_seconds is missing, negative or no finite number": (
+        "max(CASE WHEN clicked::INT > 0 AND (dwell_seconds IS NULL OR dwell_seconds < 0 "
+        "OR lower(dwell_seconds::VARCHAR) IN ('nan', 'inf', 'infinity')) THEN 1 ELSE 0 END) > 0"
+    ),
+    "shows a document in several rows": "count(DISTINCT doc_id) < count(*)",
+}
+
+
+def _check_events(engine: QueryEngine, path: Path, columns: set[str]) -> None:
+    """DataError that names a page and what is wrong with it: nobody checked a table of one's own before."""
+    faults = {said: sql for said, sql in _EVENT_FAULTS.items() if "doc_id" in columns or "doc_id" not in sql}
+    flags = [f"({sql}) AS fault_{number}" for number, sql in enumerate(faults.values())]
+    counts = [
+        f"sum(fault_{number}::INT), min(CASE WHEN fault_{number} THEN request_id END)" for number in range(len(faults))
+    ]
+    found = single_row(
+        engine,
+        f"SELECT {', '.join(counts)} FROM (SELECT request_id, {', '.join(flags)} FROM log GROUP BY request_id)",
+    )
+    for said, pages, page in zip(faults, found[::2], found[1::2]):
+        if pages:
+            raise DataError(path, f"page {page!r} {said}" + (f" ({pages:,} such pages)" if pages > 1 else ""))
 
 
 def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> ExperimentPages:
@@ -202,11 +237,16 @@ def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> Experime
 
 
 def _experiment(engine: QueryEngine, chosen: LogSelection) -> str:
-    """The experiment to report: the chosen one, or the only one of the log. InputError if there are several."""
-    if chosen.experiment:
-        return chosen.experiment
+    """The experiment to report: the chosen one, or the only one of the log. InputError if there are several, or if the
+    chosen one is not in it."""
     found = engine.rows("SELECT DISTINCT experiment FROM raw WHERE experiment != '' ORDER BY 1")
     names = [name for (name,) in found]
+    if chosen.experiment:
+        if chosen.experiment not in names:
+            raise InputError(
+                f"{chosen.path}: no page of experiment {chosen.experiment!r}; the log has {', '.join(names) or 'none'}"
+            )
+        return chosen.experiment
     if len(names) > 1:
         raise InputError(f"{chosen.path}: several experiments ({', '.join(names)}); choose one with --experiment")
     return names[0] if names else ""
@@ -239,7 +279,8 @@ def _number_users(engine: QueryEngine, chosen: LogSelection, window: str) -> tup
         if count < 2:
             found = engine.rows("SELECT DISTINCT arm FROM raw WHERE arm != '' ORDER BY 1")
             named = ", ".join(name for (name,) in found) or "none"
-            raise InputError(f"{chosen.path}: {count} users in arm {arm!r}; the log has arms {named}")
+            since = f" since {chosen.start}" if chosen.start else ""
+            raise InputError(f"{chosen.path}: {count} users in arm {arm!r}{since}; the log has arms {named}")
     return control, treatment
 
 

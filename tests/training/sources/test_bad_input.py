@@ -69,6 +69,7 @@ BAD_ROWS = {
     "missing field": ("qrels/train.tsv", 3, b"q0\td1", "2 fields, the header has 3"),
     "duplicate document": ("corpus.jsonl", 2, b'{"_id": "d0", "text": "b"}', "document 'd0' stands already in an"),
     "wrong type": ("corpus.jsonl", 2, b'{"_id": "d1", "text": ["b"]}', "text is list, text is needed"),
+    "document without text": ("corpus.jsonl", 2, b'{"_id": "d1", "title": "b"}', "no field text; there are _id, title"),
     "document without id": ("corpus.jsonl", 2, b'{"_id": null, "text": "b"}', "_id is null, text is needed"),
     "no JSON": ("corpus.jsonl", 2, b'{"_id": "d1", ', "not JSON: "),
     "no object": ("corpus.jsonl", 2, b"[1, 2]", "not a JSON object"),

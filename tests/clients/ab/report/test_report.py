@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,9 +99,8 @@ def test_the_line_starts_where_users_first_differ(tmp_path):
     assert report(save(tmp_path, replace_column(log, "clicks", clicks)))["cumulative"]["time"] == whole[2:]
 
 
-def test_an_events_table_gives_the_same_clicks_as_the_exposures(winning, tmp_path):
-    folder, figures = winning
-    log = pq.read_table(folder / "exposures" / "2026-11-01.parquet")
+def events_of(log: pa.Table) -> list[pa.Table]:
+    """The `events` of exposures, two documents a page, as the first is clicked."""
     rows = []
     for position in (1, 2):
         shown = {
@@ -115,11 +115,55 @@ def test_an_events_table_gives_the_same_clicks_as_the_exposures(winning, tmp_pat
         for name, values in shown.items():
             table = table.append_column(name, pa.array(values) if isinstance(values, list) else values)
         rows.append(table.select(TABLES["events"].schema.names))
+    return rows
+
+
+def test_an_events_table_gives_the_same_clicks_as_the_exposures(winning, tmp_path):
+    folder, figures = winning
+    rows = events_of(pq.read_table(folder / "exposures" / "2026-11-01.parquet"))
     write_table(tmp_path / "events.parquet", "events", rows)
     from_events = report(tmp_path)
     for name in ("page CTR", "user CTR", "dwell per click"):
         assert metric(from_events, name)["lift"] == pytest.approx(metric(figures, name)["lift"], rel=1e-6)
     assert "latency p50" not in {m["name"] for m in from_events["metrics"]}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("doc_id", None, "shows a document in several rows"),  # None: the row is there twice
+        ("arm", "student", "has more than one arm"),
+        ("user_id", "someone else", "has more than one user_id"),
+        ("dwell_seconds", float("nan"), "has a click whose dwell_seconds is missing, negative or no finite number"),
+        ("dwell_seconds", -3.0, "has a click whose dwell_seconds is missing, negative or no finite number"),
+        ("request_id", "", "has a row without request_id"),
+        ("clicked", "", "has a row without clicked"),
+    ],
+)
+def test_an_events_table_that_would_be_counted_wrongly_is_refused(tmp_path, column, value, said):
+    events = pa.concat_tables(events_of(exposures(users=40)))
+    place = next(
+        row
+        for row, (arm, clicked) in enumerate(zip(events["arm"].to_pylist(), events["clicked"].to_pylist()))
+        if arm == "baseline" and clicked
+    )
+    if value is None:
+        events = pa.concat_tables([events, events.slice(place, 1)])
+    else:
+        values = events[column].to_pylist()
+        values[place] = None if value == "" else value
+        bare = pa.field(column, events.schema.field(column).type)
+        events = events.set_column(events.column_names.index(column), bare, pa.array(values, bare.type))
+    pq.write_table(events, tmp_path / "own.parquet")
+    page = None if (column, value) == ("request_id", "") else events["request_id"][place].as_py()
+    with pytest.raises(DataError, match=re.escape(f"page {page!r} {said}")):
+        report(tmp_path)
+
+
+def test_an_experiment_that_is_not_in_the_log_is_named(winning):
+    folder, figures = winning
+    with pytest.raises(InputError, match=f"no page of experiment 'autumn'; the log has {figures['experiment']}"):
+        report(folder, experiment="autumn")
 
 
 def test_a_sample_ratio_mismatch_forbids_a_verdict(tmp_path):
