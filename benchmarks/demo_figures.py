@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clients.ab.report.charts import p_text
 from ranking.errors import InputError
 from ranking.program import run
 
@@ -67,13 +68,13 @@ def others(summary: dict[str, Any]) -> dict[str, str]:
     }
     stages = {name: stage["seconds"] for name, stage in summary["stages"].items()}
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items())
-    minutes = {"stages": f"{sum(stages.values()) / 60:.1f} minutes: {times}"}
+    minutes = {"stages": f"{sum(stages.values()) / 60:.1f} minutes in sum: {times}"}
     if not published(summary):
         return {"do not ship": summary["do_not_ship"], **found, **minutes}
     lead, prior = summary["student against baseline"], summary["quality"]["student + bm25"]
     found = {
         "student over baseline, NDCG@5": f"{lead['lead']:+.3f} [{lead['low']:+.3f}, {lead['high']:+.3f}], "
-        f"p {_p(lead['p'])}",
+        f"p {p_text(lead['p'])}",
         "student with BM25 as prior, NDCG@5": f"{prior['ndcg@5']:.3f}",
         **found,
     }
@@ -85,14 +86,9 @@ def others(summary: dict[str, Any]) -> dict[str, str]:
         found[f"A/B, {name}"] = (
             "no lift"
             if row["lift"] is None
-            else f"{row['lift']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], p {_p(row['p'])}"
+            else f"{row['lift']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], p {p_text(row['p'])}"
         )
     return {**found, "A/B, sample ratio": f"p {summary['ab']['srm_p']:.2f}", **minutes}
-
-
-def _p(value: float) -> str:
-    """A p value as text that is never zero."""
-    return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
 if __name__ == "__main__":

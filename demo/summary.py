@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from clients.ab.report.charts import p_text
 from demo.stages import Stages
 from ranking.files import write_json
 from ranking.labels import LabelSet
@@ -117,7 +118,7 @@ def text(summary: dict[str, Any], out: Path) -> str:
         *quality_lines(summary),
         "",
         f"student against baseline: NDCG@5 {lead['lead']:+.3f} [{lead['low']:+.3f}, {lead['high']:+.3f}], "
-        f"p {lead['p']:.4f}, {lead['queries']} test queries",
+        f"p {p_text(lead['p'])}, {lead['queries']} test queries",
         "",
         f"labels     {labels['pairs']:,} pairs{pace}, {labels['lost']} lost, "
         f"{labels['duplicated']} duplicated, {labels['rejected']} rejected",
@@ -131,14 +132,14 @@ def text(summary: dict[str, Any], out: Path) -> str:
         lift = (
             "no lift"
             if row["lift"] is None
-            else f"{row['lift']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], p {row['p']:.4f}"
+            else f"{row['lift']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], p {p_text(row['p'])}"
         )
         lines.append(f"A/B        {name}: {lift}")
     total = sum(stage["seconds"] for stage in summary["stages"].values())
     lines += [
         f"A/B        sample ratio p {summary['ab']['srm_p']:.3f}. {summary['ab']['verdict']}",
         "",
-        f"{total / 60:.1f} minutes of stages. Report: {out / 'report.html'}",
+        f"{total / 60:.1f} minutes, each stage counted, beside another one too. Report: {out / 'report.html'}",
         f"Models: {out / 'model_repository'}   Figures: {out / 'summary.json'}   Evaluation: {out / 'evaluation'}",
         "Next: `make serve` to search in a browser, `make stop` to end it; README.md says how to use your own data.",
     ]

@@ -46,7 +46,7 @@ def test_a_run_with_an_ab_test_has_all_its_figures(tmp_path, capsys):
         "| 24 documents from the student | p50 10.0 ms, p99 failed, 3 errors |",
         "| A/B, page CTR | +5.1% [+3.0%, +7.1%], p < 0.0001 |",
         "| A/B, user CTR | no lift |",
-        "| stages | 2.0 minutes: data 30 s, student 90 s |",
+        "| stages | 2.0 minutes in sum: data 30 s, student 90 s |",
     ):
         assert line in lines
 
