@@ -7,11 +7,14 @@ always do.
 A store cannot rename, so a publication is whole once its record is there: `_published.json`, an object that is written
 last and names every file with its size and SHA-256. A reader takes the files that the record names and checks each. A
 record that says `complete: false` is written first, so that a publication that was broken off is never taken for a
-folder that somebody else put there; such folders have no record, and are taken as they are.
+folder that somebody else put there. Such folders have no record and get none: what others add to them later counts as
+well. So do objects that others put beside the files of a record; a program that writes a single object into a published
+folder puts it into the record.
 
 A file that replaces a published one is first put aside, below `_replacing/`. The record then says for how long the new
-file is to be read there, and only after that does it take its own name. So the old state is there until the record
-changes and the new one from then on, wherever a writer is killed.
+file is to be read there, and only after that does it take its own name. Of files that come or go, the record says
+before that nobody is to take them. So the old state is there until the record changes and the new one from then on,
+wherever a writer is killed.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,9 +50,13 @@ logger = logging.getLogger("object_store")
 _SCHEMES = "s3|gs|gcs|abfs|abfss|hdfs"
 # pathlib makes one slash of two
 _ADDRESS = re.compile(rf"^({_SCHEMES}):/{{1,2}}(?=[^/])")
+_KIND_OF_ADDRESS = re.compile(rf"^(?:[^/:=]+=)?([a-z]+):(?:{_SCHEMES})://")  # checkpoint:s3://..., ours=table:s3://...
+_WILD = re.compile(r"[*\[]")  # a question mark begins an address's options
 _PIECE = 1 << 22
 _WAITS = (0.5, 2.0)  # seconds between the tries of a store that refuses
 
+Facts = tuple[int, str]  # size and SHA-256 of a file
+Stamp = tuple[int, int, int]  # what changes with a local file's content
 T = TypeVar("T")
 
 
@@ -60,15 +68,29 @@ def address(value: object) -> str | None:
     return text.rstrip("/") if matches else None
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What `_published.json` says of a folder.
+
+    files: what a reader takes; aside: those of them that lie below `_replacing/` under their digest; moving: objects
+    that are half written or about to be removed, which nobody takes.
+    """
+
+    complete: bool = False
+    files: dict[str, Facts] = field(default_factory=dict)
+    aside: frozenset[str] = frozenset()
+    moving: frozenset[str] = frozenset()
+
+
 @dataclass
 class Remote:
-    """A file or folder of a store, and its copy here."""
+    """A file or folder of a store, and its copy here. pattern: takes only what it matches of the folder."""
 
     url: str
     local: Path
-    known: dict[str, tuple[int, str]] = field(default_factory=dict)  # file -> size and SHA-256, as it is published
-    _stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # of the local files when they were copied
-    _unfinished: bool = False  # a writer was killed before the files that it had put aside took their names
+    pattern: str = ""
+    known: dict[str, Facts] = field(default_factory=dict)  # what was there when it was last asked
+    _stamps: dict[str, Stamp] = field(default_factory=dict)  # of the local files when they were copied
     _publishing: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -78,35 +100,40 @@ class Remote:
             raise InputError(f"{self.url}: {_line(problem)}") from problem
 
     def fetch(self) -> None:
-        """Copy what is there and is not here yet. InputError: it cannot be read, or a file is not the published one."""
+        """Copy what is there and is not here yet. InputError: it cannot be read, or a file is not the published one.
+
+        Of a folder these are the files of its record, and what others put beside them.
+        """
         with self._asking():
-            kind = self._store.get_file_info(self._root).type
-            if kind == pafs.FileType.File:
+            if not self.pattern and self._store.get_file_info(self._root).type == pafs.FileType.File:
                 self.known[""] = self._download(self._root, self.local)
                 self._stamps[""] = _stamp(self.local)
                 return
-            record = self._read_record()
-            self._unfinished = bool(record and record["aside"])
-        if record is None:
-            self._fetch_listed()
-            return
-        if not record["complete"]:
+            there = self._listed()  # before the record: what a publication adds after this look, the record knows
+            record = self._read_record(self._root) or _Record(complete=True)
+        if not record.complete:
             logger.warning("%s: its publication was broken off; nothing of it is taken", self.url)
             return
-        for name in self.known.keys() - record["files"].keys():  # gone since the last time
+        published = {name: facts for name, facts in record.files.items() if self._wants(name)}
+        of_others = {name for name in there - record.files.keys() - record.moving if self._wants(name)}
+        for name in self.known.keys() - published.keys() - of_others:  # gone since the last time
             self._inside(name).unlink(missing_ok=True)
             self.known.pop(name), self._stamps.pop(name, None)
-        for name, (size, digest) in record["files"].items():
-            if self.known.get(name) == (size, digest) and self._stamps.get(name) == _stamp(self._inside(name)):
+        for name, facts in published.items():
+            if self.known.get(name) == facts and self._stamps.get(name) == _stamp(self._inside(name)):
                 continue
-            source = f"{ASIDE_FOLDER}/{digest}" if name in record["aside"] else name
             with self._asking():
+                source = f"{ASIDE_FOLDER}/{facts[1]}" if name in record.aside else name
                 found = self._download(f"{self._root}/{source}", self._inside(name))
-            if found != (size, digest):
+            if found != facts:
                 raise InputError(
-                    f"{self.url}/{name}: not the file that was published; it is being replaced, or damaged"
+                    f"{self.url}/{name}: not the file that was published; it is being replaced, damaged, or another "
+                    f"program wrote over it: if it shall be taken as it is, remove {self.url}/{RECORD_NAME}"
                 )
-            self.known[name] = found
+            self.known[name], self._stamps[name] = found, _stamp(self.local / name)
+        for name in sorted(of_others):
+            with self._asking():
+                self.known[name] = self._download(f"{self._root}/{name}", self._inside(name))
             self._stamps[name] = _stamp(self.local / name)
 
     def publish(self) -> int:
@@ -121,55 +148,83 @@ class Remote:
         files = {"": self.local} if self.local.is_file() else dict(_visible_files(self.local))
         changed = {name: path for name, path in files.items() if self._stamps.get(name) != _stamp(path)}
         gone = set(self.known) - set(files)
-        if not changed and not gone and not self._unfinished:
+        if not changed and not gone:
             return 0
         with self._asking():
-            if "" in files:  # a single object appears whole by itself
-                stamp = _stamp(self.local)
-                self.known, self._stamps[""] = {"": self._upload(self.local, self._root)}, stamp
-                return 1
-            if "" in gone:
-                self._store.delete_file(self._root)
-                self.known = {}
-                return 0
-            record = self._read_record()
-            if record is None:
-                self._write_record({}, complete=False)
-            published = {name: facts for name, facts in self.known.items() if name not in gone}
-            # of a writer that was killed while they were aside
-            aside = {name for name in (record or {"aside": ()})["aside"] if name in published and name not in changed}
-            for name, path in changed.items():
-                stamp = _stamp(path)
-                try:
-                    if record is None or name not in record["files"]:
-                        # facts of the bytes that were sent: the program may replace the file meanwhile
-                        published[name] = self._upload(path, f"{self._root}/{name}")
-                    else:
-                        published[name] = self._upload_aside(path)
-                        aside.add(name)
-                except FileNotFoundError:
-                    continue
-                self._stamps[name] = stamp
-            self._write_record(published, complete=True, aside=aside)
-            for name in aside:
-                self._copy(f"{self._root}/{ASIDE_FOLDER}/{published[name][1]}", f"{self._root}/{name}")
-            if aside:
-                self._write_record(published, complete=True)
-            for name in gone:
-                self._store.delete_file(f"{self._root}/{name}")
-            if aside or (record and record["aside"]):
-                self._store.delete_dir(f"{self._root}/{ASIDE_FOLDER}")
-        self.known, self._unfinished = published, False
-        return len(changed)
+            if "" in files or "" in gone:
+                sent = self._publish_object(changed, gone)
+            else:
+                record = self._read_record(self._root)
+                if record is None and not self.known and not self._listed():
+                    record = _Record()  # this program makes the folder; one that others fill keeps being theirs
+                left = record.moving - files.keys() if record else set()  # of a writer that was killed
+                sent = self._send(self._root, record, changed, gone | left)
+        for name in gone:
+            self.known.pop(name), self._stamps.pop(name, None)
+        for name, (facts, stamp) in sent.items():
+            self.known[name], self._stamps[name] = facts, stamp
+        return len(sent)
 
-    def _upload_aside(self, path: Path) -> tuple[int, str]:
+    def _publish_object(self, changed: dict[str, Path], gone: set[str]) -> dict[str, tuple[Facts, Stamp]]:
+        """A single object appears whole by itself; if it lies in a published folder, it is a file of its record."""
+        folder, _, name = self._root.rpartition("/")
+        record = self._read_record(folder)
+        if record is not None and not record.complete:
+            record = None
+        sent = self._send(folder, record, {name: self.local} if changed else {}, {name} if gone else set())
+        return {"": sent[name]} if name in sent else {}
+
+    def _send(
+        self, root: str, record: _Record | None, changed: dict[str, Path], gone: set[str]
+    ) -> dict[str, tuple[Facts, Stamp]]:
+        """Put files into a folder and take others out, in one step for the readers of its record.
+
+        record: the folder's; None if it has none: every file then changes by itself. Returns what was sent, and the
+        stamps of the files before.
+        """
+        coming = changed.keys() - (record.files.keys() if record else set())
+        if record and coming:
+            record = replace(record, moving=record.moving | coming)
+            self._write_record(root, record)
+        sent: dict[str, tuple[Facts, Stamp]] = {}
+        for name, path in changed.items():
+            stamp = _stamp(path)
+            try:
+                # facts of the bytes that were sent: the program may replace the file meanwhile
+                aside = record is not None and name not in coming
+                sent[name] = self._upload_aside(root, path) if aside else self._upload(path, f"{root}/{name}"), stamp
+            except FileNotFoundError:
+                continue
+        if record is None:
+            self._delete(root, gone)
+            return sent
+        files = {name: facts for name, facts in record.files.items() if name not in gone}
+        files |= {name: facts for name, (facts, _) in sent.items()}
+        waiting = (record.aside & files.keys()) | (sent.keys() - coming)
+        others = record.moving - coming - gone  # of a writer of the whole folder
+        self._write_record(root, _Record(True, files, waiting, others | gone))
+        for name in waiting:
+            self._copy(f"{root}/{ASIDE_FOLDER}/{files[name][1]}", f"{root}/{name}")
+        self._delete(root, gone)
+        if waiting or gone:
+            self._write_record(root, _Record(True, files, moving=others))
+        if waiting or record.aside:
+            self._store.delete_dir(f"{root}/{ASIDE_FOLDER}")
+        return sent
+
+    def _upload_aside(self, root: str, path: Path) -> Facts:
         """Put a file under the name of its digest; another try if the program replaces it between the two looks."""
         while True:
             with path.open("rb") as source:
                 digest = hashlib.file_digest(source, "sha256").hexdigest()
-            found = self._upload(path, f"{self._root}/{ASIDE_FOLDER}/{digest}")
+            found = self._upload(path, f"{root}/{ASIDE_FOLDER}/{digest}")
             if found[1] == digest:
                 return found
+
+    def _delete(self, root: str, names: set[str]) -> None:
+        for name in names:
+            with suppress(FileNotFoundError):
+                self._store.delete_file(f"{root}/{name}")
 
     def _copy(self, source: str, target: str) -> None:
         if self._store.type_name != "hdfs":
@@ -186,15 +241,17 @@ class Remote:
             if path.is_file() and path != self.local and not path.name.startswith("."):
                 yield Remote(f"{base.rpartition('/')[0]}/{path.name}{mark}{query}", path)
 
-    def _fetch_listed(self) -> None:
-        """A folder that another program put there: all of it, as it is now."""
-        with self._asking():
-            selector = pafs.FileSelector(self._root, allow_not_found=True, recursive=True)
-            for info in self._store.get_file_info(selector):
-                if info.type == pafs.FileType.File:
-                    name = info.path[len(self._root.rstrip("/")) + 1 :]
-                    self.known[name] = self._download(info.path, self._inside(name))
-                    self._stamps[name] = _stamp(self.local / name)
+    def _listed(self) -> set[str]:
+        """The folder's objects by their names inside, less hidden ones and what belongs to a publication itself."""
+        deep = not self.pattern or "/" in self.pattern or "**" in self.pattern
+        found = self._store.get_file_info(pafs.FileSelector(self._root, allow_not_found=True, recursive=deep))
+        start = len(self._root.rstrip("/")) + 1
+        names = {info.path[start:] for info in found if info.type == pafs.FileType.File}
+        return {name for name in names if _visible(name)}
+
+    def _wants(self, name: str) -> bool:
+        """Whether a pattern may match a file; what reads the copies decides, so that more is no harm."""
+        return not self.pattern or fnmatchcase(name, self.pattern.replace("**/", "*"))
 
     def _inside(self, name: str) -> Path:
         path = self.local / name
@@ -202,7 +259,7 @@ class Remote:
             raise InputError(f"{self.url}: its record names {name!r}, which is outside of it")
         return path
 
-    def _download(self, source: str, path: Path) -> tuple[int, str]:
+    def _download(self, source: str, path: Path) -> Facts:
         path.parent.mkdir(parents=True, exist_ok=True)
         digest, size = hashlib.sha256(), 0
         with self._store.open_input_stream(source) as stream, path.open("wb") as target:
@@ -212,7 +269,7 @@ class Remote:
                 target.write(piece)
         return size, digest.hexdigest()
 
-    def _upload(self, path: Path, target: str) -> tuple[int, str]:
+    def _upload(self, path: Path, target: str) -> Facts:
         if self._store.type_name == "hdfs":
             self._store.create_dir(str(Path(target).parent), recursive=True)
         digest, size = hashlib.sha256(), 0
@@ -223,8 +280,8 @@ class Remote:
                 stream.write(piece)
         return size, digest.hexdigest()
 
-    def _read_record(self) -> dict[str, Any] | None:
-        path = f"{self._root}/{RECORD_NAME}"
+    def _read_record(self, root: str) -> _Record | None:
+        path = f"{root}/{RECORD_NAME}"
         if self._store.get_file_info(path).type != pafs.FileType.File:
             return None
         with self._store.open_input_stream(path) as stream:
@@ -232,16 +289,16 @@ class Remote:
         try:
             record = json.loads(content)
             files = {str(name): (int(size), str(digest)) for name, (size, digest) in record["files"].items()}
-            aside = {str(name) for name in record.get("aside", [])}
-            return {"complete": record["complete"] is True, "files": files, "aside": aside}
+            aside, moving = (frozenset(map(str, record.get(key, []))) for key in ("aside", "moving"))
+            return _Record(record["complete"] is True, files, aside, moving)
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise InputError(f"{self.url}/{RECORD_NAME}: not a record of published files: {problem!r}") from problem
+            raise InputError(f"{self.url}: {path} is no record of published files: {problem!r}") from problem
 
-    def _write_record(self, files: dict[str, tuple[int, str]], complete: bool, aside: set[str] | None = None) -> None:
-        record = {"complete": complete, "files": files} | ({"aside": sorted(aside)} if aside else {})
-        content = json.dumps(record, indent=1).encode()
-        with self._store.open_output_stream(f"{self._root}/{RECORD_NAME}") as stream:
-            stream.write(content)
+    def _write_record(self, root: str, record: _Record) -> None:
+        content: dict[str, Any] = {"complete": record.complete, "files": record.files}
+        content |= {key: sorted(names) for key in ("aside", "moving") if (names := getattr(record, key))}
+        with self._store.open_output_stream(f"{root}/{RECORD_NAME}") as stream:
+            stream.write(json.dumps(content, indent=1).encode())
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -266,11 +323,12 @@ def staged(config: Any, seconds: float | None = None) -> Iterator[list[Remote]]:
     remotes: dict[str, Remote] = {}
 
     def local(url: str) -> Path:
+        place, pattern = _place_and_pattern(url)
         if url not in remotes:
-            path = Path(folder) / str(len(remotes)) / url.partition("?")[0].rsplit("/", 1)[-1]
+            path = Path(folder) / str(len(remotes)) / place.partition("?")[0].rsplit("/", 1)[-1]
             path.parent.mkdir()
-            remotes[url] = Remote(url, path)
-        return remotes[url].local
+            remotes[url] = Remote(place, path, pattern)
+        return remotes[url].local / pattern
 
     try:
         _replace(config, local)
@@ -381,22 +439,44 @@ def _replace(config: Any, local) -> None:
         value = getattr(config, each.name)
         if dataclasses.is_dataclass(value):
             _replace(value, local)
-        elif (url := address(value)) is not None:
-            object.__setattr__(config, each.name, type(value)(local(url)) if isinstance(value, str) else local(url))
+        elif isinstance(value, str | Path):
+            object.__setattr__(config, each.name, _replaced(value, local))
         elif isinstance(value, list):
-            changed = [value if (url := address(value)) is None else type(value)(local(url)) for value in value]
-            object.__setattr__(config, each.name, changed)
+            object.__setattr__(config, each.name, [_replaced(one, local) for one in value])
+
+
+def _replaced(value: Any, local: Callable[[str], Path]) -> Any:
+    if isinstance(value, str) and (kind := _KIND_OF_ADDRESS.match(value)):
+        raise InputError(f"{value}: after {kind[1]}: a path of this machine is needed; copy what is there to it first")
+    url = address(value)
+    return value if url is None else type(value)(local(url))
+
+
+def _place_and_pattern(url: str) -> tuple[str, str]:
+    """A URL with wildcards as the folder above the first of them, and the rest; any other as it is."""
+    path, mark, options = url.partition("?")
+    wild = _WILD.search(path)
+    if wild is None:
+        return url, ""
+    folder, _, _ = path[: wild.start()].rpartition("/")
+    if folder.endswith("/"):
+        raise InputError(f"{url}: a pattern may not stand for buckets")
+    return f"{folder}{mark}{options}", path[len(folder) + 1 :]
 
 
 def _visible_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Files by their path inside, less what is hidden: programs write under a hidden name and rename at the end."""
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts) and name.name != RECORD_NAME:
-            yield str(name), path
+        name = str(path.relative_to(folder))
+        if path.is_file() and _visible(name):
+            yield name, path
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _visible(name: str) -> bool:
+    return not any(part.startswith(".") or part in (RECORD_NAME, ASIDE_FOLDER) for part in name.split("/"))
+
+
+def _stamp(path: Path) -> Stamp:
     """What changes with a file's content: a file that is renamed into place is another one."""
     try:
         status = path.stat()

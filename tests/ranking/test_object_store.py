@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from clients.ab_router import Config as RouterConfig
 from ranking.errors import InputError
 from ranking.files import write_text
-from ranking.object_store import RECORD_NAME, Remote, address, staged
+from ranking.object_store import RECORD_NAME, Remote, address, as_addressed, staged
 from ranking.program import run
 from tests.helpers.bucket_server import bucket_server
 
@@ -188,14 +189,19 @@ class CutStore:
         return getattr(self.store, name)
 
 
+def texts(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 def test_wherever_a_publication_breaks_off_the_old_state_or_the_new_one_is_there(bucket, tmp_path):
-    old, new = {"a": "1", "b": "2", "c": "3"}, {"a": "new", "b": "2", "c": "also new", "d": "4"}
+    old = {"a": "1", "b": "2", "c": "3", "e": "5"}
+    new = {"a": "new", "b": "2", "c": "also new", "d": "4"}
     seen, changes, whole = [], 0, False
     while not whole:
         url, folder = f"{bucket}/cut{changes}", tmp_path / str(changes)
         remote = Remote(url, folder_of(folder, **old))
         remote.publish()
-        folder_of(folder, **new)
+        (folder_of(folder, **new) / "e").unlink()
         remote._store = CutStore(remote._store, changes)
         try:
             remote.publish()
@@ -204,10 +210,11 @@ def test_wherever_a_publication_breaks_off_the_old_state_or_the_new_one_is_there
             pass
         reader = Remote(url, folder / "read")
         reader.fetch()
-        seen.append({p.name: p.read_text() for p in reader.local.iterdir()})
+        seen.append(texts(reader.local))
         # the same program again, on another machine
         again = Remote(url, folder / "again")
         again.fetch()
+        (again.local / "e").unlink(missing_ok=True)
         for name, text in new.items():
             write_text(again.local / name, text)
         again.publish()
@@ -216,6 +223,141 @@ def test_wherever_a_publication_breaks_off_the_old_state_or_the_new_one_is_there
         changes += 1
     turn = seen.index(new)
     assert seen == [old] * turn + [new] * (len(seen) - turn) and 2 < turn < len(seen) - 2
+
+
+def test_a_publication_that_failed_is_whole_at_the_next_try(bucket, tmp_path):
+    changes, whole = 0, False
+    while not whole:
+        url, folder = f"{bucket}/try{changes}", tmp_path / str(changes)
+        remote = Remote(url, folder_of(folder, a="1", b="2", c="3"))
+        store, remote._store = remote._store, CutStore(remote._store, changes)
+        try:
+            remote.publish()
+            whole = True
+        except Cut:
+            remote._store = store
+            remote.publish()
+        reader = Remote(url, folder / "read")
+        reader.fetch()
+        assert texts(reader.local) == {"a": "1", "b": "2", "c": "3"}
+        changes += 1
+
+
+def test_wherever_a_single_object_in_a_published_folder_breaks_off_the_folder_can_be_read(bucket, tmp_path):
+    seen, changes, whole = [], 0, False
+    while not whole:
+        url, folder = f"{bucket}/object{changes}", tmp_path / str(changes)
+        Remote(url, folder_of(folder, candidates="old", judgments="1")).publish()
+        single = Remote(f"{url}/candidates", folder / "candidates")
+        write_text(single.local, "new")
+        single._store = CutStore(single._store, changes)
+        try:
+            single.publish()
+            whole = True
+        except Cut:
+            pass
+        reader = Remote(url, folder / "read")
+        reader.fetch()
+        seen.append(texts(reader.local)["candidates"])
+        changes += 1
+    assert {"old", "new"} == set(seen) and seen == sorted(seen, reverse=True) and len(seen) > 3
+    assert set(objects(url)) == {"candidates", "judgments", RECORD_NAME}
+
+
+def test_a_program_that_writes_into_a_published_folder_changes_its_record(bucket, tmp_path):
+    """Seen: after `sample_candidates --out s3://b/data/candidates.parquet` nobody could read s3://b/data any more."""
+    Remote(f"{bucket}/data", folder_of(tmp_path, candidates="all", judgments__train="1")).publish()
+    config = Config(Path(f"{bucket}/data"), Path(f"{bucket}/data/candidates"), [Path(f"{bucket}/data/clicks")])
+    with staged(config):
+        write_text(config.out, "some")
+        write_text(config.more[0], "of a log")
+        write_text(config.more[0].parent / "clicks.report.json", "{}")
+    written = {"candidates": "some", "clicks": "of a log", "clicks.report.json": "{}", "judgments/train": "1"}
+    assert set(json.loads(objects(f"{bucket}/data")[RECORD_NAME])["files"]) == set(written)
+    reader = Remote(f"{bucket}/data", tmp_path / "read")
+    reader.fetch()
+    assert texts(reader.local) == written
+    with staged(config := Config(Path(f"{bucket}/data/clicks"), Path("/local"))):
+        config.source.unlink()
+    reader.fetch()
+    assert "clicks" not in texts(reader.local) and "clicks" not in objects(f"{bucket}/data")
+
+
+def test_what_others_put_into_a_published_folder_is_taken_and_stays_theirs(bucket, tmp_path):
+    remote = Remote(f"{bucket}/shared", folder_of(tmp_path, a="1"))
+    remote.publish()
+    put(f"{bucket}/shared/day/raw", b"2")
+    reader = Remote(f"{bucket}/shared", tmp_path / "read")
+    reader.fetch()
+    assert texts(reader.local) == {"a": "1", "day/raw": "2"}
+    write_text(reader.local / "a", "new")
+    reader.publish()
+    put(f"{bucket}/shared/day/raw", b"3")  # what a record does not name may change
+    reader.fetch()
+    assert texts(reader.local) == {"a": "new", "day/raw": "3"}
+
+
+def test_a_folder_that_others_fill_gets_no_record(bucket, tmp_path):
+    """Seen: after `ab_compact --log s3://b/log --retain-days 30` no raw file that was uploaded later was read."""
+    put(f"{bucket}/log/day1", b"1")
+    put(f"{bucket}/log/day2", b"2")
+    with staged(config := Config(Path(f"{bucket}/log"), Path("/local"))):
+        (config.source / "day1").unlink()
+        write_text(config.source / "note", "n")
+    put(f"{bucket}/log/day3", b"3")
+    reader = Remote(f"{bucket}/log", tmp_path / "read")
+    reader.fetch()
+    assert texts(reader.local) == {"day2": "2", "day3": "3", "note": "n"}
+    assert RECORD_NAME not in objects(f"{bucket}/log")
+
+
+def test_hidden_objects_and_the_records_of_folders_inside_stay_where_they_are(bucket, tmp_path):
+    """Seen: a program that only read `s3://b/runs` removed `student/_published.json` and `.keep` there."""
+    Remote(f"{bucket}/runs/student", folder_of(tmp_path, weights="1")).publish()
+    put(f"{bucket}/runs/.keep", b"")
+    before = objects(f"{bucket}/runs")
+    remote = Remote(f"{bucket}/runs", tmp_path / "read")
+    remote.fetch()
+    assert remote.publish() == 0 and objects(f"{bucket}/runs") == before
+    assert texts(remote.local) == {"student/weights": "1"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("2026-*.txt", ["2026-01.txt", "2026-02.txt"]),
+        ("2026-0[2-9].txt", ["2026-02.txt"]),
+        ("*/2026-*.txt", ["eu/2026-03.txt"]),
+        ("**/2026-0*.txt", ["2026-01.txt", "2026-02.txt", "eu/2026-03.txt"]),
+        ("none*", []),
+    ],
+)
+def test_a_pattern_stands_for_the_objects_that_it_matches(bucket, pattern, found):
+    for name in ("2026-01.txt", "2026-02.txt", "2025-12.txt", "eu/2026-03.txt"):
+        put(f"{bucket}/logs/{name}", name.encode())
+    with staged(config := Config(Path(f"{bucket}/logs/{pattern}"), Path("/local"))) as (remote,):
+        taken = glob.glob(str(config.source), recursive=True)  # noqa: PTH207
+        assert sorted(Path(name).read_text() for name in taken) == found
+        assert as_addressed(str(config.source), [remote]) == f"{bucket}/logs/{pattern}"
+        assert "2025-12.txt" not in texts(remote.local)
+    assert RECORD_NAME not in objects(f"{bucket}/logs")
+
+
+@pytest.mark.parametrize("value", ["s3://logs-*/2026.parquet", "s3://*"])
+def test_a_pattern_of_buckets_is_refused(value):
+    with pytest.raises(InputError, match="may not stand for buckets"), staged(Config(Path(value), Path("/local"))):
+        pass
+
+
+@pytest.mark.parametrize("value", ["table:s3://b/x.csv", "ours=checkpoint:s3://b/run", "dataset:gs://b/data"])
+def test_an_address_behind_a_kind_is_refused_by_name(value):
+    config = Config(Path("/local"), Path("/local"), [value])  # type: ignore[list-item]
+    message = f"{value}: after (table|checkpoint|dataset): a path of this machine"
+    with pytest.raises(InputError, match=message), staged(config):
+        pass
+    others = ["spark.eventLog.dir=hdfs://name:8020/x", "grpc://host:1", "minilm"]
+    with staged(config := Config(Path("/local"), Path("/local"), others)):  # type: ignore[arg-type]
+        assert config.more == others
 
 
 @pytest.mark.parametrize("content", [b"", b"2", b"22"])
@@ -296,7 +438,7 @@ def test_two_settings_of_one_address_are_one_copy(bucket):
     with staged(config) as remotes:
         assert config.source == config.out and len(remotes) == 1
         write_text(config.out / "y", "2")
-    assert set(objects(f"{bucket}/both")) == {"x", "y", RECORD_NAME}
+    assert set(objects(f"{bucket}/both")) == {"x", "y"}
 
 
 def test_the_router_does_not_log_to_a_store():

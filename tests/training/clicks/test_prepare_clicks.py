@@ -441,14 +441,15 @@ def test_the_command_line_writes_clicks_and_ends_in_one_line_on_bad_input(tmp_pa
     assert failed.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in failed.stderr
 
 
-def test_a_log_in_a_bucket_gives_the_same_clicks_and_the_report_beside_them(tmp_path):
+@pytest.mark.parametrize("events", ["log", "log/2026-*.parquet"])
+def test_a_log_in_a_bucket_gives_the_same_clicks_and_the_report_beside_them(tmp_path, events):
     local = clicks_of(tmp_path, GOOD)
     settings = {"debias": False, "exclude_held_out": False, **ALL_USERS}
     with bucket_server() as bucket:
         store, root = pafs.FileSystem.from_uri(bucket)
-        with store.open_output_stream(f"{root}/log/day.parquet") as stream:
+        with store.open_output_stream(f"{root}/log/2026-01.parquet") as stream:
             stream.write((tmp_path / "events.parquet").read_bytes())
-        config = ClickPairSettings(events=f"{bucket}/log", out=Path(f"{bucket}/made/clicks.parquet"), **settings)
+        config = ClickPairSettings(events=f"{bucket}/{events}", out=Path(f"{bucket}/made/clicks.parquet"), **settings)
         with staged(config):
             write_clicks(config)
         with store.open_input_file(f"{root}/made/clicks.parquet") as stream:
