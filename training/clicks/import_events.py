@@ -50,7 +50,7 @@ class Config(DuckDbSettings):
         clicks: names of the events that count as clicks
         session_minutes: a click without a query's id belongs to the user's last page of so many minutes before; and a
             user who does nothing for so long has left
-        last_dwell_seconds: dwell of a click after which the user did nothing more
+        last_dwell_seconds: least dwell of a click after which the user neither searched nor clicked on anything else
     """
 
     documents: Path
@@ -73,8 +73,8 @@ class Config(DuckDbSettings):
 
 
 # Both readers make three views: page (request_id, user_id, moment, query or null), shown (request_id, doc_id, position)
-# and act (user_id, moment, doc_id, request_id or null, click). Times are microseconds since 1970; a number is taken for
-# nanoseconds, microseconds, milliseconds or seconds, by its size.
+# and act (user_id, moment, doc_id, request_id or null, click, search). Times are microseconds since 1970; a number is
+# taken for nanoseconds, microseconds, milliseconds or seconds, by its size.
 _AT = """CASE WHEN try_cast({0} AS DOUBLE) IS NULL THEN epoch_us(try_cast({0} AS TIMESTAMPTZ))
     WHEN try_cast({0} AS DOUBLE) > 1e17 THEN (try_cast({0} AS DOUBLE) / 1000)::BIGINT
     WHEN try_cast({0} AS DOUBLE) > 1e14 THEN try_cast({0} AS DOUBLE)::BIGINT
@@ -90,11 +90,12 @@ CREATE VIEW shown AS SELECT request_id, hits[number] AS doc_id, number AS positi
         FROM ubi_queries));
 CREATE VIEW act AS SELECT line->>'$.client_id' AS user_id, {_AT.format("line->>'$.timestamp'")} AS moment,
     line->>'$.event_attributes.object.object_id' AS doc_id, line->>'$.query_id' AS request_id,
-    list_contains(getvariable('clicks'), line->>'$.action_name') AS click FROM ubi_events;
+    list_contains(getvariable('clicks'), line->>'$.action_name') AS click, FALSE AS search FROM ubi_events;
 """
 
 # A parameter of GA4 is {"key": ..., "value": {"string_value": ...}}; GA4 stores a term such as 501 as a number. A list
 # without items that repeats the term before it is that page's second event: GA4 sends view_search_results by itself.
+# A long list comes in several events, as one scrolls: item_list_index numbers its items through, from 0 or from 1.
 _VALUE = """list_filter((line->'$.event_params')::JSON[], lambda p: (p->>'$.key') = '{0}')[1]->'$.value'"""
 _GA4 = f"""
 CREATE TABLE hit AS SELECT (line->>'$.user_pseudo_id') || ':' || (line->>'$.event_timestamp') AS request_id,
@@ -102,7 +103,10 @@ CREATE TABLE hit AS SELECT (line->>'$.user_pseudo_id') || ':' || (line->>'$.even
     line->>'$.event_name' AS name, coalesce((line->'$.items')::JSON[], []) AS items, name IN {LISTS} AS is_list,
     {_VALUE.format("search_term")} AS term,
     coalesce(nullif(term->>'$.string_value', ''), term->>'$.int_value', term->>'$.float_value',
-        term->>'$.double_value') AS query FROM ga4;
+        term->>'$.double_value') AS query,
+    list_transform(items, lambda item: try_cast(item->>'$.item_list_index' AS INTEGER)) AS given,
+    CASE WHEN len(list_distinct(given)) = len(items) AND list_min(given) >= 0 AND list_max(given) < {1 << 30}
+        THEN given END AS numbers FROM ga4;
 CREATE VIEW page AS SELECT request_id, user_id, moment, query FROM (
         SELECT *, lower(trim(query)) AS folded,
             lag(folded IGNORE NULLS) OVER (PARTITION BY user_id ORDER BY moment) AS folded_before
@@ -110,20 +114,27 @@ CREATE VIEW page AS SELECT request_id, user_id, moment, query FROM (
     WHERE len(items) > 0 OR folded IS DISTINCT FROM folded_before
     QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY query IS NULL, len(items) = 0, query) = 1
         OR request_id IS NULL;
+CREATE TABLE numbered_from AS
+    SELECT least(min(list_min(numbers)), 1) AS base FROM hit WHERE is_list AND query IS NOT NULL;
 CREATE VIEW shown AS SELECT request_id, items[number]->>'$.item_id' AS doc_id,
-    number AS position FROM (SELECT request_id, items, unnest(range(1, len(items) + 1))::INTEGER AS number
+    coalesce(numbers[number] - base + 1, number) AS position
+    FROM numbered_from, (SELECT request_id, items, numbers, unnest(range(1, len(items) + 1))::INTEGER AS number
     FROM hit SEMI JOIN page ON hit.request_id = page.request_id AND hit.query IS NOT DISTINCT FROM page.query
     WHERE is_list);
 CREATE VIEW act AS SELECT user_id, moment, items[1]->>'$.item_id' AS doc_id, NULL::VARCHAR AS request_id,
-    list_contains(getvariable('clicks'), name) AS click FROM hit;
+    list_contains(getvariable('clicks'), name) AS click, is_list AND query IS NOT NULL AS search FROM hit;
 """
 
-# A click's dwell lasts until the user's next event of any kind; a page's documents are those whose text is known.
+# A click's dwell lasts until the user searches again or clicks on another document, or else until the visit's last
+# event. Other events end nothing: GA4 itself sends page_view a second after a click, a cart is no way back to the list,
+# and a list without a search term may be the similar products on the page of what was clicked. A page's documents are
+# those whose text is known.
 # A click that names no page is of the user's last list that showed the document: a carousel beside the results, or a
 # list on another page, takes no click from the search that one goes back to. A list without a query is one of them, so
 # that what was found in a category is of no search. Nobody knows which pages a visitor without an id shares with
 # others, so each page counts as one visitor.
 _WHO = "coalesce(nullif(user_id, ''), request_id)"
+_IN_ORDER = "(PARTITION BY user_id, visit ORDER BY moment, search DESC, clicked_id)"
 _JOIN = f"""
 CREATE TABLE pages AS SELECT request_id, {_WHO} AS user_id, moment,
     CASE WHEN regexp_matches(query, '{VISIBLE_RE2}') THEN query END AS query FROM page
@@ -135,13 +146,18 @@ CREATE TABLE listed AS SELECT request_id, doc_id, min(position)::INTEGER AS posi
     WHERE doc_id IS NOT NULL GROUP BY ALL;
 CREATE TABLE seen AS SELECT DISTINCT p.user_id, p.moment, s.doc_id, request_id
     FROM shown s JOIN pages p USING (request_id);
-CREATE TABLE timed AS SELECT *, lead(moment) OVER (PARTITION BY user_id ORDER BY moment) - moment AS pause FROM (
-    SELECT {_WHO} AS user_id, moment, doc_id, request_id, click FROM act WHERE moment IS NOT NULL
-    UNION ALL SELECT user_id, moment, NULL, NULL, FALSE FROM pages);
-CREATE TABLE clicked AS SELECT user_id, moment, doc_id, request_id,
-    CASE WHEN pause IS NULL OR pause > getvariable('session') THEN getvariable('last_dwell')
-    ELSE pause / 1e6 END AS dwell
-    FROM timed WHERE click AND doc_id IS NOT NULL;
+CREATE VIEW timed AS SELECT *, moment - lag(moment) OVER (PARTITION BY user_id ORDER BY moment) AS pause FROM (
+    SELECT {_WHO} AS user_id, moment, CASE WHEN click THEN doc_id END AS clicked_id, request_id, search FROM act
+    WHERE moment IS NOT NULL UNION ALL SELECT user_id, moment, NULL, NULL, query IS NOT NULL FROM pages);
+CREATE VIEW visited AS SELECT *, max(moment) OVER (PARTITION BY user_id, visit) AS left_at FROM (
+    SELECT *, count(*) FILTER (pause > getvariable('session')) OVER (PARTITION BY user_id ORDER BY moment) AS visit
+    FROM timed);
+CREATE VIEW turns AS SELECT *, search OR clicked_id IS DISTINCT FROM lag(clicked_id) OVER {_IN_ORDER} AS elsewhere
+    FROM visited WHERE search OR clicked_id IS NOT NULL;
+CREATE TABLE clicked AS SELECT user_id, moment, clicked_id AS doc_id, request_id, CASE WHEN ended IS NOT NULL
+    THEN (ended - moment) / 1e6 ELSE greatest((left_at - moment) / 1e6, getvariable('last_dwell')) END AS dwell FROM (
+        SELECT *, lead(CASE WHEN elsewhere THEN moment END IGNORE NULLS) OVER {_IN_ORDER} AS ended FROM turns)
+    WHERE clicked_id IS NOT NULL;
 CREATE TABLE placed AS
     SELECT request_id, user_id, moment, doc_id, dwell FROM clicked WHERE request_id IS NOT NULL
     UNION ALL SELECT CASE WHEN c.moment - s.moment <= getvariable('session') THEN s.request_id END, c.user_id, c.moment,

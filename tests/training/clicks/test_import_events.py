@@ -41,15 +41,74 @@ def test_what_is_imported_is_not_written_over(tmp_path):
             main(Config(documents=documents, out=read, duckdb_threads=1, **log))
 
 
-def test_ubi_pages_become_rows_with_clicks_positions_and_the_time_until_the_next_event(tmp_path):
+def test_ubi_pages_become_rows_with_clicks_positions_and_the_time_until_the_next_click(tmp_path):
     acts = [ubi_event(1, "b", 10), ubi_event(1, "c", 55), ubi_event(1, "c", 56, action="add_to_cart")]
     rows, report = ubi(tmp_path, [ubi_query(1)], acts)
     assert [(r["doc_id"], r["position"], r["clicked"], r["dwell_seconds"]) for r in rows] == [
-        ("a", 1, False, 0.0), ("b", 2, True, 45.0), ("c", 3, True, 1.0)
+        ("a", 1, False, 0.0), ("b", 2, True, 45.0), ("c", 3, True, 60.0)
     ]  # fmt: skip
     assert {(r["query"], r["user_id"], r["request_id"]) for r in rows} == {("night train", "u", "q1")}
     assert rows[0]["timestamp"].timestamp() == NOON and rows[1]["title"] == "title b"
     assert (report["pages_written"], report["clicks"], report["clicks_on_no_shown_document"]) == (1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("later", "dwell"),
+    [
+        ([("page_view", 1, [], None), ("view_item", 1.2, ["a"], None), ("user_engagement", 3, [], None)], 60.0),
+        ([("page_view", 1, [], None), ("user_engagement", 200, [], None)], 200.0),  # there until the last event
+        ([("page_view", 1, [], None), ("view_search_results", 20, ["a"], "lamp")], 20.0),
+        ([("page_view", 1, [], None), ("view_search_results", 20, [], "jeans")], 20.0),  # back to the results
+        ([("page_view", 1, [], None), ("view_item_list", 2, ["b", "c"], None), ("select_item", 40, ["b"], None)], 40.0),
+        ([("select_item", 5, ["a"], None), ("view_search_results", 90, ["a"], "lamp")], 90.0),  # clicked twice
+        ([("add_to_cart", 10, ["a"], None), ("checkout", 100, [], None), ("select_item", 130, ["c"], None)], 130.0),
+        ([("add_to_cart", 1000, ["a"], None), ("view_search_results", 4000, ["a"], "lamp")], 1000.0),  # had left before
+        ([("view_search_results", 4000, ["a"], "lamp")], 60.0),
+    ],
+)
+def test_a_click_dwells_until_the_next_search_or_the_click_on_another_document(tmp_path, later, dwell):
+    hits = [ga4_event("view_item_list", -10, ["a", "b", "c"], "jeans"), ga4_event("select_item", 0, ["a"])]
+    hits += [ga4_event(name, seconds, items, term) for name, seconds, items, term in later]
+    rows, _ = imported(tmp_path, ga4=str(lines(tmp_path / "ga4.ndjson", hits)))
+    assert next(r["dwell_seconds"] for r in rows if r["query"] == "jeans" and r["doc_id"] == "a") == dwell
+
+
+def numbered(event: dict, first: int | None, step: int = 1) -> dict:
+    """The event with the places of its items in the list, as the shop counts them; none for None."""
+    for number, item in enumerate(event["items"]):
+        item["item_list_index"] = "(not set)" if first is None else str(first + step * number)
+    return event
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "positions"),
+    [
+        (0, 20, [1, 2, 21, 22]),
+        (1, 21, [1, 2, 21, 22]),
+        (1, 3, [1, 2, 3, 4]),
+        (None, None, [1, 2, 1, 2]),
+        (0, None, [1, 2, 1, 2]),
+    ],
+)
+def test_a_list_that_comes_in_several_events_of_ga4_has_the_positions_of_one_list(tmp_path, first, second, positions):
+    hits = [
+        numbered(ga4_event("view_item_list", 0, ["a", "b"], "jeans"), first),
+        numbered(ga4_event("view_item_list", 20, ["c", "d"], "jeans"), second),
+        ga4_event("view_item_list", 30, ["a", "b"]),  # no search: what it counts from says nothing of searches
+        ga4_event("select_item", 40, ["c"]),
+    ]
+    documents = lines(tmp_path / "documents.jsonl", [{"doc_id": d, "title": d, "summary": d} for d in "abcd"])
+    log = lines(tmp_path / "ga4.ndjson", hits)
+    main(Config(documents=documents, out=tmp_path / "events.parquet", ga4=str(log), duckdb_threads=1))
+    rows = read_table(tmp_path / "events.parquet", "events").to_pylist()
+    assert [r["position"] for r in rows] == positions
+    assert [r["doc_id"] for r in rows if r["clicked"]] == ["c"]
+
+
+def test_an_item_list_index_that_is_the_same_for_all_is_not_believed(tmp_path):
+    hits = [numbered(ga4_event("view_item_list", 0, ["a", "b", "c"], "jeans"), 1, step=0)]
+    rows, _ = imported(tmp_path, ga4=str(lines(tmp_path / "ga4.ndjson", hits)))
+    assert [r["position"] for r in rows] == [1, 2, 3]
 
 
 def test_ubi_as_a_search_engine_exports_it_and_a_last_click_counts_as_a_stay(tmp_path):
@@ -79,7 +138,7 @@ def test_a_click_of_ga4_belongs_to_the_users_last_page_within_a_session(tmp_path
     ]
     rows, report = imported(tmp_path, ga4=str(lines(tmp_path / "ga4.ndjson", hits)))
     clicked = [(r["query"], r["doc_id"], r["position"], r["dwell_seconds"]) for r in rows if r["clicked"]]
-    assert clicked == [("red queen", "b", 1, 45.0)]
+    assert clicked == [("red queen", "b", 1, 60.0)]
     assert report["pages"] == 3 and report["clicks"] == 2 and report["clicks_on_no_shown_document"] == 1
 
 
