@@ -22,7 +22,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from build.publication_settings import RepositorySettings, check_model_name
 from build.publish import FRONT_MODULES, ROOT
-from build.releases import numbers
+from build.releases import check_holds_no_arm, numbers
 from build.triton_config import as_parameters
 from ranking.card import ScoreCard, fingerprint
 from ranking.cross_encoder_text import CROSS_ENCODER_FORMAT, CrossEncoderFormat
@@ -69,6 +69,7 @@ def main(config: Config) -> None:
     """Check the folder, write the version beside the repository and rename it into place."""
     card = check(config.checkpoint, config.limits)
     target = config.repository / config.name
+    check_holds_no_arm(target)
     config.repository.mkdir(parents=True, exist_ok=True)
     version = str(max(numbers(target), default=0) + 1)
     # beside the repository, because a server takes every folder inside it for a model

@@ -38,8 +38,9 @@ from build.mixed_precision import build_mixed_ir
 from build.probabilities import ProbabilityMaps, fit_maps
 from build.publication_settings import PublicationSettings, check_model_name
 from build.publish import publish_engine, refusal, tools
-from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, QualityReport, measure_quality, serving_arm
+from build.quality_gate import JUDGED_SCORES_NAME, QualityReport, measure_quality, save_scores, serving_arm
 from build.reference_scores import reference_of
+from build.releases import check_holds_no_teacher
 from build.runners import Runner, score_documents
 from build.triton_config import ServingLimits, Target, bucket_lengths
 from ranking.card import ScoreCard, fingerprint
@@ -177,6 +178,7 @@ class CpuEngine:
 
 def main(config: Config) -> None:
     """Build, gate and publish one student. InputError, with nothing published, if no precision passes the gate."""
+    check_holds_no_teacher(config.repository / config.name)
     for chatty in ("onnx_ir", "onnxscript", "nncf"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="build-student-") as folder:
@@ -226,7 +228,7 @@ def prepare(config: Config, folder: Path) -> Build:
     elif probabilities.served:
         reference = replace(reference, calibration=probabilities.alone)
     live_reference = reference_of(config.data, text, torch_runner(encoder), config.reference_pairs)
-    judged_scores = JudgedScores(*_ids(judged), served.scores).save(folder / JUDGED_SCORES_NAME)
+    judged_scores = save_scores(folder / JUDGED_SCORES_NAME, judged, served.scores)
     lengths = bucket_lengths(config.serving, config.target, longest)
     LOGGER.info("exporting %s to ONNX", config.checkpoint)
     onnx = export(graph_source(encoder, config, lengths[-1]), folder / "model.onnx")
@@ -247,7 +249,7 @@ def join_cascade(
     """
     if not config.cascade_first:
         return None, None, reference
-    first = read_first_arm(config.repository, config.cascade_first, *_ids(judged))
+    first = read_first_arm(config.repository, config.cascade_first, judged)
     cascade = Cascade.fit(config.cascade_k, reference.scores, first.scores)
     scores = cascade.of_lists(first.scores, reference.scores, reference.groups)
     joined = replace(reference, scores=scores, cascade=(cascade, first.scores, reference.scores))
@@ -273,9 +275,7 @@ def judge_quality(
     opponents: dict[str, NDArray[np.float32]] = {}
     if config.serves_now != "none":
         arm = config.serves_now or config.name
-        opponents = serving_arm(
-            config.repository, arm, *_ids(judged), reference, first_stage, config.callers_send_prior
-        )
+        opponents = serving_arm(config.repository, arm, judged, reference, first_stage, config.callers_send_prior)
         if config.serves_now and not opponents:
             raise InputError(f"--serves-now {arm}: no version of it serves in {config.repository}")
     name = BM25_NAME if config.first_stage is None else f"first stage {config.first_stage.name}"
@@ -285,10 +285,6 @@ def judge_quality(
             raise InputError(quality.refusal(config.name))
         LOGGER.warning("--accept-worse (%s): %s", config.accept_worse, "; ".join(quality.objections))
     return quality
-
-
-def _ids(judged: JudgedPairs) -> tuple[list[str], list[str]]:
-    return judged.table.column("query_id").to_pylist(), judged.table.column("doc_id").to_pylist()
 
 
 def graph_source(encoder: Encoder, config: Config, longest: int) -> Encoder | EngineEncoder:
@@ -416,7 +412,7 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     report = build.gate(tensorrt_engine.cast_runner(graph), precision)
     if not report.passed and not config.accept_drop:
         raise InputError(refusal(config.name, [report]))
-    known = facts(build, precision) | {"kept_fp32": kept, "cast_gate": report.as_json()}
+    known = facts(build, precision) | {"kept_fp32": kept, "cast_gate": report.as_json(), "promote": config.promote}
     folder = config.staging / config.name
     staged = stage(
         folder,
@@ -429,7 +425,7 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
         known,
     )
     if tensorrt_engine.is_available():
-        return finish(FinishConfig(staged, repository=config.repository, promote=config.promote))
+        return finish(FinishConfig(staged, repository=config.repository))
     LOGGER.warning("the cast graph passed; TensorRT is not installed here. Finish on the GPU machine with:")
     print(container_command(staged, config.repository))
     return None
@@ -452,7 +448,7 @@ def facts(build: Build, precision: str) -> dict[str, Any]:
         "gate_data": {
             "name": config.data.resolve().name,
             "split": config.split,
-            "fingerprint": fingerprint(config.data / "judgments" / f"{config.split}.parquet"),
+            "fingerprint": build.judged.fingerprint,
         },
         "gate_limits": asdict(config.gate),
         "accept_drop": config.accept_drop,

@@ -26,7 +26,7 @@ from tritonclient.grpc import model_config_pb2
 from build.fold_teacher import Dtype, FoldedTeacher, fold, write_serving_tokenizer
 from build.foreign_teachers import fold_reranker
 from build.publication_settings import RepositorySettings, check_model_name
-from build.releases import numbers
+from build.releases import check_holds_no_arm, numbers
 from build.triton_config import as_parameters
 from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
@@ -105,8 +105,9 @@ class Config(RepositorySettings):
 def main(config: Config) -> None:
     """Fold the teacher and publish it as the model's next version. InputError if the checkpoint is no teacher."""
     repository = config.repository
-    repository.mkdir(parents=True, exist_ok=True)
     target = repository / config.name
+    check_holds_no_arm(target)
+    repository.mkdir(parents=True, exist_ok=True)
     # a published version is never written again
     version = str(max(numbers(target), default=0) + 1)
     # beside the repository, because a server takes every folder inside it for a model

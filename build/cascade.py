@@ -7,7 +7,6 @@ that arm changes what the cascade serves.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build.gate import Reference
-from build.quality_gate import JUDGED_SCORES_NAME, Comparison, JudgedScores, ndcg5
+from build.judged_pairs import JudgedPairs
+from build.quality_gate import Comparison, kept_scores, ndcg5
 from build.releases import manifest, serving_versions
 from build.triton_config import CONFIG_NAME, encoder_name, read_config
 from ranking.card import ScoreCard
@@ -46,10 +46,10 @@ class FirstArm:
         return [self.encoder / name for name in ("model.xml", "model.bin")]
 
 
-def read_first_arm(repository: Path, name: str, query_ids: Sequence[str], doc_ids: Sequence[str]) -> FirstArm:
+def read_first_arm(repository: Path, name: str, judged: JudgedPairs) -> FirstArm:
     """The serving version of arm `name`.
 
-    query_ids, doc_ids: of the judged pairs [n] that the cascade is measured on; it must have been gated on them too.
+    judged: the pairs [n] that the cascade is measured on; it must have been gated on them too.
     InputError if no version serves, or it is none of OpenVINO, a cascade itself, or reads documents in chunks.
     """
     serving = serving_versions(repository, name)
@@ -70,7 +70,7 @@ def read_first_arm(repository: Path, name: str, query_ids: Sequence[str], doc_id
             f"cascade_first {name}: version {version} reads up to {chunks} chunks of a document, a cascade reads one; "
             "name a model that reads one"
         )
-    scores = JudgedScores.load(front / JUDGED_SCORES_NAME).of_pairs(query_ids, doc_ids)
+    scores = kept_scores(repository, name, version, judged)
     if np.isnan(scores).any():
         raise InputError(
             f"cascade_first {name}: version {version} was gated on other judged pairs than these, so the cascade "

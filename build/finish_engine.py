@@ -3,7 +3,8 @@
     python build/finish_engine.py --staged runs/engine/student --repository model_repository
 
 Only the TensorRT version that built an engine loads it, so it runs in the TensorRT container of the server's release:
-`docker compose run --rm build-engine --staged ...` (deploy/engine.Dockerfile).
+`docker compose run --rm build-engine --staged ...` (deploy/engine.Dockerfile). What was staged with --no-promote is
+published and does not serve.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from build.probabilities import ProbabilityMaps
 from build.publication_settings import PublicationSettings
 from build.publish import publish_engine, refusal
 from build.quality_gate import JUDGED_SCORES_NAME
+from build.releases import check_holds_no_teacher
 from build.runners import score_documents
 from build.triton_config import ServingLimits
 from ranking.card import fingerprint
@@ -142,6 +144,7 @@ def _server_versions(listed: Path) -> set[str]:
 def finish(config: Config) -> int:
     """Build, gate and publish. Returns the version. InputError if the engine fails the gate."""
     facts, documents, reference = read_stage(config.staged)
+    check_holds_no_teacher(config.repository / facts["name"])
     limits = ServingLimits(**facts["serving"])
     gate_limits = GateLimits(**facts["gate_limits"])
     plan = tensorrt_engine.plan_for(limits, facts["lengths"], config.workspace_gib, facts["inputs"])
@@ -162,7 +165,7 @@ def finish(config: Config) -> int:
             report,
             parameters={},
             judged_scores=config.staged / JUDGED_SCORES_NAME,
-            promote_it=config.promote,
+            promote_it=config.promote and facts.get("promote", True),
         )
 
 

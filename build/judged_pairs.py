@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ranking.card import fingerprint
 from ranking.errors import DataError, InputError
 from ranking.schema import iter_table, read_judgments
 from ranking.text import EncodedDocuments, EncodedPair, StudentFormat
@@ -22,7 +23,7 @@ class JudgedPairs:
     """Rows of judged queries, encoded as the student reads them.
 
     table: these rows of the judgments table; documents: [n]; grades: int [n]; groups: int [n], index into queries;
-    queries: their texts.
+    queries: their texts; fingerprint: of the file that they were drawn from.
     """
 
     table: pa.Table
@@ -30,6 +31,7 @@ class JudgedPairs:
     grades: NDArray[np.int64]
     groups: NDArray[np.int64]
     queries: list[str]
+    fingerprint: str
 
 
 def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: int) -> JudgedPairs:
@@ -52,7 +54,7 @@ def read_judged(data: str | Path, split: str, text: StudentFormat, max_queries: 
     for group, query in zip(groups, rows["query"]):
         names[group] = query
     documents = text.encode_documents(rows["query"], rows["title"], rows["summary"])
-    return JudgedPairs(table, documents, np.asarray(rows["grade"], np.int64), groups, names)
+    return JudgedPairs(table, documents, np.asarray(rows["grade"], np.int64), groups, names, fingerprint(path))
 
 
 def read_candidates(data: str | Path, text: StudentFormat, count: int) -> list[EncodedPair]:

@@ -29,6 +29,8 @@ class PublicationSettings(RepositorySettings):
 
 
 def check_model_name(name: str) -> None:
-    """ValueError unless the name can be a Triton model's folder: letters, digits, - and _."""
+    """ValueError unless an arm or a teacher may have this name: letters, digits, - and _, not that of a network."""
     if not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"name {name!r}: letters, digits, - and _ only")
+    if name.endswith(("_encoder", "_first")):  # student_first's network would be that of the cascade student
+        raise ValueError(f"name {name!r}: it ends in _encoder or _first, as names of arms' networks do: choose another")

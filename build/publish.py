@@ -162,7 +162,7 @@ def publish_engine(
     cascade = Cascade(**facts["cascade"]["scores"]) if facts.get("cascade") else None
     first_lengths = first.manifest["lengths"] if first else ()
     manifest = {
-        **{k: v for k, v in facts.items() if k not in ("queries", "pad_id", "name", "live_reference")},
+        **{k: v for k, v in facts.items() if k not in ("queries", "pad_id", "name", "live_reference", "promote")},
         "probabilities": maps.described(report.ece if cascade is None else facts["cascade"]["ece"]),
         "gate": report.as_json(),
         "accepted_drop": report.objections,

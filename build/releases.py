@@ -7,8 +7,8 @@
 Which version serves is written in config.pbtxt (version_policy), so a restarted server serves the same one. With --url
 a running server in explicit control mode (`tritonserver --model-control-mode=explicit --load-model=student
 --load-model=student_encoder ...`) changes without a gap: the encoder loads the new version beside the old one, the
-front changes over, the old encoder goes. If the new version does not load, the old one goes on serving, and the files
-are put back to say so.
+front changes over, the old encoder goes. If the new version does not load, or the program is interrupted, the old one
+goes on serving, and the files are put back to say so. After a kill, a rollback goes to the version promoted last.
 
 A server that is not to be changed by everybody who reaches it is started with
 `--grpc-restricted-protocol=model-repository,shared-memory,logging,trace:admin-key=KEY` and the same words after
@@ -134,22 +134,53 @@ def read_history(repository: str | Path, name: str) -> list[int]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
+def check_holds_no_arm(home: Path) -> None:
+    """InputError if a folder of the repository holds what build_student.py published: a teacher would replace it."""
+    if (home / HISTORY_NAME).is_file() or any((home / str(n) / MANIFEST_NAME).is_file() for n in numbers(home)):
+        raise InputError(f"{home}: holds the published versions of an arm, which would be removed: give another --name")
+
+
+def check_holds_no_teacher(home: Path) -> None:
+    """InputError if a folder of the repository holds a version that build_student.py did not publish."""
+    for number in sorted(numbers(home)):
+        if not (home / str(number) / MANIFEST_NAME).is_file():
+            raise InputError(f"{home}: version {number} lacks {MANIFEST_NAME}, so it is no arm's: give another --name")
+
+
 def promote(repository: str | Path, name: str, version: int, servers: Sequence[RunningServer] = ()) -> None:
     """Serve this version: in the files and on the running servers. After an InputError everything is as it was."""
     history = read_history(repository, name)
     _serve(Path(repository), name, version, servers)
-    if history[-1:] != [version]:
+    if history[-1:] != [version]:  # last: a rollback then leaves a version whose promotion was killed before this
         write_json(Path(repository) / name / HISTORY_NAME, [*history, version], indent=None)
 
 
 def rollback(repository: str | Path, name: str, servers: Sequence[RunningServer] = ()) -> int:
-    """Serve the version that was promoted before the current one; returns its number. InputError if there is none."""
+    """Serve the version that was promoted before the current one; returns its number. InputError if there is none.
+
+    Where a promotion or a rollback was killed half-way, that is the last version of promoted.json.
+    """
+    home = Path(repository) / name
     history = read_history(repository, name)
-    if len(history) < 2:
-        raise InputError(f"{Path(repository) / name}: nothing to roll back to; promote a version by number")
-    _serve(Path(repository), name, history[-2], servers)
-    write_json(Path(repository) / name / HISTORY_NAME, history[:-1], indent=None)
-    return history[-2]
+    kept = history[:-1] if history and _serves(Path(repository), name, history[-1]) else history
+    if not kept:
+        raise InputError(
+            f"{home}: nothing to roll back to: promote a version by number, or take the arm's pages away in the "
+            "experiment file (docs/operations.md)"
+        )
+    write_json(home / HISTORY_NAME, kept, indent=None)  # first: a rollback that is killed is not undone by the next one
+    try:
+        _serve(Path(repository), name, kept[-1], servers)
+    except BaseException:
+        write_json(home / HISTORY_NAME, history, indent=None)
+        raise
+    return kept[-1]
+
+
+def _serves(repository: Path, name: str, version: int) -> bool:
+    """Whether the files of all models of an arm ask for this version alone; not so in the middle of a change."""
+    homes = (*encoder_homes(repository, name, version), repository / name)
+    return all(serving_versions(repository, home.name) == [version] for home in homes)
 
 
 def reload(name: str, servers: Sequence[RunningServer]) -> None:
@@ -173,35 +204,53 @@ def reload(name: str, servers: Sequence[RunningServer]) -> None:
 
 
 def _serve(repository: Path, name: str, version: int, servers: Sequence[RunningServer]) -> None:
-    """Change the files and then each server; if one does not load the version, all go back."""
+    """Change the files and then each server. Whatever stops that, an interrupt too: all go back."""
     homes = (*encoder_homes(repository, name, version), repository / name)
     for home in homes:
         if not (home / str(version) / CONFIG_NAME).is_file():
             known = ", ".join(map(str, versions(repository, name)))
             raise InputError(f"{home / str(version)}: no such version; published are {known}")
         check_files(home, version)
-    before = {path: path.read_text(encoding="utf-8") for home in homes if (path := home / CONFIG_NAME).is_file()}
-    changed: list[tuple[RunningServer, int]] = []  # servers that have the new version, and what they had
-    for server in servers:
-        try:
-            old = server.versions(name, "READY")
-            _change_over(server, repository, name, version, old)
-        except InferenceServerException as problem:
-            for done, had in reversed(changed):
-                try:
-                    _change_over(done, repository, name, had, [version])
-                except InferenceServerException as second:  # the other servers and the files go back all the same
-                    LOGGER.error("%s: not put back to version %d of %s: %s", done.url, had, name, reason(second))
-            for path, text in before.items():
+    configs = [home / CONFIG_NAME for home in homes]
+    before = {path: path.read_text(encoding="utf-8") if path.is_file() else None for path in configs}
+    asked: list[tuple[RunningServer, list[int]]] = []  # servers, and the versions that they had
+    try:
+        for server in servers:
+            had = server.versions(name, "READY")
+            asked.append((server, had))
+            _change_over(server, repository, name, version, had)
+            LOGGER.info("%s: version %d replaces %s on %s", name, version, had or "none", server.url)
+        for home in homes:
+            _write_policy(home, version, [version])
+    except BaseException as problem:
+        LOGGER.warning("%s: putting back what served before version %d was asked for", name, version)
+        for done, had in reversed(asked):
+            try:
+                _put_back(done, repository, name, version, had)
+            except (InferenceServerException, InputError) as second:  # other servers and the files go back all the same
+                said = reason(second) if isinstance(second, InferenceServerException) else second
+                LOGGER.error("%s: not put back to %s of %s: %s", done.url, had or "no version", name, said)
+        for path, text in before.items():
+            if text is None:
+                path.unlink(missing_ok=True)
+            else:
                 write_text(path, text)
-            state = _restore(server, [home.name for home in homes])
+        state = _restore(server, [path.parent.name for path, text in before.items() if text]) if servers else ""
+        if isinstance(problem, InferenceServerException):
             raise InputError(
                 f"{name} version {version} does not load on {server.url}: {reason(problem)}; {state}"
             ) from problem
-        changed.extend((server, number) for number in old[-1:])
-        LOGGER.info("%s: version %d replaces %s on %s", name, version, old or "none", server.url)
-    for home in homes:
-        _write_policy(home, version, [version])
+        raise
+
+
+def _put_back(server: RunningServer, repository: Path, name: str, version: int, had: Sequence[int]) -> None:
+    """Have a server serve again what it had before it was asked for `version`, whose front it may have or not."""
+    kept = [repository / name, *encoder_homes(repository, name, had[-1])] if had else []
+    if had and version in server.versions(name, "READY"):
+        _change_over(server, repository, name, had[-1], [version])
+    for home in (repository / name, *encoder_homes(repository, name, version)):
+        if home not in kept and server.is_ready(home.name):
+            server.unload(home.name)
 
 
 def encoder_homes(repository: Path, name: str, version: int) -> list[Path]:
@@ -239,7 +288,12 @@ def check_files(home: Path, version: int) -> None:
 
 
 def _restore(server: RunningServer, models: list[str]) -> str:
-    """Ask the server to load the restored versions, and say how it stands. It does not load anew what it has loaded."""
+    """Ask the server to load what the restored files say of these models, and say how it stands.
+
+    It does not load anew what it has loaded.
+    """
+    if not models:
+        return "as before, no version of it serves"
     for model in models:
         with suppress(InferenceServerException):  # whether it serves is asked below
             server.load(model)

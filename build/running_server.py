@@ -70,7 +70,7 @@ class RunningServer:
             if time.monotonic() > end:
                 raise InputError(
                     f"{model} version {alive} still works on requests after {self.load_seconds:g} s; "
-                    "both versions stay loaded"
+                    "give it more (--load-timeout-seconds)"
                 )
             time.sleep(0.02)
 

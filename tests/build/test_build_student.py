@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,18 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from build import build_student, finish_engine, releases
+from build import build_cross_encoder, build_student, build_teacher, finish_engine, releases
 from build.build_student import Config
 from build.cascade import read_first_arm
 from build.export_onnx import Encoder, export
 from build.gate import GateLimits
+from build.judged_pairs import read_judged
+from build.running_server import RunningServer
 from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
 from ranking.card import ScoreCard
 from ranking.chunks import Chunking
 from ranking.errors import InputError
 from ranking.prior import PriorBlend
+from ranking.text import StudentFormat
 from serving.front.buckets import cut
+from tests.helpers.foreign_encoders import make_encoder
 from tests.helpers.tiny_student import make_judged
+from tests.helpers.tiny_teacher import make_teacher
 from training.evaluation.published_arm import PublishedArm
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +85,125 @@ def test_versions_are_numbered_listed_promoted_and_rolled_back(build):
         releases.promote(repository, "student", 2)
 
 
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_rollback_goes_to_the_version_promoted_last_where_a_promotion_was_cut_off(build, monkeypatch):
+    """Seen: to the version before it, because the one that served was not in the history yet."""
+    repository = build()
+    build()
+    build(promote=False)
+    history = repository / "student" / "promoted.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(releases, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            releases.promote(repository, "student", 3)
+    assert releases.serving_versions(repository, "student") == [3] and json.loads(history.read_text()) == [1, 2]
+    assert releases.rollback(repository, "student") == 2
+    assert releases.serving_versions(repository, "student_encoder") == [2] and json.loads(history.read_text()) == [1, 2]
+
+
+def test_a_rollback_that_was_killed_is_finished_by_the_next_one_and_one_that_was_stopped_is_undone(build, monkeypatch):
+    repository = build()
+    build()
+    history, seen = repository / "student" / "promoted.json", []
+
+    def stop_serving(*_) -> None:
+        seen.append(history.read_text())  # what a kill would leave
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(releases, "_serve", stop_serving)
+        with pytest.raises(KeyboardInterrupt):
+            releases.rollback(repository, "student")
+    assert json.loads(history.read_text()) == [1, 2] and releases.serving_versions(repository, "student") == [2]
+    history.write_text(seen[0])
+    assert releases.rollback(repository, "student") == 1
+    with pytest.raises(InputError, match="nothing to roll back to"):
+        releases.rollback(repository, "student")
+
+
+def test_a_first_promotion_that_is_stopped_leaves_nothing_that_serves(build, monkeypatch):
+    repository = build(promote=False)
+    plain = releases.write_text
+
+    def stop_at_the_front(path, text):
+        (stop if path.parent.name == "student" else plain)(path, text)
+
+    monkeypatch.setattr(releases, "write_text", stop_at_the_front)
+    with pytest.raises(KeyboardInterrupt):
+        releases.promote(repository, "student", 1)
+    assert not list(repository.glob("*/config.pbtxt")) and releases.serving_versions(repository, "student") == []
+
+
+class Server(RunningServer):
+    """A server's answers: it has loaded what config.pbtxt said. Ctrl-C comes once it has loaded the model `stop_at`."""
+
+    def __init__(self, repository: Path, stop_at: str = ""):
+        super().__init__("server:8001")
+        self.repository, self.stop_at, self.loaded = repository, stop_at, {}
+
+    def load(self, model):
+        self.loaded[model] = releases.serving_versions(self.repository, model)
+        if model == self.stop_at:
+            self.stop_at = ""
+            raise KeyboardInterrupt
+
+    def unload(self, model):
+        del self.loaded[model]
+
+    def is_ready(self, model):
+        return model in self.loaded
+
+    def versions(self, model, *states):
+        return self.loaded.get(model, [])
+
+
+@pytest.mark.parametrize("stop_at", ["student_encoder", "student"])
+def test_all_servers_and_files_go_back_when_a_promotion_is_interrupted(build, stop_at):
+    repository = build(promote=False)
+    servers = [Server(repository), Server(repository, stop_at)]
+    with pytest.raises(KeyboardInterrupt):
+        releases.promote(repository, "student", 1, servers)
+    assert [server.loaded for server in servers] == [{}, {}]
+    assert not list(repository.glob("*/config.pbtxt")) and releases.read_history(repository, "student") == []
+    releases.promote(repository, "student", 1, servers)
+    build(promote=False)
+    servers[1].stop_at = stop_at
+    with pytest.raises(KeyboardInterrupt):
+        releases.promote(repository, "student", 2, servers)
+    assert [server.loaded for server in servers] == [{"student": [1], "student_encoder": [1]}] * 2
+    assert [releases.serving_versions(repository, name) for name in ("student", "student_encoder")] == [[1], [1]]
+    assert releases.read_history(repository, "student") == [1]
+
+
+def test_an_arm_and_a_teacher_never_take_each_others_folder(build, checkpoint, data, tmp_path):
+    """Seen: an encoder reranker of an arm's name took all published versions of that arm away."""
+    repository = build()
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    encoder, decoder = make_encoder(tmp_path / "encoder", "bert"), make_teacher(tmp_path / "teacher")
+    with pytest.raises(InputError, match="student: holds the published versions of an arm"):
+        build_cross_encoder.main(build_cross_encoder.Config(encoder, "student", repository=repository))
+    with pytest.raises(InputError, match="student: holds the published versions of an arm"):
+        build_teacher.main(build_teacher.Config(decoder, "student", repository=repository))
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
+    build_cross_encoder.main(build_cross_encoder.Config(encoder, "foreign", repository=repository))
+    with pytest.raises(InputError, match=r"foreign: version 1 lacks manifest\.json, so it is no arm's"):
+        build_student.main(Config(checkpoint, "foreign", "openvino", data, repository=repository))
+
+
+@pytest.mark.parametrize("name", ["student_encoder", "student_first", "student_first_encoder", "../student"])
+def test_no_model_has_the_name_of_an_arms_network(name, tmp_path):
+    """Seen: the cascade student published its small network as a version of the arm student_first's own."""
+    with pytest.raises(ValueError, match=r"choose another|letters, digits"):
+        Config(tmp_path, name, "openvino", tmp_path)
+    with pytest.raises(ValueError, match=r"choose another|letters, digits"):
+        build_cross_encoder.Config(tmp_path, name)
+    with pytest.raises(ValueError, match=r"choose another|letters, digits"):
+        build_teacher.Config(tmp_path, name)
+
+
 def test_nothing_that_is_published_tells_a_path_of_the_machine_that_built_it(build, checkpoint, data):
     """Seen: the manifest and the score card held absolute paths."""
     card = ScoreCard.load(checkpoint)
@@ -113,7 +238,7 @@ def test_the_encoders_queue_takes_all_that_the_fronts_can_send_and_is_bounded(bu
     assert policy.timeout_action == policy.REJECT and policy.default_timeout_microseconds == 30_000_000
 
 
-def test_served_chunks_are_gated_limited_and_told(build, checkpoint):
+def test_served_chunks_are_gated_limited_and_told(build, checkpoint, data):
     """An arm that serves fewer chunks than its checkpoint reads is another ranker, and nothing may take it for that."""
     card, folder = ScoreCard.load(checkpoint), checkpoint
     long = replace(
@@ -130,7 +255,7 @@ def test_served_chunks_are_gated_limited_and_told(build, checkpoint):
         with pytest.raises(InputError, match="5 chunks of a document, a cascade one: give --serving"):
             build(cascade_first="small")
         with pytest.raises(InputError, match="cascade_first student: version 2 reads up to 5 chunks of a document"):
-            read_first_arm(repository, "student", [], [])
+            read_first_arm(repository, "student", read_judged(data, "dev", StudentFormat.of_checkpoint(folder), 5))
     finally:
         card.save(folder)  # the other tests' checkpoint
     kept = [ScoreCard.load(repository / "student" / version) for version in "12"]
@@ -230,6 +355,25 @@ def test_without_tensorrt_the_cast_graph_is_gated_and_staged_and_the_command_pri
     (staged / "cast.onnx").write_bytes(b"another graph")
     with pytest.raises(InputError, match="not the graph that passed the gate"):
         finish_engine.read_stage(staged)
+
+
+@pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed: the build would be finished here")
+@pytest.mark.parametrize(("promote", "serving"), [(True, [1]), (False, [])])
+def test_what_was_staged_not_to_serve_does_not_serve_once_finished(build, promote, serving, tmp_path, monkeypatch):
+    """The GPU's part is played by ONNX Runtime. Seen: the printed command promoted whatever --no-promote had said."""
+    build("tensorrt", precision="fp16", promote=promote, gate=GateLimits(min_tau=0.97, max_ndcg_change=0.02))
+    staged, gpu = tmp_path / "engine" / "student", finish_engine.tensorrt_engine
+
+    def no_inspector(_):
+        raise InputError("no inspector")
+
+    monkeypatch.setattr(gpu, "build_engine", lambda graph, folder, *_: shutil.copy(graph, Path(folder) / "model.plan"))
+    monkeypatch.setattr(gpu, "engine_runner", lambda engine, _: gpu.cast_runner(engine))
+    monkeypatch.setattr(gpu, "engine_information", no_inspector)
+    finish_engine.finish(finish_engine.Config(staged, repository=tmp_path / "repository"))
+    assert releases.versions(tmp_path / "repository", "student") == [1]
+    assert releases.serving_versions(tmp_path / "repository", "student") == serving
+    assert "promote" not in releases.manifest(tmp_path / "repository", "student", 1)
 
 
 @pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed: the build would be finished here")

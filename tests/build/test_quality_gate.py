@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from build import build_student, releases
 from build.build_student import Config
 from build.gate import GateLimits, Reference
-from build.quality_gate import JUDGED_SCORES_NAME, JudgedScores, measure_quality
+from build.judged_pairs import read_judged
+from build.quality_gate import JUDGED_SCORES_NAME, kept_scores, measure_quality, save_scores
 from ranking.errors import InputError
 from ranking.prior import PriorBlend
 from ranking.prior_fit import fit_prior
 from ranking.schema import read_table, write_table
+from ranking.text import StudentFormat
+from tests.helpers.tiny_student import make_judged
 
 QUERIES, DOCUMENTS = 60, 10
 GROUPS = np.repeat(np.arange(QUERIES), DOCUMENTS)
@@ -74,28 +80,77 @@ def test_a_prior_without_information_gets_no_weight():
     assert fit_prior(ranker(1, 1), np.full(len(GRADES), np.nan, np.float32), GRADES, GROUPS, QUERIES)[0].weight == 0
 
 
-def test_only_queries_that_both_were_scored_on_are_compared():
-    theirs = ranker(0.3, 3)
-    theirs[: 20 * DOCUMENTS] = np.nan
-    theirs[20 * DOCUMENTS] = np.nan
-    found = report(ranker(1.5, 1), ranker(3.0, 2), older=theirs)
-    assert [c.queries for c in found.alone] == [60, 39]
-    with pytest.raises(InputError, match="gated on other queries"):
-        report(ranker(1.5, 1), ranker(3.0, 2), older=np.full(len(GRADES), np.nan, np.float32))
+def test_only_queries_that_both_were_scored_on_are_compared(caplog):
+    def known(queries: int) -> np.ndarray:
+        theirs = ranker(0.3, 3)
+        theirs[queries * DOCUMENTS :] = np.nan
+        theirs[0] = np.nan  # of a query whose other documents have scores
+        return theirs
+
+    assert [c.queries for c in report(ranker(1.5, 1), ranker(3.0, 2), older=known(40)).alone] == [60, 39]
+    assert "of these 60 queries alone" not in caplog.text
+    assert report(ranker(1.5, 1), ranker(3.0, 2), older=known(25)).alone[1].queries == 24
+    assert "older was gated on 24 of these 60 queries alone" in caplog.text
+    for few in (20, 4, 0):  # seen: an arm that was much worse passed, since nothing is clear on three queries
+        with pytest.raises(InputError, match=f"older was gated on {max(few - 1, 0)} of these 60 queries with the same"):
+            report(ranker(1.5, 1), ranker(3.0, 2), older=known(few))
 
 
-def test_judged_scores_come_back_by_pair(tmp_path):
-    kept = JudgedScores(["q1", "q1", "ü"], ["a", "b", "a"], np.array([1, 2, 3], np.float32))
-    again = JudgedScores.load(kept.save(tmp_path / JUDGED_SCORES_NAME))
-    found = again.of_pairs(["ü", "q1", "q2"], ["a", "b", "a"])
-    assert found[:2].tolist() == [3, 2] and np.isnan(found[2])
+def test_a_first_stage_of_few_of_the_judged_pairs_is_told(caplog):
+    """Seen: a file with priors of 2% of the pairs passed for the first stage without a word."""
+    first_stage = ranker(0.7, 2)
+    assert report(ranker(1.5, 1), first_stage).first_stage_coverage == 1 and "judged pairs" not in caplog.text
+    first_stage[12:] = np.nan
+    assert report(ranker(1.5, 1), first_stage).first_stage_coverage == 0.02
+    assert ("WARNING", "gate: bm25 has a score of 2% of the judged pairs") in [
+        (record.levelname, record.message) for record in caplog.records
+    ]
+
+
+@pytest.fixture
+def judged(data, checkpoint):
+    """A function (dataset folder) that draws its judged pairs."""
+    return lambda folder=data: read_judged(folder, "dev", StudentFormat.of_checkpoint(checkpoint), 200)
+
+
+def test_a_versions_scores_come_back_by_text_whatever_the_ids_are(judged, data, tmp_path):
+    """Seen: a dataset with the same ids and other texts got the old arm's scores of the old texts."""
+    mine, place = judged(), tmp_path / "student" / "1"
+    save_scores(place / JUDGED_SCORES_NAME, mine, np.arange(len(mine.grades), dtype=np.float32))
+    assert kept_scores(tmp_path, "student", 1, mine).tolist() == list(range(len(mine.grades)))
+    assert np.isnan(kept_scores(tmp_path, "student", 1, judged(make_judged(tmp_path / "others", seed=5)))).all()
+    renamed, path = make_judged(tmp_path / "renamed"), tmp_path / "renamed" / "judgments" / "dev.parquet"
+    table = read_table(path, "judgments")
+    ids = pc.binary_join_element_wise("new-", table.column("query_id"), "")
+    write_table(path, "judgments", table.set_column(0, table.schema.field(0), ids))
+    theirs, expected = judged(renamed), dict(zip(texts(mine), range(len(mine.grades))))
+    assert set(theirs.table.column("query_id").to_pylist()).isdisjoint(mine.table.column("query_id").to_pylist())
+    assert kept_scores(tmp_path, "student", 1, theirs).tolist() == [expected[text] for text in texts(theirs)]
+
+
+def texts(judged) -> list[tuple[str, ...]]:
+    return list(zip(*(judged.table.column(name).to_pylist() for name in ("query", "title", "summary"))))
+
+
+def test_scores_that_an_earlier_release_kept_by_id_count_for_the_very_file_that_they_are_of(judged, tmp_path):
+    mine, place = judged(), tmp_path / "student" / "1"
+    place.mkdir(parents=True)
+    ids = {f"{name}s": np.array(mine.table.column(name).to_pylist(), np.str_) for name in ("query_id", "doc_id")}
+    np.savez_compressed(place / JUDGED_SCORES_NAME, scores=np.ones(len(mine.grades), np.float32), **ids)
+    (place / releases.MANIFEST_NAME).write_text(json.dumps({"gate_data": {"fingerprint": mine.fingerprint}}))
+    assert (kept_scores(tmp_path, "student", 1, mine) == 1).all()
+    with pytest.raises(InputError, match=r"gated on another file of judgments, by an older release .* build it again"):
+        kept_scores(tmp_path, "student", 1, judged(make_judged(tmp_path / "others", seed=5)))
+    (place / JUDGED_SCORES_NAME).write_bytes(b"cut short")
+    with pytest.raises(InputError, match="not the scores of judged pairs"):
+        kept_scores(tmp_path, "student", 1, mine)
 
 
 @pytest.fixture
 def judged_by_itself(checkpoint, data, tmp_path, exported, monkeypatch):
     """A function that builds the tiny student on its data, its scores replaced by `scores` of the judged pairs."""
 
-    def make(scores, **settings) -> None:
+    def make(scores, data=data, **settings) -> None:
         monkeypatch.setattr(build_student, "export", lambda _, path: path.write_bytes(exported.read_bytes()) and path)
         if scores is not None:
             monkeypatch.setattr(build_student, "score_documents", lambda *_, **__: scores)
@@ -106,12 +161,8 @@ def judged_by_itself(checkpoint, data, tmp_path, exported, monkeypatch):
     return make
 
 
-def test_a_build_is_refused_or_published_with_the_reason(judged_by_itself, data, checkpoint, tmp_path):
-    from build.judged_pairs import read_judged
-    from ranking.text import StudentFormat
-
-    judged = read_judged(data, "dev", StudentFormat.of_checkpoint(checkpoint), 200)
-    good = judged.grades.astype(np.float32)
+def test_a_build_is_refused_or_published_with_the_reason(judged_by_itself, judged, tmp_path):
+    good = judged().grades.astype(np.float32)
     repository = tmp_path / "repository"
     judged_by_itself(good)
     manifest = releases.manifest(repository, "student", 1)
@@ -124,6 +175,8 @@ def test_a_build_is_refused_or_published_with_the_reason(judged_by_itself, data,
     assert PriorBlend(**manifest["quality"]["prior"]).weight > 0 and "judged_scores.npz" in manifest["files"]
     config = (repository / "student" / "2" / "config.pbtxt").read_text()
     assert 'key: "prior_weight"' in config and "optional: true" in config
+    with pytest.raises(InputError, match="student version 2 was gated on 0 of these 12 queries with the same texts"):
+        judged_by_itself(good, data=make_judged(tmp_path / "others", seed=5))
     with pytest.raises(InputError, match="--serves-now baseline: no version of it serves"):
         judged_by_itself(good, serves_now="baseline")
     (repository / "student" / "2" / JUDGED_SCORES_NAME).unlink()
