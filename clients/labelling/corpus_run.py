@@ -45,8 +45,8 @@ class RunSettings(TelemetrySettings):
         shard_rows: candidate rows per shard; raise it for corpora above 10^8 pairs
         deadline_ms: time that a request may take before it is sent again
         retries: failures of one pair before it goes to the rejects
-        give_up_seconds: time without an answer from any endpoint before the run ends; at its start it waits a minute at
-            most
+        give_up_seconds: time without an answer from any endpoint before the run ends; for a Triton that is not there at
+            the start, a minute at most
         max_refused: share of pairs that the teacher may fail on before the run ends
         retry_rejects: label shards again in which the teacher failed on some pairs
         dry_run: print pairs, tokens, time and cost, and label nothing
@@ -167,7 +167,8 @@ class _Run:
                 if pending:
                     self.label(job, pending, tally, self.stopping)
                     folder.note_run(started, monotonic() - clock, tally.scored)
-                left = folder.pending()
+                # a shard whose rejects are tried again has its earlier record until it is labelled anew
+                left = folder.pending() or pending[tally.shards :]
                 if left:
                     rows = sum(covered.rows for covered in left)
                     logger.warning("stopped with %d of %d pairs to label; run again to go on", rows, candidates.rows)

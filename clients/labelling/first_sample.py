@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clients.labelling.candidate_file import CandidateFile, RowRange
+from ranking.errors import InputError
 from ranking.labels import iter_labels
 from ranking.schema import write_table
 
@@ -19,7 +20,7 @@ LONGEST_QUERY = 1000  # rows looked through for the start of the next query
 
 
 def draw_sample(candidates: CandidateFile, size: int, stratify: bool, seed: int, path: Path) -> int:
-    """Write a sample of about `size` sound candidates to path. Returns its rows.
+    """Write a sample of about `size` sound candidates to path. Returns its rows. InputError if there is none.
 
     Without stratify the first rows; with it the file is cut into equal strata, and from a seeded place in each whole
     queries are taken, so that a file sorted by anything is seen in all its parts.
@@ -35,10 +36,12 @@ def draw_sample(candidates: CandidateFile, size: int, stratify: bool, seed: int,
         if stratify:
             first = draw.randrange(first, max(first + 1, end - quota))
         wanted = RowRange(0, first, min(quota + (LONGEST_QUERY if stratify else 0), end - first))
-        for _, rows, refused in candidates.read([wanted]):
+        for _, rows, refused in candidates.read([wanted] if wanted.rows else []):
             start = _next_query(rows) if first and stratify else 0
             sound = [i for i in range(start, len(rows)) if i not in refused][:quota]
             pieces.append(rows.take(pa.array(sound, pa.int64())))
+    if not any(map(len, pieces)):
+        raise InputError(f"{candidates.path}: no candidate that can be labelled where the sample was drawn")
     return write_table(path, "candidates", pa.concat_tables(pieces))
 
 

@@ -13,6 +13,7 @@ from time import monotonic
 from clients.labelling.candidate_file import CandidateFile, RowRange
 from clients.labelling.label_ranges import Job, label_ranges
 from clients.labelling.work_queue import Tally
+from ranking.errors import InputError
 from ranking.text import TeacherFormat
 
 COUNTED = 20_000  # pairs whose tokens are counted; a larger file is estimated from this many, spread over it
@@ -97,6 +98,7 @@ def probe(job: Job, scratch: Path, ranges: Sequence[RowRange]) -> float:
     away.
 
     The clock starts at the first answer: a cold server's first request is not its rate.
+    InputError: no pair got a score.
     """
     tally = Tally()
     began: list[tuple[float, int]] = []
@@ -122,6 +124,9 @@ def probe(job: Job, scratch: Path, ranges: Sequence[RowRange]) -> float:
     scratch.mkdir(parents=True, exist_ok=True)
     started = monotonic()
     asyncio.run(measure())
+    if not tally.scored:
+        problem = tally.last_problem or "none of the first can be labelled"
+        raise InputError(f"{job.candidates.path}: no pair got a score, so no rate is known: {problem}; give --rate")
     if ended and ended[0][1] > began[0][1]:
         return (ended[0][1] - began[0][1]) / (ended[0][0] - began[0][0])
     return tally.scored / (monotonic() - started)

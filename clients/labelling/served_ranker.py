@@ -20,10 +20,13 @@ from ranking.request_tensors import SCORE
 
 @dataclass(frozen=True)
 class ServedRanker:
-    """A served ranker, from its model config. teacher_id: its checkpoint's fingerprint and the precision it runs in."""
+    """A served ranker, from its model config. teacher_id: its checkpoint's fingerprint and the precision it runs in;
+    version: as of ServedTeacher.
+    """
 
     model: str
     teacher_id: str
+    version: str = ""
     head_dtype: ClassVar[str] = ""  # the number format that a model's config promises for its score
     documents_per_request: ClassVar[int] = 32
     one_query_a_request: ClassVar[bool] = True
@@ -50,7 +53,7 @@ class ServedRanker:
 
     def request(self, texts: Sequence[tuple[bytes, ...]]) -> pb.ModelInferRequest:
         """The request for the scores of (query, title, summary) of one query's documents, less its id."""
-        request = pb.ModelInferRequest(model_name=self.model)
+        request = pb.ModelInferRequest(model_name=self.model, model_version=self.version)
         columns = {"query": [texts[0][0]], "title": [t[1] for t in texts], "summary": [t[2] for t in texts]}
         for name, column in columns.items():
             request.inputs.add(name=name, datatype="BYTES", shape=[len(column)])

@@ -28,7 +28,8 @@ class ServedTeacher:
 
     card: its score card as JSON, which carries the text format and limits. head_dtype: number format that the score is
     computed in, where the config names one. documents_per_request: prompts that one request may carry; more than one
-    where the config says so by the shape of `text_input`, which NVIDIA's backend does not.
+    where the config says so by the shape of `text_input`, which NVIDIA's backend does not. version: the model's, which
+    requests name, so that a server that has put another in its place refuses them; "" asks whichever it has.
     """
 
     model: str
@@ -37,6 +38,7 @@ class ServedTeacher:
     card: str
     head_dtype: str = ""
     documents_per_request: int = 1
+    version: str = ""
     one_query_a_request: ClassVar[bool] = False  # each prompt has its query
 
     @classmethod
@@ -92,7 +94,7 @@ class ServedTeacher:
             "max_tokens": 1, "temperature": 0, "logprobs": 0, "allowed_token_ids": [self.score_token_id],
             "detokenize": False,  # nobody reads the token's text
         }  # fmt: skip
-        request = pb.ModelInferRequest(model_name=self.model)
+        request = pb.ModelInferRequest(model_name=self.model, model_version=self.version)
         for name, kind, content in (
             ("text_input", "BYTES", b""),
             ("sampling_parameters", "BYTES", bytes_tensor(json.dumps(asked).encode())),

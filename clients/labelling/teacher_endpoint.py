@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Literal
 
@@ -66,7 +66,7 @@ class Patience:
 async def identify(
     stub: service_pb2_grpc.GRPCInferenceServiceStub, model: str, connection: TritonConnection, kind: TeacherKind
 ) -> AnyTeacher:
-    """The teacher of that kind that a server has ready.
+    """The teacher of that kind that a server has ready, with the version that its requests name.
 
     EndpointLost if it has none now; InputError if it will never have one.
     """
@@ -75,10 +75,15 @@ async def identify(
         ready = await stub.ModelReady(pb.ModelReadyRequest(name=model), timeout=CONNECT_SECONDS, metadata=metadata)
         if not ready.ready:
             raise EndpointLost(f"model {model!r} is not ready")
-        config = await stub.ModelConfig(pb.ModelConfigRequest(name=model), timeout=CONNECT_SECONDS, metadata=metadata)
+        described = await stub.ModelMetadata(
+            pb.ModelMetadataRequest(name=model), timeout=CONNECT_SECONDS, metadata=metadata
+        )
+        version = max(described.versions, key=int, default="")  # the one that requests without a version get
+        of_version = pb.ModelConfigRequest(name=model, version=version)
+        config = await stub.ModelConfig(of_version, timeout=CONNECT_SECONDS, metadata=metadata)
     except grpc.RpcError as problem:
         raise EndpointLost(describe_grpc_error(problem)) from problem
-    return KINDS[kind].of_config(model, config, str(connection))
+    return replace(KINDS[kind].of_config(model, config, str(connection)), version=version)
 
 
 class TeacherEndpoint:

@@ -56,6 +56,20 @@ def write_candidates(tmp_path_factory):
     return write
 
 
+@pytest.fixture(scope="session")
+def spoil_text():
+    """spoil_text(path, column, row): that cell of a Parquet file is no UTF-8 any more. row: 0-based."""
+
+    def spoil(path: Path, column: str, row: int) -> None:
+        table = pq.read_table(path)
+        cells = [cell if cell is None else cell.encode() for cell in table.column(column).to_pylist()]
+        cells[row] = b"\xff\xfe"
+        text = pa.Array.from_buffers(pa.string(), len(cells), pa.array(cells, pa.binary()).buffers())
+        pq.write_table(table.set_column(table.column_names.index(column), column, text), path, row_group_size=100)
+
+    return spoil
+
+
 class StubServer:
     """A stub teacher in a process of its own. start() again after kill() takes the same port."""
 

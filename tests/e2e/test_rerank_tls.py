@@ -165,6 +165,10 @@ def test_the_labellers_stream_goes_over_tls_with_its_token(certificate):
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
             return service_pb2.ModelReadyResponse(ready=True)
 
+        async def ModelMetadata(self, request, context):
+            seen.append(dict(context.invocation_metadata()).get("authorization"))
+            return service_pb2.ModelMetadataResponse(name="teacher", versions=["9", "10"])
+
         async def ModelConfig(self, request, context):
             seen.append(dict(context.invocation_metadata()).get("authorization"))
             config = service_pb2.ModelConfigResponse()
@@ -184,8 +188,9 @@ def test_the_labellers_stream_goes_over_tls_with_its_token(certificate):
         finally:
             await server.stop(None)
 
-    assert asyncio.run(ask(Credentials("secret", ca=crt))).teacher_id == "t1"
-    assert seen == ["Bearer secret"] * 2
+    teacher = asyncio.run(ask(Credentials("secret", ca=crt)))
+    assert (teacher.teacher_id, teacher.version) == ("t1", "10")
+    assert seen == ["Bearer secret"] * 3
     with pytest.raises(InputError, match="UNAUTHENTICATED: no token"):
         asyncio.run(ask(Credentials(ca=crt)))
     with pytest.raises(InputError, match="UNAVAILABLE"):

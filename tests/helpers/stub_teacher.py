@@ -46,16 +46,32 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.draw = random.Random(options.seed)
         self.served = 0
 
+    @property
+    def promoted(self) -> bool:
+        """Whether version 2 serves in place of version 1."""
+        return 0 < self.options.promote_after <= self.served
+
+    @property
+    def version(self) -> str:
+        return "2" if self.promoted else "1"
+
+    @property
+    def teacher_id(self) -> str:
+        return (self.promoted and self.options.promoted_id) or self.options.teacher_id
+
     async def ModelReady(self, request, context):
         return pb.ModelReadyResponse(ready=request.name == "teacher")
+
+    async def ModelMetadata(self, request, context):
+        return pb.ModelMetadataResponse(name="teacher", versions=[self.version])
 
     async def ModelConfig(self, request, context):
         answer = pb.ModelConfigResponse()
         answer.config.name = "teacher"
         if self.options.ranker:
-            answer.config.metric_tags.update({"checkpoint": self.options.teacher_id, "precision": "fp32"})
+            answer.config.metric_tags.update({"checkpoint": self.teacher_id, "precision": "fp32"})
             return answer
-        given = {"teacher_id": self.options.teacher_id, "score_token_id": "1", "ranker_card": self.card}
+        given = {"teacher_id": self.teacher_id, "score_token_id": "1", "ranker_card": self.card}
         given["head_dtype"] = "float32"
         answer.config.input.add(name="text_input", dims=[-1 if self.options.several else 1])
         for name, value in given.items():
@@ -112,15 +128,19 @@ class StubTeacher(service_pb2_grpc.GRPCInferenceServiceServicer):
             prompts = [b"\n".join([query[0], *pair]) for pair in zip(titles, summaries)]
         if len(prompts) > 1 and not (options.several or options.ranker):
             answer.error_message = f"unexpected shape for input 'text_input': [{len(prompts)}] where [1] is declared"
+        elif request.model_version not in ("", self.version):  # in Triton's words
+            refused = f"'{request.model_name}' version {request.model_version} is not at ready state"
+            answer.error_message = f"Request for unknown model: {refused}"
         elif chosen == "error":
             answer.error_message = "the stub was asked to fail"
         elif options.final_mark and any(options.final_mark.encode() in prompt for prompt in prompts):
             answer.error_message = "The prompt is longer than the maximum model length of 64"
         else:
-            answer.infer_response.model_name = "teacher"
+            answer.infer_response.model_name, answer.infer_response.model_version = "teacher", self.version
             name = "score" if options.ranker else "cumulative_logprob"
             answer.infer_response.outputs.add(name=name, datatype="FP32", shape=[len(prompts)])
-            values = [float("nan") if chosen == "nan" else stub_score(prompt) for prompt in prompts]
+            other = float(self.teacher_id != options.teacher_id)  # another teacher, other scores
+            values = [float("nan") if chosen == "nan" else stub_score(prompt) + other for prompt in prompts]
             content = struct.pack(f"<{len(values)}f", *values)
             if options.bf16_scores:
                 bits = struct.unpack(f"<{len(values)}I", content)
@@ -153,6 +173,8 @@ def main() -> None:
     parser.add_argument("--capacity", type=int, default=64, help="requests worked on at a time, where latency > 0")
     parser.add_argument("--final-mark", default="", help="text that makes a prompt too long for the model")
     parser.add_argument("--bf16-scores", action="store_true", help="answer as a vLLM with a bf16 head does")
+    parser.add_argument("--promote-after", type=int, default=0, help="requests after which version 2 takes over")
+    parser.add_argument("--promoted-id", default="", help="version 2's teacher id; left out, the same")
     for fault in ("error", "nan", "delay", "silent", "drop"):
         parser.add_argument(f"--{fault}-rate", type=float, default=0.0)
     asyncio.run(serve(parser.parse_args()))

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ranking.errors import DataError
+from ranking.errors import DataError, InputError
 from ranking.labels import iter_labelled, read_labels
 from ranking.schema import TABLES
 from ranking.text import TeacherFormat
@@ -150,6 +150,21 @@ def test_servers_that_differ_in_what_a_request_may_carry_share_the_work(
         assert_same_labels(out, undisturbed)
 
 
+def test_a_version_that_takes_over_is_used_if_it_is_the_same_teacher(
+    candidates, undisturbed, label, start_stub, tmp_path
+):
+    """The stream never breaks: the scores would come from another teacher if requests did not name their version."""
+    steady = start_stub("--several", "--latency", "0.05", "--capacity", "4")
+    promoted = ("--several", "--latency", "0.01", "--promote-after", "20")
+    same, other = start_stub(*promoted), start_stub(*promoted, "--promoted-id", "another")
+    code, text = label.run(candidates, tmp_path / "same", "--url", same.url, *SHARDS)
+    assert code == 0 and "version 1 is not at ready state; trying again" in text, text
+    code, text = label.run(candidates, tmp_path / "other", "--url", f"{steady.url},{other.url}", *SHARDS)
+    assert code == 0 and f"{other.url} lost: it serves teacher another, this run is of stub0" in text, text
+    for name in ("same", "other"):
+        assert_same_labels(tmp_path / name, undisturbed)
+
+
 def test_a_server_that_rounds_scores_to_16_bits_is_refused(candidates, label, start_stub, tmp_path):
     rounding = start_stub("--bf16-scores")
     code, text = label.run(candidates, tmp_path, "--url", rounding.url, *SHARDS)
@@ -177,7 +192,7 @@ def test_a_prompt_that_the_teacher_refuses_goes_to_the_rejects(prompts, candidat
     assert len(read_labels(tmp_path)) == ROWS
 
 
-def test_bad_rows_are_listed_with_their_reason_and_the_rest_is_labelled(candidates, label, stub, tmp_path):
+def test_bad_rows_are_listed_with_their_reason_and_the_rest_is_labelled(candidates, label, stub, spoil_text, tmp_path):
     columns = {
         name: pq.read_table(candidates).slice(0, 600).column(name).to_pylist() for name in TABLES["candidates"].key
     }
@@ -188,12 +203,9 @@ def test_bad_rows_are_listed_with_their_reason_and_the_rest_is_labelled(candidat
     columns["doc_id"][5] = columns["doc_id"][2]  # the same query_id as row 3
     columns["summary"][6] = "x" * (1 << 20) + "y"
     columns["query_id"][250], columns["doc_id"][250] = columns["query_id"][249], columns["doc_id"][249]  # over a border
-    table = pa.table(columns)
-    broken = pa.array([b"\xff\xfe" if i == 7 else t.encode() if t else None for i, t in enumerate(columns["title"])])
-    title = pa.Array.from_buffers(pa.string(), 600, broken.buffers())
-    table = table.set_column(table.column_names.index("title"), "title", title)
     path = tmp_path / "bad.parquet"
-    pq.write_table(table, path, row_group_size=100)
+    pq.write_table(pa.table(columns), path)
+    spoil_text(path, "title", 7)
     code, text = label.run(path, tmp_path / "out", "--url", stub.url, *SHARDS)
     assert code == 3, text
     rejects = {r["row"]: r["reason"] for r in pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()}
@@ -308,6 +320,34 @@ def test_sigterm_finishes_the_shards_in_hand_and_a_rerun_the_job(candidates, und
     assert_same_labels(tmp_path, undisturbed)
 
 
+def test_a_retry_of_rejects_that_is_stopped_says_so_and_goes_on(candidates, undisturbed, label, start_stub, tmp_path):
+    def tried_again() -> int:
+        records = [json.loads(path.read_text()) for path in tmp_path.glob("labels-*.json")]
+        return sum(not record["rejects"] for record in records)
+
+    server = start_stub("--final-mark", "00\n")  # some in every shard
+    code, text = label.run(candidates, tmp_path, "--url", server.url, *SHARDS)
+    assert code == 3 and tried_again() == 0, text
+    server.kill()
+    server.options = [*server.options[:-2], "--latency", "0.05", "--capacity", "32"]
+    server.start()
+    flags = ("--url", server.url, "--retry-rejects", *SHARDS)
+    process = label(candidates, tmp_path, *flags)
+    until = time.monotonic() + 60
+    while not tried_again():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[1]
+    left = ROWS - tried_again() * SHARD_ROWS
+    assert process.returncode == 130 and f"stopped with {left} of {ROWS} pairs to label" in text and left, text
+    with pytest.raises(InputError, match="labelling has not finished"):
+        read_labels(tmp_path)
+    code, text = label.run(candidates, tmp_path, *flags)
+    assert code == 0, text
+    assert_same_labels(tmp_path, undisturbed)
+
+
 def test_no_server_is_said_in_one_line(candidates, label, tmp_path):
     code, text = label.run(candidates, tmp_path, "--url", "127.0.0.1:9", "--give-up-seconds", "1")
     assert code == 1 and "no endpoint has model 'teacher' ready" in text and "Traceback" not in text, text
@@ -342,6 +382,16 @@ def test_a_dry_run_measures_the_rate_on_the_servers(candidates, label, start_stu
     rate = float(text.split(" pairs/s")[0].split()[-1])
     assert 100 < rate <= 840
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [("--dry-run",), ("--sample", "10"), ("--sample", "10", "--stratify")], ids=" ".join)
+def test_a_file_without_a_candidate_to_label_has_no_rate_and_no_sample(flags, write_candidates, label, stub, tmp_path):
+    blank = pq.read_table(write_candidates(5)).set_column(2, "query", pa.array([" "] * 5))
+    pq.write_table(blank, tmp_path / "blank.parquet")
+    for path in (write_candidates(0), tmp_path / "blank.parquet"):
+        code, text = label.run(path, tmp_path / "out", "--url", stub.url, *flags)
+        assert code == 1 and f"error: {path}: no " in text and "can be labelled" in text, text
+        assert "Traceback" not in text
 
 
 def test_a_stratified_sample_sees_the_whole_file_and_shows_its_scores(candidates, label, stub, tmp_path):

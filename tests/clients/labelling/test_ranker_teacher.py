@@ -62,6 +62,16 @@ def test_a_document_that_the_model_refuses_takes_no_other_with_it(write_candidat
     assert len(read_labels(tmp_path / "labels")) == ROWS - 1
 
 
+def test_scores_of_a_version_with_another_checkpoint_are_not_taken(write_candidates, label, start_stub, tmp_path):
+    candidates = write_candidates(ROWS)
+    steady = start_stub("--ranker", "--latency", "0.05", "--capacity", "2")
+    changing = start_stub("--ranker", "--latency", "0.01", "--promote-after", "20", "--promoted-id", "another")
+    code, text = label.run(candidates, tmp_path / "labels", "--url", f"{steady.url},{changing.url}", *RANKER)
+    assert code == 0 and "it serves teacher another-fp32, this run is of stub0-fp32" in text, text
+    rows = pa.concat_tables(iter_labelled(candidates, tmp_path / "labels"))
+    assert rows.column("teacher_score").to_pylist() == expected_scores(rows)
+
+
 def test_a_decoder_is_not_labelled_with_as_a_ranker(write_candidates, label, stub, tmp_path):
     code, text = label.run(write_candidates(10), tmp_path, "--url", stub.url, *RANKER)
     assert code == 1 and "does not say which checkpoint it serves" in text
