@@ -15,17 +15,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clients.labelling.candidate_file import CandidateFile
+from clients.labelling.candidate_file import CandidateFile, RowRange
 from clients.labelling.label_folder import one_writer
-from ranking.database import DuckDbSettings, literal
+from ranking.database import DuckDbSettings, literal, single_value
 from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.pair_keys import pair_keys
@@ -33,6 +35,7 @@ from ranking.pair_keys import pair_keys
 logger = logging.getLogger("labels")
 
 RECORD_VERSION = 1
+RUN_NUMBER = re.compile(r"run-(\d+)\.")
 BATCH_ROWS = 65_536
 # of the joins and sorts: what does not fit goes to disk; each thread holds buffers
 DUCKDB = DuckDbSettings(duckdb_memory_gb=1.0, duckdb_threads=2)
@@ -92,15 +95,14 @@ class LabelStore:
         """Add labels as one run, sorted by key, without those whose key the store has. Returns the rows added.
 
         labels: Parquet file with RUN_SCHEMA's columns in any order of rows; source: what they come from. A source that
-            was
-        added before adds nothing. Of labels with the same key the one with the lowest score counts, so that the run
+        was added before adds nothing. Of labels with the same key the one with the lowest score counts, so that the run
         does not depend on their order. InputError if another process is writing this teacher's labels.
         """
         with one_writer(self.folder):
             runs = self.runs()
             if any(run.source == source for run in runs):
                 return 0
-            name = f"run-{len(runs):05d}.parquet"
+            name = f"run-{self._next_number():05d}.parquet"
             with database(self.folder) as connection:
                 self._register(connection)
                 # in steps, since a join, a grouping and a sort under way together do not share the memory
@@ -126,21 +128,24 @@ class LabelStore:
 
         keys: Parquet file of write_keys; out: Parquet file of the candidates table.
         """
-        columns = ", ".join(CANDIDATE_COLUMNS)
         with database(out.parent) as connection:
-            self._register(connection)
-            connection.execute(
-                "CREATE TEMP TABLE firsts AS SELECT key_high, key_low, min(row) AS row "
-                f"FROM {parquet([keys])} GROUP BY key_high, key_low"
-            )
-            connection.execute("CREATE TEMP TABLE lacking AS FROM firsts ANTI JOIN stored USING (key_high, key_low)")
-            connection.execute("DROP TABLE firsts")
-            query = (
-                f"SELECT {columns} FROM read_parquet({literal(candidates.path)}, file_row_number = true) AS given "
-                "JOIN lacking ON lacking.row = given.file_row_number ORDER BY lacking.row"
-            )
+            self._find_lacking(connection, keys)
+            found = connection.execute(f"SELECT DISTINCT row // {BATCH_ROWS} AS number FROM lacking ORDER BY number")
+            ranges = candidates.ranges(BATCH_ROWS)
+            touched = [ranges[number] for (number,) in found.fetchall()]
+            numbers = stream(connection, "SELECT row FROM lacking ORDER BY row")
             with replacing(out) as aside:
-                return write_batches(aside, candidate_schema(), stream(connection, query))
+                return write_batches(aside, candidate_schema(), rows_at(candidates, touched, numbers))
+
+    def lacks(self, keys: Path, asked: pa.RecordBatchReader) -> int:
+        """How many of the keys the store lacks that are not in `asked` either.
+
+        keys: Parquet file of write_keys; asked: key_high and key_low.
+        """
+        with database(keys.parent) as connection:
+            self._find_lacking(connection, keys)
+            connection.register("asked", asked)
+            return single_value(connection, "SELECT count(*) FROM lacking ANTI JOIN asked USING (key_high, key_low)")
 
     def scores(self, keys: Path, scratch: Path) -> Iterator[pa.RecordBatch]:
         """(row, teacher_score) of every keyed row that the store has a label for, by rising row.
@@ -154,6 +159,21 @@ class LabelStore:
                 f"FROM {parquet([keys])} AS asked JOIN stored USING (key_high, key_low)"
             )
             yield from stream(connection, "FROM found ORDER BY row")
+
+    def _next_number(self) -> int:
+        """One above every run there is: a run without its record is not written over, nor one behind a gap."""
+        numbers = [int(found[1]) for path in self.folder.iterdir() if (found := RUN_NUMBER.match(path.name))]
+        return max(numbers, default=-1) + 1
+
+    def _find_lacking(self, connection: duckdb.DuckDBPyConnection, keys: Path) -> None:
+        """The table `lacking`: each key that the store lacks, once, with the first row that has it."""
+        self._register(connection)
+        connection.execute(
+            "CREATE TEMP TABLE firsts AS SELECT key_high, key_low, min(row) AS row "
+            f"FROM {parquet([keys])} GROUP BY key_high, key_low"
+        )
+        connection.execute("CREATE TEMP TABLE lacking AS FROM firsts ANTI JOIN stored USING (key_high, key_low)")
+        connection.execute("DROP TABLE firsts")
 
     def _register(self, connection: duckdb.DuckDBPyConnection) -> None:
         files = [self.folder / run.file for run in self.runs()]
@@ -186,6 +206,23 @@ def write_keys(candidates: CandidateFile, out: Path) -> int:
     with replacing(out) as aside:
         write_batches(aside, KEYS_SCHEMA, batches())
     return refused_rows
+
+
+def rows_at(
+    candidates: CandidateFile, ranges: Sequence[RowRange], numbers: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """The candidates at rising 0-based row numbers (int64, one column), read from the ranges that have any.
+
+    DuckDB would read them too, but refuses a whole file for one cell that is not UTF-8, which is one reject here.
+    """
+    held = np.zeros(0, np.int64)
+    for covered, rows, _ in candidates.read(ranges):
+        end = covered.first_row + covered.rows
+        while (not len(held) or held[-1] < end) and (batch := next(numbers, None)) is not None:
+            held = np.concatenate([held, batch.column(0).to_numpy()])
+        inside = int(np.searchsorted(held, end))
+        yield from rows.take(pa.array(held[:inside] - covered.first_row)).to_batches()
+        held = held[inside:]
 
 
 def database(scratch: Path) -> duckdb.DuckDBPyConnection:

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from clients.labelling.candidate_file import CandidateFile
-from clients.labelling.label_store import database, stream
+from clients.labelling.label_store import BATCH_ROWS, database, stream
 from ranking.database import literal
 from ranking.errors import DataError, InputError
 
@@ -102,10 +102,6 @@ class ScoreFile:
 
     def _load(self) -> None:
         run = self._connection.execute
-        run(
-            "CREATE TEMP VIEW asked AS SELECT file_row_number AS row, query_id, doc_id "
-            f"FROM read_parquet({literal(self.candidates.path)}, file_row_number = true)"
-        )
         run(f"CREATE TEMP VIEW given AS {self._given()}")
         bad = self._row(
             "SELECT query_id, doc_id, raw FROM given WHERE query_id IS NULL OR doc_id IS NULL "
@@ -121,6 +117,19 @@ class ScoreFile:
         )
         if twice := self._row("SELECT query_id, doc_id FROM scores WHERE differ ORDER BY ALL LIMIT 1"):
             raise DataError(self.path, f"two different scores for query_id {twice[0]!r}, doc_id {twice[1]!r}")
+        self._load_candidates()
+
+    def _load_candidates(self) -> None:
+        """The table `asked`: row (0-based), query_id and doc_id of every candidate, null where an id is not UTF-8.
+
+        DuckDB is not given the file itself, since it refuses the whole of it for one such cell.
+        """
+        self._connection.execute("CREATE TEMP TABLE asked (row BIGINT, query_id VARCHAR, doc_id VARCHAR)")
+        for covered, rows, _ in self.candidates.read(self.candidates.ranges(BATCH_ROWS)):
+            numbers = pa.array(range(covered.first_row, covered.first_row + covered.rows), pa.int64())
+            self._connection.register("piece", rows.select(["query_id", "doc_id"]).append_column("row", numbers))
+            self._connection.execute("INSERT INTO asked BY NAME FROM piece")
+            self._connection.unregister("piece")
 
     def _given(self) -> str:
         """The file as SQL: query_id, doc_id as text, raw as it stands there."""

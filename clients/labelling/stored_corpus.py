@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from clients.labelling.candidate_file import CandidateFile
 from clients.labelling.label_folder import LabelFolder
-from clients.labelling.label_store import RUN_SCHEMA, LabelStore, write_batches, write_keys
+from clients.labelling.label_store import BATCH_ROWS, KEYS_SCHEMA, RUN_SCHEMA, LabelStore, write_batches, write_keys
 from clients.labelling.scored_rows import write_scored
+from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.labels import LabelSet, iter_labelled
 from ranking.pair_keys import pair_keys
@@ -29,17 +31,34 @@ from ranking.pair_keys import pair_keys
 logger = logging.getLogger("labels")
 
 KEYS_NAME, MISSING_NAME, NEW_FOLDER = "keys.parquet", "missing.parquet", "new"
+TEXTS = ["query", "title", "summary"]
+PAIR_SCHEMA = pa.schema([KEYS_SCHEMA.field("key_high"), KEYS_SCHEMA.field("key_low")])
 
 
 def find_missing(store: LabelStore, candidates: CandidateFile, out: Path) -> CandidateFile:
-    """The candidates that the store has no label for, each text once: OUT/missing.parquet, made if absent."""
+    """The candidates that the store has no label for, each text once: OUT/missing.parquet, made if absent.
+
+    InputError if it was made for a store that had labels which this one lacks: nobody would ask for those.
+    """
     keys, missing = out / KEYS_NAME, out / MISSING_NAME
     if not keys.exists():
         write_keys(candidates, keys)
     if not missing.exists():
         count = store.missing(keys, candidates, missing)
         logger.info("%d of %d pairs are not in the store yet", count, candidates.rows)
+    elif lost := store.lacks(keys, pa.RecordBatchReader.from_batches(PAIR_SCHEMA, _keys_of(missing))):
+        raise InputError(
+            f"{out}: {store.folder} lacks {lost} labels that the store had when this folder was begun; give "
+            "the --store of that run, or another --out"
+        )
     return CandidateFile.open(missing)
+
+
+def _keys_of(missing: Path) -> Iterator[pa.RecordBatch]:
+    """The key of each row, PAIR_SCHEMA's columns."""
+    for texts in pq.ParquetFile(missing).iter_batches(BATCH_ROWS, columns=TEXTS):
+        high, low = pair_keys(*(texts.column(name).to_pylist() for name in TEXTS))
+        yield pa.record_batch([pa.array(high), pa.array(low)], schema=PAIR_SCHEMA)
 
 
 def store_new_labels(store: LabelStore, missing: CandidateFile, out: Path) -> int:
@@ -49,7 +68,7 @@ def store_new_labels(store: LabelStore, missing: CandidateFile, out: Path) -> in
 
     def batches() -> Iterator[pa.RecordBatch]:
         for table in iter_labelled(missing.path, new):
-            high, low = pair_keys(*(table.column(name).to_pylist() for name in ("query", "title", "summary")))
+            high, low = pair_keys(*(table.column(name).to_pylist() for name in TEXTS))
             scores = table.column("teacher_score").combine_chunks()
             yield pa.record_batch([pa.array(high), pa.array(low), scores], schema=RUN_SCHEMA)
 

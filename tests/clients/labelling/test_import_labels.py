@@ -69,6 +69,17 @@ def test_what_does_not_join_is_counted_on_both_sides(write_candidates, tmp_path,
     assert reject["reason"] == "no score in s.parquet"
 
 
+def test_a_candidate_whose_id_is_not_utf_8_is_a_reject(write_candidates, spoil_text, tmp_path, caplog):
+    candidates = write_candidates(ROWS)
+    write_scores(tmp_path / "s.parquet", scores_of(candidates))
+    spoil_text(candidates, "doc_id", 5)
+    with caplog.at_level("INFO"):
+        assert main(Config(candidates, tmp_path / "s.parquet", tmp_path / "out")) == 3
+    assert "59 of 60 candidates have a score; 1 of 60 scores belong to no candidate" in caplog.text
+    (reject,) = pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()
+    assert (reject["row"], reject["cause"], reject["reason"]) == (6, "input", "doc_id is not valid UTF-8")
+
+
 def test_columns_of_other_names_and_numeric_ids_are_read(write_candidates, tmp_path):
     candidates = tmp_path / "candidates.parquet"
     columns = {

@@ -177,6 +177,51 @@ def test_a_damaged_run_is_named(tmp_path):
         store.runs()
 
 
+def test_a_new_run_takes_the_place_of_no_other(tmp_path):
+    store = LabelStore(tmp_path / "store", "t")
+    for number in range(4):
+        labels_file(tmp_path / f"{number}.parquet", [number])
+        store.add(tmp_path / f"{number}.parquet", source=str(number))
+    for gone in ("run-00001.json", "run-00001.parquet", "run-00003.json"):
+        (store.folder / gone).unlink()
+    before = files(store.folder)
+    labels_file(tmp_path / "more.parquet", [7])
+    assert store.add(tmp_path / "more.parquet", source="more") == 1
+    assert [run.file for run in store.runs()] == [f"run-0000{number}.parquet" for number in (0, 2, 4)]
+    assert store.check() == 3 and files(store.folder).items() > before.items()
+
+
+def test_a_folder_goes_on_with_the_store_it_was_begun_with(tmp_path):
+    """Seen: with another store it ended at once, and called the texts that the first one had rejects of the teacher."""
+    rows = corpus(200)
+    write_rows(tmp_path / "a.parquet", rows[:160])
+    write_rows(tmp_path / "b.parquet", rows)
+    with reranker("tei") as stub:
+        assert run(stub, tmp_path / "a.parquet", tmp_path, "a") == 0
+        budget = {"budget": 2.0, "prices": Prices(per_1000_requests=1000.0), "in_flight": 1}
+        with pytest.raises(InputError, match="the budget of 2 is spent"):
+            run(stub, tmp_path / "b.parquet", tmp_path, "b", **budget)
+        stub.answered.clear()
+        with pytest.raises(InputError, match="lacks 160 labels that the store had when this folder was begun"):
+            run(stub, tmp_path / "b.parquet", tmp_path, "b", store=tmp_path / "other")
+        assert not stub.answered
+        assert run(stub, tmp_path / "b.parquet", tmp_path, "b") == 0
+        assert stub.answered.total() == 24
+    assert read_labels(tmp_path / "b").column("teacher_score").to_pylist() == expected(rows)
+
+
+def test_a_text_that_is_not_utf_8_is_a_reject_and_the_others_are_labelled(spoil_text, tmp_path):
+    rows = corpus(64)
+    write_rows(tmp_path / "a.parquet", rows)
+    spoil_text(tmp_path / "a.parquet", "title", 9)
+    with reranker("tei") as stub:
+        assert run(stub, tmp_path / "a.parquet", tmp_path, "a") == 3
+    (reject,) = pq.read_table(tmp_path / "a/rejects.parquet").to_pylist()
+    assert (reject["row"], reject["cause"], reject["reason"]) == (10, "input", "title is not valid UTF-8")
+    scores = read_labels(tmp_path / "a").column("teacher_score").to_pylist()
+    assert scores == expected(rows[:9] + rows[10:])
+
+
 def test_label_corpus_asks_a_triton_teacher_only_for_what_the_store_lacks(label, stub, write_candidates, tmp_path):
     flags = ("--url", stub.url, "--store", str(tmp_path / "store"), "--shard-rows", "100")
     whole, part = write_candidates(400), write_candidates(160)
