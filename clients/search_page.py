@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from clients.ab.judging.shared_page import FOLDER, serve_page
-from clients.ab.judging.sheet import Sheet, draw_queries
+from clients.ab.judging.sheet import MAX_QUERY, Sheet, draw_queries
 from clients.triton.connection import TritonAccess
 from clients.triton.reranker import AsyncReranker, RerankError
 from ranking.bm25 import Bm25
@@ -43,7 +43,6 @@ logger = logging.getLogger("search_page")
 PAGE = FOLDER / "search_page.html"
 SHOWN = 10
 EXAMPLES = 6  # queries offered on the empty page
-MAX_QUERY = 2000  # characters
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -126,12 +125,13 @@ Rater = Annotated[str, StringConstraints(max_length=100)]
 class SideBySideJudgment(BaseModel):
     """Which side was better. left names the arm that stood on the left, as the search answer gave it.
 
-    `skip` needs a reason; rater: a name or number of the person, empty for nobody in particular.
+    `skip` needs a reason, and no `left`: the answer may have had no side. rater: a name or number of the person, empty
+    for nobody in particular.
     """
 
     model_config = ConfigDict(extra="forbid")
     query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY)]
-    left: str
+    left: str = ""
     better: Literal["left", "same", "right", "skip"]
     rater: Rater = ""
     reason: Annotated[str, StringConstraints(max_length=200)] = ""
@@ -228,13 +228,13 @@ def make_app(config: Config) -> FastAPI:
     @app.post("/judge")
     async def judge(judgment: SideBySideJudgment) -> dict[str, str]:
         """Append a judgment, as seen from the treatment."""
-        if judgment.left not in arms:
-            raise HTTPException(422, f"left is {judgment.left!r}: one of {', '.join(arms)} is meant")
         if judgment.better == "skip":
             if not judgment.reason.strip():
                 raise HTTPException(422, "reason is empty: say why the query cannot be judged")
             sheet.add(judgment.query, "", judgment.rater, judgment.reason)
             return {"verdict": ""}
+        if judgment.left not in arms:
+            raise HTTPException(422, f"left is {judgment.left!r}: one of {', '.join(arms)} is meant")
         verdict = "same"
         if judgment.better != "same":
             winner = judgment.left if judgment.better == "left" else next(a for a in arms if a != judgment.left)

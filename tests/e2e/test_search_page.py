@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ import pytest
 
 from ranking.schema import read_table
 from serving.temporary_server import start_triton
+from tests.helpers.ab_logs import log_of
 from tests.helpers.browser import browser, errors, needs_browser, overflow, set_width
 from tests.helpers.graded_rankers import write_data, write_repository
 from training.prepare_data import Config as PrepareConfig
@@ -28,24 +30,33 @@ ROOT = Path(__file__).parents[2]
 def page(tmp_path_factory):
     """(address of the page, its file of judgments) in front of a real tritonserver."""
     folder = tmp_path_factory.mktemp("page")
-    data, judgments = write_data(folder / "data"), folder / "judged.csv"
-    with start_triton(write_repository(folder / "repository")) as server:
-        port = str(free_port())
-        command = [sys.executable, "clients/search_page.py", "--data", str(data), "--url", server.grpc]
-        command += ["--port", port, "--judgments", str(judgments), "--grades", str(folder / "grades.jsonl")]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        try:
-            assert process.stderr is not None
-            printed = ""
-            while not (address := re.search(r"search page: (http://\S+)", printed)):
-                line = process.stderr.readline()
-                assert line, f"the page did not start: {printed}"
-                printed += line
-            _wait(address[1])
-            yield address[1], judgments
-        finally:
-            process.terminate()
-            process.wait(15)
+    with (
+        start_triton(write_repository(folder / "repository")) as server,
+        started_page(folder, "--url", server.grpc) as address,
+    ):
+        _wait(f"{address}/search", q="query 1")  # the first ones may meet the page's own deadline on a busy machine
+        yield address, folder / "judged.csv"
+
+
+@contextmanager
+def started_page(folder: Path, *words: str) -> Iterator[str]:
+    """The address of a page, which keeps what is said in the folder. words: further flags."""
+    command = [sys.executable, "clients/search_page.py", "--data", str(write_data(folder / "data"))]
+    command += ["--port", str(free_port()), "--judgments", str(folder / "judged.csv")]
+    command += ["--grades", str(folder / "grades.jsonl"), *words]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        printed = ""
+        while not (address := re.search(r"search page: (http://\S+)", printed)):
+            line = process.stderr.readline()
+            assert line, f"the page did not start: {printed}"
+            printed += line
+        _wait(f"{address[1]}/next")
+        yield address[1]
+    finally:
+        process.terminate()
+        process.wait(15)
 
 
 def get(address: str, **parameters: str) -> httpx.Response:
@@ -58,11 +69,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait(address: str) -> None:
-    """Until the page answers a search: the first ones may meet the page's own deadline on a busy machine."""
+def _wait(address: str, **parameters: str) -> None:
+    """Until the page answers there."""
     for _ in range(600):
         with suppress(httpx.TransportError):
-            if get(f"{address}/search", q="query 1").status_code == 200:
+            if get(address, **parameters).status_code == 200:
                 return
         time.sleep(0.1)
     raise AssertionError(f"{address} does not answer")
@@ -132,3 +143,32 @@ def test_a_click_on_a_grade_reaches_a_prepared_dataset(page, tmp_path):
     tables = [read_table(path, "judgments") for path in (tmp_path / "data" / "judgments").glob("*.parquet")]
     rows = [row for table in tables for row in table.to_pylist()]
     assert {(row["query"], row["doc_id"]): row["grade"] for row in rows} == graded and len(graded) == 18
+
+
+@needs_browser
+def test_a_query_that_cannot_be_ranked_is_skipped(tmp_path):
+    """Seen: one that no document has a word of, or that the models do not answer, was the rater's next for ever."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    log = log_of(tmp_path / "log", {"qerry": 30, " query\t3\n": 20})
+    with started_page(tmp_path, "--url", "127.0.0.1:1", "--log", str(log)) as address, browser() as driver:
+        driver.get(address)
+        wait = WebDriverWait(driver, 60)
+        for reason in ("one reason", "another"):
+            wait.until(
+                lambda d: d.find_element("id", "next").is_enabled() and d.find_element("id", "next").is_displayed()
+            )
+            driver.find_element("id", "next").click()
+            query = get(f"{address}/next").json()["query"]
+            wait.until(lambda d, q=query: d.execute_script("return shown && shown.query") == q)
+            buttons = driver.find_elements("css selector", "#judge button")
+            assert [button.text for button in buttons if button.is_displayed()] == ["Skip s"]
+            ActionChains(driver).send_keys("s").perform()
+            driver.switch_to.alert.send_keys(reason)
+            driver.switch_to.alert.accept()
+            wait.until(lambda d: d.find_element("id", "note").text == "Skipped.")
+        wait.until(lambda d: d.find_element("id", "progress").text == "2 of 2 queries.")
+    with (tmp_path / "judged.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["query"] for row in rows} == {"qerry", "query 3"} and [row["verdict"] for row in rows] == ["", ""]

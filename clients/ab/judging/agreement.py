@@ -3,11 +3,34 @@ NumPy only."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 VALUES = {"good": 1, "same": 0, "bad": -1}
+
+
+def last_values(judgments: Iterable[tuple[str, str, str]]) -> dict[str, dict[str, float]]:
+    """query -> rater -> value of the last verdict: a later word of the same rater replaces the earlier one.
+
+    judgments: (query, rater, verdict), oldest first; an empty verdict is a query that was skipped.
+    """
+    last: dict[str, dict[str, float]] = defaultdict(dict)
+    for number, (query, rater, verdict) in enumerate(judgments):
+        if verdict:
+            # without a name, two judgments of a query are two people's
+            last[query][rater or f"unnamed {number}"] = VALUES[verdict]
+    return last
+
+
+def verdicts_of_queries(last: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """good, same or bad of each query, which counts once: the mean of its raters' values, rounded.
+
+    last: what last_values gives.
+    """
+    means = [sum(values.values()) / len(values) for values in last.values()]
+    return ["good" if mean >= 0.5 else "bad" if mean <= -0.5 else "same" for mean in means]
 
 
 def advantage_interval(verdicts: Iterable[str], alpha: float = 0.05, planned: int = 100) -> tuple[float, float, float]:

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.ab.judging.agreement import VALUES, advantage_interval, krippendorff_alpha
+from clients.ab.judging.agreement import (
+    VALUES,
+    advantage_interval,
+    krippendorff_alpha,
+    last_values,
+    verdicts_of_queries,
+)
 from clients.ab.judging.csv_file import append_row, read_rows
 from ranking.database import DuckDbSettings, literal
 from ranking.errors import InputError
@@ -21,6 +27,7 @@ from ranking.text import normalise
 BANDS = ("head", "torso", "tail")  # a third of the pages each: frequent, middling and rare queries
 COLUMNS = ("query", "verdict", "rater", "band", "reason")
 GRADE_COLUMNS = ("query", "doc_id", "title", "summary", "grade")
+MAX_QUERY = 2000  # characters
 
 
 @dataclass(frozen=True)
@@ -34,16 +41,21 @@ class SheetQuery:
 def draw_queries(log: Path, per_band: int, seed: int, min_users: int) -> list[SheetQuery]:
     """Queries of a compacted A/B log, per_band of each third of its pages, taken in turn from the bands.
 
-    min_users: a query of fewer users may be a person's own and is shown to no rater. InputError if the log has none.
+    White space and control characters are one space between words and none at the ends, as the page searches a query:
+    else no judgment would ever be of it. Queries of over MAX_QUERY characters are left out. min_users: a query of fewer
+    users may be a person's own and is shown to no rater. InputError if the log has none.
     """
     files = sorted((log / "exposures").glob("*.parquet"))
     if not files:
         raise InputError(f"{log / 'exposures'}: no day there; run ab_compact.py first")
     with DuckDbSettings().open_database() as database:
         rows = database.execute(f"""
-            WITH asked AS (
-                SELECT query, count(*) AS pages, count(DISTINCT user_id) AS users FROM read_parquet({literal(files)})
-                WHERE NOT forced AND query <> {literal(DROPPED_QUERY)} GROUP BY query),
+            WITH page AS (
+                SELECT trim(regexp_replace(query, '[\\p{{Cc}}\\p{{Z}}]+', ' ', 'g')) AS query, user_id
+                FROM read_parquet({literal(files)}) WHERE NOT forced AND query <> {literal(DROPPED_QUERY)}),
+            asked AS (
+                SELECT query, count(*) AS pages, count(DISTINCT user_id) AS users FROM page
+                WHERE length(query) <= {MAX_QUERY} GROUP BY query),
             shared AS (SELECT *, sum(pages) OVER (ORDER BY pages DESC, query) - pages / 2 AS place,
                               sum(pages) OVER () AS total FROM asked WHERE users >= {int(min_users)})
             SELECT query, least(2, floor(3 * place / total))::INTEGER AS band FROM shared
@@ -102,17 +114,9 @@ class Sheet:
         write_text(self.grades, "".join(lines))
 
     def standing(self) -> dict[str, Any]:
-        """Counts, advantage with its always-valid interval, agreement, and whether one may stop.
-
-        A query counts once: the mean of its raters' last words, rounded to good, same or bad.
-        """
-        last: dict[str, dict[str, float]] = defaultdict(dict)
-        for number, row in enumerate(self._rows):
-            if row["verdict"]:
-                # without a name, two judgments of a query are two people's
-                last[row["query"]][row["rater"] or f"unnamed {number}"] = VALUES[row["verdict"]]
-        names = {value: name for name, value in VALUES.items()}
-        verdicts = [names[_rounded(sum(of.values()) / len(of))] for of in last.values()]
+        """Counts of queries, advantage with its always-valid interval, agreement, and whether one may stop."""
+        last = last_values((row["query"], row["rater"], row["verdict"]) for row in self._rows)
+        verdicts = verdicts_of_queries(last)
         advantage, low, high = advantage_interval(verdicts, self.alpha)
         agreement = krippendorff_alpha(last)
         return {
@@ -125,7 +129,3 @@ class Sheet:
             "agreement": None if math.isnan(agreement) else agreement,
             "skipped": sum(not row["verdict"] for row in self._rows),
         }
-
-
-def _rounded(mean: float) -> int:
-    return 1 if mean >= 0.5 else -1 if mean <= -0.5 else 0

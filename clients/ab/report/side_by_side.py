@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
+from clients.ab.judging.agreement import VALUES, last_values, verdicts_of_queries
 from clients.ab.report.statistics import GoodSameBad
 from ranking.errors import DataError
 
-VERDICTS = ("good", "same", "bad")
+COLUMNS = ("verdict", "query", "rater", "reason")
 csv.field_size_limit(1 << 30)  # Python's own limit is 128 KiB, a query may be longer
 
 
 def read_judgments(path: Path) -> GoodSameBad:
     """Counts of good, same, bad from a CSV or Parquet file with a column `verdict`.
 
+    With columns `query` and `rater` a query counts once, as on the judging page; without them every row counts.
     DataError names the first other word.
     """
     try:
-        if path.suffix == ".parquet":
-            verdicts = pq.read_table(path, columns=["verdict"]).column("verdict").to_pylist()
-        else:
-            with path.open(encoding="utf-8", newline="") as stream:
-                # a row without a verdict but with a reason is a query that a rater skipped
-                rows = [row for row in csv.DictReader(stream) if row["verdict"] or not row.get("reason")]
-            verdicts = [row["verdict"] for row in rows]
+        rows = _rows(path)
+        verdicts = [row["verdict"] for row in rows]
     except (OSError, KeyError, ValueError, csv.Error) as problem:
         raise DataError(path, f"no readable column `verdict`: {problem}") from problem
-    for number, given in enumerate(verdicts, 1):
-        if given not in VERDICTS:
-            raise DataError(path, f"verdict {given!r} is not {', '.join(VERDICTS[:-1])} or {VERDICTS[-1]}", number)
-    if not verdicts:
+    for number, (given, row) in enumerate(zip(verdicts, rows), 1):
+        # a row without a verdict but with a reason is a query that a rater skipped
+        if given not in VALUES and (given or not row.get("reason")):
+            raise DataError(path, f"verdict {given!r} is not good, same or bad", number)
+    if not any(verdicts):
         raise DataError(path, "no judgment")
-    return GoodSameBad(*(verdicts.count(name) for name in VERDICTS))
+    if {"query", "rater"} <= rows[0].keys():
+        verdicts = verdicts_of_queries(last_values((row["query"], row["rater"], row["verdict"]) for row in rows))
+    return GoodSameBad(*(verdicts.count(name) for name in VALUES))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        there = pq.read_schema(path).names
+        return pq.read_table(path, columns=[name for name in COLUMNS if name in there]).to_pylist()
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
