@@ -76,7 +76,8 @@ def lift_of(totals: ArmTotals, rates: ErrorRates) -> Comparison:
 def _ratio_row(pages: ExperimentPages, metric: RatioMetric, rates: ErrorRates) -> ReportRow:
     totals = pages.totals(metric)
     try:
-        if totals.covariate is None:
+        # an arm of zeros stays one: adjusted by the other arm's habits it would get a lift out of nothing
+        if totals.covariate is None or not all(side.any() for side in totals.numerator):
             return _row(metric, lift_of(totals, rates), decides=metric.decides)
         arms = [UserTotals(*sides) for sides in zip(totals.numerator, totals.denominator, totals.covariate)]
     except ValueError as problem:

@@ -229,10 +229,13 @@ class GoodSameBad:
 
     @property
     def p(self) -> float:
-        """Exact two-sided sign test; ties say nothing about direction and are left out."""
-        if self.good + self.bad == 0:
-            return 1.0
-        return float(stats.binomtest(self.good, self.good + self.bad).pvalue)
+        """Two-sided, by the sign test."""
+        return sign_test(self.good, self.bad)
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Exact two-sided p of no direction; ties say nothing about it and are left out."""
+    return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
 def users_needed(
@@ -252,9 +255,12 @@ def users_needed(
     return int(np.ceil(per_user * (1 / treatment_share + 1 / (1 - treatment_share)) * (reach / effect) ** 2))
 
 
+FEW_USERS = 30  # below, the normal distribution of a mean over users is not to be relied on
+
+
 @dataclass(frozen=True)
 class Preference:
-    """Share of decided interleaved pages that the treatment's team won, against one half."""
+    """Share of decided interleaved pages that the treatment's team won, and p of no preference."""
 
     share: float
     p: float
@@ -266,11 +272,16 @@ def preference(treatment_wins: np.ndarray, control_wins: np.ndarray) -> Preferen
     """Team-draft interleaving (Radlinski, Kurup, Joachims 2008): pages won by clicks, clustered by user.
 
     treatment_wins, control_wins: float [users], pages on which that team's documents got more clicks. Pages with as
-    many clicks on both sides decide nothing. ValueError if fewer than two users have a decided page.
+    many clicks on both sides decide nothing. Of fewer than FEW_USERS users, and where no user's share differs from
+    another's, p is the exact sign test's over users, each by the team that won more of their pages. ValueError if fewer
+    than two users have a decided page.
     """
     decided = treatment_wins + control_wins
     present = decided > 0
     share = estimate(UserTotals(treatment_wins[present].astype(float), decided[present].astype(float)))
     error = float(np.sqrt(share.variance))
-    p = float(2 * stats.norm.sf(abs(share.value - 0.5) / error)) if error > 0 else float(share.value == 0.5)
+    if share.users < FEW_USERS or error < 1e-9:  # equal shares differ by rounding
+        p = sign_test(int((treatment_wins > control_wins).sum()), int((treatment_wins < control_wins).sum()))
+    else:
+        p = float(2 * stats.norm.sf(abs(share.value - 0.5) / error))
     return Preference(share.value, p, int(decided.sum()), int(present.sum()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clients.ab.report.charts import p_text, percent
 from clients.ab.report.comparison_table import ReportRow
+from clients.ab.report.metrics import PAGE_CTR
 
 
 def verdict(rows: list[ReportRow], trustworthy: bool, control: str, treatment: str) -> str:
@@ -13,6 +14,8 @@ def verdict(rows: list[ReportRow], trustworthy: bool, control: str, treatment: s
             "No verdict: a check above failed, so the arms are not comparable and no lift below may be believed. "
             "Find the cause, then run the experiment again."
         )
+    if unlogged := _arm_without_clicks(rows, control, treatment):
+        return unlogged
     deciding = [row for row in rows if row.decides and row.lift is not None and row.adjusted_p is not None]
     if not deciding:
         return "No verdict: there are no clicks to compare."
@@ -38,6 +41,23 @@ def verdict(rows: list[ReportRow], trustworthy: bool, control: str, treatment: s
         f"No difference found. Lifts between {percent(first.low or 0)} and {percent(first.high or 0)} of {first.name} "
         f"remain possible{least_certain}. `--plan` says how long to run for a smaller effect."
     )
+
+
+def _arm_without_clicks(rows: list[ReportRow], control: str, treatment: str) -> str:
+    """What to say where one arm has no click at all and the other has some, empty otherwise.
+
+    To a control without clicks there is no lift; a treatment without any may be chance, unless its loss is significant.
+    """
+    row = next((row for row in rows if row.name == PAGE_CTR.name), None)
+    if row is None or not (row.control or row.treatment):
+        return ""
+    if row.control == 0:
+        silent, other, found = control, treatment, row.treatment_text
+    elif row.treatment == 0 and row.tone == "down":
+        silent, other, found = treatment, control, row.control_text
+    else:
+        return ""
+    return f"No verdict: {silent} has no click, while {other} has {found} {row.name}: check {silent}'s click logging."
 
 
 def _listed(rows: list[ReportRow]) -> str:

@@ -13,6 +13,7 @@ from clients.ab.report.statistics import (
     cuped,
     estimate,
     holm,
+    preference,
     quantile,
     sample_ratio_p,
     users_needed,
@@ -138,3 +139,31 @@ def test_users_who_do_not_differ_prove_nothing():
     found = compare_arms(estimate(control), estimate(treatment))
     assert found.p == 1.0 and found.lift == 1.0
     assert np.isnan([found.low, found.high, found.always_low, found.always_high]).all()
+
+
+def test_a_preference_of_few_users_is_the_exact_sign_test():
+    """Seen: p 0 for two users of one page each, and for any number of users whose shares were alike."""
+    assert preference(np.ones(2), np.zeros(2)).p == pytest.approx(0.5)
+    nearly = preference(np.array([60.0, 61.0, 60.0]), np.array([40.0, 39.0, 40.0]))
+    assert nearly.share == pytest.approx(181 / 300) and nearly.p == pytest.approx(0.25)
+    assert preference(np.ones(2), np.ones(2)).p == 1.0  # both tied
+    alike = preference(np.array([3.0, 6.0] * 20 + [0.0]), np.array([2.0, 4.0] * 20 + [0.0]))
+    assert alike.users == 40 and alike.p == pytest.approx(2 * 0.5**40)
+
+
+def test_a_preference_of_many_users_is_the_delta_methods():
+    rng = np.random.default_rng(5)
+    pages = rng.geometric(0.3, 400)
+    won = rng.binomial(pages, rng.beta(6, 4, 400)).astype(float)
+    found, share = preference(won, pages - won), estimate(UserTotals(won, pages.astype(float)))
+    assert found.p == pytest.approx(2 * stats.norm.sf((share.value - 0.5) / share.variance**0.5)) and found.p < 1e-6
+
+
+def test_the_preference_of_few_users_errs_rarely():
+    rng = np.random.default_rng(6)
+    wrong = 0
+    for _ in range(400):
+        pages = rng.integers(20, 40, 4)
+        won = rng.binomial(pages, 0.5).astype(float)
+        wrong += preference(won, pages - won).p < 0.05
+    assert wrong == 0  # of four users no direction can be sure
