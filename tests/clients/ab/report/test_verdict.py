@@ -1,0 +1,44 @@
+"""What the verdict says where an arm has no click at all."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pyarrow as pa
+import pytest
+
+from clients.ab.report.comparison_table import ReportRow
+from clients.ab.report.verdict import verdict
+from tests.clients.ab.report.test_report import metric, replace_column, report
+from tests.helpers.ab_logs import exposures, save
+
+
+def without_clicks(log: pa.Table, arm: str, since: dt.datetime) -> pa.Table:
+    """The log with no click of an arm's pages since then."""
+    rows = zip(log.column("arm").to_pylist(), log.column("timestamp").to_pylist())
+    silent = [of == arm and moment >= since for of, moment in rows]
+    for name in ("clicks", "clicked_positions", "dwell_seconds"):
+        values = log.column(name).to_pylist()
+        log = replace_column(log, name, [type(value)() if gone else value for gone, value in zip(silent, values)])
+    return log
+
+
+@pytest.mark.parametrize("start", [None, "2026-11-05"])  # with clicks before it, CUPED has something to adjust by
+@pytest.mark.parametrize(("silent", "other"), [("baseline", "student"), ("student", "baseline")])
+def test_an_arm_whose_clicks_are_not_logged_is_named(tmp_path, silent, other, start):
+    """Seen: "no clicks to compare" where the treatment had hundreds, and "student loses" where its log was lost."""
+    log = without_clicks(
+        exposures(1000), silent, dt.datetime.fromisoformat((start or "2026-11-01") + "T00:00:00+00:00")
+    )
+    figures = report(save(tmp_path, log), start=start)
+    page = metric(figures, "page CTR")
+    clicked = page["control_text" if silent == "student" else "treatment_text"]
+    assert figures["verdict"] == (
+        f"No verdict: {silent} has no click, while {other} has {clicked} page CTR: check {silent}'s click logging."
+    )
+    assert clicked.endswith("%") and float(clicked[:-1]) > 20
+
+
+def test_a_treatment_without_clicks_may_be_chance():
+    row = ReportRow("page CTR", 0.001, 0.0, lift=-1.0, low=-1.0, high=-1.0, p=0.3, adjusted_p=0.3, decides=True)
+    assert verdict([row], True, "baseline", "student").startswith("No difference found.")
