@@ -127,14 +127,14 @@ def push_to_hub(folder: Path, repository: str) -> str:
     hub cannot be reached or refuses; the folder is whole all the same.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     files = [path.name for path in folder.iterdir() if path.is_file()]
     try:
         hub = HfApi()
         hub.create_repo(repository, private=True, exist_ok=True)
         done = hub.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files)
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as problem:
+    except (HTTPError, HFValidationError, OSError) as problem:  # HTTPError is that of the library's HTTP client
         reason = " ".join(str(problem).split())[:300]
         raise InputError(f"--push-to-hub {repository}: {reason}; the checkpoint is in {folder}") from problem
     LOGGER.info("%s uploaded: %s", folder, done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,3 +143,12 @@ def test_the_folder_goes_to_a_private_repository_of_a_hub_without_the_runs_state
         assert not any("training" in name for name in sent)
         with pytest.raises(InputError, match=r"--push-to-hub taken/films: .* the checkpoint is in .*films"):
             push_to_hub(student, "taken/films")
+
+
+def test_a_hub_that_nobody_answers_for_is_named_and_the_folder_stays(student, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", closed)
+    with pytest.raises(InputError, match=r"--push-to-hub owner/films: .* the checkpoint is in .*films"):
+        push_to_hub(student, "owner/films")
