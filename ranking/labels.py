@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ranking.card import fingerprint
 from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, conform
 
@@ -91,6 +92,27 @@ class LabelSet:
             raise InputError(f"{path}: its counts and its list of shards disagree; label again")
         return found
 
+    def check_candidates(self, candidates: str | Path) -> None:
+        """DataError if this is not the file that was labelled, as far as the manifest says which one that was.
+
+        Ids alone do not tell: a text may have been changed under them since it was scored.
+        """
+        with _parquet(candidates) as file:
+            rows = file.metadata.num_rows
+        if rows != self.candidate_rows:
+            raise DataError(candidates, f"{rows} rows; {self.folder} labelled {self.candidate_rows}")
+        about = self.manifest.get("candidates")
+        known = about.get("fingerprint") if isinstance(about, dict) else None
+        if known is None or known == footer_fingerprint(candidates):
+            return
+        if known != fingerprint(candidates):  # of all bytes, as labels have it that were written in one go
+            raise DataError(candidates, f"not the file that {self.folder} labelled, or changed since: label it again")
+
+    def mark(self) -> str:
+        """16 hex digits that tell these labels from any others, whatever the manifest says of dates and rates."""
+        known = "\n".join((self.teacher_id, *(shard.sha256 for shard in self.shards)))
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
+
 
 def load_manifest(path: Path) -> dict[str, Any] | None:
     """manifest.json as a dict, None where there is no such file. InputError if unreadable or of another version."""
@@ -125,9 +147,10 @@ def iter_labelled(candidates: str | Path, folder: str | Path) -> Iterator[pa.Tab
     """The scored candidates with their text: the candidates' columns plus teacher_score, shard by shard, in file order.
 
     Labels of several teachers together have the column disagreement too, float32, 0 where all agree. candidates: the
-    very file that was labelled. DataError if its rows and the labels' keys do not agree.
+    very file that was labelled. DataError if it is not, or its rows and the labels' keys do not agree.
     """
     found = LabelSet.load(folder)
+    found.check_candidates(candidates)
     rejected = pq.read_table(found.folder / REJECTS_NAME, schema=REJECTS_SCHEMA).column("row")
     for shard, rows in _rows_by_shard(candidates, found):
         labels = _read_shard(found, shard)
@@ -142,13 +165,26 @@ def iter_labelled(candidates: str | Path, folder: str | Path) -> Iterator[pa.Tab
         yield kept
 
 
-def _rows_by_shard(candidates: str | Path, found: LabelSet) -> Iterator[tuple[Shard, pa.Table]]:
+def footer_fingerprint(path: str | Path) -> str:
+    """First 16 hex digits of the SHA-256 of a Parquet file's size and footer: cheap at any size."""
+    path = Path(path)
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        stream.seek(size - 8)
+        footer = int.from_bytes(stream.read(4), "little") + 8
+        stream.seek(size - footer)
+        return hashlib.sha256(f"{size}:".encode() + stream.read()).hexdigest()[:16]
+
+
+def _parquet(path: str | Path) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(candidates)
+        return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as problem:
-        raise DataError(candidates, f"cannot be read as Parquet: {problem}") from problem
-    if file.metadata.num_rows != found.candidate_rows:
-        raise DataError(candidates, f"{file.metadata.num_rows} rows; {found.folder} labelled {found.candidate_rows}")
+        raise DataError(path, f"cannot be read as Parquet: {problem}") from problem
+
+
+def _rows_by_shard(candidates: str | Path, found: LabelSet) -> Iterator[tuple[Shard, pa.Table]]:
+    file = _parquet(candidates)
     table = TABLES["candidates"]
     batches = file.iter_batches(8192, columns=table.schema.names)
     held: list[pa.RecordBatch] = []

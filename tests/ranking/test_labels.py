@@ -2,13 +2,24 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clients.labelling.candidate_file import CandidateFile
+from ranking.card import fingerprint
 from ranking.errors import DataError, InputError
-from ranking.labels import REJECTS_SCHEMA, iter_labelled, iter_labels, read_labels, shard_name
+from ranking.labels import (
+    REJECTS_SCHEMA,
+    LabelSet,
+    footer_fingerprint,
+    iter_labelled,
+    iter_labels,
+    read_labels,
+    shard_name,
+)
 from ranking.schema import TABLES
 
 
@@ -63,6 +74,32 @@ def test_a_candidate_file_that_changed_is_refused(labelled, tmp_path):
     pq.write_table(candidates(8), tmp_path / "longer.parquet")
     with pytest.raises(DataError, match="8 rows"):
         list(iter_labelled(tmp_path / "longer.parquet", labelled))
+
+
+@pytest.mark.parametrize("of_file", [fingerprint, footer_fingerprint])
+def test_texts_that_changed_under_their_ids_are_refused(labelled, tmp_path, of_file):
+    """label_writer keeps the fingerprint of all bytes, clients/labelling that of the footer."""
+    path, manifest = tmp_path / "candidates.parquet", json.loads((labelled / "manifest.json").read_text())
+    manifest["candidates"] = {"name": path.name, "rows": 7, "fingerprint": of_file(path)}
+    (labelled / "manifest.json").write_text(json.dumps(manifest))
+    assert sum(map(len, iter_labelled(path, labelled))) == 6
+    table = candidates(7)
+    titles = pa.array([title.upper() for title in table["title"].to_pylist()])
+    pq.write_table(table.set_column(3, table.schema.field("title"), titles), path, row_group_size=2)
+    with pytest.raises(DataError, match=r"not the file that .*labels labelled, or changed since: label it again"):
+        list(iter_labelled(path, labelled))
+
+
+def test_the_footers_fingerprint_is_the_one_that_labelling_keeps(labelled, tmp_path):
+    path = tmp_path / "candidates.parquet"
+    assert footer_fingerprint(path) == CandidateFile.open(path).fingerprint != fingerprint(path)
+
+
+def test_labels_of_one_teacher_are_told_apart_by_their_scores(labelled):
+    before = LabelSet.load(labelled)
+    assert before.mark() == LabelSet.load(labelled).mark()
+    shards = (replace(before.shards[0], sha256="0" * 64), *before.shards[1:])
+    assert replace(before, shards=shards).mark() != before.mark() != replace(before, teacher_id="t2").mark()
 
 
 def test_one_flipped_byte_in_a_shard_is_found(labelled):
