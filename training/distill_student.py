@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from ranking.card import ScoreCard, fingerprint
+from ranking.errors import InputError
 from ranking.labels import LabelSet
 from ranking.program import run
 from training.student.checkpoint import ScoreScale
@@ -69,6 +70,8 @@ class StudentLossSettings:
         for name in ("alpha", "beta", "anchor", "judged_weight", "group_documents"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: must not be negative")
+        if self.group_documents == 1:
+            raise ValueError("group_documents is 1: one document of a query has no order; 0 for all, or at least 2")
         if self.loss == "hybrid" and not self.alpha + self.beta:
             raise ValueError("alpha and beta are both 0: hybrid would teach nothing")
         if self.confidence != "none" and self.loss not in ("hybrid", "point", "margin"):
@@ -106,7 +109,8 @@ class Config(DistillationSettings):
     Args:
         labels: finished labels folder of the candidates, as clients/label_corpus.py wrote it
         candidates: the file that was labelled, if not the dataset's candidates.parquet
-        teacher: checkpoint whose card has the scores' mean and spread; without it they are taken from the labels
+        teacher: checkpoint that labelled, whose card has the scores' mean and spread; without it they are taken from
+            the labels
     """
 
     labels: Path
@@ -116,13 +120,14 @@ class Config(DistillationSettings):
 
 def distill_student(config: Config) -> ScoreCard:
     """Train, write the checkpoint to config.out, and return its card."""
-    card = None if config.teacher is None else ScoreCard.load(config.teacher)
+    card = None if config.teacher is None else teacher_card(config.teacher)
     relation_card(config)  # a student from scratch takes this teacher's tokenizer
-    student = start_student(config)
+    labels, candidates = LabelSet.load(config.labels), config.candidates or config.data / "candidates.parquet"
+    labels.check_candidates(candidates)
+    trained_on = {"candidates": fingerprint(candidates), "labels": labels.teacher_id}
+    student = start_student(config, trained_on | {"labels": labels.mark()})
     check_relation_teacher(config, student)  # before the labels are read, which may take long
-    candidates = config.candidates or config.data / "candidates.parquet"
     labelled = labelled_groups(candidates, config.labels, student.text_format)
-    trained_on = {"candidates": fingerprint(candidates), "labels": LabelSet.load(config.labels).teacher_id}
     weights = None if config.confidence == "none" else confidence_weights(candidates, config.labels)
     return distill(config, student, labelled, card, trained_on, weights)
 
@@ -184,12 +189,30 @@ def _train_judgments(path: Path, student: StudentModel, share: float, seed: int)
     return first_queries(judged_groups(path, student.text_format), share, seed)
 
 
+def teacher_card(folder: Path) -> ScoreCard:
+    """The card of a checkpoint that labelled. InputError if it does not rank, or scored all of its dev split alike."""
+    card = ScoreCard.load(folder).require(folder, "teacher", "baseline", "student")  # an arm can label, too
+    if not card.score_spread:
+        raise InputError(f"{folder}: its card has score_spread 0: it scores all documents alike and can teach nothing")
+    return card
+
+
 def teacher_scale(labelled: RankingGroups, card: ScoreCard | None) -> ScoreScale:
-    """Mean and spread of the teacher's raw scores: its card's, or the labels' own."""
-    if card is not None:
-        return ScoreScale(card.score_mean, card.score_spread)
-    scale = ScoreScale.of(labelled.targets)
-    LOGGER.info("no teacher card: labels standardised by their own mean %.3f and spread %.3f", scale.mean, scale.spread)
+    """Mean and spread of the teacher's raw scores: its card's, or the labels' own.
+
+    Warns where the two are far apart, since the card may be another teacher's: targets would be too flat or too steep.
+    """
+    own = ScoreScale.of(labelled.targets)
+    if card is None:
+        LOGGER.info("no teacher card: labels standardised by their own mean %.3f and spread %.3f", own.mean, own.spread)
+        return own
+    scale = ScoreScale(card.score_mean, card.score_spread)
+    if not 0.5 <= own.spread / scale.spread <= 2 or abs(own.mean - scale.mean) > scale.spread:
+        LOGGER.warning(
+            "the labels have the mean %.3f and the spread %.3f, the card of --teacher says %.3f and %.3f: is it the "
+            "teacher that gave them? Leave --teacher out to standardise the labels by their own",
+            own.mean, own.spread, scale.mean, scale.spread,
+        )  # fmt: skip
     return scale
 
 

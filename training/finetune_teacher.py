@@ -33,6 +33,7 @@ from training.teacher.score_head import (
 )
 from training.teacher.teacher_groups import judged_groups
 from training.trainer.attention import fastest_attention
+from training.trainer.batch_trainer import begin_run, fingerprints
 from training.trainer.group_batches import sample_up_to
 from training.trainer.losses import hinge, margin_mse, point_mse, ranknet
 from training.trainer.ranking_trainer import RankingTrainer, dev_metrics
@@ -105,6 +106,10 @@ def main(config: Config) -> None:
         # FSDP's launcher loads weights into the first process only, and each needs a whole decoder here
         raise InputError("the likelihood loss does not run under FSDP: launch it on one device, or with DDP")
     base_card = _base_card(config.model, config.loss)
+    source = "candidates" if config.loss == "likelihood" else "judgments/train"
+    files = {name: config.data / f"{name}.parquet" for name in (source, "judgments/dev")}
+    read = fingerprints(files)
+    begin_run(config, config.out, state, read)
     tokenizer = open_tokenizer(config.model)
     model = open_teacher(config.model, reinitialise=config.reinitialise, frozen_bf16=config.frozen_bf16)
     text_config(model).pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
@@ -114,8 +119,7 @@ def main(config: Config) -> None:
     text_format = share_tokenizer(tokenizer, config.out, limits, positions, state)
     _check_vocabulary(config.model, model, text_format)
 
-    source = "candidates" if config.loss == "likelihood" else "judgments/train"
-    train_file, dev_file = (config.data / f"{name}.parquet" for name in (source, "judgments/dev"))
+    train_file, dev_file = files.values()
     if config.loss == "likelihood":
         drawn = sample_groups(train_file, config.train_queries, config.group_size, config.seed)
         dev = judged_groups(dev_file, text_format)
@@ -164,8 +168,7 @@ def main(config: Config) -> None:
         base_model=model_name(config.model) + (", weights drawn anew" if config.reinitialise else ""),
         trained_on={
             **(base_card.trained_on if base_card is not None and not config.reinitialise else {}),
-            source: fingerprint(train_file),
-            "judgments/dev": fingerprint(dev_file),
+            **read,
         },
         metrics=dev_metrics(scores, dev),
     )
@@ -184,7 +187,10 @@ def rank_loss(name: str, margin: float) -> Callable[[Tensor, Tensor, Tensor], Te
 
 
 def _base_card(model: str, loss: str) -> ScoreCard | None:
-    """The card of the model to start from, None where it has none. InputError: a role or format that does not fit."""
+    """The card of the model to start from, None where it has none.
+
+    InputError: a role, a format or a tokenizer that does not fit.
+    """
     if not (Path(model) / CARD_NAME).is_file():
         return None
     # a teacher has unlearnt to predict words, and has no likelihood to hand on
@@ -192,6 +198,11 @@ def _base_card(model: str, loss: str) -> ScoreCard | None:
     card = ScoreCard.load(model).require(model, *roles)
     if (card.text_format, card.format_version) != (TEACHER_FORMAT, FORMAT_VERSION):
         raise InputError(f"{model}: text format {card.text_format!r} {card.format_version}: train stage 1 again")
+    if card.vocabulary and card.vocabulary != fingerprint(Path(model) / "tokenizer.json"):
+        raise InputError(
+            f"{model}: tokenizer.json is not the one that its weights were trained with: put that back, or train this "
+            "checkpoint again"
+        )
     return card
 
 

@@ -36,6 +36,7 @@ from training.teacher.decoder import (
 )
 from training.teacher.language_trainer import LanguageTrainer
 from training.trainer.attention import fastest_attention
+from training.trainer.batch_trainer import begin_run, fingerprints
 from training.trainer.text_batches import TextBatches
 from training.trainer.token_store import TokenStore
 from training.trainer.training_settings import RUN_FOLDER, TrainingSettings, launched_processes
@@ -89,6 +90,8 @@ def main(config: Config) -> None:
     set_seed(config.seed)
     clicks = config.data / "clicks.parquet"
     state = launched_processes()
+    read = fingerprints({"clicks": clicks})
+    begin_run(config, config.out, state, read)
     config.out.mkdir(parents=True, exist_ok=True)
     # one process trains the vocabulary, the others read it
     if state.is_main_process:
@@ -130,7 +133,7 @@ def main(config: Config) -> None:
             pooling="last_token",
             vocabulary=fingerprint(config.out / "tokenizer.json"),
             base_model=model_name(config.model) if config.model else f"from scratch {config.from_scratch}",
-            trained_on={"clicks" if config.queries == "clicked" else "clicked documents": fingerprint(clicks)},
+            trained_on={"clicks" if config.queries == "clicked" else "clicked documents": read["clicks"]},
             metrics={
                 "perplexity": metrics["eval_perplexity"],
                 "real_token_share": batches.real_share(),
@@ -144,10 +147,13 @@ def main(config: Config) -> None:
 
 
 def _train_vocabulary(config: Config, clicks: Path) -> None:
-    """Train and keep the vocabulary, where the model brings none and no interrupted run has made it."""
-    if not config.model and not (config.resume and (config.out / "tokenizer.json").is_file()):
-        texts = (_texts(piece) for piece in _pieces(clicks, config.data))
-        train_bpe(texts, config.vocabulary).save_pretrained(config.out)
+    """Train and keep the vocabulary, where the model brings none and the run that is resumed has not made it."""
+    made = config.out / "tokenizer.json"
+    if config.model or (config.resume and made.is_file()):
+        return
+    made.unlink(missing_ok=True)  # of an attempt with other settings: killed now, this run must not go on with it
+    texts = (_texts(piece) for piece in _pieces(clicks, config.data))
+    train_bpe(texts, config.vocabulary).save_pretrained(config.out)
 
 
 def own_words(document: str, draw: np.random.Generator) -> str:
@@ -187,7 +193,9 @@ def _encode(
     def train_pieces() -> Iterator[list[EncodedPair]]:
         for piece in tqdm(_pieces(clicks, config.data), desc="tokenise", unit="piece", leave=False):
             queries, titles, summaries = _texts(piece)
-            held = np.array([crc32(query.encode()) % 10_000 < 10_000 * config.held_out for query in queries])
+            # a piece can be without a row, and NumPy would take no flags for floats
+            flags = (crc32(query.encode()) % 10_000 < 10_000 * config.held_out for query in queries)
+            held = np.fromiter(flags, bool, len(queries))
             if config.queries == "document":
                 queries = [own_words(f"{title} {summary}", draw) for title, summary in zip(titles, summaries)]
             pairs = text_format.encode(queries, titles, summaries)

@@ -19,6 +19,7 @@ from training.student.clicked_groups import clicked_groups
 from training.student.student_groups import first_queries, graded_sampler, judged_groups, sampler
 from training.student.student_training import StudentTrainingSettings, start_student, train_student
 from training.trainer import losses
+from training.trainer.batch_trainer import fingerprints
 from training.trainer.ranking_trainer import RankingLoss
 
 
@@ -52,6 +53,8 @@ class Config(StudentTrainingSettings):
             raise ValueError(f"train_share is {self.train_share}: a share above 0, up to 1, is needed")
         if self.group_documents < 0:
             raise ValueError(f"group_documents is {self.group_documents}: must not be negative")
+        if self.group_documents == 1:
+            raise ValueError("group_documents is 1: one document of a query has no order; 0 for all, or at least 2")
         if not self.click_smoothing > 0:
             raise ValueError(f"click_smoothing is {self.click_smoothing}: a positive number is needed")
 
@@ -86,7 +89,8 @@ def train_baseline(config: Config) -> ScoreCard:
 def _train_on_clicks(config: Config) -> ScoreCard:
     shown = config.shown_documents or config.data / "shown_documents.parquet"
     dev_path = config.data / "judgments" / "dev.parquet"
-    student = start_student(config)
+    read = fingerprints({"shown_documents": shown})
+    student = start_student(config, read)
     train = clicked_groups(shown, student.text_format, config.click_smoothing)
     return train_student(
         config,
@@ -98,7 +102,7 @@ def _train_on_clicks(config: Config) -> ScoreCard:
         sample_group=sampler("stratified", config.group_documents),
         role="baseline",
         scale=ScoreScale(),
-        trained_on={"shown_documents": fingerprint(shown), "dev": fingerprint(dev_path)},
+        trained_on=read | {"dev": fingerprint(dev_path)},
         judged_queries=0,
     )
 

@@ -142,6 +142,7 @@ def create_student(
     processes, folder = launched_processes(), Path(work) / "tokenizer"
     # one process writes the tokenizer, the others read it
     if processes.is_main_process and not (resume and (folder / "tokenizer.json").is_file()):
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt with other settings; its files would go with ours
         if init is not None:
             _tokenizer_of(init).save_pretrained(folder)
         elif settings.tokenizer is not None:

@@ -44,6 +44,8 @@ class JudgedTuningSettings:
             raise ValueError(
                 "judged_epochs and judged_documents must not be negative, judged_learning_rate must be positive"
             )
+        if self.judged_documents == 1:
+            raise ValueError("judged_documents is 1: one document of a query has no order; 0 for all, or at least 2")
 
 
 def tune_on_judgments(
@@ -66,7 +68,6 @@ def tune_on_judgments(
         learning_rate=tuning.judged_learning_rate,
         eval_steps=0,
         patience=0,
-        resume=settings.resume and work.exists(),
     )
     trainer = RankingTrainer(
         student.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ranking.card import ScoreCard
 from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.object_store import hand_over
+from ranking.schema import read_judgments
 from training.student.checkpoint import ScoreScale, save_student
 from training.student.encoder import StudentModel, StudentModelSettings, create_student
 from training.student.judged_tuning import JudgedTuningSettings, tune_on_judgments
@@ -22,9 +24,10 @@ from training.student.masked_lm_warm_up import WarmUpSettings, warm_up
 from training.student.model_card import push_to_hub
 from training.student.value_relations import ValueRelations
 from training.student.word_embedding_start import WordEmbeddingSettings, fit_word_embeddings
+from training.trainer.batch_trainer import begin_run, fingerprints
 from training.trainer.group_batches import GroupSampler, RankingGroups
 from training.trainer.ranking_trainer import RankingLoss, RankingTrainer
-from training.trainer.training_settings import RUN_FOLDER, TrainingSettings
+from training.trainer.training_settings import RUN_FOLDER, TrainingSettings, launched_processes
 
 
 @dataclass(kw_only=True)
@@ -62,18 +65,22 @@ class StudentTrainingSettings(TrainingSettings, StudentModelSettings, WarmUpSett
         return replace(self, epochs=wanted, eval_steps=self.eval_steps or max(1, self.least_steps // 4))
 
 
-def start_student(settings: StudentTrainingSettings) -> StudentModel:
+def start_student(settings: StudentTrainingSettings, content: Mapping[str, str] | None = None) -> StudentModel:
     """The model to train: created as the settings say and, if they ask for it, warmed up on the dataset's candidates.
 
     A finished warm-up is kept below the output folder, so that a resumed run starts from the same weights.
-    InputError if the start does not fit, see create_student.
+    content: name -> fingerprint of what is trained on beside the dataset's judgments; a resumed run must find the same.
+    InputError if the output folder holds another training (begin_run), or the start does not fit (create_student).
     """
-    work = settings.out / RUN_FOLDER
+    work, judgments = settings.out / RUN_FOLDER, settings.data / "judgments"
+    read = fingerprints({f"{split} judgments": judgments / f"{split}.parquet" for split in ("train", "dev")})
+    begin_run(settings, settings.out, launched_processes(), {**read, **(content or {})})
     student = create_student(settings, settings.data, work, settings.seed, settings.resume)
     if not settings.warm_up_epochs:
         return student
     if not isinstance(student.model, BertForSequenceClassification):
         raise InputError(f"warm_up_epochs: of BERT alone; {student.base} is a {student.model.config.model_type} model")
+    read_judgments(judgments / "dev.parquet")  # no student is chosen without them: said before the warm-up, not after
     kept = work / "warm_up.safetensors"
     if not (settings.resume and kept.is_file()):
         of_warm_up = TrainingSettings(
@@ -83,7 +90,7 @@ def start_student(settings: StudentTrainingSettings) -> StudentModel:
             precision=settings.precision,
             log_steps=50,
             seed=settings.seed,
-            resume=settings.resume and (work / "warm_up").exists(),
+            resume=settings.resume,
         )
         candidates = settings.data / "candidates.parquet"
         trainer = warm_up(

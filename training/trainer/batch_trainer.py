@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
@@ -27,17 +29,56 @@ from transformers import (
     TrainingArguments,
 )
 
-from ranking.card import ScoreCard
+from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import write_json, write_text
 from ranking.object_store import addressed, hand_over
 from training.trainer.fsdp_precision import use_score_policy
-from training.trainer.training_settings import TrainingSettings, training_arguments
+from training.trainer.training_settings import RUN_FOLDER, TrainingSettings, training_arguments
 
 LOGGER = logging.getLogger(__name__)
 
 _SETTINGS = "settings.json"
+_STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint that has one is whole
 _MAY_CHANGE = ("resume", "report_to", "push_to_hub", "loader_workers", "log_steps")  # nothing here moves the loss curve
+
+
+def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
+    """name -> fingerprint of the files that are there; whoever reads one that is not says what to do."""
+    return {name: fingerprint(path) for name, path in files.items() if path.is_file()}
+
+
+def begin_run(settings: TrainingSettings, out: Path, processes: PartialState, content: Mapping[str, str]) -> None:
+    """Put a training on record in its output folder, or check that it is the one to resume, before all other work.
+
+    A program that wrote first and was refused later would leave its tokenizer beside the weights of another run.
+    processes: of this training; the first writes, and none goes on before all have looked. content: name -> fingerprint
+    of what is read. InputError: a training lies there, or, with `resume`, none, another one, or one without its states.
+    """
+    run = out / RUN_FOLDER
+    given = {k: v for k, v in asdict(settings).items() if k not in _MAY_CHANGE}
+    given |= {f"content of {name}": mark for name, mark in content.items()}
+    # a run in an object store is worked on in a new folder each time
+    wanted = json.loads(addressed(json.dumps(given, default=str)))
+    known, finished = run / _SETTINGS, (out / CARD_NAME).is_file()
+    if not settings.resume:
+        if finished:
+            raise InputError(f"{out}: a finished training lies here already; give another --out, or remove it")
+        if next(run.rglob(f"checkpoint-*/{_STATE}"), None) is not None:
+            raise InputError(f"{out}: a run lies here already; continue it with --resume, or give another --out")
+        if processes.is_main_process:
+            write_json(known, wanted)
+        processes.wait_for_everyone()
+        return
+    if not known.is_file():
+        raise InputError(f"{out}: no run to resume")
+    before = json.loads(known.read_text(encoding="utf-8"))
+    changed = sorted(k for k in {*before, *wanted} if before.get(k) != wanted.get(k))
+    if changed:
+        what = ", ".join(f"{k} was {before.get(k)!r}, now {wanted.get(k)!r}" for k in changed)
+        raise InputError(f"{out}: cannot resume with other settings or data: {what}")
+    if finished and _last_checkpoint(run) is None:
+        raise InputError(f"{out}: has finished without a checkpoint-* left to resume; give another --out, or remove it")
 
 
 class BatchTrainer(Trainer):
@@ -49,7 +90,7 @@ class BatchTrainer(Trainer):
     """
 
     def __init__(self, model: PreTrainedModel, settings: TrainingSettings, train, dev, out: Path, best_metric: str):
-        self.settings, self.out, self.batches = settings, out, train
+        self.settings, self.out, self.batches, self.stopped_early = settings, out, train, False
         callbacks: list[TrainerCallback] = [_SetEpoch(train), _HandOver(self)]
         if settings.patience and dev is not None:
             callbacks.append(EarlyStoppingCallback(settings.patience))
@@ -88,8 +129,26 @@ class BatchTrainer(Trainer):
         return 0
 
     def start(self) -> None:
-        """Train, or continue the run in the output folder. InputError if that is not the same run, or there is one."""
-        self.train(resume_from_checkpoint=_resume_point(self.settings, self.args, len(self.batches)))
+        """Train, or, with the setting `resume`, go on from the last checkpoint in the output folder if there is one.
+
+        begin_run says whether it is one of the same training.
+        """
+        run = Path(str(self.args.output_dir))
+        checkpoint = _last_checkpoint(run) if self.settings.resume else None
+        if checkpoint is not None:
+            _point_to_best(checkpoint / _STATE)
+            self.stopped_early = _stopped_early(checkpoint / _STATE, self.settings.patience)
+        elif self.settings.resume:
+            LOGGER.warning("%s: interrupted before its first checkpoint; starting from the beginning", run)
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
+        """The Trainer's own figures, but no epoch to train where early stopping has ended the resumed training.
+
+        The Trainer restores what early stopping has counted, and then trains on until it counts once more.
+        """
+        epochs, *others = super().set_initial_training_values(args, dataloader)
+        return (0 if self.stopped_early else epochs, *others)
 
     def save_checkpoint(self, card: ScoreCard) -> None:
         """Write model and score card into the output folder. The card comes last: a folder with a card is whole."""
@@ -137,34 +196,15 @@ def _only(items: list) -> Any:
     return items[0]
 
 
-def _resume_point(settings: TrainingSettings, args: TrainingArguments, batches: int) -> str | None:
-    run = Path(str(args.output_dir))
-    given = {k: v for k, v in asdict(settings).items() if k not in _MAY_CHANGE}
-    # a run in an object store is worked on in a new folder each time
-    wanted = json.loads(addressed(json.dumps(given | {"batches_per_epoch": batches}, default=str)))
-    known = run / _SETTINGS
-    finished = sorted(
-        (p.parent for p in run.glob("checkpoint-*/trainer_state.json")), key=lambda p: int(p.name.split("-")[1])
-    )
-    if not settings.resume:
-        if finished:
-            raise InputError(f"{run}: a run lies here already; continue it with --resume, or give another --out")
-        if args.process_index == 0:
-            write_json(known, wanted)
-        return None
-    if not known.is_file():
-        raise InputError(f"{run}: no run to resume")
-    before = json.loads(known.read_text(encoding="utf-8"))
-    changed = sorted(k for k in {*before, *wanted} if before.get(k) != wanted.get(k))
-    if changed:
-        what = ", ".join(f"{k} was {before.get(k)!r}, now {wanted.get(k)!r}" for k in changed)
-        raise InputError(f"{run}: cannot resume with other settings: {what}")
-    if not finished:
-        LOGGER.warning("%s: interrupted before its first checkpoint; starting from the beginning", run)
-        return None
-    # the state file is written last, so a checkpoint that has one is whole
-    _point_to_best(finished[-1] / "trainer_state.json")
-    return str(finished[-1])
+def _last_checkpoint(run: Path) -> Path | None:
+    whole = [path.parent for path in run.glob(f"checkpoint-*/{_STATE}")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _stopped_early(state_file: Path, patience: int) -> bool:
+    """Whether early stopping had ended the training whose state this is."""
+    counted = json.loads(state_file.read_text(encoding="utf-8"))["stateful_callbacks"].get("EarlyStoppingCallback")
+    return bool(patience and counted) and counted["attributes"]["early_stopping_patience_counter"] >= patience
 
 
 def _point_to_best(state_file: Path) -> None:

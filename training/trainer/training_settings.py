@@ -74,6 +74,8 @@ class TrainingSettings:
         for name in ("warmup", "weight_decay", "max_grad_norm", "eval_steps", "patience"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: must not be negative")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: a whole number from 0 to {2**32 - 1} is needed")
 
     def bf16(self) -> bool:
         """Whether forwards run under bf16 autocast; `auto` asks the device."""

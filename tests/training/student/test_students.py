@@ -17,7 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from ranking.card import ScoreCard
 from ranking.chunks import Chunking
-from ranking.errors import InputError
+from ranking.errors import DataError, InputError
+from ranking.label_writer import write_labels
 from ranking.limits import FieldLimits
 from ranking.program import run
 from ranking.schema import read_table
@@ -27,12 +28,14 @@ from training.distill_student import (
     DistillationSettings,
     StudentLossSettings,
     distill,
+    distill_student,
     distillation_loss,
     teacher_scale,
 )
 from training.distill_student import main as distill_main
 from training.evaluation.checkpoint_scores import score_pairs
 from training.student import student_groups as student_data
+from training.student.checkpoint import ScoreScale
 from training.student.encoder import StudentModelSettings, create_student, scale_head
 from training.student.masked_lm_warm_up import MaskedTexts
 from training.student.student_groups import groups_of, joined, judged_groups, sampler
@@ -119,6 +122,33 @@ def test_the_teachers_card_sets_the_scale_if_it_is_given(data, tmp_path):
     card = ScoreCard("teacher", "f", 1, FieldLimits(1, 1, 1), "linear", "last_token", score_mean=4.0, score_spread=3.0)
     assert teacher_scale(groups, card).standardise(np.array([4.0, 10.0])).tolist() == [0.0, 2.0]
     assert teacher_scale(groups, None).mean == pytest.approx(float(groups.targets.mean()))
+
+
+@pytest.mark.parametrize("offset, ratio, warned", [(1.5, 1, True), (0, 2.5, True), (0, 0.4, True), (0.5, 1.5, False)])
+def test_a_card_that_is_hardly_that_of_the_labels_teacher_is_warned_of(data, tmp_path, caplog, offset, ratio, warned):
+    groups = groups_of([word_count_labels(data)], "teacher_score", _text(data, tmp_path))
+    own = ScoreScale.of(groups.targets)
+    spread = ratio * own.spread
+    card = ScoreCard(
+        "teacher", "f", 1, FieldLimits(1, 1, 1), "linear", "last_token",
+        score_mean=own.mean + offset * spread, score_spread=spread,
+    )  # fmt: skip
+    teacher_scale(groups, card)
+    assert ("is it the teacher that gave them?" in caplog.text) == warned
+
+
+def test_the_card_of_a_teacher_must_be_that_of_a_ranker(baseline, data, tmp_path):
+    labels = labels_of(data, tmp_path / "labels")
+    card = ScoreCard.load(baseline)
+    distill_student(StudentConfig(data=data, labels=labels, teacher=baseline, out=tmp_path / "student", **TINY))
+    wrong = (("role", "pretrained", "this checkpoint is a pretrained"), ("score_spread", 0.0, "all documents alike"))
+    for name, change, reason in wrong:
+        folder = tmp_path / name
+        folder.mkdir()
+        replace(card, **{name: change}).save(folder)
+        with pytest.raises(InputError, match=reason):
+            distill_student(StudentConfig(data=data, labels=labels, teacher=folder, out=tmp_path / "none", **TINY))
+    assert not (tmp_path / "none").exists()
 
 
 def test_weights_of_labels_leave_judged_documents_alone_and_ones_change_nothing():
@@ -235,14 +265,77 @@ def test_scaling_the_head_scales_every_score(baseline, data, tmp_path):
 
 
 def test_a_warm_up_is_kept_for_a_resumed_run(data, tmp_path):
-    config = DistillationSettings(data=data, out=tmp_path, warm_up_epochs=1, **TINY)
-    first = start_student(config).model.state_dict()
-    config.resume = True
-    again = start_student(config).model.state_dict()
-    config.warm_up_epochs = 0
-    cold = start_student(config).model.state_dict()
+    config = DistillationSettings(data=data, out=tmp_path / "warm", warm_up_epochs=1, **TINY)
     name = "bert.encoder.layer.0.output.dense.weight"
-    assert torch.equal(first[name], again[name]) and not torch.equal(first[name], cold[name])
+
+    def start() -> torch.Tensor:
+        return start_student(config).model.state_dict()[name]
+
+    first, work = start(), config.out / "training"
+    config.resume = True
+    assert torch.equal(first, start())
+    (work / "warm_up.safetensors").unlink()  # killed behind the warm-up's last checkpoint
+    assert torch.equal(first, start())
+    (work / "warm_up.safetensors").unlink()
+    shutil.rmtree(work / "warm_up")  # killed while the warm-up's texts were tokenised
+    assert torch.equal(first, start())
+    cold = start_student(DistillationSettings(data=data, out=tmp_path / "cold", **TINY)).model.state_dict()[name]
+    assert not torch.equal(first, cold)
+
+
+def labels_of(data: Path, folder: Path, factor: float = 1.0) -> Path:
+    """A finished labels folder of the candidates; scores are those of word_count_labels, times a factor."""
+    rows = word_count_labels(data)
+    scores = factor * rows.column("teacher_score").to_numpy()
+    write_labels(folder, data / "candidates.parquet", rows, scores, "words", {})
+    return folder
+
+
+def test_a_training_that_failed_behind_its_warm_up_goes_on_from_there(data, tmp_path):
+    labels, out = labels_of(data, tmp_path / "labels"), tmp_path / "student"
+    config = StudentConfig(data=data, labels=labels, out=out, warm_up_epochs=1, **TINY)
+    shard = (labels / "labels-00000.parquet").rename(tmp_path / "away")
+    with pytest.raises(DataError, match="cannot be read"):
+        distill_student(config)
+    shard.rename(labels / "labels-00000.parquet")
+    with pytest.raises(InputError, match=f"{out}: a run lies here already; continue it with --resume"):
+        distill_student(config)
+    warmed_up = (out / "training" / "warm_up.safetensors").stat().st_mtime_ns
+    card = distill_student(replace(config, resume=True))
+    assert (out / "training" / "warm_up.safetensors").stat().st_mtime_ns == warmed_up
+    assert ScoreCard.load(out) == card
+
+
+def test_what_the_warm_up_would_be_in_vain_without_is_asked_for_before_it(data, tmp_path):
+    bare, labels = tmp_path / "data", labels_of(data, tmp_path / "labels")
+    bare.mkdir()
+    shutil.copyfile(data / "candidates.parquet", bare / "candidates.parquet")
+    for missing in (labels, tmp_path / "nowhere"):
+        config = StudentConfig(data=bare, labels=missing, out=tmp_path / "student", warm_up_epochs=1, **TINY)
+        with pytest.raises(InputError, match=r"dev\.parquet" if missing == labels else r"no manifest\.json"):
+            distill_student(config)
+    assert not list((tmp_path / "student").rglob("checkpoint-*"))
+
+
+def test_a_training_that_is_refused_leaves_the_tokenizer_of_the_one_that_lies_there(data, tmp_path):
+    distilled(data, tmp_path)
+    (tmp_path / "ranker.json").unlink()  # killed behind its last checkpoint
+    tokenizer = tmp_path / "training" / "tokenizer" / "tokenizer.json"
+    before = tokenizer.read_bytes()
+    for resume, reason in ((False, "a run lies here already"), (True, "vocabulary_size was 800, now 500")):
+        with pytest.raises(InputError, match=reason):
+            distilled(data, tmp_path, vocabulary_size=500, resume=resume)
+    assert tokenizer.read_bytes() == before
+
+
+def test_a_student_is_not_resumed_on_other_labels(data, tmp_path):
+    labels, out = labels_of(data, tmp_path / "labels"), tmp_path / "student"
+    config = StudentConfig(data=data, labels=labels, out=out, **TINY)
+    distill_student(config)
+    shutil.rmtree(labels)
+    labels_of(data, labels, factor=2.0)
+    with pytest.raises(InputError, match=r"cannot resume .* data: content of labels was '\w+', now"):
+        distill_student(replace(config, resume=True))
 
 
 def test_masks_spare_special_tokens_and_are_the_same_for_all_processes(data, tmp_path):
@@ -317,11 +410,17 @@ def test_a_share_of_queries_is_drawn_whole_and_repeatably(data, tmp_path):
     "knobs, name",
     [({"loss": "hybrid", "alpha": 0.0, "beta": 0.0}, "alpha"), ({"temperature": 0.0}, "temperature"),
      ({"size": "huge"}, "size"), ({"init_layers": [1]}, "init"), ({"init_inner": 8}, "init_inner"),
-     ({"epochs": 0}, "epochs")],
+     ({"epochs": 0}, "epochs"), ({"group_documents": 1}, "group_documents"),
+     ({"judged_documents": 1}, "judged_documents")],
 )  # fmt: skip
 def test_a_wrong_knob_is_named_at_construction(knobs, name):
     with pytest.raises(ValueError, match=name):
         DistillationSettings(data=Path("d"), out=Path("o"), **knobs)
+
+
+def test_one_document_a_query_is_no_group_for_a_baseline():
+    with pytest.raises(ValueError, match="group_documents is 1: one document of a query has no order"):
+        BaselineConfig(data=Path("d"), out=Path("o"), group_documents=1)
 
 
 def _text(data: Path, work: Path) -> StudentFormat:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -265,6 +267,50 @@ def test_bad_input_ends_in_one_reason(world, pretrained, tmp_path):
 
 def read_judged(world: Path):
     return read_table(world / "judgments" / "train.parquet", "judgments")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_training_that_is_refused_leaves_the_one_that_lies_there_as_it_was(world, pretrained, tmp_path):
+    out = shutil.copytree(pretrained, tmp_path / "pretrained")
+    before = files_of(out)
+    knobs = {**SMALL, **LIMITS, "vocabulary": 300, "data": world, "out": out, "held_out": 0.1, "epochs": 2}
+    with pytest.raises(InputError, match="a finished training lies here"):
+        pretrain_teacher.main(pretrain_teacher.Config(**knobs))
+    with pytest.raises(InputError, match="vocabulary was 400, now 300"):
+        pretrain_teacher.main(pretrain_teacher.Config(resume=True, **knobs))
+    with pytest.raises(InputError, match="a finished training lies here"):
+        finetune(world, pretrained, out)
+    assert files_of(out) == before
+
+
+def test_a_decoder_with_another_tokenizer_than_its_own_is_refused(world, pretrained, tmp_path):
+    """Its embeddings would meet token ids that mean something else, and the teacher would learn from noise."""
+    model = shutil.copytree(pretrained, tmp_path / "pretrained")
+    content = json.loads((model / "tokenizer.json").read_text())
+    ids = content["model"]["vocab"]
+    first, second = sorted(ids, key=ids.__getitem__)[-2:]
+    ids[first], ids[second] = ids[second], ids[first]
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not the one that its weights were trained with"):
+        finetune(world, model, tmp_path / "teacher")
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_clicks_of_queries_that_are_held_out_for_a_whole_piece_are_passed_over(world, tmp_path):
+    clicks = read_table(world / "clicks.parquet", "clicks")
+    queries = read_table(world / "judgments" / "dev.parquet", "judgments").column("query")
+    rows = 16_384  # of a piece
+    barred = clicks.take([0] * rows)
+    barred = barred.set_column(0, clicks.schema.field("query"), pa.array([queries[0].as_py()] * rows))
+    barred = barred.set_column(1, clicks.schema.field("doc_id"), pa.array([f"d-{row}" for row in range(rows)]))
+    shutil.copytree(world / "judgments", tmp_path / "data" / "judgments")
+    write_table(tmp_path / "data" / "clicks.parquet", "clicks", [barred, clicks])
+    knobs = {**SMALL, **LIMITS, "held_out": 0.1, "epochs": 0.1}
+    pretrain_teacher.main(pretrain_teacher.Config(data=tmp_path / "data", out=tmp_path / "out", **knobs))
+    assert 0 < ScoreCard.load(tmp_path / "out").metrics["pairs"] < len(clicks)
 
 
 def test_a_student_is_not_taken_for_a_decoder(world, tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,13 +16,15 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
+from ranking.card import CARD_NAME
 from ranking.errors import InputError
 from ranking.text import EncodedPair
+from training.trainer.batch_trainer import begin_run
 from training.trainer.group_batches import GroupBatches, RankingGroups, deal, group_rows, sample_up_to
 from training.trainer.losses import hinge
 from training.trainer.ranking_trainer import RankingTrainer
 from training.trainer.token_store import TokenStore, split_by_tokens
-from training.trainer.training_settings import TrainingSettings
+from training.trainer.training_settings import TrainingSettings, launched_processes
 
 ROOT = Path(__file__).parents[3]
 VOCABULARY = 50
@@ -231,14 +234,54 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path):
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
-def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path):
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings_or_data(tmp_path):
+    settings = TrainingSettings(epochs=1, learning_rate=1e-3)
+    begin_run(settings, tmp_path, launched_processes(), {"clicks": "1f"})
+    begin_run(settings, tmp_path, launched_processes(), {"clicks": "2f"})  # the first attempt has trained nothing
     make_trainer(tmp_path, epochs=1).start()
     with pytest.raises(InputError, match="continue it with --resume"):
-        make_trainer(tmp_path, epochs=1).start()
+        begin_run(settings, tmp_path, launched_processes(), {"clicks": "2f"})
+    again = replace(settings, resume=True)
+    begin_run(replace(again, log_steps=3), tmp_path, launched_processes(), {"clicks": "2f"})
     with pytest.raises(InputError, match=r"learning_rate was 0\.001, now 0\.5"):
-        make_trainer(tmp_path, epochs=1, learning_rate=0.5, resume=True).start()
+        begin_run(replace(again, learning_rate=0.5), tmp_path, launched_processes(), {"clicks": "2f"})
+    with pytest.raises(InputError, match="content of clicks was '2f', now '1f'"):
+        begin_run(again, tmp_path, launched_processes(), {"clicks": "1f"})
     with pytest.raises(InputError, match="no run to resume"):
-        make_trainer(tmp_path / "elsewhere", resume=True).start()
+        begin_run(again, tmp_path / "elsewhere", launched_processes(), {})
+
+
+def test_a_finished_run_is_not_trained_over_without_its_states(tmp_path):
+    settings = TrainingSettings()
+    begin_run(settings, tmp_path, launched_processes(), {})
+    (tmp_path / CARD_NAME).write_text("{}")
+    with pytest.raises(InputError, match="a finished training lies here already"):
+        begin_run(settings, tmp_path, launched_processes(), {})
+    with pytest.raises(InputError, match="has finished without a checkpoint"):
+        begin_run(replace(settings, resume=True), tmp_path, launched_processes(), {})
+    state = tmp_path / "training" / "checkpoint-3" / "trainer_state.json"
+    state.parent.mkdir()
+    state.write_text("{}")
+    # killed before its caller knew that it had finished
+    begin_run(replace(settings, resume=True), tmp_path, launched_processes(), {})
+
+
+def test_a_run_that_stopped_early_is_not_trained_on(tmp_path):
+    knobs = {"dev": make_groups(seed=9), "epochs": 50, "learning_rate": 1e-2, "patience": 1}
+    stopped = make_trainer(tmp_path, **knobs)
+    stopped.start()
+    assert stopped.state.epoch < 50
+    resumed = make_trainer(tmp_path, **knobs, resume=True)
+    resumed.start()
+    assert resumed.state.global_step == stopped.state.global_step
+    for name, weight in stopped.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    with pytest.raises(ValueError, match=f"seed is {seed}: a whole number from 0"):
+        TrainingSettings(seed=seed)
 
 
 def test_a_diverged_model_stops_with_a_reason(tmp_path):
