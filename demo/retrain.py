@@ -25,7 +25,7 @@ import yaml
 from demo.decoder_stages import train_teacher
 from demo.run import only, only_arms
 from demo.stages import ROOT, Stages, note, run_program
-from ranking.card import ScoreCard, fingerprint
+from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import write_json, write_text
 from ranking.program import run
@@ -58,7 +58,7 @@ class Config:
         teacher_model: the teacher's Triton model in the repository
         teacher_kind: decoder, served by vLLM, or ranker: a published arm
         store: label store: pairs that this teacher has labelled before are not asked again
-        arm: name of the new arm and its Triton model
+        arm: name of the new arm and its Triton model; another one for each run, since a test may go on with the last
         serving_arm: arm that serves now, the control of the experiment
         student_config: settings of the student's training
         teacher_size: which settings of training/configs the stages of "renew" take: small or 0.5b_24gb
@@ -114,9 +114,11 @@ class Config:
 
 def flow(config: Config) -> dict[str, Any]:
     """Every stage that is not finished, in order; returns what the summary says. InputError at a gate that refuses."""
+    refuse_taken_arm(config)  # before hours of training
     out = config.out
     stages = Stages(out, total=7 + TEACHER_STAGES[config.teacher])
     clicks = learn(stages, config, lambda: label(config))
+    refuse_taken_arm(config)  # of this --out, but trained anew since it was published
     accept = ["--accept-worse", config.accept_worse] if config.accept_worse else []
     stages.program(
         "gate", "the gate, against what serves now",
@@ -130,6 +132,22 @@ def flow(config: Config) -> dict[str, Any]:
     experiment = out / "experiment.yaml"
     write_text(experiment, experiment_text(config))
     return {"clicks": clicks, "replay": replay, "experiment": str(experiment)}
+
+
+def refuse_taken_arm(config: Config) -> None:
+    """InputError if the repository has versions of the arm that are not of this run's student.
+
+    A test of an earlier run may be going on with them: what is published beside them would serve its users.
+    """
+    made = config.out / "student"
+    own = {fingerprint(made)} if (made / CARD_NAME).is_file() else set()
+    published = sorted((config.repository / config.arm).glob("[0-9]*/manifest.json"))
+    known = {json.loads(path.read_text(encoding="utf-8"))["checkpoint"]["fingerprint"] for path in published}
+    if known - own:
+        raise InputError(
+            f"stopped: {config.repository / config.arm} holds another student than {made}, and a test may be going on "
+            "with it: give the new one a name of its own (--arm), and name the arm that serves now (--serving-arm)"
+        )
 
 
 def learn(stages: Stages, config: Config, label_candidates: Callable[[], None]) -> dict[str, Any]:
@@ -273,6 +291,7 @@ def label(config: Config) -> None:
     """Label the candidates by the served teacher, through the store; a new one is built for Triton first."""
     name, models, kind = config.teacher_model, config.repository, config.teacher_kind
     teacher, built = config.out / "teacher", config.out / "model_repository"
+    shutil.rmtree(built, ignore_errors=True)  # of an interrupted labelling, maybe by a teacher of the other kind
     if config.teacher == "renew":
         models, kind = built, "decoder"
         run_program("build/build_teacher.py", "--checkpoint", teacher, "--repository", models)
@@ -307,14 +326,17 @@ def replayed(config: Config) -> dict[str, Any]:
 
 
 def experiment_text(config: Config) -> str:
-    """The A/B test of the new arm: few users at first, guardrails that cut them by themselves."""
-    name = f"{config.arm}-{config.since or 'all'}"
+    """The A/B test of the new arm: few users at first, guardrails that cut them by themselves.
+
+    The student's fingerprint is in its name: the report must never add up two students under one name.
+    """
+    name = f"{config.arm}-{config.since or 'all'}-{fingerprint(config.out / 'student')[:6]}"
     definition = {
         "default_model": config.serving_arm,
         "experiments": [
             {
                 "name": name,
-                "seed": f"{name}-{ScoreCard.load(config.out / 'student').vocabulary[:6]}",
+                "seed": name,
                 "coverage": config.coverage,
                 "arms": [{"name": arm, "model": arm, "weight": 0.5} for arm in (config.serving_arm, config.arm)],
                 "control": config.serving_arm,

@@ -8,6 +8,7 @@ import json
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import yaml
 
 from clients.ab.experiment.file import ExperimentFile
 from demo import retrain
@@ -21,6 +22,7 @@ from demo.retrain import (
     merge,
     refuse_worse_teacher,
 )
+from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.schema import TABLES, read_table, write_table
 from tests.helpers.tiny_student import make_judged, make_student
@@ -122,6 +124,21 @@ def test_a_ranker_goes_on_learning_from_clicks_and_labels(tmp_path, monkeypatch)
     assert (config.out / "data/shown_documents.parquet").is_file()
 
 
+def test_a_run_that_goes_on_with_a_teacher_of_the_other_kind_finds_its_place_empty(tmp_path, monkeypatch):
+    """build_teacher.py and build_student.py refuse each other's folders."""
+    config = settings(tmp_path, teacher="renew", pretrained=tmp_path / "pretrained")
+    former = config.out / "model_repository" / "teacher" / "1"
+    former.mkdir(parents=True)
+
+    def built(program, *_) -> None:
+        assert program == "build/build_teacher.py" and not former.exists()
+        raise InputError("built")
+
+    monkeypatch.setattr(retrain, "run_program", built)
+    with pytest.raises(InputError, match="built"):
+        retrain.label(config)
+
+
 def test_a_worse_teacher_stops_the_run(tmp_path):
     from ranking.card import ScoreCard
 
@@ -143,6 +160,40 @@ def test_the_router_takes_the_experiment_that_it_writes(tmp_path):
     (experiment,) = ExperimentFile(path).current.experiments
     assert experiment.coverage == 0.05 and experiment.control == "student" and experiment.guardrails is not None
     assert [arm.model for arm in experiment.arms] == ["student", "student_next"]
+
+
+def test_another_student_is_another_experiment(tmp_path):
+    """Seen: two rounds without --since wrote one name and seed, and the report added up two treatments."""
+    written = []
+    for seed in (0, 1):
+        make_student(tmp_path / "out/student", seed=seed)
+        written.append(yaml.safe_load(experiment_text(settings(tmp_path, since="")))["experiments"][0])
+    assert written[0]["name"] != written[1]["name"] and written[0]["seed"] != written[1]["seed"]
+    assert experiment_text(settings(tmp_path)) == experiment_text(settings(tmp_path))
+
+
+def test_an_arm_of_another_run_is_refused_before_anything_is_made(tmp_path, capsys, monkeypatch):
+    """Seen: the second round's student took the place of the first one's while its test was running."""
+    make_log(tmp_path / "log")
+    make_judged(tmp_path / "data")
+    published = tmp_path / "repository/student_next/1/manifest.json"
+    published.parent.mkdir(parents=True)
+    asked = {"min_pairs": 1000, "click_flags": "--privacy.personal-data keep"}
+
+    def publish(checkpoint) -> None:
+        published.write_text(json.dumps({"checkpoint": {"fingerprint": fingerprint(checkpoint)}}))
+
+    publish(make_student(tmp_path / "student"))
+    assert main(settings(tmp_path, **asked)) == EXIT_STOPPED
+    assert "student_next holds another student than" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["summary.json"]
+    # an interrupted run goes on: what is published is its own student; and so does one with a name of its own
+    publish(make_student(tmp_path / "out/student"))
+    assert main(settings(tmp_path, **asked)) == EXIT_STOPPED and "new click pairs" in capsys.readouterr().out
+    # what was trained anew since it was published is another student too
+    monkeypatch.setattr(retrain, "learn", lambda *_: make_student(tmp_path / "out/student", seed=1))
+    assert main(settings(tmp_path)) == EXIT_STOPPED and "student_next holds another student" in capsys.readouterr().out
+    retrain.refuse_taken_arm(settings(tmp_path, arm="student_w48"))
 
 
 @pytest.mark.parametrize("name", ["data", "student", "log", "pretrained", "last_teacher"])
