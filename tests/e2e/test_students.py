@@ -498,6 +498,55 @@ def test_versions_change_and_roll_back_under_load_without_a_failed_request(serve
     assert releases.serving_versions(repository, "student") == [1]
 
 
+@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt(), InputError("version [1] still works on requests")])
+def test_a_promotion_that_is_stopped_goes_back_under_load_without_a_failed_request(served, stopped_by):
+    class Stopped(RunningServer):
+        """Stops the program once, when the front has changed over and the old encoder is still there."""
+
+        def wait_until_gone(self, model: str, old: set[int]) -> None:
+            super().wait_until_gone(model, old)
+            if 1 in old:
+                raise stopped_by
+
+    def act() -> None:
+        with pytest.raises(type(stopped_by)):
+            releases.promote(served.repository, "student", 2, [Stopped(served.server.grpc)])
+
+    history = releases.read_history(served.repository, "student")
+    load = under_load(served, act)
+    assert not load.failures and load.versions == {"1", "2"}
+    assert releases.serving_versions(served.repository, "student") == [1]
+    assert releases.read_history(served.repository, "student") == history
+    server = RunningServer(served.server.grpc)
+    assert server.versions("student", "READY") == server.versions("student_encoder", "READY") == [1]
+
+
+def test_a_first_promotion_that_is_stopped_leaves_an_arm_unloaded(served):
+    repository = served.repository
+    for name, model in (("fresh", "student"), ("fresh_encoder", "student_encoder")):
+        shutil.copytree(repository / model / "1", repository / name / "1")
+        config = read_config(repository / name / "1" / "config.pbtxt")
+        config.name = name
+        if "encoder" in config.parameters:
+            config.parameters["encoder"].string_value = "fresh_encoder"
+        (repository / name / "1" / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
+        record = releases.manifest(repository, name, 1)
+        record["files"]["config.pbtxt"] = fingerprint(repository / name / "1" / "config.pbtxt")
+        (repository / name / "1" / releases.MANIFEST_NAME).write_text(json.dumps(record), encoding="utf-8")
+
+    class Stopped(RunningServer):
+        def wait_until_gone(self, model: str, old: set[int]) -> None:
+            assert self.is_ready(model)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        releases.promote(repository, "fresh", 1, [Stopped(served.server.grpc)])
+    assert not served.server.model_is_ready("fresh") and not served.server.model_is_ready("fresh_encoder")
+    assert not list(repository.glob("fresh*/config.pbtxt"))
+    for name in ("fresh", "fresh_encoder"):
+        shutil.rmtree(repository / name)
+
+
 @pytest.mark.parametrize("broken", ["encoder", "front"])
 def test_a_broken_version_is_left_out_and_the_old_one_goes_on(served, broken):
     repository = served.repository
