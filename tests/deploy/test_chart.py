@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import helm_python as helm
@@ -133,6 +138,61 @@ def test_what_an_object_points_to_is_there(rendered, name):
     for scaled in of_kind(manifests, "ScaledObject").values():
         assert scaled["spec"]["scaleTargetRef"]["name"] in of_kind(manifests, "Deployment")
         assert "replicas" not in of_kind(manifests, "Deployment")[scaled["spec"]["scaleTargetRef"]["name"]]["spec"]
+
+
+@contextmanager
+def cluster(replicas: int) -> Iterator[helm.Config]:
+    """An API server that knows one Deployment, the students of release `search`, with so many replicas now."""
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "search-students"}}
+    kind = {"name": "deployments", "singularName": "", "namespaced": True, "kind": "Deployment", "verbs": ["get"]}
+    group = {"name": "apps", "versions": [{"groupVersion": "apps/v1", "version": "v1"}]}
+    answers = {
+        "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
+        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]},
+        "/apis/apps/v1": {"kind": "APIResourceList", "groupVersion": "apps/v1", "resources": [kind]},
+        "/apis/apps/v1/namespaces/ranking/deployments/search-students":
+            deployment | {"spec": {"replicas": replicas}},
+    }  # fmt: skip
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = answers.get(self.path.partition("?")[0], {"kind": "Status", "code": 404, "reason": "NotFound"})
+            body = json.dumps(answer).encode()
+            self.send_response(answer.get("code", 200))
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with helm.Config(kubeconfig_content="{}", kube_apiserver=address, namespace="ranking") as config:
+            yield config
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("live", "replicas"), [(9, 9), (1, 4), (0, 4)])
+def test_with_autoscaling_an_upgrade_keeps_the_number_of_replicas(live, replicas):
+    """Seen: without the field Kubernetes takes 1, so that turning autoscaling on ended all replicas but one."""
+    with cluster(live) as config, helm.Chart.load(str(CHART)) as chart:
+        files = config.render(chart, example("fleet"), name="search", namespace="ranking", is_upgrade=True)
+    (students,) = (text for name, text in files.items() if name.endswith("templates/students.yaml"))
+    found = of_kind([each for each in yaml.safe_load_all(students) if each], "Deployment")
+    assert found["search-students"]["spec"]["replicas"] == replicas
+    assert found["search-students-canary"]["spec"]["replicas"] == 1
+
+
+def test_no_replicas_are_none_and_not_kubernetes_one():
+    arms = [{"name": "student", "version": 1}]
+    values = {"students": {"replicas": 0, "arms": arms, "canary": {"enabled": True, "replicas": 0, "arms": arms}}}
+    deployments = of_kind(render(values), "Deployment")
+    assert [deployments[name]["spec"]["replicas"] for name in ("search-students", "search-students-canary")] == [0, 0]
 
 
 def component(peer: Manifest) -> str:
