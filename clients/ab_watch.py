@@ -86,6 +86,7 @@ def main(config: Config) -> int:
         where = " ".join(f"{name} {value}" for name, value in alert.where.items())
         print(
             f"ALERT {alert.check} {where}: {alert.value:.4g}, reference {alert.reference:.4g}; {RUNBOOK[alert.check]}"
+            + (f" ({alert.note})" if alert.note else "")
         )
     if config.metrics is not None:
         write_metrics(config.metrics, findings, time.time())

@@ -27,6 +27,7 @@ logger = logging.getLogger("ab_watch")
 
 REFERENCE = "reference.json"  # of a version folder: what the build saw
 MIN_USERS = 30  # of a segment or an arm: below, a day says nothing
+UNBLENDED = "holds if no caller sends a prior: else build with --callers-send-prior"
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ def text_findings(watched: Watched) -> list[Finding]:
 def calibration_findings(watched: Watched, judgments: Path | None) -> list[Finding]:
     """Calibration error of what was served today on fresh judgments, against the build's.
 
-    judgments: a table of judgments; its (query, doc_id) are looked up among the day's pages.
+    judgments: a table of judgments; its (query, doc_id) are looked up among the day's pages. The log does not tell into
+    which scores a prior was blended, so the build's word counts: into all with --callers-send-prior, else into none.
     """
     if judgments is None:
         return []
@@ -248,11 +250,17 @@ def calibration_findings(watched: Watched, judgments: Path | None) -> list[Findi
         if len(found["score"]) < MIN_USERS:
             continue
         maps = json.loads((folder / "probabilities.json").read_text(encoding="utf-8"))
-        built = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["probabilities"]["ece"]
-        value = ece(probability(np.asarray(found["score"]), maps["alone"]), np.asarray(found["grade"]) > 0)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        quality, errors = manifest["quality"], manifest["probabilities"]
+        blended = quality["callers_send_prior"]
+        calibration, built = (
+            (maps["with_prior"], errors["ece_with_prior"]) if blended else (maps["alone"], errors["ece"])
+        )
+        note = "" if blended or not quality["prior"]["weight"] else UNBLENDED
+        value = ece(probability(np.asarray(found["score"]), calibration), np.asarray(found["grade"]) > 0)
         limit = built + watched.limits.ece
         where = {"model": model, "version": version}
-        findings.append(Finding("calibration", where, value, built, f"{limit:.3f}", value > limit))
+        findings.append(Finding("calibration", where, value, built, f"{limit:.3f}", value > limit, note=note))
     return findings
 
 

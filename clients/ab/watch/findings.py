@@ -24,7 +24,8 @@ class Finding:
     """One figure of one arm or segment beside its reference.
 
     check: one of RUNBOOK; where: labels; value, reference: in the check's unit; limit: the value from which it is
-    large; large: whether it is; p: of no change, None where the figure is no test; adjusted: p among all tests (Holm).
+    large; large: whether it is; p: of no change, None where the figure is no test; adjusted: p among all tests (Holm);
+    note: what the figure takes for granted.
     """
 
     check: str
@@ -36,6 +37,7 @@ class Finding:
     p: float | None = None
     adjusted: float | None = None
     alert: bool = False
+    note: str = ""
 
 
 def judged(findings: Sequence[Finding], alpha: float) -> list[Finding]:

@@ -39,7 +39,9 @@ def repository(tmp_path_factory) -> Path:
     reference = {"source": "candidates.parquet", "scores": sorted(scores), "text": vars(figures)}
     (folder / "reference.json").write_text(json.dumps(reference))
     (folder / "probabilities.json").write_text(json.dumps({"alone": PLATT, "with_prior": PLATT}))
-    (folder / "manifest.json").write_text(json.dumps({"probabilities": {"ece": 0.02}}))
+    quality = {"prior": {"weight": 0.0}, "callers_send_prior": False}
+    manifest = {"quality": quality, "probabilities": {"ece": 0.02, "ece_with_prior": 0.03}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder.parents[1]
 
 
@@ -162,23 +164,53 @@ def test_an_alert_needs_to_be_large_and_more_than_an_accident_of_many_looks():
     assert found[0].adjusted == pytest.approx(0.032) and found[1].adjusted == pytest.approx(0.001)
 
 
-def test_calibration_is_measured_on_fresh_judgments(tmp_path, repository, make_last_day):
-    data = make_last_day()
+def judge(data: Path, out: Path, chance) -> tuple[list[float], list[int]]:
+    """Judgments of each page's first document on the last day: (scores, grades). chance(score): of being relevant."""
     pages = read_table(data / "exposures" / "2026-01-04.parquet", "exposures").to_pylist()
-    rows, scores, grades = [], [], []
-    rng = np.random.default_rng(0)
-    for page in pages:
-        chance = 1 / (1 + np.exp(-page["scores"][0]))
-        grade = int(rng.random() < chance / 3)  # relevant three times more rarely than the map says
-        row = {"query_id": page["request_id"], "doc_id": page["documents"][0], "query": page["query"]}
-        rows.append(row | {"title": "t", "summary": "", "grade": grade})
-        scores.append(page["scores"][0])
-        grades.append(grade)
-    write_table(tmp_path / "fresh.parquet", "judgments", pa.Table.from_pylist(rows, TABLES["judgments"].schema))
+    scores = [page["scores"][0] for page in pages]
+    grades = (np.random.default_rng(0).random(len(pages)) < chance(np.array(scores))).astype(int).tolist()
+    rows = [
+        {
+            "query_id": page["request_id"], "doc_id": page["documents"][0], "query": page["query"], "title": "t",
+            "summary": "", "grade": grade,
+        }
+        for page, grade in zip(pages, grades)
+    ]  # fmt: skip
+    write_table(out, "judgments", pa.Table.from_pylist(rows, TABLES["judgments"].schema))
+    return scores, grades
+
+
+def test_calibration_is_measured_on_fresh_judgments(tmp_path, repository, make_last_day):
+    # relevant three times more rarely than the map says
+    scores, grades = judge(make_last_day(), tmp_path / "fresh.parquet", lambda score: probability(score, PLATT) / 3)
     code, found = watch(tmp_path, repository, judgments=tmp_path / "fresh.parquet")
     assert code == EXIT_ALERT and found["calibration", "student"] == 1
     value = re.search(r'watch_value\{check="calibration".*\} (\S+)', (tmp_path / "watch.prom").read_text())
     assert float(value[1]) == pytest.approx(ece(probability(scores, PLATT), np.array(grades) > 0), abs=0.03)
+
+
+@pytest.mark.parametrize("callers_send_prior", [True, False])
+def test_calibration_of_blended_scores_is_that_of_the_map_with_a_prior(
+    tmp_path, repository, make_last_day, capsys, callers_send_prior
+):
+    """Seen: scores with a prior blended in were held against the map of scores alone: an alert every day."""
+    judge(make_last_day(), tmp_path / "fresh.parquet", lambda score: probability(score, PLATT | {"intercept": 2.0}))
+    copy = tmp_path / "repository"
+    shutil.copytree(repository, copy)
+    maps = {"alone": PLATT, "with_prior": PLATT | {"intercept": 2.0}}
+    (copy / "student/1/probabilities.json").write_text(json.dumps(maps))
+    manifest = json.loads((copy / "student/1/manifest.json").read_text())
+    manifest["quality"] = {"prior": {"weight": 0.4}, "callers_send_prior": callers_send_prior}
+    (copy / "student/1/manifest.json").write_text(json.dumps(manifest))
+    code, found = watch(tmp_path, copy, judgments=tmp_path / "fresh.parquet", page=tmp_path / "watch.html")
+    reference = re.search(r'watch_reference\{check="calibration".*\} (\S+)', (tmp_path / "watch.prom").read_text())
+    told = "holds if no caller sends a prior"
+    if callers_send_prior:
+        assert code == 0 and found["calibration", "student"] == 0 and float(reference[1]) == 0.03
+        assert told not in (tmp_path / "watch.html").read_text()
+    else:
+        assert code == EXIT_ALERT and float(reference[1]) == 0.02
+        assert told in (tmp_path / "watch.html").read_text() and told in capsys.readouterr().out
 
 
 def test_a_day_without_pages_is_named(tmp_path, make_last_day):
