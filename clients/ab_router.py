@@ -1,6 +1,6 @@
 """The A/B router: ranks each page by its user's arm, always answers, and logs what was shown before the answer leaves.
 
-    python clients/ab_router.py --experiment clients/experiments/example.yaml --url 127.0.0.1:8001 --log runs/ab/log
+    python clients/ab_router.py --experiment clients/experiments/example.yaml --log runs/ab/log --salt-file runs/salt
 
 POST /rank, POST /events, GET /health, /health/live, /health/ready, /metrics, /docs (docs/ab-router.md); for clients of
 other services POST /v1/rerank, /v2/rerank, /rerank, GET /v1/models, /info (docs/integrations.md).
@@ -178,4 +178,8 @@ def _serve(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    run(main, Config, example="python clients/ab_router.py --experiment clients/experiments/example.yaml")
+    run(
+        main,
+        Config,
+        example="python clients/ab_router.py --experiment clients/experiments/example.yaml --salt-file runs/salt",
+    )

@@ -27,6 +27,7 @@ from clients.ab.router.http_app import create_app
 from clients.ab.router.http_limits import HttpLimits
 from clients.ab.router.local_router import start_router
 from clients.ab_router import Config
+from tests.helpers.readme import settings_of
 from tests.helpers.stub_ranker import EXPERIMENT
 
 ROOT = Path(__file__).parents[4]
@@ -53,6 +54,13 @@ def start(tmp_path):
 
     with ExitStack() as clients:
         yield make
+
+
+def test_the_command_that_help_shows_is_one_that_starts():
+    """Seen: it ended in "give --salt-file FILE, or --raw-ids"."""
+    shown = subprocess.run([sys.executable, "clients/ab_router.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    _, settings = settings_of(" ".join(shown.stdout.partition("example: ")[2].split()))
+    assert (ROOT / settings.experiment).is_file() and settings.salt_file and not settings.raw_ids
 
 
 def records(tmp_path, kind: str = "exposure") -> list[dict]:
