@@ -254,23 +254,87 @@ def test_triton_starts_with_the_flags_of_compose(rendered):
     )
 
 
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt: prometheus)")
+
+
+def rules_of(manifests: list[Manifest]) -> dict[str, Manifest]:
+    (rule,) = of_kind(manifests, "PrometheusRule").values()
+    (group,) = rule["spec"]["groups"]
+    return {each["alert"]: each for each in group["rules"]}
+
+
 @pytest.mark.parametrize("name", ["fleet", "cpu-only"])
-def test_the_rules_are_those_of_compose_but_for_the_number_of_replicas(rendered, name, tmp_path):
-    (rule,) = of_kind(rendered[name], "PrometheusRule").values()
-    least = example(name)["students"]["autoscaling"]["minReplicas"]
-    alerts = (ROOT / "deploy" / "alerts.yaml").read_text()
-    assert alerts.count(" < 2 or absent(") == 1
-    assert rule["spec"] == yaml.safe_load(alerts.replace(" < 2 or absent(", f" < {least} or absent("))
-    jobs = set(re.findall(r'job="(\w+)"', alerts))
+def test_the_rules_are_those_of_compose_but_for_the_namespace_and_the_replicas(rendered, name, tmp_path):
+    rules = rules_of(rendered[name])
+    alerts = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text().replace(
+        'job="router"', 'job="router",namespace="ranking"'))  # fmt: skip
+    expected = {each["alert"]: each for each in alerts["groups"][0]["rules"]}
+    expected["StudentMissing"]["expr"] = rules["StudentMissing"]["expr"]
+    assert rules == expected
+    jobs = {job for each in rules.values() for job in re.findall(r'job="(\w+)"', each["expr"])}
     monitors = of_kind(rendered[name], "PodMonitor").values()
     found = {m["spec"]["selector"]["matchLabels"][m["spec"]["jobLabel"]] for m in monitors}
     assert jobs == {"router"} and jobs <= found  # a rule on a job that no monitor makes would never fire
     if shutil.which("promtool"):
-        (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+        (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "x", "rules": list(rules.values())}]}))
         subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yaml"], check=True, capture_output=True)
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt: prometheus)")
+def test_nobody_is_paged_for_what_is_not_started():
+    off, on = {"enabled": False}, {"enabled": True}
+    teacher_alone = render({"students": off, "balancer": off, "router": off, "teacher": on, "monitoring": on})
+    everything = rules_of(render({"monitoring": on})).keys()
+    assert everything - rules_of(teacher_alone).keys() == {"RouterDown", "StudentMissing"}
+    asleep = rules_of(render({"students": {"replicas": 0}, "monitoring": on})).keys()
+    assert everything - asleep == {"StudentMissing"}
+
+
+STABLE = [f"search-students-7d9f8c6b5-{name}" for name in ("abcde", "fghij", "klmno", "pqrst")]
+CANARY = "search-students-canary-5c4d3b2a1-uvwxy"
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("pods_of", "missing"),
+    [
+        ({"student": [*STABLE, CANARY], "baseline": [*STABLE, CANARY]}, []),
+        ({"student": [*STABLE[:3], CANARY], "baseline": [*STABLE, CANARY]}, [{"model": "student"}]),
+        ({"student": STABLE, "baseline": [CANARY]}, [{"model": "baseline", "namespace": "ranking"}]),
+        ({"student": STABLE, "baseline": STABLE, "other": STABLE[:1]}, []),  # in the repository, but no arm
+    ],
+)
+def test_a_stable_replica_without_an_arm_is_missed_whatever_the_canary_serves(rendered, pods_of, missing, tmp_path):
+    """Two versions of each arm are loaded, and another namespace has a fleet of the same name."""
+    alert = rules_of(rendered["fleet"])["StudentMissing"]
+    served = [("ranking", model, pod) for model, pods in pods_of.items() for pod in pods]
+    served += [("staging", model, pod) for model in ("student", "baseline") for pod in STABLE]
+    series = [
+        {
+            "series": f'nv_inference_request_success{{namespace="{namespace}",pod="{pod}",'
+            f'model="{model}",version="{version}"}}',
+            "values": "0+1x20",
+        }
+        for namespace, model, pod in served
+        for version in (3, 4)
+    ]
+    fired = [
+        {
+            "exp_labels": {"severity": "page", **labels},
+            "exp_annotations": {"summary": f"a replica serves no {labels['model']}"},
+        }
+        for labels in missing
+    ]
+    check = {"eval_time": "5m", "alertname": "StudentMissing", "exp_alerts": fired}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "x", "rules": [alert]}]}))
+    tests = [{"interval": "30s", "input_series": series, "alert_rule_test": [check]}]
+    (tmp_path / "cases.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "30s", "tests": tests})
+    )
+    done = subprocess.run(["promtool", "test", "rules", tmp_path / "cases.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
 def test_the_autoscaler_counts_waiting_and_busy_requests_of_the_stable_replicas(rendered, tmp_path):
     """Two replicas: one where 3 requests wait and 4 are worked on, one idle; and a canary, which does not count."""
     triggers = of_kind(rendered["fleet"], "ScaledObject")["search-students"]["spec"]["triggers"]

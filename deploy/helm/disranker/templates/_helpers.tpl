@@ -14,6 +14,11 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end }}
 
+{{/* What Prometheus calls the students of this release, less a canary's, whose pods have one word more. */}}
+{{- define "disranker.stable" -}}
+namespace={{ .root.Release.Namespace | quote }},pod=~"{{ include "disranker.name" . }}-[^-]+-[^-]+"
+{{- end }}
+
 {{- define "disranker.image" -}}{{ .name }}:{{ .tag }}{{- end }}
 
 {{/* Pod Security Standard "restricted": the pod's half, with the account that it runs as, and the container's half. */}}
