@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,16 +23,35 @@ def run(*command: str | Path) -> str:
 
 @needs_promtool
 def test_prometheus_reads_its_configuration_and_the_rules(tmp_path):
-    for name in ("prometheus.yaml", "alerts.yaml", "watch_alerts.yaml"):  # side by side, as compose mounts them
+    for name in ("prometheus.yaml", "alerts.yaml"):  # side by side, as compose mounts them
         shutil.copy(DEPLOY / name, tmp_path / name)
-    assert "2 rule files found" in run("promtool", "check", "config", tmp_path / "prometheus.yaml")
+    assert "1 rule files found" in run("promtool", "check", "config", tmp_path / "prometheus.yaml")
     targets = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())["alerting"]["alertmanagers"]
     assert targets == [{"static_configs": [{"targets": ["alertmanager:9093"]}]}]
 
 
+def test_compose_loads_the_rules_of_what_it_scrapes_and_no_others():
+    """Seen: rules on the watch's metrics were loaded where nothing scrapes them, so that none could ever fire."""
+    configuration = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
+    jobs = {job["job_name"] for job in configuration["scrape_configs"]}
+    rules = [
+        rule["expr"]
+        for file in configuration["rule_files"]
+        for group in yaml.safe_load((DEPLOY / file).read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    assert not any("disranker_watch" in rule for rule in rules)
+    assert {job for rule in rules for job in re.findall(r'job="(\w+)"', rule)} == jobs
+    volumes = yaml.safe_load((DEPLOY.parent / "compose.yaml").read_text())["services"]["prometheus"]["volumes"]
+    mounted = {volume.split(":")[0] for volume in volumes}
+    assert {f"./deploy/{file}" for file in configuration["rule_files"]} <= mounted
+    assert "./deploy/watch_alerts.yaml" not in mounted
+
+
 @needs_promtool
-def test_every_alert_fires_when_it_should_and_not_before():
-    run("promtool", "test", "rules", CASES)
+@pytest.mark.parametrize("cases", ["alert_cases.yaml", "watch_alert_cases.yaml"])
+def test_every_alert_fires_when_it_should_and_not_before(cases):
+    run("promtool", "test", "rules", CASES.with_name(cases))
 
 
 def test_every_alert_has_a_firing_and_a_quiet_case():
