@@ -266,21 +266,21 @@ def test_wherever_a_single_object_in_a_published_folder_breaks_off_the_folder_ca
 
 def test_a_program_that_writes_into_a_published_folder_changes_its_record(bucket, tmp_path):
     """Seen: after `sample_candidates --out s3://b/data/candidates.parquet` nobody could read s3://b/data any more."""
-    Remote(f"{bucket}/data", folder_of(tmp_path, candidates="all", judgments__train="1")).publish()
-    config = Config(Path(f"{bucket}/data"), Path(f"{bucket}/data/candidates"), [Path(f"{bucket}/data/clicks")])
+    Remote(f"{bucket}/dataset", folder_of(tmp_path, candidates="all", judgments__train="1")).publish()
+    config = Config(Path(f"{bucket}/dataset"), Path(f"{bucket}/dataset/candidates"), [Path(f"{bucket}/dataset/clicks")])
     with staged(config):
         write_text(config.out, "some")
         write_text(config.more[0], "of a log")
         write_text(config.more[0].parent / "clicks.report.json", "{}")
     written = {"candidates": "some", "clicks": "of a log", "clicks.report.json": "{}", "judgments/train": "1"}
-    assert set(json.loads(objects(f"{bucket}/data")[RECORD_NAME])["files"]) == set(written)
-    reader = Remote(f"{bucket}/data", tmp_path / "read")
+    assert set(json.loads(objects(f"{bucket}/dataset")[RECORD_NAME])["files"]) == set(written)
+    reader = Remote(f"{bucket}/dataset", tmp_path / "read")
     reader.fetch()
     assert texts(reader.local) == written
-    with staged(config := Config(Path(f"{bucket}/data/clicks"), Path("/local"))):
+    with staged(config := Config(Path(f"{bucket}/dataset/clicks"), Path("/local"))):
         config.source.unlink()
     reader.fetch()
-    assert "clicks" not in texts(reader.local) and "clicks" not in objects(f"{bucket}/data")
+    assert "clicks" not in texts(reader.local) and "clicks" not in objects(f"{bucket}/dataset")
 
 
 def test_what_others_put_into_a_published_folder_is_taken_and_stays_theirs(bucket, tmp_path):
@@ -299,26 +299,26 @@ def test_what_others_put_into_a_published_folder_is_taken_and_stays_theirs(bucke
 
 def test_a_folder_that_others_fill_gets_no_record(bucket, tmp_path):
     """Seen: after `ab_compact --log s3://b/log --retain-days 30` no raw file that was uploaded later was read."""
-    put(f"{bucket}/log/day1", b"1")
-    put(f"{bucket}/log/day2", b"2")
-    with staged(config := Config(Path(f"{bucket}/log"), Path("/local"))):
+    put(f"{bucket}/raw-log/day1", b"1")
+    put(f"{bucket}/raw-log/day2", b"2")
+    with staged(config := Config(Path(f"{bucket}/raw-log"), Path("/local"))):
         (config.source / "day1").unlink()
         write_text(config.source / "note", "n")
-    put(f"{bucket}/log/day3", b"3")
-    reader = Remote(f"{bucket}/log", tmp_path / "read")
+    put(f"{bucket}/raw-log/day3", b"3")
+    reader = Remote(f"{bucket}/raw-log", tmp_path / "read")
     reader.fetch()
     assert texts(reader.local) == {"day2": "2", "day3": "3", "note": "n"}
-    assert RECORD_NAME not in objects(f"{bucket}/log")
+    assert RECORD_NAME not in objects(f"{bucket}/raw-log")
 
 
 def test_hidden_objects_and_the_records_of_folders_inside_stay_where_they_are(bucket, tmp_path):
     """Seen: a program that only read `s3://b/runs` removed `student/_published.json` and `.keep` there."""
-    Remote(f"{bucket}/runs/student", folder_of(tmp_path, weights="1")).publish()
-    put(f"{bucket}/runs/.keep", b"")
-    before = objects(f"{bucket}/runs")
-    remote = Remote(f"{bucket}/runs", tmp_path / "read")
+    Remote(f"{bucket}/nested/student", folder_of(tmp_path, weights="1")).publish()
+    put(f"{bucket}/nested/.keep", b"")
+    before = objects(f"{bucket}/nested")
+    remote = Remote(f"{bucket}/nested", tmp_path / "read")
     remote.fetch()
-    assert remote.publish() == 0 and objects(f"{bucket}/runs") == before
+    assert remote.publish() == 0 and objects(f"{bucket}/nested") == before
     assert texts(remote.local) == {"student/weights": "1"}
 
 
@@ -334,13 +334,13 @@ def test_hidden_objects_and_the_records_of_folders_inside_stay_where_they_are(bu
 )
 def test_a_pattern_stands_for_the_objects_that_it_matches(bucket, pattern, found):
     for name in ("2026-01.txt", "2026-02.txt", "2025-12.txt", "eu/2026-03.txt"):
-        put(f"{bucket}/logs/{name}", name.encode())
-    with staged(config := Config(Path(f"{bucket}/logs/{pattern}"), Path("/local"))) as (remote,):
+        put(f"{bucket}/patterns/{name}", name.encode())
+    with staged(config := Config(Path(f"{bucket}/patterns/{pattern}"), Path("/local"))) as (remote,):
         taken = glob.glob(str(config.source), recursive=True)  # noqa: PTH207
         assert sorted(Path(name).read_text() for name in taken) == found
-        assert as_addressed(str(config.source), [remote]) == f"{bucket}/logs/{pattern}"
+        assert as_addressed(str(config.source), [remote]) == f"{bucket}/patterns/{pattern}"
         assert "2025-12.txt" not in texts(remote.local)
-    assert RECORD_NAME not in objects(f"{bucket}/logs")
+    assert RECORD_NAME not in objects(f"{bucket}/patterns")
 
 
 @pytest.mark.parametrize("value", ["s3://logs-*/2026.parquet", "s3://*"])
