@@ -22,8 +22,8 @@ _PAGES = {
         r"lists of (\d+) judged MSRD test documents.*?median of\s+(\d+) tokens a pair.*?takes ([\d.]+) and ([\d.]+) ms",
     ),
     "encoder": (
-        "serving_minilm.md",
-        r"pairs of (\d+) tokens.*?\| limit: encoder in process \| 48 \| 8 \|.*?([\d.]+) \| [\d.]+ \|\n",
+        "serving.md",
+        r"pairs of (\d+) tokens.*?\| limit: encoder alone, tokens made beforehand \| 48 \|.*?([\d.]+) \| [\d.]+ \|\n",
     ),
     "router": ("router.md", r"processor time is about ([\d.]+) ms a page"),
     "log": ("router.md", r"The same pages \((\d+) documents.*?([\d.]+) KB of JSON"),

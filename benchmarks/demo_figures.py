@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.ab.report.charts import p_text
 from ranking.errors import InputError
 from ranking.program import run
+from ranking.significance import p_text
 
 SYSTEMS = {"bm25": "BM25", "baseline": "baseline", "teacher": "teacher", "student": "student"}
 AB_METRICS = {"page_ctr": "page CTR", "user_ctr": "user CTR", "dwell": "dwell per click"}

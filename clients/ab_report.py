@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from clients.ab.report.charts import p_text
 from clients.ab.report.comparison_table import ErrorRates
 from clients.ab.report.experiment_pages import ExperimentPages
 from clients.ab.report.experiment_plan import plan
@@ -18,6 +17,7 @@ from clients.ab.report.trust_checks import trust_checks
 from ranking.errors import InputError
 from ranking.program import run
 from ranking.query_engine import QueryEngineSettings
+from ranking.significance import p_text
 
 
 @dataclass

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from clients.ab.report.charts import p_text
 from demo.stages import Stages
 from ranking.files import write_json
 from ranking.labels import LabelSet
 from ranking.metrics import JudgedRanking
-from ranking.significance import paired_bootstrap, randomisation_test
+from ranking.significance import p_text, paired_bootstrap, randomisation_test
 
 SYSTEMS = ("bm25", "baseline", "teacher", "student", "baseline + bm25", "student + bm25")
 AB_METRICS = {"page_ctr": "page CTR", "user_ctr": "user CTR", "dwell": "dwell per click"}

@@ -39,6 +39,11 @@ def resampled_sums(columns: ArrayLike, resamples: int = 2000, seed: int = 0) -> 
     return sums
 
 
+def p_text(p: float, sign: bool = False) -> str:
+    """A p value to four digits, "< 0.0001" below; sign writes the equals sign too."""
+    return "< 0.0001" if p < 0.0001 else f"{'= ' if sign else ''}{p:.4f}"
+
+
 def paired_bootstrap(
     ours: ArrayLike, theirs: ArrayLike, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:

@@ -29,13 +29,13 @@ def test_the_rates_are_those_that_the_pages_name():
     rates = Rates.measured(RESULTS)
     calls = (RESULTS / "encoder_calls.md").read_text()
     assert f"and {rates.tokenise_ms * 48 * 139:.1f} ms of one core" in calls
-    assert f"| {rates.encode_ms * 137:.2f} | 0.991 |" in (RESULTS / "serving_minilm.md").read_text()
+    assert f"| {rates.encode_ms * 137:.2f} | 0.991 |" in (RESULTS / "serving.md").read_text()
     assert f"about {rates.router_ms:.1f} ms a page" in (RESULTS / "router.md").read_text()
     assert set(rates.sources) == {"tokenising", "encoder", "router", "log"}
 
 
 def test_a_page_without_its_figure_is_named(tmp_path):
-    for page in ("encoder_calls.md", "serving_minilm.md", "router.md"):
+    for page in ("encoder_calls.md", "serving.md", "router.md"):
         shutil.copy(RESULTS / page, tmp_path)
     (tmp_path / "router.md").write_text("nothing was measured")
     with pytest.raises(InputError, match=r"router\.md: no figure for router"):

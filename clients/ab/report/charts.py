@@ -17,11 +17,6 @@ def percent(value: float) -> str:
     return f"{value * 100:+.2f}%"
 
 
-def p_text(p: float, sign: bool = False) -> str:
-    """A p value to four digits, "< 0.0001" below; sign writes the equals sign too."""
-    return "< 0.0001" if p < 0.0001 else f"{'= ' if sign else ''}{p:.4f}"
-
-
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     raw = (high - low) / max(count, 1) or 1.0
     magnitude = 10 ** np.floor(np.log10(raw))

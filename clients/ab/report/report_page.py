@@ -20,6 +20,7 @@ from clients.ab.report.statistics import GoodSameBad, preference
 from clients.ab.report.trust_checks import TrustCheck
 from clients.ab.report.verdict import verdict
 from ranking.files import write_json, write_text
+from ranking.significance import p_text
 
 logger = logging.getLogger("ab_report")
 
@@ -114,7 +115,7 @@ def write_report(figures: dict[str, Any], pictures: dict[str, str], out: Path) -
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     page = environment.get_template("page.html.jinja").render(
-        r={**figures, "charts": pictures}, pct=charts.percent, p_text=charts.p_text
+        r={**figures, "charts": pictures}, pct=charts.percent, p_text=p_text
     )
     write_text(out, page)
     return beside
@@ -133,5 +134,5 @@ def metric_line(metric: dict[str, Any]) -> str:
         found = metric["reason"]
     else:
         lift, low, high = (charts.percent(metric[name]) for name in ("lift", "low", "high"))
-        found = f"{lift} [{low}, {high}], p {charts.p_text(metric['p'], True)}"
+        found = f"{lift} [{low}, {high}], p {p_text(metric['p'], True)}"
     return f"{metric['name']:16} {metric['control_text']:>10} {metric['treatment_text']:>10}  {found}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from clients.ab.report.charts import p_text, percent
+from clients.ab.report.charts import percent
 from clients.ab.report.comparison_table import ReportRow
 from clients.ab.report.metrics import PAGE_CTR
+from ranking.significance import p_text
 
 
 def verdict(rows: list[ReportRow], trustworthy: bool, control: str, treatment: str) -> str:
