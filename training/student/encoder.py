@@ -81,7 +81,8 @@ class StudentModelSettings:
         limits: tokens of each field that the model reads; with --init of a checkpoint of ours, those of its card
         chunks: read a summary beyond its limit as up to so many chunks of that length, in training and when served;
             left out, this and the next two are as in the card of --init, else one chunk without overlap
-        chunk_overlap: tokens of a chunk that the next one begins with again; an eighth to a quarter of a chunk
+        chunk_overlap: tokens of a chunk that the next one begins with again; what answers a query has to
+            stand in one chunk: half a chunk for short passages, an eighth or a quarter for long texts
         chunk_pooling: the document's score: that of its best chunk (max), or the mean of all chunks
     """
 
