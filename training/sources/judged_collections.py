@@ -304,7 +304,7 @@ def read_ir_dataset(name: str, bad: BadRows, spare: int | None = 0) -> JudgedSou
     return source
 
 
-def _ir_document(row: dict[str, Any], path: Path) -> tuple[str, str]:
+def _ir_document(row: dict[str, Any]) -> tuple[str, str]:
     document = row["document"]
     title = getattr(document, "title", "")
     text = next((v for name in ("text", "body", "abstract") if (v := getattr(document, name, None))), None)
