@@ -144,7 +144,9 @@ def check_holds_no_teacher(home: Path) -> None:
     """InputError if a folder of the repository holds a version that build_student.py did not publish."""
     for number in sorted(numbers(home)):
         if not (home / str(number) / MANIFEST_NAME).is_file():
-            raise InputError(f"{home}: version {number} lacks {MANIFEST_NAME}, so it is no arm's: give another --name")
+            raise InputError(
+                f"{home}: version {number} lacks {MANIFEST_NAME}, so it is no arm's: give the build another --name"
+            )
 
 
 def promote(repository: str | Path, name: str, version: int, servers: Sequence[RunningServer] = ()) -> None:

@@ -57,19 +57,18 @@ def main(config: Config) -> int:
     """
     erased = Erasure(config.user, map(read_salt, config.salt_file)).run(config.log, config.data)
     print(f"{erased.pages} pages erased: {erased.lines} lines of raw files, {erased.rows} rows of Parquet days")
+    if erased.not_found:
+        logger.warning(
+            "no page of %s: erased before, never there, or the log knows them under another id or salt",
+            ", ".join(map(repr, erased.not_found)),
+        )
     if erased.in_use:
         logger.warning(
             "a router still appends to %s: run this again once it has begun a new file (hourly) or stopped",
             ", ".join(erased.in_use),
         )
         return EXIT_IN_USE
-    if erased.not_found:
-        logger.warning(
-            "no page of %s: erased before, never there, or the log knows them under another id or salt",
-            ", ".join(map(repr, erased.not_found)),
-        )
-        return EXIT_NOT_FOUND
-    return 0
+    return EXIT_NOT_FOUND if erased.not_found else 0
 
 
 if __name__ == "__main__":

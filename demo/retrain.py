@@ -71,6 +71,7 @@ class Config:
         coverage: share of users in the experiment that is written
         accept_worse: publish the student although it is worse; the reason, kept in its manifest
         click_flags: further flags of prepare_clicks in one text, such as "--privacy.min-users 3 --dwell-seconds 10"
+        gate_flags: further flags of build_student.py in one text, such as "--gate-queries 400"
     """
 
     log: Path
@@ -99,6 +100,7 @@ class Config:
     coverage: float = 0.05
     accept_worse: str = ""
     click_flags: str = ""
+    gate_flags: str = ""
 
     def __post_init__(self) -> None:
         for name in ("since", "until"):
@@ -124,6 +126,7 @@ def flow(config: Config) -> dict[str, Any]:
         "gate", "the gate, against what serves now",
         "build/build_student.py", "--checkpoint", out / "student", "--name", config.arm, "--target", "openvino",
         "--data", out / "data", "--repository", config.repository, "--serves-now", config.serving_arm, *accept,
+        *config.gate_flags.split(),
     )  # fmt: skip
     replay = stages.run(
         "replay", f"{config.replay_pages} logged pages in the shadow", lambda: replayed(config),
@@ -146,7 +149,8 @@ def refuse_taken_arm(config: Config) -> None:
     if known - own:
         raise InputError(
             f"stopped: {config.repository / config.arm} holds another student than {made}, and a test may be going on "
-            "with it: give the new one a name of its own (--arm), and name the arm that serves now (--serving-arm)"
+            "with it: give the new one a name of its own (--arm; nothing is trained again), and name the arm that "
+            "serves now (--serving-arm)"
         )
 
 
@@ -291,10 +295,11 @@ def label(config: Config) -> None:
     """Label the candidates by the served teacher, through the store; a new one is built for Triton first."""
     name, models, kind = config.teacher_model, config.repository, config.teacher_kind
     teacher, built = config.out / "teacher", config.out / "model_repository"
-    shutil.rmtree(built, ignore_errors=True)  # of an interrupted labelling, maybe by a teacher of the other kind
+    if config.teacher != "keep":  # of an interrupted labelling, maybe by a teacher of the other kind
+        shutil.rmtree(built, ignore_errors=True)
     if config.teacher == "renew":
         models, kind = built, "decoder"
-        run_program("build/build_teacher.py", "--checkpoint", teacher, "--repository", models)
+        run_program("build/build_teacher.py", "--checkpoint", teacher, "--name", name, "--repository", models)
     elif config.teacher == "clicks":
         models, kind = built, "ranker"
         run_program(
@@ -354,7 +359,7 @@ def main(config: Config) -> int:
     for name in ("log", "data", "student", "repository", "out", "pretrained", "last_teacher", "store"):
         if (path := getattr(config, name)) is not None and not path.is_absolute():
             setattr(config, name, ROOT / path)
-    for name in ("log", "data", "student", "pretrained", "last_teacher"):
+    for name in ("log", "data", "student", "pretrained", "last_teacher", "repository"):
         path = getattr(config, name)
         if path is not None and config.out.resolve() in (path.resolve(), *path.resolve().parents):
             raise InputError(f"--{name} {path} lies in --out, where what is made anew is removed: name another --out")

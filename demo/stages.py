@@ -159,7 +159,8 @@ class Stages:
         texts = [(ROOT / word).read_text(encoding="utf-8") for word in words if word.endswith(".yaml")]
 
         def work() -> None:
-            begun = made is not None and (made / "training" / "settings.json").is_file()
+            # before its first checkpoint a run has nothing to go on from, and what made it fail may have been mended
+            begun = made is not None and any((made / "training").rglob("checkpoint-*/trainer_state.json"))
             run_program(*command, *(["--resume"] if begun else []))
 
         return [*words, *texts], work

@@ -198,6 +198,10 @@ class Remote:
         if record is None:
             self._delete(root, gone)
             return sent
+        now = self._read_record(
+            root
+        )  # the upload took its time, and others may have put files of theirs into the folder
+        record = now if now is not None and now.complete else record
         files = {name: facts for name, facts in record.files.items() if name not in gone}
         files |= {name: facts for name, (facts, _) in sent.items()}
         waiting = (record.aside & files.keys()) | (sent.keys() - coming)
@@ -208,8 +212,7 @@ class Remote:
         self._delete(root, gone)
         if waiting or gone:
             self._write_record(root, _Record(True, files, moving=others))
-        if waiting or record.aside:
-            self._store.delete_dir(f"{root}/{ASIDE_FOLDER}")
+        self._delete(root, {f"{ASIDE_FOLDER}/{files[name][1]}" for name in waiting})
         return sent
 
     def _upload_aside(self, root: str, path: Path) -> Facts:

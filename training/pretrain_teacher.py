@@ -90,7 +90,8 @@ def main(config: Config) -> None:
     set_seed(config.seed)
     clicks = config.data / "clicks.parquet"
     state = launched_processes()
-    read = fingerprints({"clicks": clicks})
+    held_out = {f"{path.stem} judgments": path for path in held_out_files(config.data)}
+    read = fingerprints({"clicks": clicks, **held_out})
     begin_run(config, config.out, state, read)
     config.out.mkdir(parents=True, exist_ok=True)
     # one process trains the vocabulary, the others read it

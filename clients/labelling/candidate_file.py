@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ranking.errors import DataError
+from ranking.labels import footer_fingerprint
 from ranking.schema import TABLES, bad_rows, conform, duplicate_keys
 
 TABLE = TABLES["candidates"]
@@ -52,13 +52,7 @@ class CandidateFile:
         path = Path(path)
         file = _open(path)
         conform(TABLE, file.schema_arrow.empty_table(), path)
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            stream.seek(size - 8)
-            footer = int.from_bytes(stream.read(4), "little") + 8
-            stream.seek(size - footer)
-            digest = hashlib.sha256(f"{size}:".encode() + stream.read()).hexdigest()[:16]
-        return cls(path, file.metadata.num_rows, digest)
+        return cls(path, file.metadata.num_rows, footer_fingerprint(path))
 
     def ranges(self, rows_each: int) -> list[RowRange]:
         """The file cut into ranges of rows_each rows; the last may be shorter."""

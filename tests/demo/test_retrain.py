@@ -196,7 +196,7 @@ def test_an_arm_of_another_run_is_refused_before_anything_is_made(tmp_path, caps
     retrain.refuse_taken_arm(settings(tmp_path, arm="student_w48"))
 
 
-@pytest.mark.parametrize("name", ["data", "student", "log", "pretrained", "last_teacher"])
+@pytest.mark.parametrize("name", ["data", "student", "log", "pretrained", "last_teacher", "repository"])
 def test_what_a_run_reads_may_not_lie_where_it_writes(tmp_path, name):
     """Seen: the run before's OUT/data and OUT/student were removed before they were read."""
     make_log(tmp_path / "log")

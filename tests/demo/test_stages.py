@@ -113,14 +113,31 @@ from pathlib import Path
 run = Path({str(made)!r}) / "training"
 if run.is_dir():
     sys.exit(0 if sys.argv[1:] == ["--resume"] else "a run lies here already")
-run.mkdir(parents=True)
-(run / "settings.json").write_text("{{}}")
+(run / "checkpoint-1").mkdir(parents=True)
+(run / "checkpoint-1" / "trainer_state.json").write_text("{{}}")
 sys.exit("interrupted")
 """)
     with pytest.raises(InputError, match="run again to go on from here"):
         Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
     Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
     assert Stages(tmp_path / "run", total=1).known["train"]["seconds"] is not None
+
+
+def test_a_training_that_failed_before_its_first_checkpoint_starts_anew(tmp_path):
+    program, made = tmp_path / "train.py", tmp_path / "made"
+    program.write_text(f"""
+import sys
+from pathlib import Path
+run = Path({str(made)!r}) / "training"
+if run.is_dir():
+    sys.exit("other data than before" if sys.argv[1:] else 0)
+run.mkdir(parents=True)
+(run / "settings.json").write_text("{{}}")
+sys.exit("no dev judgments")
+""")
+    with pytest.raises(InputError, match="run again to go on from here"):
+        Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
+    Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
 
 
 MEET = """
@@ -167,13 +184,13 @@ from pathlib import Path
 run = Path({str(made)!r}) / "training"
 if run.is_dir():
     sys.exit(0 if sys.argv[1:] == ["--resume"] else "a run lies here already")
-run.mkdir(parents=True)
-(run / "settings.json").write_text("{{}}")
+(run / "checkpoint-1").mkdir(parents=True)
+(run / "checkpoint-1" / "trainer_state.json").write_text("{{}}")
 time.sleep(300)
 """)
 
     def interrupted():
-        while not (made / "training" / "settings.json").is_file():
+        while not (made / "training" / "checkpoint-1" / "trainer_state.json").is_file():
             time.sleep(0.05)
         raise KeyboardInterrupt
 

@@ -29,7 +29,7 @@ from tests.helpers.readme import BLOCKS, ROOT, SMALL_LIMITS, write_small_configs
 
 MSRD = ROOT.parent / "shared" / "data" / "msrd"
 (RECIPE,) = [block for block in BLOCKS if "table:judgments.csv" in block]
-SMALL_LOADS = {"-u 4 -t 60s": "-u 1 -t 3s", "--users 500": "--users 60"}
+SMALL_LOADS = {"-u 2 -t 60s": "-u 1 -t 3s", "--users 500": "--users 60"}
 SMALL_TRAINING = {
     "epochs": 1,
     "least_steps": 60,

@@ -283,6 +283,32 @@ def test_a_program_that_writes_into_a_published_folder_changes_its_record(bucket
     assert "clicks" not in texts(reader.local) and "clicks" not in objects(f"{bucket}/dataset")
 
 
+@pytest.mark.parametrize("there", ["new", "old"])
+def test_two_programs_that_write_files_into_one_folder_at_once_keep_each_others(bucket, tmp_path, monkeypatch, there):
+    """Seen: the slower one put the record back as it had read it, and the other's file was of nobody, or damaged."""
+    files = {"candidates": "old", "clicks": "old"} if there == "old" else {"a": "1"}
+    Remote(f"{bucket}/at-once-{there}", folder_of(tmp_path, **files)).publish()
+    slow, quick = (
+        Remote(f"{bucket}/at-once-{there}/{name}", tmp_path / f"{name}.new") for name in ("candidates", "clicks")
+    )
+    whole, begun = Remote._upload, []
+
+    def upload(self, path, target):
+        found = whole(self, path, target)
+        if self is slow and not begun:
+            begun.append(write_text(quick.local, "of the quick one"))
+            quick.publish()
+        return found
+
+    monkeypatch.setattr(Remote, "_upload", upload)
+    write_text(slow.local, "of the slow one")
+    slow.publish()
+    reader = Remote(f"{bucket}/at-once-{there}", tmp_path / "read")
+    reader.fetch()
+    assert texts(reader.local) == files | {"candidates": "of the slow one", "clicks": "of the quick one"}
+    assert json.loads(objects(f"{bucket}/at-once-{there}")[RECORD_NAME])["files"].keys() == texts(reader.local).keys()
+
+
 def test_what_others_put_into_a_published_folder_is_taken_and_stays_theirs(bucket, tmp_path):
     remote = Remote(f"{bucket}/shared", folder_of(tmp_path, a="1"))
     remote.publish()

@@ -73,7 +73,10 @@ def start_student(settings: StudentTrainingSettings, content: Mapping[str, str] 
     InputError if the output folder holds another training (begin_run), or the start does not fit (create_student).
     """
     work, judgments = settings.out / RUN_FOLDER, settings.data / "judgments"
-    read = fingerprints({f"{split} judgments": judgments / f"{split}.parquet" for split in ("train", "dev")})
+    files = {f"{split} judgments": judgments / f"{split}.parquet" for split in ("train", "dev")}
+    if settings.warm_up_epochs:
+        files["warm-up candidates"] = settings.data / "candidates.parquet"
+    read = fingerprints(files)
     begin_run(settings, settings.out, launched_processes(), {**read, **(content or {})})
     student = create_student(settings, settings.data, work, settings.seed, settings.resume)
     if not settings.warm_up_epochs:

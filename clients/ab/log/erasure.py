@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -91,13 +92,18 @@ class Erasure:
                 mine = rows.filter(pc.is_in(rows.column("user_id"), pa.array(sorted(self.names), pa.string())))
                 self._requests.update(mine.column("request_id").to_pylist())
                 self._found.update(self._user_of[name] for name in mine.column("user_id").unique().to_pylist())
-        pending = [request for folder in folders for request in _pending(folder / PENDING)]
-        self._requests.update(pending)
+        marks = {_mark(name): user for name, user in self._user_of.items()}
+        of_found = {mark for mark, user in marks.items() if user in self._found}
+        begun: dict[str, set[str]] = {"requests": set(self._requests), "users": of_found}
+        for folder in folders:  # a person's pages may be gone already while their clicks are left
+            for kind, values in _pending(folder / PENDING).items():
+                begun[kind].update(values)
+        self._requests = begun["requests"]
+        self._found.update(marks[mark] for mark in begun["users"] & marks.keys())
         self.erased.pages = len(self._requests)
-        if not pending:  # else their pages may be gone already, and nobody knows whose they were
-            self.erased.not_found = [user for user in dict.fromkeys(self._user_of.values()) if user not in self._found]
+        self.erased.not_found = [user for user in dict.fromkeys(self._user_of.values()) if user not in self._found]
         for folder in folders if self._requests else ():
-            write_json(folder / PENDING, sorted(self._requests))
+            write_json(folder / PENDING, {kind: sorted(values) for kind, values in begun.items()})
             (folder / PENDING).chmod(FILE_MODE)
         for path in files:
             self._raw_file(path)
@@ -203,11 +209,18 @@ def remove_half_written(raw: Path) -> None:
             logger.warning("%s: removed; an erasure that was killed had left it", part)
 
 
-def _pending(path: Path) -> list[str]:
-    """Request ids that an erasure had found and did not erase everywhere, since it was killed or a file was in use."""
+def _mark(name: str) -> str:
+    """Of a name, by which it is known again without being written down."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _pending(path: Path) -> dict[str, list[str]]:
+    """`requests` that an erasure had found and did not erase everywhere, since it was killed or a file was in use, and
+    marks of the `users` whose they are."""
     try:
-        return list(map(str, json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else []
-    except (OSError, ValueError, TypeError) as problem:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {kind: list(map(str, found[kind])) for kind in ("requests", "users") if found}
+    except (OSError, ValueError, TypeError, KeyError) as problem:
         raise InputError(f"{path}: cannot be read ({problem}), so nobody knows what is left to erase") from problem
 
 

@@ -148,13 +148,15 @@ class _LogFiles:
 _EVENT_FAULTS = {
     **{
         f"has a row without {name}": f"count({name}) < count(*)"
-        for name in ("request_id", "user_id", "timestamp", "arm", "query", "clicked")
+        for name in ("request_id", "user_id", "timestamp", "query", "clicked")
     },
+    # a page without any is of no arm: of before the experiment, or of somebody outside it
+    "has an arm in some of its rows only": "count(arm) BETWEEN 1 AND count(*) - 1",
     **{f"has more than one {name}": f"min({name}) != max({name})" for name in ("user_id", "arm", "query")},
     # as text: DuckDB 2.0 takes a file's own statistics, which leave NaN out, for a proof that there is none
-    "has a click whose dwell_seconds is missing, negative or no finite number": (
+    "has a click whose dwell_seconds is missing (write 0 where none is known), negative or no finite number": (
         "max(CASE WHEN clicked::INT > 0 AND (dwell_seconds IS NULL OR dwell_seconds < 0 "
-        "OR lower(dwell_seconds::VARCHAR) IN ('nan', 'inf', 'infinity')) THEN 1 ELSE 0 END) > 0"
+        "OR lower(dwell_seconds::VARCHAR) IN ('nan', '-nan', 'inf', 'infinity')) THEN 1 ELSE 0 END) > 0"
     ),
     "shows a document in several rows": "count(DISTINCT doc_id) < count(*)",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -190,7 +191,7 @@ Erasure(["bob"]).run(pathlib.Path({str(raw)!r}), None)
 
 
 @pytest.mark.parametrize("stopped", ["in use", "killed"])
-def test_what_an_erasure_could_not_finish_is_finished_by_the_next_one(tmp_path, stopped):
+def test_what_an_erasure_could_not_finish_is_finished_by_the_next_one(tmp_path, stopped, caplog):
     """Seen: once the page was erased, nobody knew whose its click and shadow score in another file were; exit 0."""
     raw, out = tmp_path / "log", tmp_path / "out"
     write_log(raw, [exposure("p1", user_id="ann"), exposure("p2", user_id="bob")])
@@ -200,7 +201,11 @@ def test_what_an_erasure_could_not_finish_is_finished_by_the_next_one(tmp_path, 
     if stopped == "in use":
         with second.open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            assert main(Config(["ann"], raw, out, raw_ids=True)) == EXIT_IN_USE
+            assert main(Config(["ann", "anne"], raw, out, raw_ids=True)) == EXIT_IN_USE
+        assert "no page of 'anne':" in caplog.text
+        shutil.copytree(raw, tmp_path / "copy")
+        assert main(Config(["anne"], tmp_path / "copy", raw_ids=True)) == EXIT_NOT_FOUND  # though ann is pending
+        shutil.rmtree(tmp_path / "copy")
     else:
         program = f"""
 import os, pathlib

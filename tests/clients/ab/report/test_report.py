@@ -134,8 +134,11 @@ def test_an_events_table_gives_the_same_clicks_as_the_exposures(winning, tmp_pat
         ("doc_id", None, "shows a document in several rows"),  # None: the row is there twice
         ("arm", "student", "has more than one arm"),
         ("user_id", "someone else", "has more than one user_id"),
-        ("dwell_seconds", float("nan"), "has a click whose dwell_seconds is missing, negative or no finite number"),
-        ("dwell_seconds", -3.0, "has a click whose dwell_seconds is missing, negative or no finite number"),
+        ("dwell_seconds", float("nan"), "has a click whose dwell_seconds is missing (write 0 where none is known)"),
+        ("dwell_seconds", -float("nan"), "has a click whose dwell_seconds is missing"),
+        ("dwell_seconds", -3.0, "has a click whose dwell_seconds is missing"),
+        ("dwell_seconds", "", "has a click whose dwell_seconds is missing"),
+        ("arm", "", "has an arm in some of its rows only"),
         ("request_id", "", "has a row without request_id"),
         ("clicked", "", "has a row without clicked"),
     ],
@@ -158,6 +161,19 @@ def test_an_events_table_that_would_be_counted_wrongly_is_refused(tmp_path, colu
     page = None if (column, value) == ("request_id", "") else events["request_id"][place].as_py()
     with pytest.raises(DataError, match=re.escape(f"page {page!r} {said}")):
         report(tmp_path)
+
+
+def test_pages_of_ones_own_before_the_experiment_need_no_arm(tmp_path):
+    events = pa.concat_tables(events_of(exposures(users=200)))
+    middle = sorted(events["timestamp"].to_pylist())[len(events) // 2]
+    arms = [
+        None if moment < middle else arm
+        for moment, arm in zip(events["timestamp"].to_pylist(), events["arm"].to_pylist())
+    ]
+    pq.write_table(events.drop_columns("arm").append_column("arm", pa.array(arms)), tmp_path / "own.parquet")
+    figures = report(tmp_path, start=middle.isoformat())
+    later = {page for page, arm in zip(events["request_id"].to_pylist(), arms) if arm is not None}
+    assert figures["pages"] == len(later) < len(set(events["request_id"].to_pylist()))
 
 
 def test_an_experiment_that_is_not_in_the_log_is_named(winning):
