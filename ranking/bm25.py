@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ranking.text import normalise
+from ranking.spelling import fold_spelling
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG at import
 K1, B = 0.9, 0.4  # Anserini's values for short texts; better than 1.2 and 0.75 on MSRD's dev split (docs/decisions.md)
@@ -25,17 +25,12 @@ _SIGNS = "".join(chr(code) for code in range(0x0300, 0xABFF) if unicodedata.cate
 _WORDS = re.compile(rf"[{_UNSPACED}]+|(?:[^\W{_UNSPACED}][{_SIGNS}]*)+")
 _ASCII_WORDS = re.compile(r"\w+")  # the same of plain text, several times faster
 
-# Arabic as searchers type it, by the rules of Lucene's ArabicNormalizer: one alef, one yeh, one heh, no vowel marks
-_ARABIC = str.maketrans(
-    {"آ": "ا", "أ": "ا", "إ": "ا", "ى": "ي", "ة": "ه", "\u0640": ""} | {chr(code): "" for code in range(0x064B, 0x0653)}
-)
-
 
 def words(text: str) -> list[str]:
-    """Index terms of a text: case-folded words, plural s cut, letter pairs for scripts without spaces."""
+    """Index terms of a text: words in one spelling, plural s cut, letter pairs for scripts without spaces."""
     terms: list[str] = []
-    text = normalise(text).casefold()
-    found = _ASCII_WORDS.findall(text) if text.isascii() else _WORDS.findall(text.translate(_ARABIC))
+    text = fold_spelling(text)
+    found = _ASCII_WORDS.findall(text) if text.isascii() else _WORDS.findall(text)
     for word in found:
         if re.match(f"[{_UNSPACED}]", word):
             terms += [word[i : i + 2] for i in range(len(word) - 1)] or [word]

@@ -2,7 +2,8 @@
 
 Two queries are near-identical when, folded (NFKC, case, accents, vowel points, punctuation, plural s), they have the
 same words in any order, the same letters whatever the spaces, or, from MIN_TYPO_LENGTH letters on, differ by a typo or
-two (a letter dropped in one of them or in both, so a wrong or swapped letter counts as well).
+two (a letter dropped in one of them or in both, so a wrong or swapped letter counts as well). Another digit of a part
+number is another part, so there digits are no typos; nor are any in texts of more than MAX_TYPO_LENGTH letters.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ranking.text import normalise
+from ranking.spelling import fold_spelling
 
 SPLITS = ("train", "dev", "test")
 SPLIT_NAMES = {
@@ -22,6 +23,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "eval"), "test"),
 }
 MIN_TYPO_LENGTH = 8
+MAX_TYPO_LENGTH = 500  # a query has a key for each letter: of a whole document's letters, they would fill the memory
+CODE_DIGITS = 5  # a word with so many is a number or a code; years, sizes and names of models have fewer
 
 # What a searcher may leave out: accents of Latin, Greek and Cyrillic letters, vowel points of Hebrew and Arabic. Marks
 # of other scripts are letters: without vowel signs or dakuten, words of Hindi or kana that mean other things are one
@@ -39,7 +42,7 @@ def split_name(name: str) -> str | None:
 
 def fold(query: str) -> list[str]:
     """The words of a query without case, accents, punctuation and plural s; the raw text where that leaves nothing."""
-    text = unicodedata.normalize("NFKD", normalise(query).casefold())
+    text = unicodedata.normalize("NFKD", fold_spelling(query))
     text = unicodedata.normalize("NFC", _ACCENTS.sub("", text))
     words = [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in _WORDS.findall(text)]
     return words or [query.strip()]
@@ -50,12 +53,18 @@ def _keys(query: str) -> Iterator[str]:
     yield "words " + " ".join(sorted(set(words)))
     letters = "".join(words)
     yield "letters " + letters
-    if len(letters) >= MIN_TYPO_LENGTH:
-        yield from {"letters " + letters[:i] + letters[i + 1 :] for i in range(len(letters))}
+    if MIN_TYPO_LENGTH <= len(letters) <= MAX_TYPO_LENGTH:
+        # consecutive part numbers are a letter apart: taken for typos, a whole catalogue of them is one query
+        code = letters.isdecimal() or any(sum(map(str.isdecimal, word)) >= CODE_DIGITS for word in words)
+        may_differ = [i for i, letter in enumerate(letters) if not (code and letter.isdecimal())]
+        yield from {"letters " + letters[:i] + letters[i + 1 :] for i in may_differ}
 
 
 def near_identical(queries: Mapping[str, str]) -> dict[str, str]:
-    """query id -> name of its group, the smallest id in it. queries: id -> text. Memory is about 3 kB a query."""
+    """query id -> name of its group, the smallest id in it. queries: id -> text.
+
+    Memory is about 3 kB a query, 70 kB at most.
+    """
     parent = {query_id: query_id for query_id in queries}
 
     def root(node: str) -> str:
@@ -74,13 +83,16 @@ def near_identical(queries: Mapping[str, str]) -> dict[str, str]:
 
 
 class NearQueries:
-    """Tells which queries are near-identical to one of a few given ones. Memory is about 3 kB a given query."""
+    """Tells which queries are near-identical to one of a few given ones.
+
+    Memory is about 3 kB a given query, 70 kB at most.
+    """
 
     def __init__(self, queries: Iterable[str]):
-        self.keys = {key for query in queries for key in _keys(query)}
+        self.keys = {hash(key) for query in queries for key in _keys(query)}
 
     def __contains__(self, query: str) -> bool:
-        return bool(self.keys) and any(key in self.keys for key in _keys(query))
+        return bool(self.keys) and any(hash(key) in self.keys for key in _keys(query))
 
 
 def shuffled(names: Iterable[str], seed: int) -> list[str]:

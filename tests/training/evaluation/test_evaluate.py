@@ -300,3 +300,10 @@ def test_bm25_ranks_by_rare_shared_words_and_knows_unspaced_scripts():
     scores = bm25_scores(["red shoe"] * 3 + ["步鞋"], titles, [""] * 4)
     assert scores[0] > scores[1] == scores[2] > 0 and scores[3] > 0
     assert bm25_scores(["???", "zebra"], ["a b", "c d"], ["", ""]).tolist() == [0, 0]
+
+
+def test_bm25_finds_a_word_whatever_undrawn_characters_and_digits_it_is_spelled_with():
+    assert words("Wasch\u00admaschine \u200eA1") == words("Waschmaschine A1")
+    assert words("क्\u200dया") == words("क्या") and words("辻\U000e0100本") == words("辻本")
+    assert words("İstanbul") == ["istanbul"] and words("آيفون ١٥") == words("ايفون 15")
+    assert words("کتاب\u200cها") == ["کتاب", "ها"]  # Persian endings are words of their own
