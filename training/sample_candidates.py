@@ -31,6 +31,7 @@ from training.clicks.event_columns import event_defaults
 from training.clicks.log_tables import FileColumns, file_columns, open_view, parquet_files
 from training.clicks.normalised_queries import number_queries
 from training.evaluation.pool_rankers import COLUMN_PREFIX, PoolRanker, pool_rankers
+from training.sources.held_out import held_out_files, held_out_queries
 from training.sources.pair_strategies import (
     draw_by_usefulness,
     draw_from_bands,
@@ -77,7 +78,10 @@ class Config(QueryEngineSettings):
         labelled: candidates that were labelled before: their queries are not drawn again, and diversity keeps its
             distance from them
         frequency_power: queries are drawn in proportion to frequency to this power: 1 as asked, 0 all alike
-        exclude: tables whose queries must not be drawn, such as the judged dev and test splits
+        exclude: tables whose queries, and near-identical ones, must not be drawn, such as the judged dev and test
+            splits
+        exclude_held_out: leave out the dev and test queries of the judgments folder beside the output, too (on this
+            machine, not in a store)
         on_bad_row: "stop" at the first bad row, or "reject" them to a .rejects.tsv beside the output
         seed: another seed draws other queries and documents
     """
@@ -97,6 +101,7 @@ class Config(QueryEngineSettings):
     labelled: list[Path] = field(default_factory=list)
     frequency_power: float = 0.5
     exclude: list[Path] = field(default_factory=list)
+    exclude_held_out: bool = True
     on_bad_row: Literal["stop", "reject"] = "stop"
     seed: int = 1
 
@@ -192,7 +197,7 @@ def sample_candidates(config: Config) -> dict:
         rejects = out.with_suffix(".rejects.tsv") if config.on_bad_row == "reject" else None
         read, refused = open_view(engine, "pool", table, files, rejects, columns)
         report = {"strategy": config.strategy, "pairs_read": read, "pairs_rejected": refused}
-        _count_queries(engine, config)
+        report["excluded_queries"] = _count_queries(engine, config)
         report |= _draw_queries(engine, config, choice)
         pieces = _draw_documents(engine, table, choice, report)
         if config.strategy in BY_USEFULNESS:
@@ -214,8 +219,13 @@ def _pool_columns(config: Config, rankers: list[PoolRanker]) -> tuple[Table, Fil
     return table, file_columns(parquet_files(config.pool), table, read)
 
 
-def _count_queries(engine: QueryEngine, config: Config) -> None:
-    """Make `asked` (query_no, pages): the pool's queries and on how many pages of the log each stands."""
+def _count_queries(engine: QueryEngine, config: Config) -> int:
+    """Make `asked` (query_no, pages): the pool's queries and on how many pages of the log each stands.
+
+    Queries near-identical to an excluded one are left out; returns how many.
+    """
+    held_out = [*config.exclude, *(held_out_files(Path(config.out).parent) if config.exclude_held_out else [])]
+    near = held_out_queries(file for path in held_out for file in parquet_files(str(path)))
     _queries_of(engine, "excluded", [*config.exclude, *config.labelled])
     _queries_of(engine, "labelled", config.labelled)
     relations = ["pool", "excluded"]
@@ -234,10 +244,19 @@ def _count_queries(engine: QueryEngine, config: Config) -> None:
         f"""
         WITH seen AS ({seen}),
              pooled AS (SELECT DISTINCT query_no FROM pool JOIN spellings ON query = raw),
-             barred AS (SELECT DISTINCT query_no FROM excluded JOIN spellings ON query = raw)
+             barred AS (SELECT DISTINCT query_no FROM labelled JOIN spellings ON query = raw)
         SELECT query_no, coalesce(pages, 0) AS pages
         FROM pooled LEFT JOIN seen USING (query_no) ANTI JOIN barred USING (query_no)""",
     )
+    reworded = [
+        number
+        for batch in engine.batches("SELECT query_no, query FROM queries SEMI JOIN asked USING (query_no)")
+        for number, query in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist())
+        if query in near
+    ]
+    add_table(engine, "reworded", pa.table([reworded], schema=pa.schema([("query_no", pa.int32())])))
+    engine.table("asked", "SELECT * FROM asked ANTI JOIN reworded USING (query_no)")
+    return len(reworded)
 
 
 def _queries_of(engine: QueryEngine, name: str, paths: list[Path]) -> None:

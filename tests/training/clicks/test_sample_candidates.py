@@ -100,6 +100,23 @@ def test_excluded_queries_are_never_drawn_whatever_their_spelling(tmp_path):
     assert report["pool_queries"] == 3
 
 
+def test_reworded_test_queries_are_never_drawn(tmp_path):
+    """Seen: "hiking boot" was labelled and learnt from beside the test query "Hiking boots"."""
+    queries = ("hiking boot", "boots, hiking", "hikingboots", "hiking boost", "rain jacket", "rain jackets", "tent")
+    pool = [pair(f"q{q}", f"d{d}", query, f"{query} {d}") for q, query in enumerate(queries) for d in range(3)]
+    pq.write_table(pa.table({"query": ["Hiking boots"]}), tmp_path / "test.parquet")
+    found, report = sample(tmp_path, pool, exclude=[tmp_path / "test.parquet"])
+    assert {row["query"] for row in found} == {"rain jacket", "rain jackets", "tent"}
+    assert (report["excluded_queries"], report["pool_queries"]) == (4, 3)
+    # those of the dataset folder that the candidates are for need not be named
+    (tmp_path / "judgments").mkdir()
+    pq.write_table(pa.table({"query": ["jackets for rain", "Rain jackets"]}), tmp_path / "judgments/dev.parquet")
+    found, _ = sample(tmp_path, pool, exclude=[tmp_path / "test.parquet"])
+    assert {row["query"] for row in found} == {"tent"}
+    found, _ = sample(tmp_path, pool, exclude_held_out=False)
+    assert {row["query"] for row in found} == set(queries)
+
+
 def test_queries_are_drawn_by_their_tempered_frequency(tmp_path):
     rows = [pair(f"q{q}", "d1", f"word{q}", "title") for q in range(400)]
     stamp = np.datetime64("2026-01-05", "us").astype(object)
