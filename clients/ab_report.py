@@ -33,7 +33,7 @@ class Config(QueryEngineSettings):
         weights: planned traffic shares of control and treatment, for the sample-ratio check
         alpha: error rate of tests and intervals
         planned_users: users of both arms at which the always-valid interval is tightest; choose it before the start
-        start: ISO time of the experiment's start; earlier pages of the same users serve CUPED
+        start: ISO time of the experiment's start; earlier pages of the same users, of neither arm, serve CUPED
         judgments: CSV or Parquet with a column `verdict` of good, same, bad (treatment seen against control)
         max_pages_per_user: leave out users with more pages than this (bots), counted in the report
         interleaved: report the interleaved pages of --experiment only, for an experiment without arms to compare
@@ -65,6 +65,8 @@ class Config(QueryEngineSettings):
             raise ValueError("weights: two positive numbers, control's and treatment's share")
         if not 0 < self.alpha < 1:
             raise ValueError("alpha lies between 0 and 1")
+        if self.out.suffix == ".json":
+            raise ValueError(f"out is {self.out}: the page's own name is needed, the figures go to a .json beside it")
         if self.planned_users < 1:
             raise ValueError(f"planned_users is {self.planned_users}: it must be above 0")
         if self.max_pages_per_user is not None and self.max_pages_per_user < 1:

@@ -141,6 +141,9 @@ def test_a_sample_of_a_pool_is_the_same(tmp_path):
     assert made[0][0]["pairs_rejected"] == 1 and made[0][0]["duplicates"] and made[0][0]["pool_queries"] == 5
 
 
+BEGUN = 9  # the first page at or after 13:00
+
+
 def router_records() -> list[dict]:
     """Two days of a router: two arms, interleaved, forced and repeated pages, orphans, growing dwells, bad records."""
     rng, records = np.random.default_rng(8), []
@@ -149,8 +152,9 @@ def router_records() -> list[dict]:
         arm, documents = ("student", "baseline")[user % 2], [f"d{d}" for d in rng.permutation(6)[: 3 + page % 3]]
         teams = [("student", "baseline", "")[i % 3] for i in range(len(documents))] if page % 5 == 0 else []
         exposure = {
-            "type": "exposure", "logged": logged, "request_id": f"r{page}", "user_id": f"u{user}", "experiment": "exp",
-            "arm": arm, "served_by": "interleaved" if teams else arm, "fallback": "timeout" if page % 17 == 0 else "",
+            "type": "exposure", "logged": logged, "request_id": f"r{page}", "user_id": f"u{user}",
+            "experiment": "exp" if page >= BEGUN else "", "arm": arm if page >= BEGUN else "",
+            "served_by": "interleaved" if teams else arm, "fallback": "timeout" if page % 17 == 0 else "",
             "model_version": "1", "latency_ms": float(rng.lognormal(2, 0.5)), "platform": ("ios", "web", "")[page % 3],
             "query": f"{'good ' * (page % 4)}thing {page % 11 % 4}", "query_length": 5, "segments": "{}",
             "forced": page % 31 == 0, "documents": documents, "scores": [float(s) for s in rng.random(len(documents))],
@@ -197,6 +201,7 @@ def test_compaction_and_what_is_made_of_it_are_the_same(tmp_path, monkeypatch):
         numerically = {k: by_duckdb[k] for k in numbers}
         assert {k: by_spark[k] for k in numbers} == pytest.approx(numerically, rel=1e-9, abs=1e-12)
         assert table or figures[0]["interleaving"]["pages"] > 10
+        assert figures[0]["metrics"][0]["cuped_variance"] is not None
 
     settings = ClickPairSettings(
         events=str(tmp_path / "duckdb" / "events"), out=tmp_path, debias=False, bot_volume_quantile=1.0,

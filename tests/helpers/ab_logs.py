@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ranking.schema import TABLES, write_table
 
@@ -58,6 +59,15 @@ def exposures(
 def save(folder: Path, log: pa.Table) -> Path:
     write_table(folder / "exposures" / "2026-11-01.parquet", "exposures", log)
     return folder
+
+
+def started(log: pa.Table, start: str) -> pa.Table:
+    """The log with the pages before `start`, an ISO day, outside every experiment, as the router logs them then."""
+    early = pc.less(log.column("timestamp"), pa.scalar(dt.datetime.fromisoformat(f"{start}T00:00:00+00:00")))
+    for name in ("experiment", "arm"):
+        place = log.column_names.index(name)
+        log = log.set_column(place, log.schema.field(name), pc.if_else(early, "", log.column(name)))
+    return log
 
 
 def log_of(folder, pages: dict[str, int], users: int = 10):

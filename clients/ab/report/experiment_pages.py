@@ -12,7 +12,7 @@ import numpy as np
 
 from clients.ab.report.metrics import RatioMetric
 from ranking.database import literal
-from ranking.query_engine import QueryEngine
+from ranking.query_engine import QueryEngine, single_row
 
 
 @dataclass
@@ -29,10 +29,14 @@ class ArmTotals:
 
 @dataclass
 class LeftOut:
-    """What of the log is no part of the comparison. heavy: users with more pages than are allowed."""
+    """What of the log is no part of the comparison. heavy: users with more pages than are allowed.
+
+    early_pages: of the two arms, before the start that was named.
+    """
 
     forced_pages: int = 0
     outside_pages: int = 0
+    early_pages: int = 0
     heavy_users: int = 0
     heavy_pages: int = 0
 
@@ -44,7 +48,8 @@ class ExperimentPages:
     `pages` has a row per page of the two arms: user_no (dense int, a user of one arm), treatment (bool), pre (bool,
     before the experiment's start), slice (int, part of the time), the columns of metrics.PAGE_COLUMNS (NULL where not
     logged), query_words, platform, head (bool: one of the frequent queries that make up half of the pages).
-    dwell_cap: seconds; slice_ends: ISO times; columns: the PAGE_COLUMNS that this log can tell.
+    days: how long the experiment ran, a few pages dated far from all others not counted; dwell_cap: seconds;
+    slice_ends: ISO times; columns: the PAGE_COLUMNS that this log can tell.
     """
 
     engine: QueryEngine
@@ -55,6 +60,7 @@ class ExperimentPages:
     heaviest_user_share: float
     first: str
     last: str
+    days: float
     slice_ends: list[str]
     dwell_cap: float
     columns: frozenset[str]
@@ -132,10 +138,13 @@ class ExperimentPages:
         )
         if len(names) > 1:
             families["platform"] = [(name, f"platform = {literal(name)}") for (name,) in names]
-        return {
-            family: [(label, f"NOT pre AND {condition}") for label, condition in conditions]
-            for family, conditions in families.items()
-        }
+        told_apart = {}
+        for family, conditions in families.items():
+            counted = ", ".join(f"count(*) FILTER (NOT pre AND {condition})" for _, condition in conditions)
+            # all pages in one: the log holds no words of queries, as with --queries hash or drop
+            if sum(pages > 0 for pages in single_row(self.engine, f"SELECT {counted} FROM pages")) > 1:
+                told_apart[family] = [(label, f"NOT pre AND {condition}") for label, condition in conditions]
+        return told_apart
 
     def _fetch(self, query: str, metric: RatioMetric | None = None) -> dict[str, np.ndarray]:
         # asked of the metric: the query may hold a caller's text, which may hold anything

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
 
 from scipy import stats
 
@@ -23,9 +22,7 @@ def plan(pages: ExperimentPages, control: str, lift: float, power: float, alpha:
     totals = pages.totals(PAGE_CTR)
     baseline = estimate(UserTotals(totals.numerator[0], totals.denominator[0]))
     users = users_needed(baseline, lift, alpha, power, treatment_share)
-    first, last = (datetime.fromisoformat(moment).timestamp() for moment in (pages.first, pages.last))
-    days = max((last - first) / 86_400, 1 / 24)
-    per_day = sum(pages.users) / days
+    per_day = sum(pages.users) / max(pages.days, 1 / 24)
     reach = stats.norm.isf(alpha / 2) + stats.norm.ppf(power)
     variance = baseline.variance * baseline.users * (1 / treatment_share + 1 / (1 - treatment_share))
     findable = reach * math.sqrt(variance / sum(pages.users)) / baseline.value

@@ -22,13 +22,15 @@ from ranking.schema import reading
 
 _DAY = 86_400_000_000  # microseconds
 _TIME_SLICES = 30  # at most this many points of the cumulative lift
+_FEWEST_DAYS = 7  # from as many days on it has a point a day
+_STRAY_SHARE = 0.001  # of pages at either end of the time: a wrong clock's must not stretch it to years
 _DWELL_QUANTILE = 0.99  # of a click's dwell over both arms, at which dwell is capped (winsorised)
 
 # what identifies a page and its segments: SQL over an exposure, and an aggregate over a page's events
 _IDENTITY = {
     "user_id": ("user_id", "any_value(user_id)"),
     "moment": ("epoch_us(timestamp::TIMESTAMPTZ)", "min(epoch_us(timestamp::TIMESTAMPTZ))"),
-    "arm": ("arm", "any_value(arm)"),
+    "arm": ("arm", "coalesce(any_value(arm), '')"),
     "query": ("query", "any_value(query)"),
     "platform": ("platform", "''"),
     "experiment": ("experiment", "''"),
@@ -40,13 +42,16 @@ _EVENT_COLUMNS = {"request_id", "user_id", "timestamp", "arm", "query", "clicked
 _EXPOSURE_COLUMNS = {"user_id", "timestamp", "experiment", "arm", "query", "clicks", "dwell_seconds", "forced"}
 
 
+_INTERLEAVED = "array_length(teams) > 0 AND NOT forced"
+
+
 @dataclass(frozen=True)
 class LogSelection:
     """Which pages of which log are compared.
 
     path: a compacted log's folder, or a Parquet file, folder or glob of `events`; experiment: needed where the log
-    holds several; start: ISO time, pages before it are the pre-period (for CUPED) and no part of the result;
-    max_pages_per_user: users with more pages are left out.
+    holds several; start: ISO time, pages before it that are of neither arm are the pre-period (for CUPED), and none is
+    part of the result; max_pages_per_user: users with more pages are left out.
     """
 
     path: Path
@@ -81,7 +86,8 @@ def load_pages(chosen: LogSelection, settings: QueryEngineSettings) -> Experimen
 def load_interleaved(chosen: LogSelection, settings: QueryEngineSettings) -> tuple[np.ndarray, np.ndarray]:
     """Pages won per user by (treatment's, control's) team in an experiment's interleaved pages, float [users] each.
 
-    DataError if the log is unreadable or holds no row per page, InputError if no page of it is interleaved.
+    The experiment may be left out where only one has such pages. DataError if the log is unreadable or holds no row per
+    page, InputError if no page of it is interleaved, or by other models than the two.
     """
     log = _LogFiles.find(chosen.path)
     if not log.has_exposures:
@@ -91,13 +97,27 @@ def load_interleaved(chosen: LogSelection, settings: QueryEngineSettings) -> tup
     engine = settings.open_engine(settings.temp_folder)
     try:
         engine.read_files("log", log.files)
-        wins = _interleaved_wins(engine, chosen, chosen.experiment)
+        experiment = chosen.experiment or _experiment(engine, chosen, f"log WHERE {_INTERLEAVED}")
+        _leave_out_heavy_users(engine, chosen.max_pages_per_user, "log")
+        wins = _interleaved_wins(engine, chosen, experiment)
+        teams = engine.rows(
+            f"SELECT DISTINCT team FROM (SELECT unnest(teams) AS team FROM log WHERE {_INTERLEAVED} "
+            f"AND experiment = {literal(experiment)}) WHERE team != '' ORDER BY 1"
+        )
     except engine.problems as problem:
         raise DataError(chosen.path, told(engine, problem)) from problem
     finally:
         engine.close()
     if wins is None:
-        raise InputError(f"{chosen.path}: experiment {chosen.experiment!r} has no interleaved page")
+        since = f" since {chosen.start}" if chosen.start else ""
+        where = f"experiment {experiment!r}" if experiment else "the log"
+        raise InputError(f"{chosen.path}: {where} has no interleaved page{since}")
+    for model in (chosen.control, chosen.treatment):
+        if teams and (model,) not in teams:
+            named = ", ".join(name for (name,) in teams)
+            raise InputError(
+                f"{chosen.path}: {model!r} is no team of {experiment!r}; --control and --treatment name two of {named}"
+            )
     return wins
 
 
@@ -186,23 +206,34 @@ def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> Experime
     before = f"moment < {_microseconds(chosen.start)}" if chosen.start else "false"
     window = f"{in_experiment} AND NOT forced AND NOT ({before})"
     outside = f"NOT ({in_experiment}) AND NOT forced AND NOT ({before})"
+    # what an arm showed before the start would take a part of its own effect out of the comparison, as the covariate
+    pre = f"{before} AND NOT ({in_experiment})"
     left_out = _leave_out_heavy_users(engine, chosen.max_pages_per_user)
     left_out.forced_pages = single_value(engine, "SELECT count(*) FROM raw WHERE forced")
     left_out.outside_pages = single_value(engine, f"SELECT count(*) FROM raw WHERE {outside}")
+    left_out.early_pages = single_value(
+        engine, f"SELECT count(*) FROM raw WHERE {in_experiment} AND NOT forced AND {before}"
+    )
     users = _number_users(engine, chosen, window)
     first, last = (single_value(engine, f"SELECT {end}(moment) FROM raw WHERE {window}") for end in ("min", "max"))
-    span = max(last - first, 1)  # microseconds
-    slices = max(1, min(_TIME_SLICES, span // _DAY or _TIME_SLICES))
     _mark_head_queries(engine)
+    early, late = single_row(
+        engine,
+        f"""SELECT floor(quantile_cont(moment, {_STRAY_SHARE}))::BIGINT,
+            floor(quantile_cont(moment, {1 - _STRAY_SHARE}))::BIGINT FROM raw WHERE {window}""",
+    )
+    span = max(late - early, 1)  # microseconds
+    whole_days = span / (1 - 2 * _STRAY_SHARE) // _DAY
+    slices = int(whole_days) if _FEWEST_DAYS <= whole_days <= _TIME_SLICES else _TIME_SLICES
     treatment = f"arm = {literal(chosen.treatment)}"
     engine.table(
         "pages",
         f"""SELECT arm_users.user_no, arm_users.treatment, ({before}) AS pre,
-            least(floor((moment - {first}) / {span} * {slices}), {slices - 1})::INT AS slice,
+            least(greatest(floor((moment - {early}) / {span} * {slices}), 0), {slices - 1})::INT AS slice,
             {", ".join(PAGE_COLUMNS)}, array_length(string_split(trim(raw.query, ' '), ' '))::INT AS query_words,
             platform, head.query IS NOT NULL AS head
             FROM raw JOIN arm_users USING (user_id) LEFT JOIN head ON raw.query = head.query
-            WHERE ({before} OR ({in_experiment} AND ({treatment}) = arm_users.treatment)) AND NOT forced""",
+            WHERE (({pre}) OR ({window} AND ({treatment}) = arm_users.treatment)) AND NOT forced""",
     )
     versions = engine.rows(
         f"SELECT model_version, count(*) FROM raw WHERE {window} AND model_version != '' GROUP BY 1 ORDER BY 2 DESC, 1"
@@ -228,7 +259,8 @@ def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> Experime
         heaviest_user_share=float(heaviest / pages),
         first=_utc(first).isoformat(timespec="seconds"),
         last=_utc(last).isoformat(timespec="seconds"),
-        slice_ends=[_utc(first + span * (i + 1) // slices).isoformat(timespec="minutes") for i in range(slices)],
+        days=span / (1 - 2 * _STRAY_SHARE) / _DAY,
+        slice_ends=[_utc(early + span * (i + 1) // slices).isoformat(timespec="minutes") for i in range(slices)],
         dwell_cap=float(cap or 0.0),
         columns=frozenset(known),
         has_pre_period=single_value(engine, "SELECT count(*) FROM pages WHERE pre") > 0,
@@ -238,10 +270,10 @@ def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> Experime
     )
 
 
-def _experiment(engine: QueryEngine, chosen: LogSelection) -> str:
-    """The experiment to report: the chosen one, or the only one of the log. InputError if there are several, or if the
-    chosen one is not in it."""
-    found = engine.rows("SELECT DISTINCT experiment FROM raw WHERE experiment != '' ORDER BY 1")
+def _experiment(engine: QueryEngine, chosen: LogSelection, pages: str = "raw WHERE true") -> str:
+    """The experiment to report: the chosen one, or the only one of the pages. InputError if there are several, or if
+    the chosen one is not among them."""
+    found = engine.rows(f"SELECT DISTINCT experiment FROM {pages} AND experiment != '' ORDER BY 1")
     names = [name for (name,) in found]
     if chosen.experiment:
         if chosen.experiment not in names:
@@ -254,10 +286,10 @@ def _experiment(engine: QueryEngine, chosen: LogSelection) -> str:
     return names[0] if names else ""
 
 
-def _leave_out_heavy_users(engine: QueryEngine, max_pages: int | None) -> LeftOut:
-    """Make the table `heavy` of users with more pages than max_pages, and count them."""
+def _leave_out_heavy_users(engine: QueryEngine, max_pages: int | None, table: str = "raw") -> LeftOut:
+    """Make the table `heavy` of users with more pages than max_pages, and count them. table: with a row a page."""
     limit = f"HAVING count(*) > {max_pages}" if max_pages else "HAVING false"
-    engine.table("heavy", f"SELECT user_id, count(*) AS n FROM raw GROUP BY user_id {limit}")
+    engine.table("heavy", f"SELECT user_id, count(*) AS n FROM {table} GROUP BY user_id {limit}")
     users, pages = single_row(engine, "SELECT count(*), coalesce(sum(n), 0)::BIGINT FROM heavy")
     return LeftOut(heavy_users=users, heavy_pages=pages)
 
@@ -300,16 +332,20 @@ def _mark_head_queries(engine: QueryEngine) -> None:
 def _interleaved_wins(
     engine: QueryEngine, chosen: LogSelection, experiment: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Pages won by (treatment's, control's) team per user, of pages that interleaved the two; None if there are
-    none."""
+    """Pages won by (treatment's, control's) team per user, of pages that interleaved the two; None if there are none.
+
+    Pages before the start, and those of the users in the table `heavy`, are left out as from the comparison of arms.
+    """
 
     def clicks(arm: str) -> str:
         return f"array_length(list_filter(clicked_positions, lambda p: list_extract(teams, p) = {literal(arm)}))"
 
+    since = f"AND moment >= {_microseconds(chosen.start)}" if chosen.start else ""
     rows = engine.columns(
         f"""SELECT sum((t > c)::INT) AS treatment, sum((c > t)::INT) AS control FROM (SELECT user_id,
-            {clicks(chosen.treatment)} AS t, {clicks(chosen.control)} AS c FROM log
-            WHERE array_length(teams) > 0 AND NOT forced AND experiment = {literal(experiment)}) GROUP BY user_id"""
+            {clicks(chosen.treatment)} AS t, {clicks(chosen.control)} AS c, {_IDENTITY["moment"][0]} AS moment
+            FROM log ANTI JOIN heavy USING (user_id)
+            WHERE {_INTERLEAVED} AND experiment = {literal(experiment)}) AS page WHERE true {since} GROUP BY user_id"""
     )
     if not len(rows["treatment"]):
         return None

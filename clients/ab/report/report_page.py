@@ -48,7 +48,7 @@ def report_figures(
         "trustworthy": trustworthy,
         "checks": [asdict(check) for check in checks],
         "verdict": verdict(rows, trustworthy, chosen.control, chosen.treatment),
-        "confidence": f"{1 - rates.alpha:.0%}",
+        "confidence": f"{100 * (1 - rates.alpha):g}%",
         "dwell_cap": pages.dwell_cap,
         "metrics": [asdict(row) for row in rows],
         "segments": lift_by_segment(pages, rates),
@@ -73,13 +73,15 @@ def _basis(pages: ExperimentPages, chosen: LogSelection, rates: ErrorRates, rows
     versions = ", ".join(f"{version} ({n:,} pages)" for version, n in pages.model_versions.items())
     reduced = ", reduced by CUPED with each user's pages before the start" if pages.has_pre_period else ""
     deciding = ", ".join(row.name for row in rows if row.decides)
+    early = pages.left_out.early_pages
     return {
         "log": str(chosen.path),
         "arms": f"{chosen.control} (control) and {chosen.treatment}, by assignment: "
         "pages that fell back stay in their arm",
         "model versions": versions or "not logged",
         "left out": f"{pages.left_out.forced_pages:,} forced pages, "
-        f"{pages.left_out.outside_pages:,} pages outside the two arms",
+        f"{pages.left_out.outside_pages:,} pages outside the two arms"
+        + (f", {early:,} pages of the arms before {chosen.start}" if early else ""),
         "variance": f"delta method over users{reduced}",
         "error rate": f"{rates.alpha:g}, Holm over {deciding}; "
         f"always-valid interval tuned for {rates.planned_users:,} users",

@@ -42,5 +42,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         there = pq.read_schema(path).names
         return pq.read_table(path, columns=[name for name in COLUMNS if name in there]).to_pylist()
-    with path.open(encoding="utf-8", newline="") as stream:
+    # a spreadsheet's mark of UTF-8 would be a part of the first column's name
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         return list(csv.DictReader(stream))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 import json
 import re
 import subprocess
@@ -16,8 +18,8 @@ import pytest
 from clients import ab_report
 from clients.ab_report import Config
 from ranking.errors import DataError, InputError
-from ranking.schema import TABLES, write_table
-from tests.helpers.ab_logs import exposures, save
+from ranking.schema import DROPPED_QUERY, TABLES, write_table
+from tests.helpers.ab_logs import exposures, save, started
 from tests.helpers.browser import browser, errors, needs_browser, overflow, set_width
 
 
@@ -174,6 +176,9 @@ def test_pages_of_ones_own_before_the_experiment_need_no_arm(tmp_path):
     figures = report(tmp_path, start=middle.isoformat())
     later = {page for page, arm in zip(events["request_id"].to_pylist(), arms) if arm is not None}
     assert figures["pages"] == len(later) < len(set(events["request_id"].to_pylist()))
+    assert metric(figures, "page CTR")["cuped_variance"] is not None
+    outside = len(set(events["request_id"].to_pylist())) - len(later)
+    assert f"{outside} pages outside the two arms" in report(tmp_path)["basis"]["left out"]
 
 
 def test_an_experiment_that_is_not_in_the_log_is_named(winning):
@@ -213,9 +218,48 @@ def test_a_bot_is_found_and_can_be_left_out(tmp_path):
 
 
 def test_pages_before_the_start_narrow_the_interval_by_cuped(tmp_path):
-    folder = save(tmp_path, exposures(8000, days=20))
+    folder = save(tmp_path, started(exposures(8000, days=20), "2026-11-11"))
     plain = metric(report(folder, start="2026-11-11"), "page CTR")
     assert plain["cuped_variance"] is not None and plain["cuped_variance"] < 0.95
+
+
+def test_what_the_arms_showed_before_the_start_adjusts_nothing(tmp_path):
+    """Seen: a start that left out the first days of a running experiment halved the lift of 20%, by CUPED."""
+    log = exposures(8000, lift=0.2, days=20)
+    figures = report(save(tmp_path, log), start="2026-11-11")
+    later = [moment.isoformat() >= "2026-11-11" for moment in log.column("timestamp").to_pylist()]
+    alone = report(save(tmp_path / "later", log.filter(pa.array(later))))
+    assert metric(figures, "page CTR") == metric(alone, "page CTR")
+    assert metric(figures, "page CTR")["lift"] > 0.15 and metric(figures, "page CTR")["cuped_variance"] is None
+    assert f"{later.count(False):,} pages of the arms before 2026-11-11" in figures["basis"]["left out"]
+
+
+@pytest.mark.parametrize("stored", ["hash", "drop"])
+def test_queries_whose_words_are_not_logged_have_no_length(tmp_path, stored):
+    """Seen: every page as one of "1 or 2 words", and with dropped queries every page as a head query."""
+    log = exposures(600)
+    queries = [
+        hashlib.sha256(query.encode()).hexdigest()[:16] if stored == "hash" else DROPPED_QUERY
+        for query in log.column("query").to_pylist()
+    ]
+    figures = report(save(tmp_path, replace_column(log, "query", queries)))
+    families = {"platform", "query frequency"} if stored == "hash" else {"platform"}
+    assert {segment["family"] for segment in figures["segments"]} == families
+
+
+def test_a_page_of_a_wrong_clock_stretches_neither_plan_nor_line(tmp_path, capsys):
+    """Seen: one page of the year 2031 made a plan of 153 days one of 23,181, and the line had no days."""
+    log = exposures(1000)
+    moments = log.column("timestamp").to_pylist()
+    plans, lines = [], []
+    for moment in (moments[0], dt.datetime(2031, 1, 1, tzinfo=dt.UTC)):
+        folder = save(tmp_path / str(moment.year), replace_column(log, "timestamp", [moment, *moments[1:]]))
+        ab_report.main(Config(events=folder, plan=True, effect=0.05))
+        plans.append(capsys.readouterr().out.splitlines()[-4:])
+        lines.append(report(folder)["cumulative"])
+    assert plans[0] == plans[1] and "153 days" in plans[0][2]
+    assert all("2026-11-10" < line["time"][-1] < "2026-11-11T00:01" for line in lines)
+    assert lines[1]["lift"][-1] == pytest.approx(lines[0]["lift"][-1])
 
 
 def test_forced_pages_are_left_out_and_counted(tmp_path):
@@ -234,6 +278,11 @@ def test_forced_pages_are_left_out_and_counted(tmp_path):
 def test_limits_that_can_be_none_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match="must be above 0"):
         report(tmp_path, **wrong)
+
+
+def test_a_page_is_not_written_over_its_own_figures(tmp_path):
+    with pytest.raises(ValueError, match=r"the figures go to a \.json beside it"):
+        Config(events=tmp_path, out=tmp_path / "report.json")
 
 
 def test_interleaved_pages_are_credited_to_the_team_that_was_clicked(tmp_path):
@@ -255,6 +304,24 @@ def test_an_experiment_of_interleaved_pages_alone_has_its_own_report(tmp_path):
     assert found["share"] == 0.0 and found["pages"] == sum(c > 0 for c in log.column("clicks").to_pylist())
     with pytest.raises(InputError, match="'hats' has no interleaved page"):
         report(folder, interleaved=True, experiment="hats")
+    assert report(folder, interleaved=True)["interleaving"] == found  # the only one
+    with pytest.raises(InputError, match=r"'mixed' is no team of 'shoes'; --control .* two of baseline, student"):
+        report(folder, interleaved=True, treatment="mixed")
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_interleaved_pages_before_the_start_and_of_bots_are_left_out(tmp_path, interleaved):
+    """Seen: --start and --max-pages-per-user changed nothing of what interleaved pages said."""
+    log = exposures(1000)
+    n, users = len(log), log.column("user_id").to_pylist()
+    log = replace_column(log, "teams", [["baseline", "student"]] * n)
+    log = replace_column(log, "clicked_positions", [[1]] * n)
+    folder = save(tmp_path, log)
+    later = [moment.isoformat() >= "2026-11-05" for moment in log.column("timestamp").to_pylist()]
+    few = [users.count(user) <= 6 for user in users]
+    for settings, kept in (({"start": "2026-11-05"}, later), ({"max_pages_per_user": 6}, few)):
+        found = report(folder, interleaved=interleaved, experiment="shoes", **settings)["interleaving"]
+        assert found["pages"] == sum(kept) < n
 
 
 def test_judgments_are_counted_and_a_strange_verdict_names_its_row(tmp_path):

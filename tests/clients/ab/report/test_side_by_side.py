@@ -36,6 +36,13 @@ def test_rows_without_a_rater_count_one_by_one(tmp_path, suffix):
     assert read_judgments(path) == GoodSameBad(2, 1, 1)
 
 
+def test_a_spreadsheets_mark_of_utf_8_is_no_part_of_a_name(tmp_path):
+    """Seen: "query" was another column, and each of a query's raters counted as a query."""
+    path = tmp_path / "judged.csv"
+    path.write_text("\ufeffquery,verdict,rater\na,good,ann\na,good,ben\nb,bad,ann\n", encoding="utf-8")
+    assert read_judgments(path) == GoodSameBad(1, 0, 1)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_wrong_verdict_is_named_by_its_row_in_the_file(tmp_path, suffix):
     """Seen: rows that a rater had skipped were not counted in the number."""

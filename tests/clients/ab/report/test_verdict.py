@@ -10,7 +10,7 @@ import pytest
 from clients.ab.report.comparison_table import ReportRow
 from clients.ab.report.verdict import verdict
 from tests.clients.ab.report.test_report import metric, replace_column, report
-from tests.helpers.ab_logs import exposures, save
+from tests.helpers.ab_logs import exposures, save, started
 
 
 def without_clicks(log: pa.Table, arm: str, since: dt.datetime) -> pa.Table:
@@ -30,7 +30,7 @@ def test_an_arm_whose_clicks_are_not_logged_is_named(tmp_path, silent, other, st
     log = without_clicks(
         exposures(1000), silent, dt.datetime.fromisoformat((start or "2026-11-01") + "T00:00:00+00:00")
     )
-    figures = report(save(tmp_path, log), start=start)
+    figures = report(save(tmp_path, started(log, start) if start else log), start=start)
     page = metric(figures, "page CTR")
     clicked = page["control_text" if silent == "student" else "treatment_text"]
     assert figures["verdict"] == (
