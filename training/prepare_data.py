@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ranking.errors import DataError, InputError
@@ -23,7 +24,7 @@ from training.sources.judged_collections import (
     read_msrd,
 )
 from training.sources.judgment_table import parse_columns, read_table_source
-from training.sources.old_clicks import old_clicks_are_judgments
+from training.sources.old_clicks import clicks_are_judgments, warn_of_old_clicks
 from training.sources.row_readers import BadRows
 from training.world.dataset import WorldConfig, write_world
 
@@ -75,12 +76,20 @@ def main(config: Config) -> None:
     source = read_source(config, bad)
     mapped = map_grades(source, config.grades, bad)
     check_usable(source, config.source, config.negatives, bad)
-    if not _renews_clicks(config) and old_clicks_are_judgments(config.out, config.source):
-        clicks = config.out / "clicks.parquet"
-        clicks.unlink()
-        LOGGER.warning("%s is deleted: it was made from the judgments that were here before", clicks)
     if config.source.startswith("dataset:"):
-        _copy_clicks(Path(config.source.removeprefix("dataset:")), config.out)
+        given = Path(config.source.removeprefix("dataset:"))
+        of_judgments = clicks_are_judgments(given)
+        if of_judgments and config.simulate_clicks == "none":
+            # copied, they would hold the grades that this draw takes away, and train queries that are test queries now
+            config = replace(config, clicks_from_judgments=True)
+        _copy_clicks(given, config.out, ["events.parquet"] if of_judgments else ["clicks.parquet", "events.parquet"])
+    if not _renews_clicks(config):
+        if clicks_are_judgments(config.out):
+            clicks = config.out / "clicks.parquet"
+            clicks.unlink()
+            LOGGER.warning("%s is deleted: it was made from the judgments that were here before", clicks)
+        else:
+            warn_of_old_clicks(config.out, config.source)
     content = write_dataset(
         source,
         config,
@@ -106,9 +115,9 @@ def _renews_clicks(config: Config) -> bool:
     return copied or config.clicks_from_judgments or config.simulate_clicks != "none"
 
 
-def _copy_clicks(source: Path, out: Path) -> None:
-    """The click pairs and the raw log of a prepared dataset, as they are: its train clicks hold no judged query."""
-    for name in ("clicks.parquet", "events.parquet"):
+def _copy_clicks(source: Path, out: Path, names: Sequence[str]) -> None:
+    """The click pairs and the raw log of a prepared dataset, as they are."""
+    for name in names:
         if (source / name).is_file():
             with replacing(out / name) as aside:
                 shutil.copyfile(source / name, aside)

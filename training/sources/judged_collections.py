@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ranking.errors import InputError
+from ranking.errors import DataError, InputError
 from ranking.schema import iter_table
+from ranking.spelling import fold_spelling
 from training.sources.query_splits import SPLITS, split_name
 from training.sources.row_readers import (
     BadRows,
@@ -317,8 +318,11 @@ def read_dataset(folder: Path, bad: BadRows) -> JudgedSource:
     """A prepared dataset folder, to draw a smaller one from: its splits, candidates and licence."""
     if not (folder / "dataset.json").is_file():
         raise InputError(f"{folder}: no dataset.json; dataset:PATH needs a folder that prepare_data wrote")
-    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    source = JudgedSource(licence=content["licence"], corpus_size=content["counts"]["documents"])
+    try:
+        content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        source = JudgedSource(licence=content["licence"], corpus_size=content["counts"]["documents"])
+    except (ValueError, TypeError, LookupError) as problem:
+        raise DataError(folder / "dataset.json", f"cannot be read: {problem!r}; prepare the dataset again") from problem
     files = {split: folder / f"judgments/{split}.parquet" for split in SPLITS}
     for split, path in {**files, "": folder / "candidates.parquet"}.items():
         table = "judgments" if split else "candidates"
@@ -335,7 +339,9 @@ def read_dataset(folder: Path, bad: BadRows) -> JudgedSource:
 
 def _add_row(source: JudgedSource, row: dict[str, Any], split: str, path: Path, number: int) -> None:
     pair = (row["query_id"], row["doc_id"])
-    if source.queries.setdefault(row["query_id"], row["query"]) != row["query"]:
+    known = source.queries.setdefault(row["query_id"], row["query"])
+    # sample_candidates writes queries normalised and in lower case
+    if known != row["query"] and fold_spelling(known) != fold_spelling(row["query"]):
         raise ValueError(f"query {row['query_id']!r} has another text in an earlier row")
     if split:
         source.judge(split, pair, row["grade"], path, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from ranking.card import fingerprint
 from ranking.errors import DataError
@@ -13,27 +14,41 @@ from training.sources.query_splits import SPLITS
 LOGGER = logging.getLogger(__name__)
 
 
-def old_clicks_are_judgments(out: Path, origin: str) -> bool:
-    """Whether the folder's clicks.parquet was made from the judgments of an earlier run (clicks_from_judgments).
+def clicks_are_judgments(folder: Path) -> bool:
+    """Whether a dataset folder's clicks.parquet was made from its judgments (clicks_from_judgments) and no log.
 
-    A log's clicks stay, with a warning where the judgments beside them were of another source than origin: the same
-    shop's next judgments go with them, another collection's do not. DataError if dataset.json cannot be read.
+    DataError if dataset.json cannot be read.
     """
-    clicks, file = out / "clicks.parquet", out / "dataset.json"
+    clicks, file = folder / "clicks.parquet", folder / "dataset.json"
     if not clicks.is_file() or not file.is_file():
         return False
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        before, written = content["source"], content["fingerprint"]
-    except (ValueError, TypeError, KeyError) as problem:
-        raise DataError(file, "cannot be read, so nobody knows whose clicks.parquet is; delete either") from problem
-    tables = [out / f"judgments/{name}.parquet" for name in SPLITS] + [out / "candidates.parquet", clicks]
+    tables = [folder / f"judgments/{name}.parquet" for name in SPLITS] + [folder / "candidates.parquet", clicks]
+    content = _read(file)
     # prepare_clicks may have written another clicks.parquet since
-    if "clicks_are" in content and all(table.is_file() for table in tables) and fingerprint(*tables) == written:
-        return True
-    if before != origin:
+    return (
+        "clicks_are" in content
+        and all(table.is_file() for table in tables)
+        and fingerprint(*tables) == content["fingerprint"]
+    )
+
+
+def warn_of_old_clicks(out: Path, origin: str) -> None:
+    """Say so where a log's clicks.parquet stood beside judgments of another source than origin.
+
+    The same shop's next judgments go with them, another collection's do not. DataError if dataset.json cannot be read.
+    """
+    clicks, file = out / "clicks.parquet", out / "dataset.json"
+    if clicks.is_file() and file.is_file() and (before := _read(file)["source"]) != origin:
         LOGGER.warning(
             "%s stays: it stood beside judgments of %s; delete it if it is of another collection than %s",
             clicks, before, origin,
         )  # fmt: skip
-    return False
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        _ = content["source"], content["fingerprint"]
+    except (ValueError, TypeError, KeyError) as problem:
+        raise DataError(file, "cannot be read, so nobody knows whose clicks.parquet is; delete either") from problem
+    return content

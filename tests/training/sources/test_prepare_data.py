@@ -18,6 +18,8 @@ from ranking.program import parse
 from ranking.schema import read_table
 from training import prepare_data
 from training.prepare_data import Config
+from training.sample_candidates import Config as SampleConfig
+from training.sample_candidates import sample_candidates
 from training.sources import download
 from training.world.dataset import WorldConfig
 
@@ -344,6 +346,34 @@ def test_a_smaller_dataset_is_drawn_from_a_prepared_one(tmp_path):
         prepare(f"dataset:{whole}", whole)
     with pytest.raises(InputError, match=r"no dataset\.json"):
         prepare(f"dataset:{tmp_path}", tmp_path / "out")
+
+
+def test_clicks_made_from_judgments_are_those_of_the_new_draw(tmp_path):
+    """Seen: grades that --judged-fraction took away, and queries that --resplit made test ones, stood in the copy."""
+    whole = tmp_path / "whole"
+    prepare(f"beir:{write_beir(tmp_path / 'set')}", whole, clicks_from_judgments=True)
+    for settings in ({"judged_fraction": 0.2}, {"resplit": True, "seed": 3}):
+        content = prepare(f"dataset:{whole}", tmp_path / "out", **settings)
+        clicks = read_table(tmp_path / "out/clicks.parquet", "clicks").column("query").to_pylist()
+        assert set(clicks) == set(tables(tmp_path / "out")["train"].column("query").to_pylist())
+        assert "clicks_are" in content and content["settings"]["clicks_from_judgments"]
+    content = prepare(f"dataset:{whole}", tmp_path / "log", judged_fraction=0.5, simulate_clicks="baidu")
+    assert "clicks_are" not in content and not (tmp_path / "log/clicks.parquet").exists()
+
+
+def test_a_dataset_whose_candidates_were_sampled_is_a_source(tmp_path):
+    """Seen: sample_candidates writes queries in lower case, and every one with capitals was "another text"."""
+    rows = [dict(row, search=row["search"].title()) for row in table_rows()]
+    data = tmp_path / "data"
+    prepare(f"table:{write_any(tmp_path / 'mine.csv', rows)}", data, columns=COLUMNS)
+    (data / "candidates.parquet").rename(data / "pool.parquet")
+    sample_candidates(SampleConfig(pool=str(data / "pool.parquet"), out=data / "candidates.parquet"))
+    content = prepare(f"dataset:{data}", tmp_path / "out")
+    assert content["counts"]["queries_test"] == 12 and content["counts"]["candidates"]
+    assert all(query.istitle() for query in tables(tmp_path / "out")["train"].column("query").to_pylist())
+    (data / "dataset.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"dataset\.json: cannot be read"):
+        prepare(f"dataset:{data}", tmp_path / "out")
 
 
 def test_settings_out_of_range_and_unknown_sources_are_named(tmp_path):
