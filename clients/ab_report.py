@@ -33,7 +33,8 @@ class Config(QueryEngineSettings):
         weights: planned traffic shares of control and treatment, for the sample-ratio check
         alpha: error rate of tests and intervals
         planned_users: users of both arms at which the always-valid interval is tightest; choose it before the start
-        start: ISO time of the experiment's start; earlier pages of the same users, of neither arm, serve CUPED
+        start: ISO time of the experiment's start; earlier pages of the same users serve CUPED, those of a
+            treatment that had begun do not
         judgments: CSV or Parquet with a column `verdict` of good, same, bad (treatment seen against control)
         max_pages_per_user: leave out users with more pages than this (bots), counted in the report
         interleaved: report the interleaved pages of --experiment only, for an experiment without arms to compare

@@ -31,7 +31,7 @@ class ArmTotals:
 class LeftOut:
     """What of the log is no part of the comparison. heavy: users with more pages than are allowed.
 
-    early_pages: of the two arms, before the start that was named.
+    early_pages: of the two arms before the start that was named, where the treatment had begun.
     """
 
     forced_pages: int = 0

@@ -50,8 +50,8 @@ class LogSelection:
     """Which pages of which log are compared.
 
     path: a compacted log's folder, or a Parquet file, folder or glob of `events`; experiment: needed where the log
-    holds several; start: ISO time, pages before it that are of neither arm are the pre-period (for CUPED), and none is
-    part of the result; max_pages_per_user: users with more pages are left out.
+    holds several; start: ISO time, pages before it are no part of the result but the pre-period (for CUPED), except
+    those of the arms if the treatment had begun; max_pages_per_user: users with more pages are left out.
     """
 
     path: Path
@@ -206,30 +206,32 @@ def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> Experime
     before = f"moment < {_microseconds(chosen.start)}" if chosen.start else "false"
     window = f"{in_experiment} AND NOT forced AND NOT ({before})"
     outside = f"NOT ({in_experiment}) AND NOT forced AND NOT ({before})"
-    # what an arm showed before the start would take a part of its own effect out of the comparison, as the covariate
-    pre = f"{before} AND NOT ({in_experiment})"
     left_out = _leave_out_heavy_users(engine, chosen.max_pages_per_user)
     left_out.forced_pages = single_value(engine, "SELECT count(*) FROM raw WHERE forced")
     left_out.outside_pages = single_value(engine, f"SELECT count(*) FROM raw WHERE {outside}")
-    left_out.early_pages = single_value(
-        engine, f"SELECT count(*) FROM raw WHERE {in_experiment} AND NOT forced AND {before}"
+    treatment = f"arm = {literal(chosen.treatment)}"
+    early, treated = single_row(
+        engine,
+        f"SELECT count(*), count(*) FILTER ({treatment}) FROM raw WHERE {in_experiment} AND NOT forced AND {before}",
     )
+    # what a treatment showed before the start would take a part of its own effect out of the comparison, as covariate
+    pre = f"{before} AND NOT ({in_experiment})" if treated else before
+    left_out.early_pages = early if treated else 0
     users = _number_users(engine, chosen, window)
     first, last = (single_value(engine, f"SELECT {end}(moment) FROM raw WHERE {window}") for end in ("min", "max"))
     _mark_head_queries(engine)
-    early, late = single_row(
+    begin, end = single_row(
         engine,
         f"""SELECT floor(quantile_cont(moment, {_STRAY_SHARE}))::BIGINT,
             floor(quantile_cont(moment, {1 - _STRAY_SHARE}))::BIGINT FROM raw WHERE {window}""",
     )
-    span = max(late - early, 1)  # microseconds
+    span = max(end - begin, 1)  # microseconds
     whole_days = span / (1 - 2 * _STRAY_SHARE) // _DAY
     slices = int(whole_days) if _FEWEST_DAYS <= whole_days <= _TIME_SLICES else _TIME_SLICES
-    treatment = f"arm = {literal(chosen.treatment)}"
     engine.table(
         "pages",
         f"""SELECT arm_users.user_no, arm_users.treatment, ({before}) AS pre,
-            least(greatest(floor((moment - {early}) / {span} * {slices}), 0), {slices - 1})::INT AS slice,
+            least(greatest(floor((moment - {begin}) / {span} * {slices}), 0), {slices - 1})::INT AS slice,
             {", ".join(PAGE_COLUMNS)}, array_length(string_split(trim(raw.query, ' '), ' '))::INT AS query_words,
             platform, head.query IS NOT NULL AS head
             FROM raw JOIN arm_users USING (user_id) LEFT JOIN head ON raw.query = head.query
@@ -260,7 +262,7 @@ def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> Experime
         first=_utc(first).isoformat(timespec="seconds"),
         last=_utc(last).isoformat(timespec="seconds"),
         days=span / (1 - 2 * _STRAY_SHARE) / _DAY,
-        slice_ends=[_utc(early + span * (i + 1) // slices).isoformat(timespec="minutes") for i in range(slices)],
+        slice_ends=[_utc(begin + span * (i + 1) // slices).isoformat(timespec="minutes") for i in range(slices)],
         dwell_cap=float(cap or 0.0),
         columns=frozenset(known),
         has_pre_period=single_value(engine, "SELECT count(*) FROM pages WHERE pre") > 0,

@@ -232,6 +232,10 @@ def test_what_the_arms_showed_before_the_start_adjusts_nothing(tmp_path):
     assert metric(figures, "page CTR") == metric(alone, "page CTR")
     assert metric(figures, "page CTR")["lift"] > 0.15 and metric(figures, "page CTR")["cuped_variance"] is None
     assert f"{later.count(False):,} pages of the arms before 2026-11-11" in figures["basis"]["left out"]
+    # the control alone, as everybody had it before the treatment came
+    arms = [arm if since else "baseline" for arm, since in zip(log.column("arm").to_pylist(), later)]
+    begun = report(save(tmp_path / "control", replace_column(log, "arm", arms)), start="2026-11-11")
+    assert metric(begun, "page CTR")["cuped_variance"] < 0.95 and "of the arms before" not in begun["basis"]["left out"]
 
 
 @pytest.mark.parametrize("stored", ["hash", "drop"])
