@@ -30,7 +30,7 @@ class Config(DuckDbSettings):
     Args:
         data: folder of ab_compact
         repository: the model repository that served; left out, scores and text are not compared with builds
-        day: the UTC day to look at, as 2026-11-21; the last one when left out
+        day: the UTC day to look at, as 2026-11-21; the last one that is over when left out
         days_before: how many days before it clicks, queries and latency are compared with
         judgments: fresh judgments (table `judgments`): calibration is measured on those of the day's pages
         text_pairs: pairs of the day whose text is looked at

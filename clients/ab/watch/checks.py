@@ -161,16 +161,19 @@ def click_findings(watched: Watched) -> list[Finding]:
     """Page CTR of every arm's model and platform against the days before."""
     findings = []
     for column in ("served_by", "platform"):
-        names = [row[0] for row in watched.database.execute(f"SELECT DISTINCT {column} FROM page").fetchall()]
-        for name in sorted(names):
-            rows = watched.database.execute(
-                f"""
-                SELECT today, user_id, sum((clicks > 0)::INT)::DOUBLE AS clicked, count(*)::DOUBLE AS pages
-                FROM page WHERE {column} = ? GROUP BY ALL
-                """,
-                [name],
-            ).fetchnumpy()
-            compared = _both(rows, "clicked", "pages")
+        # one query for all names: callers may send as many platforms as they have pages
+        rows = watched.database.execute(f"""
+            WITH users AS (
+                SELECT {column} AS name, today, user_id, sum((clicks > 0)::INT)::DOUBLE AS clicked,
+                       count(*)::DOUBLE AS pages FROM page GROUP BY ALL)
+            SELECT * FROM users WHERE name IN (
+                SELECT name FROM users GROUP BY name
+                HAVING least(count(*) FILTER (today), count(*) FILTER (NOT today)) >= {MIN_USERS})
+            ORDER BY name
+        """).fetchnumpy()
+        names, starts = np.unique(np.asarray(rows["name"], str), return_index=True)
+        for name, start, end in zip(names.tolist(), starts, [*starts[1:], len(rows["name"])]):
+            compared = _both({of: values[start:end] for of, values in rows.items()}, "clicked", "pages")
             if compared is None:
                 continue
             before, now = compared
@@ -186,12 +189,11 @@ def latency_findings(watched: Watched) -> list[Finding]:
     rows = watched.database.execute("""
         SELECT today, latency_ms, dense_rank() OVER (ORDER BY user_id) - 1 AS user FROM page
     """).fetchnumpy()
-    today = np.asarray(rows["today"], bool)
-    if today.all() or today.sum() < MIN_USERS:
+    today, user = np.asarray(rows["today"], bool), np.asarray(rows["user"])
+    if min(len(np.unique(user[of])) for of in (~today, today)) < MIN_USERS:
         return []
     before, now = (
-        quantile(np.asarray(rows["latency_ms"], float)[of], _numbered(np.asarray(rows["user"])[of]), 0.99)
-        for of in (~today, today)
+        quantile(np.asarray(rows["latency_ms"], float)[of], _numbered(user[of]), 0.99) for of in (~today, today)
     )
     rise = watched.limits.latency_rise
     limit = f"{before.value * (1 + rise):.1f} ms"
@@ -265,20 +267,30 @@ def calibration_findings(watched: Watched, judgments: Path | None) -> list[Findi
 
 
 def latest_day(data: Path, today: date) -> date:
-    """The last day that compaction wrote, up to today: one record of a wrong clock must not hide the days to come.
+    """The last day that compaction wrote and that is over: of the running one most pages and clicks are still to come.
 
-    A later one where there is no other, as in a simulation. InputError if there is none, or a file cannot be read.
+    The running one where there is no other; one to come, of a router's wrong clock or a simulation, where there is
+    nothing else. InputError if there is none, or a file cannot be read.
     """
     days = []
     for path in (data / "exposures").glob("*.parquet"):
         with reading(path):
             if pq.read_metadata(path).num_rows:
-                days.append(date.fromisoformat(path.stem))
+                days.append(_day_of(path))
     if not days:
         raise InputError(f"{data / 'exposures'}: no day there; run ab_compact.py first")
     if max(days) > today:
         logger.warning("%s has pages of %s, a day to come: a router's clock was wrong", data, max(days))
-    return max((day for day in days if day <= today), default=max(days))
+    if over := [day for day in days if day < today]:
+        return max(over)
+    return today if today in days else max(days)
+
+
+def _day_of(path: Path) -> date:
+    try:
+        return date.fromisoformat(path.stem)
+    except ValueError as problem:
+        raise InputError(f"{path}: its name is no day, so ab_compact.py did not write it; move it away") from problem
 
 
 def _reference(folder: Path, name: str) -> Any:

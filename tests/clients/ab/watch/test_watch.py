@@ -8,12 +8,13 @@ import re
 import shutil
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
 
-from clients.ab.watch.checks import latest_day
+from clients.ab.watch.checks import Watched, WatchLimits, click_findings, latest_day
 from clients.ab.watch.drift import score_drift, stability_index
 from clients.ab.watch.findings import RUNBOOK, Finding, judged
 from clients.ab_watch import EXIT_ALERT, Config, main
@@ -227,11 +228,68 @@ def test_a_record_of_a_wrong_clock_does_not_hide_the_days_to_come(tmp_path, make
     later = dt.date.today() + dt.timedelta(days=40)
     make_day(tmp_path / "data", later, seed=1)
     last = DAYS[-1]
-    assert latest_day(tmp_path / "data", last) == last and f"pages of {later}" in caplog.text
-    assert latest_day(tmp_path / "data", later) == later
+    tomorrow = last + dt.timedelta(days=1)
+    assert latest_day(tmp_path / "data", tomorrow) == last and f"pages of {later}" in caplog.text
+    assert latest_day(tmp_path / "data", later + dt.timedelta(days=1)) == later
     (tmp_path / "data/exposures/2026-01-01.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"2026-01-01\.parquet"):
         latest_day(tmp_path / "data", last)
+
+
+def test_the_running_day_waits_until_it_is_over(tmp_path, make_last_day):
+    """Seen: run each night at two, the watch looked at two hours of a day, and at the rest of no day ever."""
+    data, last = make_last_day(), DAYS[-1]
+    assert latest_day(data, last) == DAYS[-2] and latest_day(data, last + dt.timedelta(days=1)) == last
+    for day in DAYS[:-1]:
+        (data / f"exposures/{day}.parquet").unlink()
+    assert latest_day(data, last) == latest_day(data, DAYS[0]) == last  # the only one, running or to come
+    shutil.copy(data / f"exposures/{last}.parquet", data / f"exposures/{last} (1).parquet")
+    with pytest.raises(InputError, match="its name is no day"):
+        latest_day(data, last)
+
+
+@pytest.mark.parametrize("few", [DAYS[-2], DAYS[-1]])
+def test_days_of_few_users_say_nothing(tmp_path, repository, make_last_day, few):
+    """Seen: a traceback of "1 users: a variance needs at least two", on a launch's second day for instance."""
+    data = make_last_day()
+    for day in DAYS[:-2]:
+        (data / f"exposures/{day}.parquet").unlink()
+    pages = read_table(data / f"exposures/{few}.parquet", "exposures")
+    users = pa.array(["one"] * len(pages))
+    write_table(data / f"exposures/{few}.parquet", "exposures", pages.set_column(1, "user_id", users))
+    code, found = watch(tmp_path, repository)
+    assert code == 0 and not {check for check, _ in found} & {"click_rate", "latency", "query_mix"}
+
+
+def test_platforms_are_compared_in_one_query(tmp_path, make_last_day):
+    """Seen: a query over all pages for each of the platforms, of which callers may send as many as they like."""
+    data = make_last_day()
+    for day in DAYS:
+        pages = read_table(data / f"exposures/{day}.parquet", "exposures")
+        names = [("web", "", f"p{row}")[row % 3] for row in range(len(pages))]
+        place = pages.column_names.index("platform")
+        write_table(
+            data / f"exposures/{day}.parquet", "exposures", pages.set_column(place, "platform", pa.array(names))
+        )
+    asked = []
+    with duckdb.connect() as connection:
+
+        class Counted:
+            def execute(self, *given):
+                asked.append(given)
+                return connection.execute(*given)
+
+        watched = Watched(Counted(), data, None, DAYS[-1], 7, 100, WatchLimits())
+        watched.load()
+        asked.clear()
+        found = click_findings(watched)
+        pages = connection.execute("SELECT platform, today, (clicks > 0)::INT AS clicked FROM page").fetchall()
+    assert len(asked) == 2
+    assert [one.where for one in found] == [{"model": "student"}, {"platform": "(none)"}, {"platform": "web"}]
+    for one, name in zip(found[1:], ("", "web")):
+        for value, of in ((one.value, True), (one.reference, False)):
+            clicked = [click for platform, today, click in pages if platform == name and today == of]
+            assert value == pytest.approx(np.mean(clicked))
 
 
 def test_alerts_are_told_before_a_page_that_cannot_be_written(tmp_path, repository, make_last_day, capsys):
