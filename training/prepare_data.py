@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
 from ranking.errors import DataError, InputError
@@ -47,7 +47,7 @@ class Config(DatasetSettings):
         on_bad_row: stop at the first bad row, or reject: write it to rejects.tsv and go on
         licence: what dataset.json states, where the source does not say
         downloads: where downloaded files are kept
-        world: sizes of the built-in world, e.g. --world.documents 2000
+        world: sizes and seed of the built-in world, e.g. --world.documents 2000; it takes no other setting
     """
 
     source: str
@@ -62,6 +62,12 @@ class Config(DatasetSettings):
     def __post_init__(self):
         super().__post_init__()
         parse_grades(self.grades)
+        if self.source != "world" and self.world != WorldConfig():
+            raise ValueError(f"world: sizes of the built-in world, and source is {self.source}")
+        for setting in fields(self) if self.source == "world" else ():
+            default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+            if setting.name not in ("source", "out", "downloads", "world") and getattr(self, setting.name) != default:
+                raise ValueError(f"{setting.name}: of other sources; the built-in world has --world.seed and its sizes")
 
 
 def main(config: Config) -> None:

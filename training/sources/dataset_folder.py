@@ -23,7 +23,7 @@ from ranking.files import write_json
 from ranking.schema import MAX_GRADE, read_table, write_table
 from ranking.text import normalise
 from training.sources.candidate_pairs import CandidateSettings, candidate_pairs
-from training.sources.judged_collections import UNSPLIT, JudgedSource, Pair
+from training.sources.judged_collections import UNSPLIT, JudgedSource, Pair, Text
 from training.sources.query_splits import SPLITS, QuerySplits, assign_splits, shuffled
 from training.sources.simulated_clicks import ClickSimulationSettings, write_simulated_log
 
@@ -332,11 +332,18 @@ def clicks_from_judgments(judgments: pa.Table) -> pa.Table:
 
 
 def add_negatives(source: JudgedSource, grades: dict[Pair, int], count: int) -> None:
-    """Add BM25's best unjudged documents of each query as grade 0."""
+    """Add BM25's best unjudged documents of each query as grade 0, but none that reads as a judged one does."""
     doc_ids = list(source.documents)
     index = Bm25(list(source.documents.values()))
-    judged: dict[str, int] = Counter(query_id for query_id, _ in grades)
-    for query_id, scores in zip(judged, index.scores([source.queries[q] for q in judged])):
-        best = np.argsort(-scores, kind="stable")[: count + judged[query_id]]
-        new = [pair for i in best if scores[i] > 0 and (pair := (query_id, doc_ids[i])) not in grades]
-        grades.update(dict.fromkeys(new[:count], 0))
+    judged: dict[str, set[Text]] = {}
+    for pair in grades:
+        judged.setdefault(pair[0], set()).update((source.text(pair), source.documents[pair[1]]))
+    for (query_id, texts), scores in zip(judged.items(), index.scores([source.queries[q] for q in judged])):
+        new: list[Pair] = []
+        for i in np.argsort(-scores, kind="stable"):
+            if len(new) == count or scores[i] <= 0:
+                break
+            pair = (query_id, doc_ids[i])
+            if pair not in grades and source.documents[doc_ids[i]] not in texts:
+                new.append(pair)
+        grades.update(dict.fromkeys(new, 0))

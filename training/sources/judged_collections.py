@@ -284,17 +284,21 @@ def read_ir_dataset(name: str, bad: BadRows, spare: int | None = 0) -> JudgedSou
     source = JudgedSource(licence=f"see the documentation of ir_datasets for {name}")
     qrels: list[_Qrel] = []
     for split, part in parts.items():
+        names: dict[str, str] = {}  # query ids of this part -> ours: each part may count its queries from 1
         for number, query in enumerate(part.queries_iter(), 1):
             try:
                 text = text_field(query.default_text(), "query")
             except ValueError as problem:
                 bad.refuse(f"ir:{name} queries", number, str(problem))
                 continue
-            source.queries.setdefault(query.query_id, text)
+            same = source.queries.get(query.query_id, text) == text
+            names[query.query_id] = query.query_id if same else f"{split}:{query.query_id}"
+            source.queries[names[query.query_id]] = text
         for number, qrel in enumerate(part.qrels_iter(), 1):
             place = Path(f"ir:{name} qrels {split}")
+            query_id = names.get(qrel.query_id, qrel.query_id)
             try:
-                qrels.append(_Qrel(place, number, split, qrel.query_id, qrel.doc_id, grade_field(qrel.relevance)))
+                qrels.append(_Qrel(place, number, split, query_id, qrel.doc_id, grade_field(qrel.relevance)))
             except ValueError as problem:
                 bad.refuse(place, number, str(problem))
     place = Path(f"ir:{name} docs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from training.sources.row_readers import (
 from training.sources.separated_rows import separated_rows
 
 REQUIRED = ("query", "title", "grade")
+_PART = re.compile(r"-\d+-of-\d+$")  # of a file's name, as Hugging Face's hub numbers the parts of a split
 OPTIONAL = ("query_id", "doc_id", "summary", "split")
 
 
@@ -45,15 +47,18 @@ def read_table_source(
 ) -> JudgedSource:
     """One row per judged pair: query, title, grade, and query_id, doc_id, summary, split where there are such columns.
 
-    Without query_id the normalised query is the id; without doc_id a hash of title and summary is. A document may have
-    another text under another query. grades: of words in lower case. An empty grade makes the pair a candidate to be
-    labelled. DataError: a required or mapped column is missing, or a row is bad.
+    The files of a folder that are named for train, dev and test have these splits. Without query_id the normalised
+    query is the id; without doc_id a hash of title and summary is. A document may have another text under another
+    query. grades: of words in lower case. An empty grade makes the pair a candidate to be labelled. DataError: a
+    required or mapped column is missing, or a row is bad.
     """
     source = JudgedSource(licence="the user's own")
     seen: set[tuple[str, Pair]] = set()
     number = 0
-    for file in _files(path):
-        names, rows = _open(file, columns, bad, _partition(path, file))
+    files = _files(path)
+    splits = _splits_of_names(path, files, columns)
+    for file in files:
+        names, rows = _open(file, columns, bad, _partition(path, file) | splits.get(file, {}))
         for number, row in rows:
             try:
                 values = {ours: row.get(theirs) for ours, theirs in names.items()}
@@ -96,7 +101,7 @@ def _files(path: Path) -> list[Path]:
     for file in files:
         if odd := next((part for part in file.relative_to(path).parts[:-1] if "=" not in part), ""):
             raise InputError(f"{file}: the folder {odd} is not named like split=train; give each folder by itself")
-        there = {*parquet_columns(file), *_partition(path, file)}
+        there = _columns(path, file)
         columns = columns or there
         if there != columns:
             raise DataError(file, f"its columns are not those of {files[0].relative_to(path)}")
@@ -107,6 +112,30 @@ def _partition(path: Path, file: Path) -> dict[str, str | None]:
     """Column -> value from the names of the folders between a table's folder and a file of it, as Hive writes them."""
     pairs = [part.partition("=") for part in file.relative_to(path).parts[:-1]]
     return {unquote(n): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for n, _, value in pairs}
+
+
+def _splits_of_names(path: Path, files: list[Path], columns: Mapping[str, str]) -> dict[Path, dict[str, str | None]]:
+    """File -> column split, where a folder's files are named train.parquet, or train-00000-of-00002.parquet, and so on.
+
+    {} where none is named so, or a column says the split. InputError if other files lie beside them.
+    """
+    if not path.is_dir() or "split" in columns or "split" in map(str.lower, _columns(path, files[0])):
+        return {}
+    splits = {file: split_name(_PART.sub("", file.name.split(".")[0])) for file in files}
+    if not any(splits.values()):
+        return {}
+    if odd := next((file for file, split in splits.items() if split is None), None):
+        named = next(file for file, split in splits.items() if split)
+        raise InputError(
+            f"{odd}: {named.name} beside it is named for its split, this file is not: name each for train, dev or "
+            "test, or give them a column split"
+        )
+    return {file: {"split": split} for file, split in splits.items()}
+
+
+def _columns(path: Path, file: Path) -> set[str]:
+    """The columns of a Parquet file in a table's folder, those that the names of folders give among them."""
+    return {*parquet_columns(file), *_partition(path, file)}
 
 
 def _open(

@@ -137,6 +137,35 @@ def test_a_folder_of_parquet_files_as_spark_writes_it_is_one_table(tmp_path):
         prepare(tmp_path / "empty", tmp_path / "other")
 
 
+@pytest.mark.parametrize("part", ["", "-00000-of-00001"])
+def test_files_named_for_their_splits_are_these_splits(tmp_path, part):
+    """Seen: train.parquet, dev.parquet and test.parquet were one table, whose splits were drawn anew."""
+    folder, queries = tmp_path / "mine", {"train": WORDS[:6], "validation": WORDS[6:8], "test": WORDS[8:]}
+    folder.mkdir()
+    for split, words in queries.items():
+        pq.write_table(pa.table(columns_of(rows_of(words))), folder / f"{split}{part}.parquet")
+    prepare(folder, tmp_path / "out")
+    for split, words in zip(("train", "dev", "test"), queries.values()):
+        table = read_table(tmp_path / f"out/judgments/{split}.parquet", "judgments")
+        assert set(table.column("query").to_pylist()) == set(words)
+    pq.write_table(pa.table(columns_of(rows_of(["kiosk"]))), folder / "more.parquet")
+    with pytest.raises(
+        InputError, match=r"more\.parquet: test.*parquet beside it is named for its split, this file is"
+    ):
+        prepare(folder, tmp_path / "out")
+
+
+def test_a_column_says_the_split_whatever_the_files_names(tmp_path):
+    for name in ("split", "Fold"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, split, words in (("test", "train", WORDS[:6]), ("train", "test", WORDS[6:])):
+            pq.write_table(pa.table(columns_of(rows_of(words, **{name: split}))), folder / f"{file}.parquet")
+        prepare(folder, tmp_path / "out", columns=["split=Fold"] if name == "Fold" else [])
+        test = read_table(tmp_path / "out/judgments/test.parquet", "judgments")
+        assert set(test.column("query").to_pylist()) == set(WORDS[6:])
+
+
 def test_a_folder_partitioned_as_hive_does_it_is_one_table(tmp_path):
     """Seen: `partitionBy("split")` was a folder without files."""
     parts = {"split=train": WORDS[:6], "split=validation": WORDS[6:8], "split=__HIVE_DEFAULT_PARTITION__": WORDS[8:]}

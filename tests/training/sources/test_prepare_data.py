@@ -142,6 +142,24 @@ def test_negatives_are_the_best_unjudged_documents_with_grade_zero(tmp_path):
     assert any(row["doc_id"] == "unjudged" for row in added)
 
 
+def test_a_copy_of_a_relevant_document_is_no_negative(tmp_path):
+    """Seen: a catalogue that has a product twice taught that one text is relevant and irrelevant to the same query."""
+    rows = [
+        {"query": f"{query} lamp", "doc_id": f"{query}{copy}", "title": f"{word} lamp", "grade": 1}
+        for word in WORDS
+        for copy, query in enumerate((word, f"second {word} {word[0] * 9}"))
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    prepare(f"table:{path}", tmp_path / "out", negatives=3)
+    added = 0
+    for table in tables(tmp_path / "out").values():
+        for row in table.to_pylist():
+            assert row["grade"] == int(row["title"].split()[0] in row["query"].split())
+            added += row["grade"] == 0
+    assert added > 30
+
+
 def table_rows() -> list[dict]:
     rows = []
     for q, d, g in judgments():
@@ -240,6 +258,29 @@ def test_ir_datasets_are_read_by_their_interface(tmp_path):
     assert row["summary"] == " ".join(DOCUMENTS[row["doc_id"]])
     with pytest.raises(InputError, match="knows no dataset 'no-such-set'"):
         prepare("ir:no-such-set", tmp_path / "out")
+
+    class Renumbered(Queries):
+        """Another query of the same number in each part."""
+
+        def __init__(self, part: int):
+            self.part = part
+
+        def queries_iter(self):
+            return (GenericQuery(q, f"{text} {['even', 'odd'][self.part]}") for q, text in QUERIES.items())
+
+    class AllQrels(Qrels):
+        def qrels_iter(self):
+            return (TrecQrel(q, d, g, "0") for q, d, g in judgments() if (int(q[1:]) < 30) is (self.part == 1))
+
+    name = "disranker-renumbered"
+    if name not in ir_datasets.registry:
+        ir_datasets.registry.register(name, Dataset(Docs()))
+        for part, split in enumerate(("train", "test")):
+            ir_datasets.registry.register(f"{name}/{split}", Dataset(Docs(), Renumbered(part), AllQrels(part)))
+    prepare(f"ir:{name}", tmp_path / "numbers")
+    found = {split: set(table.column("query").to_pylist()) for split, table in tables(tmp_path / "numbers").items()}
+    assert found["test"] == {f"{QUERIES[f'q{i}']} odd" for i in range(30)}
+    assert all(query.endswith(" even") for query in found["train"] | found["dev"])
 
 
 MOVIES = [
@@ -385,3 +426,10 @@ def test_settings_out_of_range_and_unknown_sources_are_named(tmp_path):
         Config(source="world", out=tmp_path, negatives=-1)
     with pytest.raises(InputError, match="one of beir:PATH"):
         prepare("parquet:x", tmp_path)
+    # seen: three worlds of --seed 1, 2 and 3 were one
+    with pytest.raises(ValueError, match=r"seed: of other sources; the built-in world has --world\.seed"):
+        Config(source="world", out=tmp_path, seed=3)
+    with pytest.raises(ValueError, match="judged_fraction: of other sources"):
+        Config(source="world", out=tmp_path, judged_fraction=0.5)
+    with pytest.raises(ValueError, match="world: sizes of the built-in world, and source is msrd"):
+        Config(source="msrd", out=tmp_path, world=WorldConfig(documents=99))
