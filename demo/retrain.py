@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,19 +23,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from build.publication_settings import check_model_name
 from demo.decoder_stages import train_teacher
 from demo.run import only, only_arms
-from demo.stages import ROOT, Stages, note, run_program
+from demo.stages import ROOT, ProgramFailed, Stages, note, run_program
 from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import write_json, write_text
-from ranking.program import run
+from ranking.program import EXIT_BAD_INPUT, run
 from ranking.schema import TABLES, read_table, write_table
 from serving.temporary_server import start_triton
 
 EXIT_STOPPED = 3
+EXIT_REJECTS = 3  # of the labelling program: finished, some pairs have no score
+EXIT_REPLAY_FAILED = 3  # of the replay: too many pages failed or were slow
 NDCG = "ndcg@5"
 TEACHER_STAGES = {"renew": 3, "clicks": 1, "keep": 0}
+
+
+class Stopped(InputError):
+    """A gate refused: nothing is broken, and a person has to decide."""
 
 
 @dataclass
@@ -108,6 +116,8 @@ class Config:
                 setattr(self, name, date.fromisoformat(day).isoformat())  # days are compared as they name their files
         if self.teacher == "renew" and self.pretrained is None:
             raise ValueError("pretrained: the checkpoint of stage 1 is needed to renew the teacher; or --teacher keep")
+        check_model_name(self.arm)
+        check_model_name(self.teacher_model)
         if self.arm == self.serving_arm:
             raise ValueError(f"arm is {self.arm}: another name than the serving arm's is needed for an A/B test")
         if not 0 < self.coverage <= 1:
@@ -115,19 +125,20 @@ class Config:
 
 
 def flow(config: Config) -> dict[str, Any]:
-    """Every stage that is not finished, in order; returns what the summary says. InputError at a gate that refuses."""
+    """Every stage that is not finished, in order; returns what the summary says. Stopped at a gate that refuses."""
     refuse_taken_arm(config)  # before hours of training
     out = config.out
     stages = Stages(out, total=7 + TEACHER_STAGES[config.teacher])
     clicks = learn(stages, config, lambda: label(config))
     refuse_taken_arm(config)  # of this --out, but trained anew since it was published
     accept = ["--accept-worse", config.accept_worse] if config.accept_worse else []
-    stages.program(
-        "gate", "the gate, against what serves now",
-        "build/build_student.py", "--checkpoint", out / "student", "--name", config.arm, "--target", "openvino",
-        "--data", out / "data", "--repository", config.repository, "--serves-now", config.serving_arm, *accept,
-        *config.gate_flags.split(),
-    )  # fmt: skip
+    with gate(EXIT_BAD_INPUT):
+        stages.program(
+            "gate", "the gate, against what serves now",
+            "build/build_student.py", "--checkpoint", out / "student", "--name", config.arm, "--target", "openvino",
+            "--data", out / "data", "--repository", config.repository, "--serves-now", config.serving_arm, *accept,
+            *config.gate_flags.split(),
+        )  # fmt: skip
     replay = stages.run(
         "replay", f"{config.replay_pages} logged pages in the shadow", lambda: replayed(config),
         [config.replay_pages, config.replay_deadline_ms, config.log],
@@ -137,17 +148,31 @@ def flow(config: Config) -> dict[str, Any]:
     return {"clicks": clicks, "replay": replay, "experiment": str(experiment)}
 
 
-def refuse_taken_arm(config: Config) -> None:
-    """InputError if the repository has versions of the arm that are not of this run's student.
+@contextmanager
+def gate(refused: int) -> Iterator[None]:
+    """Stopped if a command of the block ends with the exit code by which it refuses; another failure stays one."""
+    try:
+        yield
+    except ProgramFailed as problem:
+        if problem.code == refused:
+            raise Stopped(str(problem)) from problem
+        raise
 
-    A test of an earlier run may be going on with them: what is published beside them would serve its users.
+
+def refuse_taken_arm(config: Config) -> None:
+    """Stopped if the repository has versions of the arm that are not of this run's student.
+
+    A test of an earlier run may be going on with them: what is published beside them would serve its users. InputError
+    if it has none of the arm that serves, which the new one is compared with.
     """
+    if not any((config.repository / config.serving_arm).glob("[0-9]*")):
+        raise InputError(f"--serving-arm {config.serving_arm}: {config.repository} has no version of it")
     made = config.out / "student"
     own = {fingerprint(made)} if (made / CARD_NAME).is_file() else set()
     published = sorted((config.repository / config.arm).glob("[0-9]*/manifest.json"))
     known = {json.loads(path.read_text(encoding="utf-8"))["checkpoint"]["fingerprint"] for path in published}
     if known - own:
-        raise InputError(
+        raise Stopped(
             f"stopped: {config.repository / config.arm} holds another student than {made}, and a test may be going on "
             "with it: give the new one a name of its own (--arm; nothing is trained again), and name the arm that "
             "serves now (--serving-arm)"
@@ -155,7 +180,7 @@ def refuse_taken_arm(config: Config) -> None:
 
 
 def learn(stages: Stages, config: Config, label_candidates: Callable[[], None]) -> dict[str, Any]:
-    """From the log to a new student in out/student; returns the counts of clicks. InputError at a gate that refuses.
+    """From the log to a new student in out/student; returns the counts of clicks. Stopped at a gate that refuses.
 
     label_candidates: writes out/labels, the labels folder of out/data/candidates.parquet.
     """
@@ -168,7 +193,7 @@ def learn(stages: Stages, config: Config, label_candidates: Callable[[], None]) 
         "clicks", "new clicks, through the privacy gate", lambda: new_clicks(config), [config.click_flags, judged]
     )
     if clicks["pairs"] < config.min_pairs:
-        raise InputError(
+        raise Stopped(
             f"stopped: {clicks['pairs']} new click pairs, {config.min_pairs} are needed (--min-pairs); nothing changed"
         )
     candidates = stamp(config.data / "candidates.parquet")
@@ -201,12 +226,12 @@ def stamp(file: Path) -> list[str | int]:
 
 
 def days_of(log: Path, since: str, until: str = "") -> list[str]:
-    """Names of the log's day files from one day to another, both included. InputError if there is none."""
+    """Names of the log's day files from one day to another, both included. Stopped if there is none."""
     found = sorted(file.name for file in (log / "events").glob("*.parquet"))
     files = [name for name in found if name[:10] >= since and (not until or name[:10] <= until)]
     if not files:
         span = f"{f' since {since}' if since else ''}{f' until {until}' if until else ''}"
-        raise InputError(f"{log / 'events'}: no day{span}; run ab_compact.py first")
+        raise Stopped(f"stopped: {log / 'events'}: no day{span}; run ab_compact.py first")
     return files
 
 
@@ -280,12 +305,12 @@ def renew_teacher(stages: Stages, config: Config) -> None:
 
 
 def refuse_worse_teacher(config: Config) -> None:
-    """InputError if the new teacher's NDCG@5 on dev is further below the last one's than may be."""
+    """Stopped if the new teacher's NDCG@5 on dev is further below the last one's than may be."""
     if config.last_teacher is None:
         return
     new, last = (ScoreCard.load(folder).metrics.get(NDCG) for folder in (config.out / "teacher", config.last_teacher))
     if new is not None and last is not None and new < last - config.teacher_tolerance:
-        raise InputError(
+        raise Stopped(
             f"stopped: the new teacher's {NDCG} on dev is {new:.4f}, the last one's {last:.4f}, and "
             f"{config.teacher_tolerance:g} may be lost; --teacher keep labels with the last one"
         )
@@ -314,14 +339,15 @@ def label(config: Config) -> None:
             "clients/label_corpus.py", "--candidates", config.out / "data" / "candidates.parquet",
             "--out", config.out / "labels", "--store", config.store, "--url", server.grpc, "--model", name,
             "--teacher", models / name, "--teacher-kind", kind,
+            accept=(0, EXIT_REJECTS),  # a pair that the teacher refuses is refused at every run
         )  # fmt: skip
 
 
 def replayed(config: Config) -> dict[str, Any]:
-    """Send logged pages to the new student. InputError if too many of them fail."""
+    """Send logged pages to the new student. Stopped if too many of them fail."""
     scores = config.out / "replay.parquet"
     note(f"starting tritonserver with {config.arm} ...")
-    with start_triton(config.repository, *only_arms(config.arm)) as server:
+    with start_triton(config.repository, *only_arms(config.arm)) as server, gate(EXIT_REPLAY_FAILED):
         run_program(
             "-m", "clients.ab.forecast.replay_pages", "--data", config.log, "--model", config.arm, "--out", scores,
             "--url", server.grpc, "--pages", str(config.replay_pages),
@@ -355,7 +381,10 @@ def experiment_text(config: Config) -> str:
 
 
 def main(config: Config) -> int:
-    """Run the flow and say what comes next; at a gate that refuses, say why. Returns the exit code."""
+    """Run the flow and say what comes next; at a gate that refuses, say why. Returns the exit code.
+
+    InputError if something is not there, or a stage fails.
+    """
     for name in ("log", "data", "student", "repository", "out", "pretrained", "last_teacher", "store"):
         if (path := getattr(config, name)) is not None and not path.is_absolute():
             setattr(config, name, ROOT / path)
@@ -363,13 +392,18 @@ def main(config: Config) -> int:
         path = getattr(config, name)
         if path is not None and config.out.resolve() in (path.resolve(), *path.resolve().parents):
             raise InputError(f"--{name} {path} lies in --out, where what is made anew is removed: name another --out")
+        if path is not None and not path.is_dir():  # some are first read after hours
+            raise InputError(f"--{name.replace('_', '-')} {path}: no such folder")
     config.out.mkdir(parents=True, exist_ok=True)
     try:
         found = flow(config)
-    except InputError as problem:
+    except Stopped as problem:
         write_json(config.out / "summary.json", {"stopped": str(problem)})
         print(problem)
         return EXIT_STOPPED
+    except InputError as problem:
+        write_json(config.out / "summary.json", {"failed": str(problem)})
+        raise
     write_json(config.out / "summary.json", found)
     print(
         f"{config.arm} is published beside {config.serving_arm}: promote nothing, give the router "

@@ -32,6 +32,14 @@ _log: ContextVar[Path] = ContextVar("log", default=Path(os.devnull))  # where th
 _stopping: ContextVar[threading.Event | None] = ContextVar("stopping", default=None)
 
 
+class ProgramFailed(InputError):
+    """A command of the product ended with another exit code than may be. code: the exit code, below 0 for a signal."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass
 class Stages:
     """The record of a demo run in `folder`/stages.json: what is finished, with which settings, and how long it took.
@@ -183,7 +191,7 @@ def _is_gone(stage: dict[str, Any]) -> bool:
 def run_program(*command: str | Path, accept: tuple[int, ...] = (0,)) -> None:
     """Run `python COMMAND...` from the repository's root: its output goes to the stage's log, one line of it here.
 
-    accept: exit codes after which the stage goes on. InputError after any other, and the end of its output.
+    accept: exit codes after which the stage goes on. ProgramFailed after any other, and the end of its output.
     """
     words = [str(word) for word in command]
     note(f"python {shlex.join(words)}")
@@ -221,9 +229,10 @@ def run_program(*command: str | Path, accept: tuple[int, ...] = (0,)) -> None:
         tail += reader.read()
     if child.returncode not in accept:
         print("\n".join(_lines(tail)[-FAILURE_LINES:]), file=sys.stderr)
-        raise InputError(
+        raise ProgramFailed(
             f"stopped at: python {shlex.join(words)} (exit code {child.returncode}); its whole output is in "
-            f"{_log.get()}; run again to go on from here"
+            f"{_log.get()}; run again to go on from here",
+            child.returncode,
         )
 
 

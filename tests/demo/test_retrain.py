@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 from clients.ab.experiment.file import ExperimentFile
+from clients.labelling.corpus_run import EXIT_REJECTS
 from demo import retrain
 from demo.retrain import (
     EXIT_STOPPED,
@@ -22,6 +25,7 @@ from demo.retrain import (
     merge,
     refuse_worse_teacher,
 )
+from demo.stages import run_program
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.schema import TABLES, read_table, write_table
@@ -30,6 +34,8 @@ from tests.helpers.tiny_student import make_judged, make_student
 
 def settings(tmp_path, **more) -> Config:
     given = {"teacher": "keep", "since": "2026-01-06", "min_pairs": 5} | more
+    for folder in ("student", "repository/student/1"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     return Config(
         log=tmp_path / "log", data=tmp_path / "data", student=tmp_path / "student", repository=tmp_path / "repository",
         out=tmp_path / "out", **given,
@@ -200,6 +206,7 @@ def test_an_arm_of_another_run_is_refused_before_anything_is_made(tmp_path, caps
 def test_what_a_run_reads_may_not_lie_where_it_writes(tmp_path, name):
     """Seen: the run before's OUT/data and OUT/student were removed before they were read."""
     make_log(tmp_path / "log")
+    make_judged(tmp_path / "data")
     kept = tmp_path / "out" / name / "file"
     kept.parent.mkdir(parents=True)
     kept.write_text("of the run before")
@@ -225,6 +232,50 @@ def test_another_log_or_dataset_is_learnt_from_anew(tmp_path):
 
 
 def test_settings_that_cannot_go_together_are_refused(tmp_path):
-    for wrong in ({"teacher": "renew"}, {"arm": "student"}, {"since": "yesterday"}, {"coverage": 0.0}):
-        with pytest.raises(ValueError, match=r"pretrained|arm is student|isoformat|coverage"):
+    for wrong in (
+        {"teacher": "renew"}, {"arm": "student"}, {"since": "yesterday"}, {"coverage": 0.0},
+        {"arm": "next_first"}, {"arm": "a/b"}, {"teacher_model": "teacher_encoder"},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"pretrained|arm is student|isoformat|coverage|name '"):
             settings(tmp_path, **wrong)
+
+
+def test_what_is_first_read_after_hours_is_looked_for_at_once(tmp_path):
+    """Seen: a misspelt serving arm, student or last teacher was missed after labelling and training."""
+    make_log(tmp_path / "log")
+    make_judged(tmp_path / "data")
+    with pytest.raises(InputError, match=r"--last-teacher .*/lost: no such folder"):
+        main(settings(tmp_path, last_teacher=tmp_path / "lost"))
+    with pytest.raises(InputError, match=r"--serving-arm studnet: .* has no version of it"):
+        main(settings(tmp_path, serving_arm="studnet"))
+
+
+@pytest.mark.parametrize(("code", "refused"), [(1, True), (2, False), (-9, False)])
+def test_a_stage_that_fails_is_no_gate_that_refuses(tmp_path, monkeypatch, capsys, code, refused):
+    """Seen: exit code 3 for a build that was killed, as for a student that is worse."""
+    config = settings(tmp_path)
+    make_log(config.log)
+    make_judged(config.data)
+    make_student(config.out / "student")
+    monkeypatch.setattr(retrain, "learn", lambda *_: {})
+    program = "import os, sys; " + (f"sys.exit({code})" if code > 0 else f"os.kill(os.getpid(), {-code})")
+    monkeypatch.setattr(
+        retrain.Stages, "program",
+        lambda self, name, title, *_, **__: self.run(name, title, lambda: run_program("-c", program)),
+    )  # fmt: skip
+    if refused:
+        assert main(config) == EXIT_STOPPED
+    else:
+        with pytest.raises(InputError, match=rf"exit code {code}\)"):
+            main(config)
+    (told,) = json.loads((config.out / "summary.json").read_text()).items()
+    assert told[0] == ("stopped" if refused else "failed") and f"(exit code {code})" in told[1]
+
+
+def test_a_pair_that_the_teacher_refuses_does_not_stop_the_run(tmp_path, monkeypatch):
+    """Seen: exit code 3 of the labeller ended the retraining, at the same pair whenever it was run again."""
+    accepted = {}
+    monkeypatch.setattr(retrain, "run_program", lambda name, *_, accept=(0,): accepted.setdefault(name, accept))
+    monkeypatch.setattr(retrain, "start_triton", lambda *_: nullcontext(SimpleNamespace(grpc="127.0.0.1:1")))
+    retrain.label(settings(tmp_path))
+    assert accepted == {"clients/label_corpus.py": (0, EXIT_REJECTS)}
