@@ -24,9 +24,12 @@ import yaml
 
 from benchmarks.ab.toy_rankers import write_toy_repository
 from build.running_server import RunningServer
+from build.triton_config import ServingLimits, as_text, front_config
 from clients.ab.experiment.file import ExperimentFile
 from clients.ab_router import Config as RouterConfig
 from clients.label_corpus import Config as LabelConfig
+from ranking.cascade import Cascade
+from ranking.prior import PriorBlend
 from serving.temporary_server import start_triton
 
 ROOT = Path(__file__).parents[2]
@@ -254,6 +257,61 @@ def test_triton_starts_with_the_flags_of_compose(rendered):
     )
 
 
+def started(command: str, folder: Path) -> list[str]:
+    """The models that Triton is told to load by the shell command of a container with this model repository."""
+    program, key = folder / "bin" / "tritonserver", folder / "key"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    key.write_text("secret")
+    for there, here in {
+        "$$": "$",
+        "/run/secrets/triton_admin_key": f"{key}",
+        "/run/secrets/triton/key": f"{key}",
+    }.items():
+        command = command.replace(there, here)
+    command = re.sub(r"/(mnt/)?models\b", str(folder / "models"), command)
+    variables = {"ARMS": "student", "PATH": f"{program.parent}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", command], env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [word.removeprefix("--load-model=") for word in done.stdout.split() if word.startswith("--load-model=")]
+
+
+def test_a_cascade_s_small_network_is_loaded_where_the_version_that_serves_calls_it_and_nowhere_else(
+    rendered, tmp_path
+):
+    """Seen: the folder alone counted, so that no server started again after a cascade was published to wait."""
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["students-1"]["command"][2]
+    runtime = next(yaml.safe_load_all((ROOT / "deploy" / "kserve.yaml").read_text()))
+    chart = pods(rendered["one-gpu"])["search-students"]["spec"]["containers"][0]["command"][2]
+    for name in ("student", "student_first_encoder"):
+        (tmp_path / "models" / name / "2").mkdir(parents=True)
+    cascade = front_config(
+        "student", "openvino", ServingLimits(), [16], {}, PriorBlend(), cascade=Cascade(4, 0.0, 1.0, 0.0, 1.0)
+    )
+    single = front_config("student", "openvino", ServingLimits(), [16], {}, PriorBlend())
+    both = ["student", "student_encoder"]
+    for config, loaded in ((single, both), (cascade, [*both, "student_first_encoder"])):
+        (tmp_path / "models" / "student" / "config.pbtxt").write_text(as_text(config))
+        for command in (compose, runtime["spec"]["containers"][0]["command"][2], chart):
+            assert started(command, tmp_path) == loaded
+    # no shell can look into a bucket
+    values = {"models": {"uri": "s3://b/m"}, "students": {"arms": [{"name": "student", "cascade": True}]}}
+    of_bucket = pods(render(values))["search-students"]["spec"]["containers"][0]["command"][2]
+    assert started(of_bucket, tmp_path) == [*both, "student_first_encoder"]
+
+
+def test_a_router_reaches_students_elsewhere_where_it_is_told_of_them():
+    """Seen: the policies closed the way to the students of deploy/kserve.yaml."""
+    text = (ROOT / "deploy" / "kserve.yaml").read_text().replace("\\\n#", "")
+    set_values = dict(re.findall(r"--set-json\s+'(router\.\w+)=(.*?)'", text))
+    router = {name.partition(".")[2]: json.loads(value) for name, value in set_values.items()}
+    off = {"enabled": False}
+    policy = of_kind(render({"students": off, "balancer": off, "router": router}), "NetworkPolicy")["search-router"]
+    assert {"to": router["allowedTo"]} in policy["spec"]["egress"]
+    assert all("to" in rule for rule in policy["spec"]["egress"])
+
+
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt: prometheus)")
 
 
@@ -475,6 +533,16 @@ def test_a_pod_is_given_the_time_that_it_needs_to_stop(rendered):
         ({"models": {"claim": "", "uri": "s3://b/m"}, "teacher": {"enabled": True}}, "bucket will not do"),
         ({"labelling": {"enabled": True}}, "teacher.enabled"),
         ({"tracing": {"endpoint": "collector:4317"}}, "endpoint"),
+        ({"balancer": {"enabled": False}}, "router: without balancer and students it asks nobody"),
+        ({"students": {"enabled": False}}, "router: without balancer and students it asks nobody"),
+        ({"students": {"arms": [{"name": "student"}, {"name": "student"}]}}, "an arm is named twice"),
+        ({"students": {"autoscaling": {"enabled": True, "minReplicas": 9}}}, "minReplicas is above maxReplicas"),
+        ({"teacher": {"enabled": True, "replicas": 0}, "labelling": {"enabled": True}}, "teacher.replicas is 0"),
+        (
+            {"students": {"arms": [{"name": "student", "version": 1}, {"name": "baseline", "version": 1}],
+                          "canary": {"enabled": True, "arms": [{"name": "student", "version": 2}]}}},
+            "students.canary.arms: name all arms of students.arms (student, baseline)",
+        ),
     ],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_refused_with_the_reason(values, complaint):
