@@ -32,7 +32,7 @@ from build.gate import GateReport
 from build.probabilities import ProbabilityMaps
 from build.quality_gate import JUDGED_SCORES_NAME
 from build.reference_scores import REFERENCE_NAME
-from build.releases import MANIFEST_NAME, numbers, promote
+from build.releases import MANIFEST_NAME, encoder_homes, numbers, one_change, promote
 from build.triton_config import (
     CONFIG_NAME,
     ServingLimits,
@@ -89,13 +89,6 @@ def publish(
     """
     first_home = Path(repository) / first_encoder_name(name)
     homes = [first_home, Path(repository) / encoder_name(name), Path(repository) / name]
-    version = max((number for home in homes for number in numbers(home)), default=0) + 1
-    record = {
-        "name": name,
-        "version": version,
-        "published": datetime.now(UTC).isoformat(timespec="seconds"),
-        **manifest,
-    }
 
     def fill_encoder(folder: Path) -> None:
         for path in engine_files:
@@ -122,14 +115,23 @@ def publish(
         for path in first.engine_files if first else ():
             shutil.copy2(path, folder / path.name)
 
-    if first:
-        config = read_config(first.encoder / CONFIG_NAME)
-        config.name = first_home.name
-        config.metric_tags.clear()
-        config.metric_tags.update({**encoder.metric_tags, "precision": first.manifest["precision"]})
-        _add_version(first_home, version, config, record, fill_first)
-    for home, config, fill in zip(homes[1:], (encoder, front), (fill_encoder, fill_front)):
-        _add_version(home, version, config, record, fill)
+    Path(repository).mkdir(parents=True, exist_ok=True)
+    with one_change(Path(repository)):
+        version = max((number for home in homes for number in numbers(home)), default=0) + 1
+        record = {
+            "name": name,
+            "version": version,
+            "published": datetime.now(UTC).isoformat(timespec="seconds"),
+            **manifest,
+        }
+        if first:
+            config = read_config(first.encoder / CONFIG_NAME)
+            config.name = first_home.name
+            config.metric_tags.clear()
+            config.metric_tags.update({**encoder.metric_tags, "precision": first.manifest["precision"]})
+            _add_version(first_home, version, config, record, fill_first)
+        for home, config, fill in zip(homes[1:], (encoder, front), (fill_encoder, fill_front)):
+            _add_version(home, version, config, record, fill)
     return version
 
 
@@ -195,6 +197,13 @@ def publish_engine(
         LOGGER.warning("--accept-drop: published although %s", "; ".join(report.objections))
     if promote_it:
         promote(repository, name, version)
+    elif waiting := [home.name for home in (*encoder_homes(Path(repository), name, version), Path(repository) / name)
+                     if not (home / CONFIG_NAME).is_file()]:  # fmt: skip
+        LOGGER.warning(
+            "%s: no version of it was ever promoted, and a tritonserver that loads whatever lies in %s does not start "
+            "with such a folder: promote it first, or start with --model-control-mode=explicit --load-model=...",
+            ", ".join(waiting), repository,
+        )  # fmt: skip
     return version
 
 

@@ -17,10 +17,12 @@ A server that is not to be changed by everybody who reaches it is started with
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +35,7 @@ from build.triton_config import CONFIG_NAME, as_text, encoder_name, first_encode
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.files import write_json, write_text
+from ranking.object_store import addressed
 from ranking.program import run
 
 MANIFEST_NAME = "manifest.json"
@@ -75,9 +78,15 @@ def main(config: Config) -> None:
     key = read_admin_key(config.admin_key_file)
     servers = [RunningServer(url, config.load_timeout_seconds, key) for url in config.url]
     if config.action == "reload":
-        reload(config.name, servers)
+        reload(config.repository, config.name, servers)
         print(f"{config.name} is loaded anew on {', '.join(config.url)}")
         return
+    store = addressed(str(config.repository))
+    if servers and store != str(config.repository):
+        raise InputError(
+            f"--url: what changes in {store} is there when this program has ended, and its servers would load what is "
+            "there now: leave --url out, and start the servers anew afterwards"
+        )
     if config.action == "rollback":
         version = rollback(config.repository, config.name, servers)
     else:
@@ -131,7 +140,33 @@ def serving_versions(repository: str | Path, name: str) -> list[int]:
 def read_history(repository: str | Path, name: str) -> list[int]:
     """Versions in the order of their promotion. A rollback removes the last entry."""
     path = Path(repository) / name / HISTORY_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    try:
+        history = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except ValueError as problem:
+        raise InputError(f"{path}: cannot be read: {problem}") from problem
+    if not isinstance(history, list) or not all(isinstance(version, int) for version in history):
+        raise InputError(f"{path}: not a list of versions, such as [1, 2]")
+    return history
+
+
+@contextmanager
+def one_change(repository: Path) -> Iterator[None]:
+    """Keep two publications, promotions or rollbacks of a repository apart; waits for another one, and says so.
+
+    The folder itself is locked: a lock file would belong to whoever came first, and be closed to others.
+    """
+    descriptor = os.open(repository, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            LOGGER.warning("%s: waiting for another build or release to end", repository)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as problem:  # some network file systems lock no folders
+            LOGGER.info("%s: cannot be locked (%s), so nothing keeps others from changing it", repository, problem)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_holds_no_arm(home: Path) -> None:
@@ -151,10 +186,11 @@ def check_holds_no_teacher(home: Path) -> None:
 
 def promote(repository: str | Path, name: str, version: int, servers: Sequence[RunningServer] = ()) -> None:
     """Serve this version: in the files and on the running servers. After an InputError everything is as it was."""
-    history = read_history(repository, name)
-    _serve(Path(repository), name, version, servers)
-    if history[-1:] != [version]:  # last: a rollback then leaves a version whose promotion was killed before this
-        write_json(Path(repository) / name / HISTORY_NAME, [*history, version], indent=None)
+    with one_change(Path(repository)):
+        history = read_history(repository, name)
+        _serve(Path(repository), name, version, servers)
+        if history[-1:] != [version]:  # last: a rollback then leaves a version whose promotion was killed before this
+            write_json(Path(repository) / name / HISTORY_NAME, [*history, version], indent=None)
 
 
 def rollback(repository: str | Path, name: str, servers: Sequence[RunningServer] = ()) -> int:
@@ -162,9 +198,14 @@ def rollback(repository: str | Path, name: str, servers: Sequence[RunningServer]
 
     Where a promotion or a rollback was killed half-way, that is the last version of promoted.json.
     """
-    home = Path(repository) / name
+    with one_change(Path(repository)):
+        return _rollback(Path(repository), name, servers)
+
+
+def _rollback(repository: Path, name: str, servers: Sequence[RunningServer]) -> int:
+    home = repository / name
     history = read_history(repository, name)
-    kept = history[:-1] if history and _serves(Path(repository), name, history[-1]) else history
+    kept = history[:-1] if history and _serves(repository, name, history[-1]) else history
     if not kept:
         raise InputError(
             f"{home}: nothing to roll back to: promote a version by number, or take the arm's pages away in the "
@@ -172,7 +213,7 @@ def rollback(repository: str | Path, name: str, servers: Sequence[RunningServer]
         )
     write_json(home / HISTORY_NAME, kept, indent=None)  # first: a rollback that is killed is not undone by the next one
     try:
-        _serve(Path(repository), name, kept[-1], servers)
+        _serve(repository, name, kept[-1], servers)
     except BaseException:
         write_json(home / HISTORY_NAME, history, indent=None)
         raise
@@ -185,20 +226,24 @@ def _serves(repository: Path, name: str, version: int) -> bool:
     return all(serving_versions(repository, home.name) == [version] for home in homes)
 
 
-def reload(name: str, servers: Sequence[RunningServer]) -> None:
+def reload(repository: Path, name: str, servers: Sequence[RunningServer]) -> None:
     """Unload and load all models of an arm, because server 24.10 does not restart a Python process that was killed.
 
-    The model does not serve meanwhile. InputError if it does not load.
+    The model does not serve meanwhile; a reload that was stopped is finished by the next one. InputError if it does not
+    load.
     """
     if not servers:
         raise InputError("reload needs --url, the server whose models are to be loaded anew")
     for server in servers:
         try:
-            first = first_encoder_name(name)  # of a cascade alone
-            encoders = [encoder_name(name), *([first] if server.versions(first, "READY") else [])]
+            served = server.versions(name, "READY") or serving_versions(repository, name)
+            encoders = {home.name for number in served for home in encoder_homes(repository, name, number)}
+            first = first_encoder_name(name)  # of a version that was removed here and is still served there
+            encoders |= {encoder_name(name), *([first] if server.versions(first, "READY") else [])}
             for model in (name, *encoders):
+                loaded = set(server.versions(model, "READY"))
                 server.unload(model)
-                server.wait_until_gone(model, set(server.versions(model, "READY")))
+                server.wait_until_gone(model, loaded)
             for model in (*encoders, name):
                 server.load(model)
         except InferenceServerException as problem:

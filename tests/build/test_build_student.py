@@ -6,6 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,7 +145,7 @@ class Server(RunningServer):
 
     def __init__(self, repository: Path, stop_at: str = ""):
         super().__init__("server:8001")
-        self.repository, self.stop_at, self.loaded = repository, stop_at, {}
+        self.repository, self.stop_at, self.loaded, self.awaited = repository, stop_at, {}, []
 
     def load(self, model):
         self.loaded[model] = releases.serving_versions(self.repository, model)
@@ -151,7 +154,10 @@ class Server(RunningServer):
             raise KeyboardInterrupt
 
     def unload(self, model):
-        del self.loaded[model]
+        self.loaded.pop(model, None)
+
+    def wait_until_gone(self, model, old):
+        self.awaited.append((model, old))
 
     def is_ready(self, model):
         return model in self.loaded
@@ -176,6 +182,76 @@ def test_all_servers_and_files_go_back_when_a_promotion_is_interrupted(build, st
     assert [server.loaded for server in servers] == [{"student": [1], "student_encoder": [1]}] * 2
     assert [releases.serving_versions(repository, name) for name in ("student", "student_encoder")] == [[1], [1]]
     assert releases.read_history(repository, "student") == [1]
+
+
+def test_two_operators_change_a_repository_one_after_the_other(build):
+    """Seen: the second one's encoder took the place of the first one's, whose front then had nobody to ask."""
+    repository = build()
+    for _ in range(2):
+        build(promote=False)
+    goes_on = threading.Event()
+
+    class Slow(Server):
+        loads = 0
+
+        def load(self, model):
+            super().load(model)
+            self.loads += 1
+            goes_on.wait(60)
+
+    server = Slow(repository)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(releases.promote, repository, "student", 2, [server])
+        while not server.loads:
+            time.sleep(0.01)
+        second = pool.submit(releases.promote, repository, "student", 3, [server])
+        time.sleep(0.2)
+        assert server.loads == 1
+        goes_on.set()
+        first.result(), second.result()
+    assert server.loaded == {"student": [3], "student_encoder": [3]}
+    assert releases.read_history(repository, "student") == [1, 2, 3]
+
+
+def test_a_reload_waits_for_what_is_under_way_and_finishes_one_that_was_stopped(build):
+    """Seen: a cascade's small network, which the stopped one had unloaded, was left out by the next."""
+    repository = build()
+    (repository / "student_first_encoder" / "1").mkdir(parents=True)
+    server = Server(repository)
+    server.loaded = {"student": [1], "student_encoder": [1]}
+    releases.reload(repository, "student", [server])
+    assert set(server.loaded) == {"student", "student_encoder", "student_first_encoder"}
+    assert ("student", {1}) in server.awaited and ("student_encoder", {1}) in server.awaited
+    server.loaded = {}
+    releases.reload(repository, "student", [server])
+    assert set(server.loaded) == {"student", "student_encoder", "student_first_encoder"}
+
+
+def test_a_version_that_waits_beside_nothing_that_serves_is_warned_of(build, caplog):
+    """Seen: no server of the whole repository started again, since Triton takes every folder for a model."""
+    repository = build(promote=False)
+    assert "student_encoder, student: no version of it was ever promoted" in caplog.text
+    releases.promote(repository, "student", 1)
+    caplog.clear()
+    build(promote=False)
+    assert "ever promoted" not in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[1,", '{"versions": [1]}', '["1"]'])
+def test_a_damaged_history_is_named(build, content):
+    repository = build()
+    (repository / "student" / "promoted.json").write_text(content)
+    with pytest.raises(InputError, match=r"promoted\.json: "):
+        releases.rollback(repository, "student")
+
+
+def test_a_server_of_a_bucket_is_not_asked_to_load_what_is_not_there_yet(build, monkeypatch):
+    repository = build()
+    monkeypatch.setattr(releases, "addressed", lambda path: "s3://bucket/models")
+    asked = releases.Config("student", "promote", repository=repository, url=["127.0.0.1:1"])
+    with pytest.raises(InputError, match=r"--url: what changes in s3://bucket/models .* leave --url out"):
+        releases.main(asked)
+    releases.main(replace(asked, url=[]))
 
 
 def test_an_arm_and_a_teacher_never_take_each_others_folder(build, checkpoint, data, tmp_path):

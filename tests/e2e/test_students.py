@@ -602,7 +602,7 @@ def test_a_model_whose_process_was_killed_serves_again_after_a_reload(served):
     with served.reranker("baseline") as ranker:
         with pytest.raises(RerankError, match="not healthy"):
             ranker.rank("moon", TITLES, SUMMARIES)
-        releases.reload("baseline", [RunningServer(served.server.grpc)])
+        releases.reload(served.repository, "baseline", [RunningServer(served.server.grpc)])
         assert np.isfinite(ranker.rank("moon", TITLES, SUMMARIES).scores).all()
 
 
