@@ -158,17 +158,10 @@ def write_clicks(settings: ClickPairSettings) -> dict[str, Any]:
         report["position_bias"] = propensities.report() if propensities else None
         _sum_clicks(engine, settings, propensities)
         report["pairs_without_text"] = _count_pairs_without_text(engine)
-        report["clicks"] = write_table(out, "clicks", _clicks(engine))
+        report["clicks"] = write_table(out, "clicks", _clicks(engine, settings, report["pairs_without_text"]))
         if settings.shown_documents is not None:
             shown = shown_documents(engine, settings.satisfied(), propensities)
             report["shown_documents"] = write_table(settings.shown_documents, "shown_documents", shown)
-    if not report["clicks"]:
-        out.unlink()
-        if report["pairs_without_text"]:
-            raise DataError(
-                settings.events, "no clicked document has a title or summary: the log was kept without text"
-            )
-        raise DataError(settings.events, f"no satisfied click: no click stayed {settings.dwell_seconds:g} s or more")
     report["settings"] = settings.as_report()
     write_json(out.with_suffix(".report.json"), report)
     return report
@@ -325,11 +318,20 @@ def _count_pairs_without_text(engine: QueryEngine) -> int:
     )
 
 
-def _clicks(engine: QueryEngine) -> Iterator[pa.Table]:
-    """The clicks table in pieces, by query and document, without pairs that have neither title nor summary."""
+def _clicks(engine: QueryEngine, settings: ClickPairSettings, without_text: int) -> Iterator[pa.Table]:
+    """The clicks table in pieces, by query and document, without pairs that have neither title nor summary.
+
+    DataError if there is no pair: what an earlier run wrote stays then, its report too.
+    """
+    pairs = 0
     for batch in engine.batches(f"""
         SELECT query, doc_id, text.title AS title, text.summary AS summary, CAST(weight AS FLOAT) AS weight
         FROM weights JOIN queries USING (query_no) JOIN texts USING (query_no, doc_id)
         WHERE {_HAS_TEXT} ORDER BY query, doc_id
     """):
+        pairs += len(batch)
         yield pa.Table.from_batches([batch])
+    if not pairs and without_text:
+        raise DataError(settings.events, "no clicked document has a title or summary: the log was kept without text")
+    if not pairs:
+        raise DataError(settings.events, f"no satisfied click: no click stayed {settings.dwell_seconds:g} s or more")

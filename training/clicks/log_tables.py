@@ -19,10 +19,15 @@ from ranking.visible import VISIBLE_RE2
 
 
 def parquet_files(pattern: str) -> list[Path]:
-    """The Parquet files of a file, a folder (searched below) or a glob, sorted. InputError if there are none."""
+    """The Parquet files of a file, a folder (searched below) or a glob, sorted. InputError if there are none.
+
+    In a folder, names that begin with _ or . are passed over, as Spark does it.
+    """
     path = Path(pattern)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*.parquet") if p.is_file() and not p.name.startswith("."))
+        # Spark's attempts that failed, Delta's checkpoints and copies of editors are no part of a table
+        files = (p for p in path.rglob("*.parquet") if p.is_file())
+        found = sorted(p for p in files if not any(part.startswith(("_", ".")) for part in p.relative_to(path).parts))
     elif path.is_file():
         found = [path]
     else:

@@ -82,14 +82,16 @@ def estimate_propensities(
     InputError if no position is linked to that one at all.
     """
     clicks = dict(engine.rows(f"SELECT position, count(*) FILTER (clicked) FROM {impressions} GROUP BY 1 ORDER BY 1"))
+    # the others say nothing; where people scroll through thousands of positions, tables of all would fill the memory
+    clicked = [position for position, count in clicks.items() if count] or list(clicks)[:2]
     share = min(1.0, sample_events / max(events, 1))
     # MD5 is the same in every engine; its first six digits are a number below 16 million
     pair = "md5(CAST(query_no AS VARCHAR) || ' ' || doc_id)"
-    sampled = f"WHERE left({pair}, 6) < '{round(share * (1 << 24)):06x}'" if share < 1 else ""
+    sampled = f"AND left({pair}, 6) < '{round(share * (1 << 24)):06x}'" if share < 1 else ""
     engine.table(
         "shown",
         f"""SELECT query_no, doc_id, position, count(*) AS n, count(*) FILTER (clicked) AS c
-            FROM {impressions} {sampled} GROUP BY ALL""",
+            FROM {impressions} WHERE position IN ({", ".join(map(str, clicked))}) {sampled} GROUP BY ALL""",
     )
     columns = engine.columns(f"""
         WITH paired AS (
@@ -101,16 +103,14 @@ def estimate_propensities(
         FROM paired GROUP BY ALL ORDER BY part, k, other
     """)
     engine.drop("shown")
-    positions = list(clicks)
-    index = {position: number for number, position in enumerate(positions)}
+    index = {position: number for number, position in enumerate(clicked)}
     part, k, other, *sums = columns.values()
     # per part: [clicks at k, at other, their variances] of every two positions
-    totals = np.zeros((PARTS, 4, len(positions), len(positions)))
+    totals = np.zeros((PARTS, 4, len(clicked), len(clicked)))
     for which, column in enumerate(sums):
         totals[part.astype(int), which, [index[int(p)] for p in k], [index[int(p)] for p in other]] = column
 
-    clicked = [position for position in positions if clicks[position]] or positions
-    linked = _linked(totals.sum(0), index[clicked[0]])
+    linked = _linked(totals.sum(0), 0)
     if linked.sum() < 2 and len(clicked) > 1:
         raise InputError(
             f"position bias cannot be estimated: no query-document pair was clicked both at position {clicked[0]} and "
@@ -123,16 +123,16 @@ def estimate_propensities(
     # delete-one-part jackknife: a page's clicks enter many position pairs, so the fit's own errors would be too small
     rest = np.array([log_propensities(whole - one) for one in totals])
     errors = np.sqrt((PARTS - 1) / PARTS * ((rest - rest.mean(0)) ** 2).sum(0))
-    reached = [position for position, there in zip(positions, linked) if there]
-    values = dict.fromkeys(positions, 0.0) | dict(zip(reached, np.exp(logs).tolist()))
-    missing = [position for position in positions if clicks[position] and position not in reached]
+    reached = [position for position, there in zip(clicked, linked) if there]
+    values = dict.fromkeys(clicks, 0.0) | dict(zip(reached, np.exp(logs).tolist()))
+    missing = [position for position in clicks if clicks[position] and position not in reached]
     if unlinked == "extrapolate" and missing:
         values |= on_power_law(missing, {position: values[position] for position in reached})
     result = Propensities(
         values,
         dict(zip(reached, errors.tolist())),
         "AllPairs intervention harvesting (Agarwal et al. 2019)",
-        [position for position in positions if not clicks[position] and position not in reached],
+        [position for position in clicks if not clicks[position] and position not in reached],
         missing if unlinked == "extrapolate" else [],
         missing if unlinked == "cut" else [],
     )
