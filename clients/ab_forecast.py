@@ -71,7 +71,11 @@ def main(config: Config) -> int:
     except ValueError as problem:
         raise InputError(f"{config.data or config.bandit_log}: {problem}") from problem
     if config.out is not None:
-        write_json(config.out, asdict(outlook))
+        figures = asdict(outlook)
+        figures["forecasts"] = [
+            {name: None if value != value else value for name, value in one.items()} for one in figures["forecasts"]
+        ]  # JSON has no NaN
+        write_json(config.out, figures)
     print(told(outlook, config.alpha))
     return EXIT_REFUSED if outlook.refusal else 0
 
@@ -101,6 +105,9 @@ def told(outlook: Outlook, alpha: float) -> str:
     if outlook.refusal:
         return "\n".join([*lines, f"no forecast: {outlook.refusal}"])
     for one in outlook.forecasts:
+        if one.value <= 0:
+            lines.append(f"{one.estimator:6} {one.value:.4f} clicks a page: not above 0, so there is no interval")
+            continue
         lines.append(
             f"{one.estimator:6} {one.value:.4f} clicks a page [{one.low:.4f}, {one.high:.4f}]   "
             f"lift {one.lift:+.1%} [{one.lift_low:+.1%}, {one.lift_high:+.1%}]"

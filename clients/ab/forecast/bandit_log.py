@@ -47,7 +47,7 @@ def read_bandit_log(database: duckdb.DuckDBPyConnection, path: Path) -> BanditLo
     for name, bad in (
         ("item_id", item < 0),
         ("position", position < 0),
-        ("click", (click < 0) | (click > 1)),
+        ("click", ~((click >= 0) & (click <= 1))),  # no number is neither above nor below
         ("propensity_score", ~((probability > 0) & (probability <= 1))),
     ):
         if bad.any():
@@ -57,8 +57,12 @@ def read_bandit_log(database: duckdb.DuckDBPyConnection, path: Path) -> BanditLo
 
 def rows_of(logged: BanditLog, target: BanditLog) -> LoggedRows:
     """The estimators' rows: each impression is a page of one item, and a user of its own."""
-    items = int(max(logged.item.max(), target.item.max())) + 1
-    positions = int(max(logged.position.max(), target.position.max())) + 1
+    of_item, items = _numbered(logged.item, target.item)
+    of_position, positions = _numbered(logged.position, target.position)
+    logged, target = (
+        BanditLog(item, position, log.click, log.probability)
+        for log, item, position in zip((logged, target), of_item, of_position)
+    )
     shown = np.zeros((items, positions))
     np.add.at(shown, (target.item, target.position), 1)
     wanted = shown / np.maximum(shown.sum(0), 1)
@@ -77,6 +81,12 @@ def rows_of(logged: BanditLog, target: BanditLog) -> LoggedRows:
         np.ones(count),
         (rates * wanted).sum(1)[fold, logged.position],
     )
+
+
+def _numbered(*of_logs: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], int]:
+    """Ids of several logs as numbers from 0, and how many there are: an id may be of any size, a table may not."""
+    ids = np.unique(np.concatenate(of_logs))
+    return [np.searchsorted(ids, one) for one in of_logs], len(ids)
 
 
 def _cross_fitted_rates(logged: BanditLog, items: int, positions: int) -> Floats:
