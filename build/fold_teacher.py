@@ -95,7 +95,13 @@ def write_serving_tokenizer(checkpoint: Path, out: Path) -> None:
     """
     text_format = format_of_teacher(checkpoint)
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
-    kept = {name: value for name, value in settings.items() if name in TOKENIZER_SETTINGS}
+    # transformers makes every token that a setting names special; an ordinary one would be split off in each text
+    special = {token.content for token in text_format.tokenizer.get_added_tokens_decoder().values()}
+    kept = {
+        name: value
+        for name, value in settings.items()
+        if name in TOKENIZER_SETTINGS and (name == "model_max_length" or content_of(value) in special)
+    }
     out.mkdir(parents=True)
     shutil.copy2(checkpoint / "tokenizer.json", out)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **kept}
@@ -104,6 +110,11 @@ def write_serving_tokenizer(checkpoint: Path, out: Path) -> None:
     for text in text_format.texts(*PROBE):
         if served(text.text)["input_ids"] != text_format.tokenizer.encode(text.text).ids:
             raise InputError(f"{checkpoint}: transformers tokenises {text.text!r} otherwise than tokenizer.json says")
+
+
+def content_of(token: Any) -> Any:
+    """The text of a token as tokenizer_config.json has it: alone, or with its properties."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def load_classifier(checkpoint: Path, dtype: Dtype) -> Any:
@@ -162,7 +173,7 @@ def _causal_model(model: Any, score_row: torch.Tensor, token: int, tied: bool) -
             setattr(config, name, neutral)
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(config)
-    causal.model = model.model
+    setattr(causal, causal.base_model_prefix, model.base_model)
     embedding = causal.get_input_embeddings().weight
     if tied:
         with torch.no_grad():
@@ -171,8 +182,13 @@ def _causal_model(model: Any, score_row: torch.Tensor, token: int, tied: bool) -
     else:
         weight = torch.zeros(embedding.shape[0], score_row.shape[0], dtype=score_row.dtype)
         weight[token] = score_row
-        causal.lm_head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        causal.lm_head.weight = torch.nn.Parameter(weight)
+        # the head of Phi has a bias, which a server would make up where the checkpoint has none
+        biased = causal.get_output_embeddings().bias is not None
+        head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=biased, device="meta")
+        head.weight = torch.nn.Parameter(weight)
+        if biased:
+            head.bias = torch.nn.Parameter(weight.new_zeros(len(weight)))
+        causal.set_output_embeddings(head)
     config.architectures = [type(causal).__name__]
     return causal
 

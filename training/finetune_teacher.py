@@ -21,7 +21,7 @@ from ranking.errors import InputError
 from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.program import run
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, TeacherFormat
-from training.teacher.decoder import open_tokenizer, share_tokenizer
+from training.teacher.decoder import open_tokenizer, padding_id, share_tokenizer
 from training.teacher.likelihood import evidence_groups, sample_groups
 from training.teacher.score_head import (
     LoraSettings,
@@ -112,7 +112,7 @@ def main(config: Config) -> None:
     begin_run(config, config.out, state, read)
     tokenizer = open_tokenizer(config.model)
     model = open_teacher(config.model, reinitialise=config.reinitialise, frozen_bf16=config.frozen_bf16)
-    text_config(model).pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    text_config(model).pad_token_id = model.config.pad_token_id = padding_id(tokenizer)
     config.out.mkdir(parents=True, exist_ok=True)
     positions = getattr(text_config(model), "max_position_embeddings", None)
     limits = config.limits or (base_card.limits if base_card is not None else DEFAULT_LIMITS)
@@ -126,7 +126,7 @@ def main(config: Config) -> None:
         train = evidence_groups(
             config.model,
             text_format,
-            tokenizer.pad_token_id,
+            padding_id(tokenizer),
             drawn,
             bf16=config.bf16(),
             forward_tokens=config.forward_tokens,
@@ -149,7 +149,7 @@ def main(config: Config) -> None:
         train,
         dev,
         loss=rank_loss(config.loss, config.margin),
-        pad_id=tokenizer.pad_token_id,
+        pad_id=padding_id(tokenizer),
         out=config.out,
         sample_group=sample_up_to(config.group_size) if config.group_size else None,
     )

@@ -31,6 +31,7 @@ from training.teacher.decoder import (
     build_decoder,
     open_decoder,
     open_tokenizer,
+    padding_id,
     share_tokenizer,
     train_bpe,
 )
@@ -104,7 +105,7 @@ def main(config: Config) -> None:
     text_format = share_tokenizer(tokenizer, config.out, config.limits, positions, state)
     if model is None:
         model = build_decoder(config.from_scratch, tokenizer, text_format.max_tokens())
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = padding_id(tokenizer)
     fastest_attention(model, text_format.max_tokens())
 
     tokens = config.out / RUN_FOLDER / f".tokens-{state.process_index}"  # hidden: of no use elsewhere
@@ -114,7 +115,7 @@ def main(config: Config) -> None:
         weights,
         batch_texts=config.batch_groups,
         forward_tokens=config.forward_tokens,
-        pad_id=tokenizer.pad_token_id,
+        pad_id=padding_id(tokenizer),
         seed=config.seed,
     )
     trainer = LanguageTrainer(model, config, batches, dev, config.out)

@@ -35,9 +35,10 @@ def classifier_scores(model, rows) -> list[float]:
 
 def folded_scores(folder, token, rows, dtype=torch.float32) -> list[float]:
     """Raw logits of the score token after each prompt, from what was written to disk."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert not report["missing_keys"]  # a server would make them up
     with torch.inference_mode():
-        return [float(model(torch.tensor([ids])).logits[0, -1, token]) for ids in rows]
+        return [float(model.eval()(torch.tensor([ids])).logits[0, -1, token]) for ids in rows]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -57,6 +58,18 @@ def test_the_served_tokenizer_gives_the_token_ids_of_training_whatever_class_the
     served = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     texts = [pair.text for pair in TeacherFormat.of_checkpoint(checkpoint).texts(*PAIRS)]
     assert [served(text)["input_ids"] for text in texts] == token_ids(checkpoint)
+
+
+def test_an_ordinary_token_that_a_setting_names_is_not_split_off_when_served(tmp_path):
+    """Seen: Qwen's base models were padded with "!", so vLLM read "!!" as two tokens and training as one."""
+    checkpoint = make_teacher(tmp_path / "teacher")
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "n"}))
+    write_serving_tokenizer(checkpoint, tmp_path / "tokenizer")
+    served = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    texts = [pair.text for pair in TeacherFormat.of_checkpoint(checkpoint).texts(*PAIRS)]
+    assert [served(text)["input_ids"] for text in texts] == token_ids(checkpoint)
+    assert (served.bos_token, served.eos_token) == ("<s>", "</s>")
 
 
 def test_a_family_with_a_tied_head_uses_a_token_that_no_text_contains_and_no_soft_cap(tmp_path):

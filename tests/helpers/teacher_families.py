@@ -76,8 +76,9 @@ def _qwen() -> PreTrainedTokenizerFast:
 
 
 def _qwen_base() -> PreTrainedTokenizerFast:
-    """Qwen's base models: the padding token is the end-of-sequence token."""
-    tokenizer = byte_level(CORPUS, 600, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    """Qwen's base models: the padding token is the end-of-sequence token, ordinary tokens have the lowest ids."""
+    tokenizer = byte_level([*CORPUS, *["wow!! nice !!"] * 9], 600, [])
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return _wrap(tokenizer, pad_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 

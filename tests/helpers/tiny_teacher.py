@@ -9,8 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     AutoModelForSequenceClassification,
     Gemma2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    PhiConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -26,7 +28,7 @@ SENTENCES = [
     "Query: laufschuhe größe 44\nTitle: Laufschuhe für Damen und Herren\nSummary: schnelle Lieferung, 30 Tage Rückgabe",
 ]
 LIMITS = FieldLimits(max_query_tokens=16, max_title_tokens=24, max_summary_tokens=48)
-FAMILIES = ("llama", "qwen2", "mistral", "gemma2")
+FAMILIES = ("llama", "qwen2", "mistral", "gemma2", "gpt_neox", "phi")
 
 
 def make_tokenizer(vocabulary: int = 400, begin: bool = True) -> PreTrainedTokenizerFast:
@@ -64,7 +66,12 @@ def family_config(family: str, vocabulary: int, hidden: int = 64, layers: int = 
     }
     if family == "gemma2":
         return Gemma2Config(**shared, head_dim=32, query_pre_attn_scalar=32, sliding_window=32)
-    classes = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
+    if family == "gpt_neox":  # its body and its head have other names than those of all the others
+        shared.pop("num_key_value_heads")
+    classes = {
+        "llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig, "gpt_neox": GPTNeoXConfig,
+        "phi": PhiConfig,
+    }  # fmt: skip
     return classes[family](**shared)
 
 

@@ -100,7 +100,10 @@ def train_bpe(rows: Iterable[tuple[Sequence[str], Sequence[str], Sequence[str]]]
 
 
 def open_tokenizer(name: str | Path) -> Any:
-    """The fast tokenizer of a checkpoint, with a padding token that is not its end-of-sequence token."""
+    """The fast tokenizer of a checkpoint, with a padding token that is not its end-of-sequence token.
+
+    It has none where no other special token could be one: see padding_id.
+    """
     refuse_missing_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -110,18 +113,18 @@ def open_tokenizer(name: str | Path) -> Any:
         raise InputError(f"{name}: a fast tokenizer with an end-of-sequence token is needed")
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         # no new token: the embeddings keep their size. Any id but eos will do, since pads stand after eos and are
-        # masked
-        tokenizer.pad_token = next(
-            token
-            for token in (tokenizer.unk_token, tokenizer.bos_token, *tokenizer.convert_ids_to_tokens([0, 1]))
-            if token is not None and token != tokenizer.eos_token
-        )
-        LOGGER.info(
-            "%s: padding with %r, since its end-of-sequence token document_starts the pooled position",
-            name,
-            tokenizer.pad_token,
-        )
+        # masked. But it must be special already: whatever opens the tokenizer later makes its padding token special,
+        # and an ordinary one ("!" is the first of Qwen's) would from then on be split off in every text
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        known = [token for token in (tokenizer.unk_token, tokenizer.bos_token, *special) if token in special]
+        tokenizer.pad_token = next((token for token in known if token != tokenizer.eos_token), None)
+        LOGGER.info("%s: padding with %r, not with its end-of-sequence token", name, tokenizer.pad_token)
     return tokenizer
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token id that fills rows up: the padding token's, or, without one, any but the end-of-sequence token's."""
+    return int(tokenizer.eos_token_id == 0) if tokenizer.pad_token is None else tokenizer.pad_token_id
 
 
 def open_decoder(name: str | Path) -> Any:

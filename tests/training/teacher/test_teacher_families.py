@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from ranking.card import ScoreCard
 from ranking.limits import FieldLimits
-from tests.helpers.teacher_families import FAMILIES, write_family
+from tests.helpers.teacher_families import CORPUS, FAMILIES, write_family
+from tests.helpers.trained_tokenizers import byte_level
 from training.evaluation.checkpoint_scores import score_pairs
-from training.teacher.decoder import open_decoder, open_tokenizer, save_tokenizer
+from training.teacher.decoder import open_decoder, open_tokenizer, padding_id, save_tokenizer
 from training.teacher.score_head import LoraSettings, add_lora, install_pooling, open_teacher, text_config
 from training.trainer.token_store import TokenStore
 
@@ -23,6 +24,7 @@ ADVERSARIAL = [
     ("running shoes", "x" * 100_000, "</s>" * 25_000),
     ("跑鞋 🙂", "名前 é ﬁ", "tab\tnew\nline \u2028 <</s>/s>"),
     ("running " * 50_000, "shoes", "last words"),
+    ("wow!!", "nice !! offer!", "!! a!b !"),
 ]
 
 
@@ -63,6 +65,18 @@ def test_padding_is_never_the_end_of_sequence_token(family):
     _, _, trained, text_format = family
     tokenizer = AutoTokenizer.from_pretrained(trained)
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != text_format.eos_id
+
+
+def test_no_ordinary_token_becomes_the_padding_token(tmp_path):
+    """GPT-2 has one special token. Whatever opens a tokenizer later splits its padding token off in every text."""
+    tokenizer = byte_level([*CORPUS, *["wow!!"] * 9], 400, [])
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(tmp_path / "lm")
+    opened = open_tokenizer(tmp_path / "lm")
+    assert opened.pad_token is None and padding_id(opened) not in (None, opened.eos_token_id)
+    text_format = save_tokenizer(opened, tmp_path / "trained", FieldLimits(12, 16, 40), 512)
+    again = open_tokenizer(tmp_path / "trained")
+    assert "!!" in text_format.tokenizer.encode("wow!!").tokens == again.tokenize("wow!!")
 
 
 def test_pooling_finds_the_last_token_under_left_and_right_padding_and_batches(family):
