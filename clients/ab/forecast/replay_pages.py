@@ -101,16 +101,24 @@ def read_pages(config: Config) -> Iterator[tuple[str, str, list[str], list[str],
     files = sorted((config.data / "events").glob("*.parquet"))
     if not files:
         raise InputError(f"{config.data / 'events'}: no day there; run ab_compact.py first")
+    left = config.pages
     with config.open_database() as database:
-        rows = database.execute(f"""
-            SELECT request_id, any_value(query), list(doc_id ORDER BY position), list(title ORDER BY position),
-                   list(summary ORDER BY position)
-            FROM read_parquet({literal(files)}) GROUP BY request_id
-            HAVING bool_or(title <> '' OR summary <> '') ORDER BY any_value(timestamp) DESC, request_id
-            LIMIT {int(config.pages)}
-        """)
-        while batch := rows.fetchmany(256):
-            yield from batch
+        for file in reversed(files):  # the last day first; a log's text may be many times the memory
+            rows = database.execute(f"""
+                WITH latest AS (
+                    SELECT request_id FROM read_parquet({literal(file)}) GROUP BY request_id
+                    HAVING bool_or(title <> '' OR summary <> '') ORDER BY any_value(timestamp) DESC, request_id
+                    LIMIT {int(left)})
+                SELECT request_id, any_value(query), list(doc_id ORDER BY position), list(title ORDER BY position),
+                       list(summary ORDER BY position)
+                FROM read_parquet({literal(file)}) SEMI JOIN latest USING (request_id) GROUP BY request_id
+                ORDER BY any_value(timestamp) DESC, request_id
+            """)
+            while batch := rows.fetchmany(256):
+                left -= len(batch)
+                yield from batch
+            if left <= 0:
+                return
 
 
 if __name__ == "__main__":
