@@ -26,6 +26,13 @@ from ranking.schema import MAX_GRADE, BadRow, Rejects, reading
 from ranking.visible import is_visible
 
 Row = tuple[int, dict[str, Any]]
+_UTF16 = "this is UTF-16; iconv -f UTF-16 -t UTF-8 converts it"
+_NO_UTF8_TEXT = {  # what a file of another kind begins with
+    codecs.BOM_UTF16_LE: _UTF16,
+    codecs.BOM_UTF16_BE: _UTF16,
+    b"\x1f\x8b": "this is gzip: give it a name that ends in .gz",
+    b"PK\x03\x04": "this is a zip archive, as Excel's .xlsx is one: unpack it, or save the table as CSV UTF-8",
+}
 
 
 class BadRows:
@@ -64,14 +71,15 @@ def text_lines(path: Path, bad: BadRows, progress: bool = True, blank: bool = Fa
             try:
                 line = stream.readline()
             except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
-                raise DataError(path, f"truncated or damaged gzip: {problem}", number + 1) from problem
+                hint = "" if number else "; if it is no gzip, take .gz off its name"
+                raise DataError(path, f"truncated or damaged gzip: {problem}{hint}", number + 1) from problem
             if not line:
                 return
             number += 1
             bar.update()
             if number == 1:
-                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise DataError(path, "this is UTF-16; iconv -f UTF-16 -t UTF-8 converts it")
+                if told := next((what for mark, what in _NO_UTF8_TEXT.items() if line.startswith(mark)), None):
+                    raise DataError(path, told)
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 text = line.decode("utf-8").rstrip("\r\n")
@@ -80,7 +88,8 @@ def text_lines(path: Path, bad: BadRows, progress: bool = True, blank: bool = Fa
                     path,
                     number,
                     f"not valid UTF-8 at byte {problem.start + 1} of the line; "
-                    "iconv -f WINDOWS-1252 -t UTF-8 converts most such files",
+                    "iconv -f WINDOWS-1252 -t UTF-8 converts most such files of western Europe; "
+                    "in Japan they are CP932, in China GB18030",
                 )
                 continue
             if blank or text.strip():
@@ -201,11 +210,15 @@ def text_field(value: Any, name: str, blank_ok: bool = False) -> str:
 def grade_field(value: Any, words: Mapping[str, int] | None = None) -> float:
     """A grade as the source has it: a finite number, or its text ("1,5" too). ValueError says what is wrong.
 
-    words: grades of words in lower case, where the source grades by them.
+    words: grades of words in lower case, where the source grades by them; true and false are words.
     """
+    if isinstance(value, bool):
+        if not words:
+            raise ValueError("grade is bool, a number is needed; --grades true=1,false=0 says what it means")
+        value = str(value).lower()
     if words and isinstance(value, str) and value.strip().casefold() in words:
         return words[value.strip().casefold()]
-    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+    if not isinstance(value, int | float | str | Decimal):
         raise ValueError(f"grade is {'null' if value is None else type(value).__name__}, a number is needed")
     text = value.strip() if isinstance(value, str) else value
     if isinstance(text, str) and text.count(",") == 1 and "." not in text:

@@ -45,11 +45,22 @@ def _tab_rows(path: Path, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
     width = 0
     for number, line in text_lines(path, bad):
         row = line.split("\t")
+        if not width:
+            _check_line_ends(path, line)
         width = width or len(row)
         if len(row) == width:
             yield number, row
         else:
             bad.refuse(path, number, _wrong_width(row, width))
+
+
+def _check_line_ends(path: Path, header: str) -> None:
+    """DataError for a file of carriage returns alone: its header is all of it."""
+    if "\r" in header:
+        raise DataError(
+            path, "its lines end in carriage returns alone, as Excel for Macs may write them; "
+            "tr '\\r' '\\n' < OLD > NEW converts it"
+        )  # fmt: skip
 
 
 def _wrong_width(row: list[str], width: int) -> str:
@@ -81,6 +92,7 @@ class _CsvRows:
             self.separator = max(",;\t|", key=unquoted.count)
         if first is None:
             return
+        _check_line_ends(self.path, first[1])
         rows = csv.reader(self._lines(first, source), delimiter=self.separator, strict=True)
         width = 0
         while True:

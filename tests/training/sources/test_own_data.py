@@ -445,6 +445,34 @@ def test_a_file_in_another_encoding_is_refused_with_what_converts_it(encoding, r
         prepare(f"table:{path}", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("mine.csv", gzip.compress(b"query,title,grade\na,b,1\n"), "mine.csv: this is gzip: give it a name that"),
+        ("mine.csv.gz", b"query,title,grade\na,b,1\n", r"row 1: .*; if it is no gzip, take \.gz off its name"),
+        ("mine.csv", b"PK\x03\x04\x14\x00\x06\x00", r"mine.csv: this is a zip archive, as Excel's \.xlsx is one"),
+        ("mine.csv", b'query,title,grade\ra,"b\rc",1\rd,e,0\r', "mine.csv: its lines end in carriage returns .*; tr"),
+        ("mine.tsv", b"query\ttitle\tgrade\ra\tb\t1\r", r"mine.tsv: its lines end in carriage returns alone"),
+        ("mine.csv", "query,title,grade\n靴,革靴,1\n".encode("cp932"), "row 2: not valid UTF-8 .* they are CP932"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("on_bad_row", ["stop", "reject"])
+def test_a_file_of_another_kind_is_told_what_it_is(name, content, told, on_bad_row, tmp_path):
+    """Seen: packed files were to be converted from WINDOWS-1252, and one without line feeds had no header."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        prepare(f"table:{tmp_path / name}", tmp_path / "out", on_bad_row=on_bad_row)
+
+
+def test_grades_may_be_true_and_false(tmp_path):
+    path = tmp_path / "mine.parquet"
+    pq.write_table(pa.Table.from_pylist(graded_rows(lambda grade: grade > 0)), path)
+    with pytest.raises(DataError, match="grade is bool, a number is needed; --grades true=1,false=0"):
+        prepare(f"table:{path}", tmp_path / "out")
+    prepare(f"table:{path}", tmp_path / "out", grades=["true=1", "false=0"])
+    assert [row["grade"] for row in rows_of(tmp_path / "out")].count(1) == sum(grade > 0 for _, _, grade in judged())
+
+
 def test_a_csv_whose_separator_is_a_tab(tmp_path):
     prepare(f"table:{csv_table(tmp_path / 'mine.csv', graded_rows(), chr(9))}", tmp_path / "out")
     assert len(rows_of(tmp_path / "out")) == len(judged())
