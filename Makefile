@@ -34,7 +34,7 @@ test: $(STAMP)   ## the whole test suite, real servers included
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20
 
 demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME ARGS=... for your own data
-	$(PY) -m demo.run $(if $(DATA),--data $(DATA) --limit $(or $(LIMIT),400) --out $(or $(OUT),runs/demo-data),--out $(or $(OUT),runs/demo)) $(ARGS)
+	$(PY) -m demo.run $(if $(DATA),--data "$(DATA:~/%=$(HOME)/%)" --limit $(or $(LIMIT),400) --out "$(or $(OUT:~/%=$(HOME)/%),runs/demo-data)",--out "$(or $(OUT:~/%=$(HOME)/%),runs/demo)") $(ARGS)
 
 results: $(STAMP) ## every page of docs/results again, hours of work: ONLY=clicklog,metrics for some, ARGS=--show to see what would run
 	$(PY) -m benchmarks.results $(if $(ONLY),--only $(ONLY)) $(ARGS)
@@ -46,7 +46,7 @@ retrain: $(STAMP) ## new clicks to the next A/B test: SINCE=2026-11-14, RUN=runs
 	  --out $(or $(OUT),runs/retrain) $(if $(SINCE),--since $(SINCE)) $(ARGS)
 
 serve: $(STAMP)  ## tritonserver, A/B router and search page on the models of OUT (default: the last demo run)
-	$(PY) -m demo.serve start $(if $(OUT),--out $(OUT))
+	$(PY) -m demo.serve start $(if $(OUT),--out "$(OUT:~/%=$(HOME)/%)")
 
 stop: $(STAMP)   ## stop what `make serve` started
 	$(PY) -m demo.serve stop

@@ -19,13 +19,14 @@ import yaml
 from clients.ab.router.local_router import start_router
 from demo.decoder_stages import train_teacher
 from demo.preflight import check_machine, cores, slower_processor
-from demo.stages import ROOT, Stages, note, run_program
+from demo.stages import ROOT, Stages, note, one_run, run_program
 from demo.summary import summarise, summarise_refusal
 from demo.verdict import reason_not_to_ship
 from ranking.errors import InputError
 from ranking.pretrained import MINILM
 from ranking.program import run
 from serving.temporary_server import TritonServer, start_triton
+from serving.tritonserver import has_space
 
 EXPERIMENT = "student-vs-baseline"
 ARMS = ("baseline", "student")
@@ -344,11 +345,14 @@ def ab_test(folder: Path, data: Path, server: TritonServer, users: int, sends_pr
     for old in sorted((folder / "log").glob("*.ablog")):
         old.unlink()
     note("starting the router ...")
-    with start_router(folder / "experiment.yaml", server.grpc, folder / "log", "--deadline-ms", "2000") as router:
-        run_program(
-            "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(users),
-            "--concurrency", "8", *(["--send-prior"] if sends_prior else []),
-        )  # fmt: skip
+    try:
+        with start_router(folder / "experiment.yaml", server.grpc, folder / "log", "--deadline-ms", "2000") as router:
+            run_program(
+                "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(users),
+                "--concurrency", "8", *(["--send-prior"] if sends_prior else []),
+            )  # fmt: skip
+    except RuntimeError as problem:
+        raise InputError(str(problem)) from problem
     run_program("clients/ab_compact.py", "--log", folder / "log", "--out", folder / "data")
 
 
@@ -372,6 +376,10 @@ def main(config: Config) -> int:
     """Run the flow and print its summary. Returns 3 if the student should not be shipped."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers' warning about forks helps nobody here
     config.out = config.out if config.out.is_absolute() else ROOT / config.out
+    if config.data is not None and not config.data.is_absolute():  # the stages' programs run in ROOT, not here
+        config.data = Path(os.path.relpath(config.data, ROOT))
+    if has_space(os.path.relpath(config.out, ROOT)):
+        raise InputError(f"{config.out}: tritonserver takes no path with white space: give another OUT=")
     check_machine(config.out, config.decoder_teacher)
     about = "12 minutes" if config.data is None else "half an hour for LIMIT=400"
     print(
@@ -380,7 +388,8 @@ def main(config: Config) -> int:
     )
     if slower := slower_processor():
         print(slower + "\n")
-    summary = flow(config)
+    with one_run(config.out):
+        summary = flow(config)
     print(summary["text"])
     return EXIT_DO_NOT_SHIP if "do_not_ship" in summary else 0
 

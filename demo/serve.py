@@ -34,7 +34,7 @@ class Config:
 
     Args:
         action: start or stop
-        out: folder of the demo run; the newest finished one when left out
+        out: folder of the demo run; the newest that published a student when left out
         http_port: Triton's HTTP port; gRPC and metrics are the next two
         router_port: port of the A/B router
         page_port: port of the search page
@@ -46,13 +46,23 @@ class Config:
     router_port: int = 8080
     page_port: int = 8090
 
+    def __post_init__(self) -> None:
+        for name, most in (("http_port", 65533), ("router_port", 65535), ("page_port", 65535)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}: a port from 1 to {most} is needed")
+
 
 def newest_run() -> Path:
-    """The folder below runs/ whose demo finished last. InputError if there is none."""
+    """The folder below runs/ whose demo was the last to publish a student. InputError if there is none."""
     finished = sorted((ROOT / "runs").glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
-    if not finished:
+    served = [path.parent for path in finished if (path.parent / "model_repository" / "student").is_dir()]
+    if not served and finished:
+        raise InputError(
+            f"{finished[-1].parent}: its student was not published (do not ship), so there is none to serve"
+        )
+    if not served:
         raise InputError("no finished demo run under runs/; run `make demo` first, or name one with OUT=")
-    return finished[-1].parent
+    return served[-1]
 
 
 def commands(config: Config, out: Path) -> dict[str, tuple[list[str], str]]:
@@ -93,25 +103,25 @@ def start(config: Config) -> None:
     STATE.mkdir(parents=True, exist_ok=True)
     (STATE / "experiment.yaml").write_text(experiment_text(), encoding="utf-8")
     pids: dict[str, int] = {}
-    for name, (command, address) in commands(config, out).items():
-        log = STATE / f"{name.replace(' ', '_')}.log"
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,
-            )
-        pids[name] = process.pid
-        write_json(STATE / "pids.json", pids)
-        try:
+    try:
+        for name, (command, address) in commands(config, out).items():
+            log = STATE / f"{name.replace(' ', '_')}.log"
+            with log.open("wb") as stream:
+                process = subprocess.Popen(
+                    [sys.executable, *command],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    start_new_session=True,
+                )
+            pids[name] = process.pid
+            write_json(STATE / "pids.json", pids)
             wait_until_ready(name, process, address, log)
-        except InputError:
-            stop()
-            raise
-        print(f"{name}: {address}", flush=True)
+            print(f"{name}: {address}", flush=True)
+    except BaseException:  # Ctrl-C too, which does not reach what was started here
+        stop()
+        raise
     page, router = (f"http://127.0.0.1:{port}" for port in (config.page_port, config.router_port))
     print(f"\nSearch: {page}/   Router: {router}/docs   `make stop` ends it")
 

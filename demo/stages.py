@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -181,6 +182,18 @@ class Stages:
     def _save(self) -> None:
         with replacing(self._path) as aside:
             aside.write_text(json.dumps(self.known, indent=2, default=str), encoding="utf-8")
+
+
+@contextmanager
+def one_run(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, which the kernel lets go of however the process ends. InputError if another run has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise InputError(f"{folder}: another run works in it: end that one, or give another OUT=") from problem
+        yield
 
 
 def _is_gone(stage: dict[str, Any]) -> bool:

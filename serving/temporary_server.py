@@ -26,6 +26,8 @@ from pathlib import Path
 
 import psutil
 
+from ranking.errors import InputError
+
 START_ATTEMPTS = 3  # another program may take a free port before the server does
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # opened here: a child of a process with threads must not wait for the loader's lock
@@ -98,7 +100,7 @@ def start_triton(
     """Start `tritonserver --model-repository repository` on free ports of 127.0.0.1 and wait until it is ready.
 
     flags: further server flags; timeout_seconds: to become ready; environment: variables to add to this process's own.
-    RuntimeError with the end of the log if it exits early or is not ready in time. Call it on the main thread where you
+    InputError with the end of the log if it exits early or is not ready in time. Call it on the main thread where you
     can: only then does the server also end when this process is killed outright.
     """
     with tempfile.TemporaryDirectory(prefix="tritonserver-") as folder:
@@ -116,7 +118,7 @@ def start_triton(
                 server.stop()
 
 
-class _PortTaken(RuntimeError):
+class _PortTaken(InputError):
     """Another program took a port between our look and the server's."""
 
 
@@ -174,9 +176,9 @@ def _wait_until_ready(server: TritonServer, timeout_seconds: float) -> None:
         if server.process.poll() is not None:
             tail = server.log_tail()
             taken = "address already in use" in tail.lower() or "failed to bind" in tail.lower()
-            raise (_PortTaken if taken else RuntimeError)(
+            raise (_PortTaken if taken else InputError)(
                 f"tritonserver exited with {server.process.returncode} before it was ready:\n{tail}"
             )
         if time.monotonic() > deadline:
-            raise RuntimeError(f"tritonserver was not ready after {timeout_seconds:.0f} s:\n{server.log_tail()}")
+            raise InputError(f"tritonserver was not ready after {timeout_seconds:.0f} s:\n{server.log_tail()}")
         time.sleep(0.1)

@@ -27,6 +27,7 @@ from ranking.errors import InputError
 
 CONTAINER_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 OWN_BACKENDS = Path(__file__).parent / "backends"
+REPOSITORIES = ("--model-repository", "--model-store")
 ADDRESSES = ("--http-address", "--grpc-address", "--metrics-address")
 
 
@@ -50,11 +51,38 @@ def command(flags: Sequence[str], environment: Mapping[str, str]) -> tuple[Path,
         "--backend-directory": lambda: backend_folder(wheel, environment),
         "--cache-directory": lambda: wheel / "caches",
     }
+    flags = without_spaces(flags)
     given = {flag.partition("=")[0] for flag in flags}
     own = [f"{flag}={folder()}" for flag, folder in folders.items() if flag not in given]
     own += [f"{flag}=127.0.0.1" for flag in ADDRESSES if flag not in given]
     binary = wheel / "bin" / "tritonserver"
     return binary, [str(binary), *own, *flags], pip_environment(wheel, environment)
+
+
+def without_spaces(flags: Sequence[str]) -> list[str]:
+    """The flags, with a repository whose path has white space in it named from the working directory.
+
+    The wheel's Python backend starts its processes through a shell and does not quote the path: they die, and the
+    server waits for them for ever. InputError if the path from here has white space too.
+    """
+    found = list(flags)
+    for place, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if place and flags[place - 1] in REPOSITORIES:
+            name, equals, value = "", "", flag
+        elif not (name in REPOSITORIES and equals):
+            continue
+        if has_space(value):
+            value = os.path.relpath(value)
+            if has_space(value):
+                raise InputError(f"{value}: this server takes no model repository with white space in its path")
+            found[place] = f"{name}{equals}{value}"
+    return found
+
+
+def has_space(path: str | Path) -> bool:
+    """Whether a path has white space in it."""
+    return any(character.isspace() for character in str(path))
 
 
 def installed_binary(search_path: str) -> Path | None:
@@ -108,6 +136,8 @@ def backend_folder(wheel: Path, environment: Mapping[str, str]) -> Path:
     states = [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in copies]
     key = hashlib.sha256("\n".join([*states, *map(str, links)]).encode()).hexdigest()[:16]
     cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disranker"
+    if has_space(cache):
+        raise InputError(f"{cache}: this server takes no white space there; set XDG_CACHE_HOME to a folder without any")
     folder = cache / f"backends-{key}"
     if folder.is_dir():
         return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from demo import preflight
+from demo import preflight, run
 from ranking.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -81,3 +82,20 @@ def test_make_says_which_python_it_needs(tmp_path):
         done = subprocess.run(["make", "install", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode and f"Python 3.11 is needed, {python} is none" in done.stdout
         assert not (tmp_path / ".venv").exists()
+
+
+def test_make_passes_a_path_with_a_space_on_as_one_word():
+    """Seen: `make demo DATA="my judgments.csv"` asked for the table `my`."""
+    given = {"DATA": "~/my judgments.csv", "OUT": "runs/my demo"}
+    told = [f"{name}={value}" for name, value in given.items()]
+    done = subprocess.run(
+        ["make", "-n", "-o", ".venv/.installed", "demo", *told], cwd=ROOT, capture_output=True, text=True
+    )
+    words = shlex.split(done.stdout)
+    assert words[words.index("--data") + 1] == f"{Path.home()}/my judgments.csv"
+    assert words[words.index("--out") + 1] == "runs/my demo"
+
+
+def test_what_tritonserver_cannot_open_is_told_before_the_first_stage(tmp_path):
+    with pytest.raises(InputError, match="tritonserver takes no path with white space: give another OUT="):
+        run.main(run.Config(out=tmp_path / "my demo"))

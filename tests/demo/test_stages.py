@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from demo.stages import ROOT, Stages, last_words, run_program
+from demo.stages import ROOT, Stages, last_words, one_run, run_program
 from ranking.errors import InputError
 
 
@@ -138,6 +138,17 @@ sys.exit("no dev judgments")
     with pytest.raises(InputError, match="run again to go on from here"):
         Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
     Stages(tmp_path / "run", total=1).program("train", "a training", program, made=made)
+
+
+def test_two_runs_do_not_work_in_one_folder(tmp_path):
+    with (
+        one_run(tmp_path / "run"),
+        pytest.raises(InputError, match="another run works in it"),
+        one_run(tmp_path / "run"),
+    ):
+        pass
+    with one_run(tmp_path / "run"):
+        pass
 
 
 MEET = """

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import tritonclient.grpc as grpc
 
+from ranking.errors import InputError
 from serving.temporary_server import start_triton
 
 UPPER = """
@@ -57,7 +58,7 @@ def test_the_process_is_the_server_itself_so_that_signals_reach_it(python_model)
 
 def test_a_model_that_cannot_load_ends_the_start_with_its_reason(python_model):
     with (
-        pytest.raises(RuntimeError, match="no_such_package"),
+        pytest.raises(InputError, match="no_such_package"),
         start_triton(python_model("bad", "import no_such_package")),
     ):
         pass

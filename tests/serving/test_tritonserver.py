@@ -84,3 +84,17 @@ def test_a_cache_that_cannot_be_written_says_which_variable_to_set(environment, 
     put(tmp_path / "cache", b"a file where a folder should be")
     with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
         tritonserver.command([], environment)
+
+
+@pytest.mark.parametrize("form", [["--model-repository={}"], ["--model-repository", "{}"], ["--model-store={}"]])
+def test_a_repository_in_a_folder_with_a_space_is_named_from_here(environment, tmp_path, monkeypatch, form):
+    """Seen: the Python backend's processes died of the space, and the server waited for them for ever."""
+    here = tmp_path / "my search"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    flags = [word.format(here / "models") for word in form]
+    assert tritonserver.command(flags, environment)[1][-len(form) :] == [word.format("models") for word in form]
+    with pytest.raises(InputError, match="my models: this server takes no model repository with white space"):
+        tritonserver.command([word.format(here / "my models") for word in form], environment)
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME to a folder without any"):
+        tritonserver.command([], environment | {"XDG_CACHE_HOME": str(here)})
