@@ -40,6 +40,8 @@ from ranking.telemetry import TelemetrySettings
 
 logger = logging.getLogger("ab_router")
 
+_CLOSE = (b"connection", b"close")
+
 
 @dataclass(kw_only=True)
 class Config(ServiceSettings, HttpLimits, RerankSettings, TelemetrySettings):
@@ -50,7 +52,8 @@ class Config(ServiceSettings, HttpLimits, RerankSettings, TelemetrySettings):
         port: port to listen on; 0 picks a free one and prints it
         tls_certificate: PEM file of the certificate that the router shows its callers; with it the router speaks HTTPS
         tls_key: PEM file of that certificate's key
-        drain_seconds: after SIGTERM, how long `/health/ready` says 503 while every request is still answered
+        drain_seconds: after SIGTERM, how long `/health/ready` says 503 while every request is still answered, with
+            `Connection: close`
         stop_seconds: after that, how long requests under way may take to end
     """
 
@@ -65,6 +68,8 @@ class Config(ServiceSettings, HttpLimits, RerankSettings, TelemetrySettings):
         ServiceSettings.__post_init__(self)
         HttpLimits.__post_init__(self)
         RerankSettings.__post_init__(self)
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}: a number from 0 to 65535 is needed")
         if self.drain_seconds < 0 or self.stop_seconds <= 0:
             raise ValueError("drain_seconds must be 0 or more, and stop_seconds above 0")
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -108,27 +113,42 @@ class _Settings(uvicorn.Config):
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does: with --port 0 nobody could know. And drains before it stops."""
+    """Says where it listens once it does: with --port 0 nobody could know. And drains before it stops.
+
+    terminated: whether a SIGTERM ended it, which the program raises again once its last spans and log lines have left.
+    """
 
     def __init__(self, settings: uvicorn.Config, app: FastAPI, drain_seconds: float):
         super().__init__(settings)
+        self.terminated = False
         self._app, self._drain_seconds = app, drain_seconds
         self._stop_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First say that no more requests should come, then stop; a second signal stops at once."""
-        if sig != signal.SIGTERM or self._stop_at is not None or not self.started:
-            super().handle_exit(sig, frame)
+        self.terminated = self.terminated or sig == signal.SIGTERM
+        if sig == signal.SIGTERM and self._stop_at is None and self.started:
+            self._stop_at = time.monotonic() + self._drain_seconds
+            self._app.state.service.draining = True
+            self._close_connections()
             return
-        self._captured_signals.append(sig)
-        self._stop_at = time.monotonic() + self._drain_seconds
-        self._app.state.service.draining = True
+        super().handle_exit(sig, frame)
+        if sig == signal.SIGTERM:
+            self._captured_signals.remove(sig)  # uvicorn would raise it again at its own end
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to end now."""
+        """Ten times a second: whether to end now. From the first signal on every answer closes its connection."""
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
-        return await super().on_tick(counter)
+        over = await super().on_tick(counter)
+        if self._stop_at is not None:
+            self._close_connections()  # uvicorn makes the headers anew every second
+        return over
+
+    def _close_connections(self) -> None:
+        # else requests that are sent over those that are kept open would be lost when the port closes
+        if _CLOSE not in self.server_state.default_headers:
+            self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
 
     async def startup(self, sockets=None) -> None:
         await super().startup(sockets)
@@ -143,10 +163,13 @@ def main(config: Config) -> int:
     if config.log_format == "json":
         page_logger.setLevel(logging.INFO)
     with config.telemetry("disranker-router"):
-        return _serve(config)
+        server = _serve(config)
+    if server.terminated:
+        signal.raise_signal(signal.SIGTERM)
+    return 0 if server.started else 1
 
 
-def _serve(config: Config) -> int:
+def _serve(config: Config) -> _Server:
     # the log's thread must not wait five milliseconds, Python's default, for its turn after the disk has answered
     sys.setswitchinterval(0.0005)
     if config.api_keys is None and config.host not in ("127.0.0.1", "::1", "localhost"):
@@ -174,7 +197,7 @@ def _serve(config: Config) -> int:
     gc.freeze()
     with suppress(KeyboardInterrupt):
         server.run()
-    return 0 if server.started else 1
+    return server
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import logging
 import queue
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ from ranking import tracing
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")  # of the request that this task answers
 LINES_WAITING = 10_000  # for a slow reader of standard error; what comes beyond is left out and counted
+STOP_SECONDS = 2.0  # at the end that reader has so long to take what waits
 
 
 @dataclass(kw_only=True)
@@ -51,13 +53,13 @@ def json_logs() -> Iterator[None]:
     """Every log line of the process as one JSON object on standard error, written by a thread of its own.
 
     A reader of standard error that stalls holds up no request: LINES_WAITING lines wait, further ones are left out, and
-    every later line says how many were.
+    every later line says how many were. Nor does it hold up the end of the process for longer than STOP_SECONDS.
     """
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(LINES_WAITING)
     handler = _Enqueue(waiting)
     handler.setFormatter(JsonLines(handler))
     plain = logging.StreamHandler(sys.stderr)
-    writer = QueueListener(waiting, plain)
+    writer = _Writer(waiting, plain)
     root = logging.getLogger()
     before = root.handlers[:]
     root.handlers[:] = [handler]
@@ -66,7 +68,16 @@ def json_logs() -> Iterator[None]:
         yield
     finally:
         root.handlers[:] = before
-        writer.stop()
+        stopping = threading.Thread(target=writer.stop, daemon=True)
+        stopping.start()
+        stopping.join(STOP_SECONDS)
+
+
+class _Writer(QueueListener):
+    """The writing thread, which ends behind the lines that wait, also where there is no room for its sign to end."""
+
+    def enqueue_sentinel(self) -> None:
+        self.queue.put(None)  # type: ignore[attr-defined]
 
 
 class _Enqueue(QueueHandler):

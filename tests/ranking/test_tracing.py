@@ -169,3 +169,23 @@ def test_a_reader_of_the_log_that_stalls_holds_nobody_up_and_loses_are_counted(m
     lines = [json.loads(line) for line in "".join(written).splitlines()]
     assert lines[-1]["message"] == "the last" and 85 <= lines[-1]["lines_left_out"] <= 90
     assert len(lines) + lines[-1]["lines_left_out"] == 101
+
+
+def test_a_reader_of_the_log_that_never_goes_on_does_not_keep_the_process(monkeypatch):
+    """Seen: the end of the block waited for it without end, or failed where the lines filled the queue."""
+    read_on = threading.Event()
+
+    class Stalled(io.StringIO):
+        def write(self, text: str) -> int:
+            read_on.wait(30)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Stalled())
+    monkeypatch.setattr(telemetry, "LINES_WAITING", 10)
+    monkeypatch.setattr(telemetry, "STOP_SECONDS", 0.2)
+    started = time.monotonic()
+    with telemetry.json_logs():
+        for number in range(100):
+            logging.getLogger("of-a-test").warning("%d", number)
+    assert time.monotonic() - started < 10
+    read_on.set()

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MEMORY_COOLDOWNS = 30.0  # an outcome counts for so many cooldowns
+MEMORY_COOLDOWNS = 30.0  # an outcome counts for so many cooldowns, and an open breaker that nobody meets closes
 SILENT_COOLDOWNS = 5.0  # without any success for so long, it does not matter whose calls failed
 
 
@@ -17,7 +17,7 @@ class BreakerSettings:
 
     Args:
         breaker_window: recent calls of a model that its circuit breaker looks at
-        breaker_failures: failures among them that open it
+        breaker_failures: failures among them that open it; from 3 on one user's alone do not
         breaker_cooldown_seconds: pause before an open breaker lets one page try again
     """
 
@@ -30,6 +30,8 @@ class BreakerSettings:
             raise ValueError(f"breaker_window is {self.breaker_window}: it must be above 0")
         if not 1 <= self.breaker_failures <= self.breaker_window:
             raise ValueError("breaker_failures must be from 1 to breaker_window")
+        if self.breaker_cooldown_seconds <= 0:
+            raise ValueError(f"breaker_cooldown_seconds is {self.breaker_cooldown_seconds}: it must be above 0")
 
     def new_breaker(self) -> Breaker:
         """A closed breaker for one model."""
@@ -43,7 +45,8 @@ class Breaker:
     MEMORY_COOLDOWNS: one user's pages, however many and however large, do not take the model from everybody. Where
     nobody at all had a success for SILENT_COOLDOWNS and `window` calls failed since, it opens whoever asked. Open, it
     lets one call through at a time, cooldown_seconds after the last failure; whoever's call failed there leaves others
-    as much time again to go first. clock: seconds, for tests.
+    as much time again to go first. Where no call is tried for MEMORY_COOLDOWNS (the arm was killed, ramped down, taken
+    out) it closes, or it would be told of as open for ever. clock: seconds, for tests.
     """
 
     def __init__(
@@ -60,11 +63,14 @@ class Breaker:
     @property
     def is_open(self) -> bool:
         """Whether the model is left alone."""
+        until = self._open_until
+        if until is not None and not self._probing and self._clock() > until + MEMORY_COOLDOWNS * self.cooldown_seconds:
+            self._close()
         return self._open_until is not None
 
     def admits(self, user: str) -> bool:
         """Whether a call of a user may be made now. While open: one probe at a time, once the cooldown is over."""
-        if self._open_until is None:
+        if not self.is_open or self._open_until is None:
             return True
         opens = self._open_until + (self.cooldown_seconds if user == self._failed_prober else 0.0)
         if self._probing or self._clock() < opens:
@@ -72,19 +78,22 @@ class Breaker:
         self._probing = True
         return True
 
-    def withdraw(self) -> None:
-        """A call that was admitted said nothing about the model: it was cancelled, or the page itself was wrong."""
-        self._probing = False
+    def withdraw(self, probe: bool = False) -> None:
+        """A call that was admitted said nothing about the model: it was cancelled, or the page itself was wrong.
 
-    def report(self, user: str, succeeded: bool) -> None:
-        """The outcome of a user's call that was admitted."""
-        if self._open_until is not None:
-            if not self._probing:
+        probe: whether the breaker was open when it was admitted.
+        """
+        if probe:
+            self._probing = False
+
+    def report(self, user: str, succeeded: bool, probe: bool = False) -> None:
+        """The outcome of a user's call that was admitted. probe: whether the breaker was open then."""
+        if self.is_open:
+            if not probe:
                 return  # a straggler from before it opened says nothing about now
             self._probing = False
             if succeeded:
-                self._open_until, self._failed_prober, self._failed_in_a_row = None, None, 0
-                self._outcomes.clear()
+                self._close()
             else:
                 self._open_until, self._failed_prober = self._clock() + self.cooldown_seconds, user
             return
@@ -103,3 +112,7 @@ class Breaker:
             silent and self._failed_in_a_row >= self.window
         ):
             self._open_until = now + self.cooldown_seconds
+
+    def _close(self) -> None:
+        self._open_until, self._failed_prober, self._failed_in_a_row = None, None, 0
+        self._outcomes.clear()

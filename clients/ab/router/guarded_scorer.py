@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ class GuardedScorer:
     """Asks models of one Triton server for scores.
 
     new_breaker: makes the breaker of a model that is asked for the first time; observe: called with (model, seconds,
-    reason of the failure or "") after every call; `refused` where the page itself was wrong.
+    reason of the failure or "") after every call; `refused` where the page itself was wrong, `cancelled` at the end.
     """
 
     def __init__(
@@ -45,24 +46,28 @@ class GuardedScorer:
         breaker = self.breakers.get(model)
         if breaker is None:
             breaker = self.breakers[model] = self._new_breaker()
+        probe = breaker.is_open  # whoever is admitted then is alone in being so
         if user is not None and not breaker.admits(user):
             raise ScoringFailure("breaker_open", f"{model} failed too often and is left alone for a moment")
-        started, failure, callers_fault = time.perf_counter(), "error", False
+        started, failure, tells = time.perf_counter(), "error", True
         try:
             scores = await self._client.score(model, page, deadline_ms)
             failure = ""
             return scores
         except ScoringFailure as problem:
-            callers_fault = problem.callers_fault
-            failure = "refused" if callers_fault else problem.reason
+            tells = not problem.callers_fault  # else the page is wrong
+            failure = problem.reason if tells else "refused"
+            raise
+        except asyncio.CancelledError:
+            tells, failure = False, "cancelled"
             raise
         finally:  # also when the task is cancelled: a probe must not stay out for ever
             if user is not None:
                 was_open = breaker.is_open
-                if callers_fault:  # the page is wrong; of the model it says nothing
-                    breaker.withdraw()
+                if tells:
+                    breaker.report(user, not failure, probe)
                 else:
-                    breaker.report(user, not failure)
+                    breaker.withdraw(probe)
                 if breaker.is_open != was_open:
                     logger.warning("breaker of %s %s", model, "opened" if breaker.is_open else "closed")
             self._observe(model, time.perf_counter() - started, failure)

@@ -45,7 +45,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     403: {"description": "forced arm not allowed"},
     408: {"description": "the body did not arrive in time"},
     413: {"description": "the body is too large"},
-    415: {"description": "the content type is not application/json"},
+    415: {"description": "the content type is not application/json, or the body is compressed"},
     429: {"description": "more requests than the key's rate allows; Retry-After says when"},
     422: {"description": "a field makes no sense; the reason names it"},
     503: {"description": "too many requests at once, or the log cannot be written: try again"},

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with an end to what a client can hold up: heads without end, answers that nobody reads.
 
-uvicorn itself waits for ever for the end of the headers, takes any number of them, keeps an answer for ever that is not
-read, and throws away the body of a request that offers another protocol.
+uvicorn itself waits for ever for the end of the headers, takes any number of them and of requests one behind the other,
+keeps an answer for ever that is not read, and throws away the body of a request that offers another protocol.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ from clients.ab.router.rerank_api import error_content
 
 LEAST_READ = 64 << 10  # bytes of an answer within receive_seconds: the slowest line is faster, but not a trickle
 ALWAYS_ANSWERED = (b"/health/live", b"/metrics")  # however many connections are open: a full router must be seen
+# requests of one connection behind the one that is being answered; each takes a hundred times its 25 bytes
+MOST_WAITING = 16
 
 
 class _HeadTooLong(Exception):
     """Ends the parser's work on a head."""
+
+
+class _TooManyWaiting(Exception):
+    """Ends the parser's work on a connection."""
 
 
 class _UpgradeIgnored:
@@ -96,6 +102,8 @@ class LimitedProtocol(HttpToolsProtocol):
     _answer_clock: asyncio.TimerHandle | None = None  # runs while an answer cannot be written
     _waiting = 0  # bytes of answers that the transport held when it began
     _in_head = False  # else what comes is a body, or the rest of one that was refused
+    _head_began = False  # in the bytes that are being parsed
+    _deaf = False  # nothing more is read: the caller sends requests without end
     _head_bytes = 0  # received of a head that is not complete
     _head_size = 0  # of the parts of the head that the parser told of
 
@@ -120,11 +128,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of heads and bodies."""
+        if self._deaf:
+            return
         if self._head_bytes > self._most_head_bytes:
             self.send_400_response("Invalid HTTP request received.")
             return
+        self._head_began = False
         super().data_received(data)
-        if self._in_head:
+        if self._in_head and not self._head_began:
             # the parser tells of a header only once it is whole, so that what it holds back is counted here
             self._head_bytes += len(data)
         idle = self.cycle is None or self.cycle.response_complete
@@ -134,8 +145,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head begins."""
+        if len(self.pipeline) >= MOST_WAITING:
+            self._deaf = True
+            raise _TooManyWaiting
         super().on_message_begin()
-        self._head_size, self._in_head = 0, True
+        self._head_size, self._in_head, self._head_began = 0, True, True
         if self in self.awaited:  # else a request before this one is still being answered
             self._await_caller()
         self._await_head()
@@ -146,9 +160,10 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A whole header."""
+        """A whole header, or a trailer behind a body in chunks."""
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._in_head:  # what stands before the router checks or sets headers, and trailers are none of them
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is there; the body has a clock of its own."""
@@ -194,6 +209,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, or one whose head is too long, and close."""
+        if self._deaf:  # those that wait are answered, the last one with `connection: close`: the caller may ask again
+            self.pipeline[0][0].keep_alive = False
+            return
         if max(self._head_size, self._head_bytes) <= self._most_head_bytes:
             super().send_400_response(msg)
             self._await_reader_of_last_answer()

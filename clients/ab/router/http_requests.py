@@ -46,6 +46,9 @@ class RequestReader:
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             raise HTTPException(415, f"the content type is {media[:80]!r}; application/json is taken")
+        coding = request.headers.get("content-encoding", "").strip().lower()
+        if coding not in ("", "identity"):
+            raise HTTPException(415, f"the content encoding is {coding[:80]!r}; bodies are taken as they are")
         with tracing.span("receive") as span:
             body = await self._bodies.read(request.stream(), request.headers.get("content-length"))
             span.set(bytes=len(body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import itertools
 import json
@@ -11,6 +12,7 @@ import pytest
 
 from clients.ab.experiment.file import parse
 from clients.ab.router.breaker import Breaker
+from clients.ab.router.guarded_scorer import GuardedScorer
 from clients.ab.router.guardrails import GuardrailWatch, Ramp, covering_value
 from ranking.errors import InputError
 
@@ -273,10 +275,10 @@ def test_the_covering_value_is_the_smallest_value_that_covers_the_share(share, e
     assert covering_value([float(i) for i in range(100, 0, -1)], share) == expected
 
 
-def report(breaker: Breaker, *outcomes: bool, user: str = "") -> None:
+def report(breaker: Breaker, *outcomes: bool, user: str = "", probe: bool = False) -> None:
     """Outcomes of so many users, or all of one user."""
     for succeeded in outcomes:
-        breaker.report(user or f"user {next(USERS)}", succeeded)
+        breaker.report(user or f"user {next(USERS)}", succeeded, probe)
 
 
 def test_a_breaker_opens_after_enough_failures_and_not_before():
@@ -295,20 +297,62 @@ def test_an_open_breaker_lets_one_probe_through_at_a_time():
     assert not breaker.admits("a")
     clock.now += 0.2
     assert breaker.admits("") and not breaker.admits("b")  # callers who name no user are one: nobody's turn comes first
-    breaker.withdraw()
+    breaker.withdraw(probe=True)
     assert breaker.admits("a") and not breaker.admits("b")
-    breaker.report("a", False)
+    breaker.report("a", False, probe=True)
     assert not breaker.admits("b")
     clock.now += 2.1
     assert breaker.admits("b")
-    breaker.report("b", True)
+    breaker.report("b", True, probe=True)
     assert not breaker.is_open and breaker.admits("a") and breaker.admits("b")
 
 
 def test_stragglers_of_the_time_before_do_not_close_an_open_breaker():
-    breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=Clock())
+    """Seen: where a call may take longer than the cooldown, an old one's end was taken for the probe's."""
+    clock = Clock()
+    breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=clock)
     report(breaker, False, False, True, True)
     assert breaker.is_open
+    clock.now += 2.1
+    assert breaker.admits("a")
+    report(breaker, True, False)
+    breaker.withdraw()
+    assert breaker.is_open and not breaker.admits("b")
+    breaker.report("a", True, probe=True)
+    assert not breaker.is_open
+
+
+def test_an_open_breaker_that_nobody_meets_any_more_closes():
+    """Seen: once the arm of a failed model was killed, its breaker stayed open, and `BreakerOpen` fired, for ever."""
+    clock = Clock()
+    breaker = Breaker(window=4, failures=2, cooldown_seconds=2, clock=clock)
+    report(breaker, False, False)
+    clock.now += 61
+    assert breaker.is_open
+    clock.now += 1.1
+    assert not breaker.is_open and breaker.admits("a") and breaker.admits("b")
+    report(breaker, False)
+    assert not breaker.is_open
+
+
+def test_a_cancelled_call_is_no_failure_of_the_model():
+    class Hanging:
+        renewals = 0
+
+        async def score(self, model, page, deadline_ms):
+            await asyncio.sleep(30)
+
+    async def ask() -> None:
+        scorer = GuardedScorer(Hanging(), lambda: breaker, lambda model, seconds, failure: told.append(failure))
+        for user in "abc":
+            task = asyncio.create_task(scorer.score("m", None, 1000.0, user))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    breaker, told = Breaker(window=4, failures=2, cooldown_seconds=2, clock=Clock()), []
+    asyncio.run(ask())
+    assert not breaker.is_open and told == ["cancelled"] * 3
 
 
 def test_old_failures_leave_the_window():
@@ -328,13 +372,13 @@ def test_one_user_opens_no_breaker_hides_no_failure_and_keeps_none_open():
     assert breaker.is_open  # 4 of the one user, 6 of others: the model fails for them as well
     clock.now += 2
     assert breaker.admits("with large pages")
-    breaker.report("with large pages", False)
+    breaker.report("with large pages", False, probe=True)
     clock.now += 2
     assert not breaker.admits("with large pages") and breaker.admits("another")
-    breaker.withdraw()
+    breaker.withdraw(probe=True)
     clock.now += 2
     assert breaker.admits("with large pages")  # where nobody else comes
-    breaker.report("with large pages", True)
+    breaker.report("with large pages", True, probe=True)
     assert not breaker.is_open
 
 
@@ -355,7 +399,7 @@ def test_where_nobody_has_a_success_the_model_is_left_alone_whoever_asks():
     assert breaker.is_open
     clock.now += 5
     assert breaker.admits("anonymous")
-    report(breaker, True, user="anonymous")
+    report(breaker, True, user="anonymous", probe=True)
     report(breaker, *[False] * 40, user="anonymous")
     assert not breaker.is_open
 

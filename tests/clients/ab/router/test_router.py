@@ -5,9 +5,11 @@ Real servers: tests/e2e/test_ab_router.py.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import resource
+import signal
 import socket
 import ssl
 import subprocess
@@ -27,6 +29,7 @@ from clients.ab.router.http_app import create_app
 from clients.ab.router.http_limits import HttpLimits
 from clients.ab.router.local_router import start_router
 from clients.ab_router import Config
+from tests.helpers.collector import collector
 from tests.helpers.readme import settings_of
 from tests.helpers.stub_ranker import EXPERIMENT
 
@@ -127,6 +130,17 @@ def test_bad_events_are_refused(start, tmp_path, event, reason):
     answer = start().post("/events", json={"events": [{"request_id": "r", "doc_id": "a", "type": "click", **event}]})
     assert answer.status_code == 422 and reason in answer.json()["detail"]
     assert not records(tmp_path, "event")
+
+
+def test_a_compressed_body_is_refused_by_name(start):
+    """Seen: 400, Invalid JSON, or 422 for too many values, as the compressed bytes would have it."""
+    client, body = start(), gzip.compress(json.dumps(PAGE).encode())
+    for path in ("/rank", "/v1/rerank"):
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        answer = client.post(path, content=body, headers=headers)
+        assert answer.status_code == 415 and "content encoding is 'gzip'" in answer.json()["detail"]
+    headers["content-encoding"] = "identity"
+    assert client.post("/rank", content=json.dumps(PAGE), headers=headers).status_code == 200
 
 
 def test_events_are_on_disk_when_they_are_accepted(start, tmp_path):
@@ -298,8 +312,23 @@ def test_over_tls_and_when_stopped_not_ready_comes_before_the_end(tmp_path):
             assert client.get("/health/live").status_code == 200  # alive, and not ready
             answer = client.post("/rank", json=PAGE)
             assert answer.status_code == 200 and answer.json()["logged"] is True
+            # seen: a front end's open connections were closed under the requests that it was sending over them
+            assert answer.headers["connection"] == "close"
         router.process.wait(20)
         assert time.monotonic() - started > 1.0
+
+
+def test_the_last_spans_and_lines_leave_before_a_stopped_router_ends(tmp_path, monkeypatch):
+    """Seen: SIGTERM ended the process before its telemetry did: the spans of up to five seconds were lost each time."""
+    (tmp_path / "e.yaml").write_text(EXPERIMENT)
+    with collector() as taken:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", taken.url)
+        telling = ("--tracing", "--log-format", "json")
+        with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", *telling) as router:
+            for _ in range(3):
+                assert httpx.post(f"{router.url}/rank", json=PAGE, timeout=30).status_code == 200
+        assert [span.name for span in taken.spans].count("POST /rank") == 3
+        assert router.output.read_text().count('"page ranked"') == 3 and router.process.returncode == -signal.SIGTERM
 
 
 def test_a_tls_connection_without_a_handshake_is_closed_like_one_without_a_head(tmp_path):
@@ -382,6 +411,8 @@ def test_the_openapi_document_describes_bodies_and_answers(start):
         # seen: without a salt, which was the default, e-mail addresses as user ids lay in the log
         (["--experiment", "clients/experiments/example.yaml"], "give --salt-file FILE"),
         (["--experiment", "clients/experiments/example.yaml", "--arm-share", "1.5"], "arm_share is 1.5"),
+        # seen: it listened on 4464
+        (["--experiment", "clients/experiments/example.yaml", "--raw-ids", "--port", "70000"], "port is 70000"),
     ],
 )
 def test_a_bad_start_is_one_line_and_an_exit_code(flags, reason):
