@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clients.ab.forecast import bandit_log, router_pages
 from clients.ab.forecast.estimators import Limits, LoggedRows, Outlook, forecast
-from ranking.database import DuckDbSettings
+from ranking.database import DuckDbSettings, querying
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.program import run
@@ -82,7 +82,7 @@ def main(config: Config) -> int:
 
 def read_rows(config: Config) -> LoggedRows:
     """The log as rows for the estimators."""
-    with config.open_database() as database:
+    with config.open_database() as database, querying(config.data or config.bandit_log or ""):
         if config.bandit_log is not None and config.bandit_target is not None:
             logs = [bandit_log.read_bandit_log(database, path) for path in (config.bandit_log, config.bandit_target)]
             return bandit_log.rows_of(*logs)

@@ -16,7 +16,7 @@ from clients.ab.watch import checks
 from clients.ab.watch.checks import Watched, WatchLimits
 from clients.ab.watch.findings import RUNBOOK, Finding, judged
 from clients.ab.watch.output import write_metrics, write_page
-from ranking.database import DuckDbSettings
+from ranking.database import DuckDbSettings, querying
 from ranking.errors import InputError
 from ranking.program import run
 
@@ -63,12 +63,15 @@ class Config(DuckDbSettings):
 
 
 def watch(config: Config) -> tuple[date, int, list[Finding]]:
-    """The day that was looked at, how many pages it has, and what was found. InputError: no such day or repository."""
+    """The day that was looked at, how many pages it has, and what was found.
+
+    InputError: no such day or repository, or a file that cannot be read.
+    """
     if config.repository is not None and not config.repository.is_dir():
         raise InputError(f"{config.repository}: no such model repository, so no score could be checked")
     today = datetime.now(UTC).date()
     day = date.fromisoformat(config.day) if config.day else checks.latest_day(config.data, today)
-    with config.open_database() as database:
+    with config.open_database() as database, querying(config.data):
         watched = Watched(
             database, config.data, config.repository, day, config.days_before, config.text_pairs, config.limits
         )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+
+from ranking.errors import DataError
 
 
 @dataclass(kw_only=True)
@@ -47,6 +50,15 @@ class DuckDbSettings:
         connection = duckdb.connect(str(file) if file else ":memory:", config=options)
         connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         return connection
+
+
+@contextmanager
+def querying(source: str | Path) -> Iterator[None]:
+    """Around queries over a source: DataError on it if one fails (a damaged file, a full disk, too little memory)."""
+    try:
+        yield
+    except duckdb.Error as problem:
+        raise DataError(source, f"DuckDB: {' '.join(str(problem).split())[:600]}") from problem
 
 
 def literal(value: str | Path | Sequence[str | Path]) -> str:

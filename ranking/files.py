@@ -5,6 +5,7 @@ A reader sees the old content or the whole new one, never a part, also after a c
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,10 @@ _ASIDE_SUFFIX = ".part"
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file to; on success it replaces `path`, on an exception it is removed."""
+    """Yield a path beside `path` to write a file to; on success it replaces `path`, on an exception it is removed.
+
+    OSError names a file also where the disk is full, of which Python says no name.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
@@ -29,6 +33,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         flush(aside)
         aside.replace(path)
         flush(path.parent)  # the rename itself must survive a power cut
+    except OSError as problem:
+        if problem.filename is None and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            problem.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     assert path.read_text(encoding="utf-8") == "old" and names(path.parent) == ["file.txt"]
     write_text(path, "né")
     assert path.read_bytes() == "né".encode()
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    """Seen: "error: No space left on device", and nobody knew on which one."""
+    with pytest.raises(OSError, match="No space left") as caught, replacing(tmp_path / "page.html"):
+        Path("/dev/full").write_text("x" * 10_000)
+    assert caught.value.filename == str(tmp_path / "page.html")
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "page.html"):
+        (tmp_path / "nowhere").read_text()
+    assert caught.value.filename == str(tmp_path / "nowhere")
 
 
 def test_json_keeps_its_letters_and_refuses_what_json_has_not(tmp_path):

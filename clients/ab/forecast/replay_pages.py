@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from clients.triton.connection import TritonAccess, TritonConnection
 from clients.triton.scoring import PageTensors, ScoringClient, ScoringFailure
-from ranking.database import DuckDbSettings, literal
+from ranking.database import DuckDbSettings, literal, querying
 from ranking.errors import InputError
 from ranking.files import replacing, write_json
 from ranking.program import run
@@ -102,7 +102,7 @@ def read_pages(config: Config) -> Iterator[tuple[str, str, list[str], list[str],
     if not files:
         raise InputError(f"{config.data / 'events'}: no day there; run ab_compact.py first")
     left = config.pages
-    with config.open_database() as database:
+    with config.open_database() as database, querying(config.data):
         for file in reversed(files):  # the last day first; a log's text may be many times the memory
             rows = database.execute(f"""
                 WITH latest AS (

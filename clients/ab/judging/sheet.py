@@ -18,7 +18,7 @@ from clients.ab.judging.agreement import (
     verdicts_of_queries,
 )
 from clients.ab.judging.csv_file import append_row, read_rows
-from ranking.database import DuckDbSettings, literal
+from ranking.database import DuckDbSettings, literal, querying
 from ranking.errors import InputError
 from ranking.files import write_text
 from ranking.schema import DROPPED_QUERY
@@ -48,7 +48,7 @@ def draw_queries(log: Path, per_band: int, seed: int, min_users: int) -> list[Sh
     files = sorted((log / "exposures").glob("*.parquet"))
     if not files:
         raise InputError(f"{log / 'exposures'}: no day there; run ab_compact.py first")
-    with DuckDbSettings().open_database() as database:
+    with DuckDbSettings().open_database() as database, querying(log):
         rows = database.execute(f"""
             WITH page AS (
                 SELECT trim(regexp_replace(query, '[\\p{{Cc}}\\p{{Z}}]+', ' ', 'g')) AS query, user_id

@@ -192,6 +192,13 @@ def test_what_is_missing_is_named(tmp_path):
             Config(**wrong)
 
 
+def test_a_log_that_cannot_be_read_is_one_line(tmp_path):
+    data = ab_data(tmp_path / "data", 20, "cba", "abc")
+    (data / "exposures/2026-01-05.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"data: DuckDB: .*2026-01-05\.parquet"):
+        main(Config(data=data, model="student", propensities=report(tmp_path)))
+
+
 def test_a_bandit_log_is_read_with_its_row_where_it_is_wrong(tmp_path, capsys):
     rng = np.random.default_rng(0)
     paths = {}

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clients.ab.forecast.replay_pages import EXIT_FAILED, Config, main, read_pages
-from ranking.errors import InputError
+from ranking.errors import DataError, InputError
 from ranking.schema import TABLES, write_table
 from tests.helpers.stub_ranker import StubRanker
 
@@ -50,6 +50,8 @@ def test_days_are_read_from_the_last_one_back_until_there_are_enough_pages(tmp_p
     log = make_log(make_log(tmp_path / "log", 20), 10, day=6)
     (log / "events/2026-01-04.parquet").write_bytes(b"never read")
     pages = [page[0] for page in read_pages(Config(data=log, model="next", out=tmp_path / "s.parquet", pages=15))]
+    with pytest.raises(DataError, match=r"log: DuckDB: .*2026-01-04\.parquet"):
+        list(read_pages(Config(data=log, model="next", out=tmp_path / "s.parquet", pages=99)))
     assert pages == [f"6-{number}" for number in range(9, -1, -1)] + [f"r{number:03}" for number in range(19, 14, -1)]
 
 

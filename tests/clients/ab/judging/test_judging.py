@@ -16,7 +16,7 @@ from clients.ab.judging.sheet import Sheet, SheetQuery, draw_queries
 from clients.ab.report.side_by_side import read_judgments
 from clients.ab.report.statistics import GoodSameBad
 from clients.search_page import Config, make_app
-from ranking.errors import InputError
+from ranking.errors import DataError, InputError
 from tests.helpers.ab_logs import log_of
 from tests.helpers.graded_rankers import write_data
 
@@ -30,6 +30,9 @@ def test_queries_come_in_turn_from_the_thirds_of_the_pages(tmp_path):
     assert {one.query for one in others} != {one.query for one in drawn}
     with pytest.raises(InputError, match="no query that 99 users share"):
         draw_queries(tmp_path / "log", per_band=2, seed=0, min_users=99)
+    (tmp_path / "log/exposures/2026-01-05.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"log: DuckDB: .*2026-01-05\.parquet"):
+        draw_queries(tmp_path / "log", per_band=2, seed=0, min_users=5)
 
 
 def test_a_query_is_drawn_as_the_page_searches_it(tmp_path):

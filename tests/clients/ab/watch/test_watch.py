@@ -261,6 +261,16 @@ def test_days_of_few_users_say_nothing(tmp_path, repository, make_last_day, few)
     assert code == 0 and not {check for check, _ in found} & {"click_rate", "latency", "query_mix"}
 
 
+def test_a_day_that_cannot_be_read_is_one_line(tmp_path, make_last_day):
+    """Seen: DuckDB's traceback, of a damaged file as of a full disk."""
+    data = make_last_day()
+    day = data / "exposures/2026-01-02.parquet"
+    content = day.read_bytes()
+    day.write_bytes(content[:40] + bytes(400) + content[440:])
+    with pytest.raises(DataError, match=r"data: DuckDB: .*2026-01-02\.parquet"):
+        main(Config(data=data))
+
+
 def test_platforms_are_compared_in_one_query(tmp_path, make_last_day):
     """Seen: a query over all pages for each of the platforms, of which callers may send as many as they like."""
     data = make_last_day()
