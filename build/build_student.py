@@ -126,7 +126,7 @@ class Config(PublicationSettings):
             raise ValueError(
                 f"cascade_first is {self.name}, the arm itself: publish the small model under another name"
             )
-        for name in ("gate_queries", "reference_pairs", "cascade_k"):
+        for name in ("gate_queries", "calibration_pairs", "reference_pairs", "cascade_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: at least 1 is needed")
         if self.accept_worse != "" and not is_visible(self.accept_worse):

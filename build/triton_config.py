@@ -111,10 +111,14 @@ class ServingLimits:
 
     def __post_init__(self) -> None:
         for name in (
-            "max_documents", "bucket_step", "queue_size", "queue_timeout_ms", "encoder_timeout_ms", "merged_lists",
+            "max_documents", "bucket_step", "streams", "queue_size", "queue_timeout_ms", "encoder_timeout_ms",
+            "merged_lists",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
+        for name in ("threads", "queue_delay_us"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is needed")
         if self.max_chunks < 0:
             raise ValueError(f"max_chunks is {self.max_chunks}: a number of chunks, or 0 for the checkpoint's own")
         if self.cached_fields < 0:
@@ -160,7 +164,7 @@ def row_steps(limits: ServingLimits, target: Target) -> tuple[int, ...]:
     that the front makes.
     """
     if target == "tensorrt":
-        return GRAPH_ROWS if limits.cuda_graphs else ()
+        return tuple(rows for rows in GRAPH_ROWS if rows <= limits.max_batch) if limits.cuda_graphs else ()
     if not limits.score_cache_mb:
         return ()
     steps = {first << power for first in (1, 3) for power in range(limits.max_batch.bit_length())}

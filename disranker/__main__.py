@@ -13,12 +13,14 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from disranker.completion import SHELLS, candidates, script
 from disranker.needs import missing_package
 from disranker.programs import Program, read_programs
 from ranking.extras import remedy
 
+_ROOT = Path(__file__).resolve().parents[1]
 _USAGE = """usage: disranker PROGRAM [flags of the program]
        disranker PROGRAM --help
        disranker --completion {shells}     a script for your shell to source
@@ -68,7 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"disranker: error: {program.name} needs {missing}: {remedy(missing)}", file=sys.stderr)
         return 1
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", program.module, *words[1:]])
+    os.execv(sys.executable, [sys.executable, *_not_from_here(), "-m", program.module, *words[1:]])
+
+
+def _not_from_here() -> list[str]:
+    """The interpreter's flag by which a folder `training` or `build` where the user stands is not taken for ours.
+
+    None in a checkout that is not installed: there our folders are found only because one stands there.
+    """
+    installed = any(Path(entry).resolve() == _ROOT for entry in sys.path[1:] if entry)
+    return ["-P"] if installed else []
 
 
 if __name__ == "__main__":

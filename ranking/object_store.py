@@ -339,7 +339,7 @@ def staged(config: Any, seconds: float | None = None) -> Iterator[list[Remote]]:
         for remote in found:
             _patiently(remote.fetch)
         writes = bool(found) and int(os.environ.get("RANK", "0")) == 0
-        seconds = float(os.environ.get(INTERVAL_VARIABLE, "60")) if seconds is None else seconds
+        seconds = _interval() if seconds is None else seconds
         with _known(found), _publishing(found, seconds) if writes else nullcontext():
             yield found
     except _NotPublished as problem:
@@ -348,6 +348,18 @@ def staged(config: Any, seconds: float | None = None) -> Iterator[list[Remote]]:
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _interval() -> float:
+    """What DISRANKER_PUBLISH_SECONDS says. InputError: no time that one can wait."""
+    given = os.environ.get(INTERVAL_VARIABLE, "60")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise InputError(f"{INTERVAL_VARIABLE} is {given!r}: a number of seconds above 0 is needed")
+    return seconds
 
 
 class _NotPublished(InputError):

@@ -22,7 +22,15 @@ from build.export_onnx import Encoder, export
 from build.gate import GateLimits
 from build.judged_pairs import read_judged
 from build.running_server import RunningServer
-from build.triton_config import ServingLimits, as_text, bucket_lengths, encoder_config, front_config, read_config
+from build.triton_config import (
+    ServingLimits,
+    as_text,
+    bucket_lengths,
+    encoder_config,
+    front_config,
+    read_config,
+    row_steps,
+)
 from ranking.card import ScoreCard
 from ranking.chunks import Chunking
 from ranking.errors import InputError
@@ -267,6 +275,16 @@ def test_an_arm_and_a_teacher_never_take_each_others_folder(build, checkpoint, d
     build_cross_encoder.main(build_cross_encoder.Config(encoder, "foreign", repository=repository))
     with pytest.raises(InputError, match=r"foreign: version 1 lacks manifest\.json, so it is no arm's"):
         build_student.main(Config(checkpoint, "foreign", "openvino", data, repository=repository))
+
+
+def test_numbers_that_cannot_be_are_refused_before_anything_is_built(tmp_path):
+    for name in ("threads", "queue_delay_us"):
+        with pytest.raises(ValueError, match=f"{name} is -1: 0 or more"):
+            ServingLimits(**{name: -1})
+    with pytest.raises(ValueError, match="streams is 0: at least 1"):
+        ServingLimits(streams=0)
+    with pytest.raises(ValueError, match="calibration_pairs: at least 1"):
+        Config(tmp_path, "student", "openvino", tmp_path, calibration_pairs=0)
 
 
 @pytest.mark.parametrize("name", ["student_encoder", "student_first", "student_first_encoder", "../student"])
@@ -517,7 +535,9 @@ def test_cuda_graphs_are_captured_for_the_row_counts_that_the_front_pads_to(tmp_
     assert encoder.optimization.cuda.graphs and specs == {
         (n, length) for n in (8, 16, 24, 32, 48) for length in (32, 64)
     }
-    assert parameter(front, "row_steps") == "8,16,24,32,48,64"
+    assert parameter(front, "row_steps") == "8,16,24,32,48"
+    # seen: 64 rows for 50 pairs, of which the encoder takes no more than 56
+    assert row_steps(ServingLimits(cuda_graphs=True, max_batch=56), "tensorrt") == (8, 16, 24, 32, 48)
     with pytest.raises(ValueError, match="cuda_graphs: a packed list has too many possible sizes"):
         ServingLimits(cuda_graphs=True, graph="packed")
 

@@ -65,6 +65,16 @@ def test_the_flags_read_from_the_source_are_those_of_the_programs_help(name):
     assert set(flags(PROGRAMS[name].module)) == helped
 
 
+def test_a_package_of_the_users_own_is_not_taken_for_ours(tmp_path):
+    """Seen: `No module named training.prepare_data` in every project that has a package `training` of its own."""
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "__init__.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "disranker", "prepare-data", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--source" in done.stdout, done.stderr
+
+
 def test_completion_knows_programs_flags_and_shells():
     assert candidates(PROGRAMS, ["ab-r"]) == ["ab-router", "ab-report"]
     assert "--limits.max-query-tokens" in candidates(PROGRAMS, ["distill-student", "--limits"])

@@ -458,6 +458,16 @@ def test_a_killed_program_goes_on_where_its_shards_were_published(bucket):
     assert found == {f"shard-{n}": (str(n) * 1000).encode() for n in range(40)}
 
 
+@pytest.mark.parametrize("given", ["a minute", "0", "-1", "nan", "1e300"])
+def test_an_interval_that_nobody_can_wait_for_is_refused(given, monkeypatch):
+    monkeypatch.setenv("DISRANKER_PUBLISH_SECONDS", given)
+    with (
+        pytest.raises(InputError, match="DISRANKER_PUBLISH_SECONDS is"),
+        staged(Config(Path("/local"), Path("/local"))),
+    ):
+        pass
+
+
 def test_two_settings_of_one_address_are_one_copy(bucket):
     put(f"{bucket}/both/x", b"1")
     config = Config(Path(f"{bucket}/both"), Path(f"{bucket}/both"))
