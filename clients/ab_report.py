@@ -116,7 +116,7 @@ def _report(pages: ExperimentPages, config: Config, chosen: LogSelection, rates:
             raise InputError(f"{config.events}: nothing can be planned from it: {problem}") from problem
         return
     checks, sample_ratio_p = trust_checks(pages, config.weights, config.max_pages_per_user)
-    judged = read_judgments(config.judgments) if config.judgments else None
+    judged = read_judgments(config.judgments, config.control, config.treatment) if config.judgments else None
     figures = report_figures(pages, chosen, rates, checks, sample_ratio_p, judged)
     beside = write_report(figures, report_charts(figures, pages), config.out)
     for check in checks:

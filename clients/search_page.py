@@ -56,7 +56,7 @@ class Config(TritonAccess):
         control: model of one side
         treatment: model of the other side
         candidates: documents that BM25 finds for the arms to rank
-        judgments: CSV that judgments are added to
+        judgments: CSV that judgments are added to; those of other arms in it are left alone
         grades: JSONL file of graded documents, the middle grade of each pair, which prepare_data reads as it is; every
             rater's own go to a .raters.csv beside it
         log: folder of ab_compact whose queries are handed out
@@ -88,6 +88,10 @@ class Config(TritonAccess):
     def __post_init__(self) -> None:
         if self.grades.suffix != ".jsonl":
             raise ValueError(f"grades is {self.grades}: a name that ends in .jsonl is needed")
+        if self.control == self.treatment:
+            raise ValueError(f"control and treatment are both {self.control}: two arms are judged side by side")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha is {self.alpha}: an error rate between 0 and 1 is needed")
 
 
 class Documents:
@@ -154,11 +158,11 @@ def make_app(config: Config) -> FastAPI:
         [] if config.log is None else draw_queries(config.log, config.queries_per_band, config.seed, config.min_users)
     )
     places = {doc_id: number for number, doc_id in enumerate(documents.ids)}
-    sheet = Sheet(config.judgments, config.grades, drawn, config.alpha)
+    arms = (config.control, config.treatment)
+    sheet = Sheet(config.judgments, config.grades, drawn, config.alpha, arms)
     examples = [one.query for one in drawn] or random.Random(config.seed).sample(
         documents.queries, min(EXAMPLES, len(documents.queries))
     )
-    arms = (config.control, config.treatment)
 
     @asynccontextmanager
     async def rankers(app: FastAPI):

@@ -25,7 +25,7 @@ from ranking.schema import DROPPED_QUERY
 from ranking.text import normalise
 
 BANDS = ("head", "torso", "tail")  # a third of the pages each: frequent, middling and rare queries
-COLUMNS = ("query", "verdict", "rater", "band", "reason")
+COLUMNS = ("query", "verdict", "rater", "band", "reason", "control", "treatment")
 GRADE_COLUMNS = ("query", "doc_id", "title", "summary", "grade")
 MAX_QUERY = 2000  # characters
 
@@ -69,11 +69,17 @@ def draw_queries(log: Path, per_band: int, seed: int, min_users: int) -> list[Sh
 
 
 class Sheet:
-    """Judgments and grades on disk, and what is still open for a rater. InputError if a file is of another kind."""
+    """Judgments and grades on disk, and what is still open for a rater. InputError if a file is of another kind.
 
-    def __init__(self, judgments: Path, grades: Path, queries: Sequence[SheetQuery], alpha: float):
+    arms: control and treatment; judgments of two others may stand in the same file, and say nothing of these.
+    """
+
+    def __init__(
+        self, judgments: Path, grades: Path, queries: Sequence[SheetQuery], alpha: float, arms: tuple[str, str]
+    ):
         self.judgments, self.grades, self.queries, self.alpha = judgments, grades, list(queries), alpha
-        self._rows = read_rows(judgments, COLUMNS)
+        self.arms = arms
+        self._rows = [row for row in read_rows(judgments, COLUMNS) if (row["control"], row["treatment"]) == arms]
         self._graded = read_rows(grades.with_suffix(".raters.csv"), (*GRADE_COLUMNS, "rater"))
 
     def next_for(self, rater: str) -> dict[str, Any]:
@@ -89,7 +95,7 @@ class Sheet:
         OSError if it cannot be stored; then it does not count either.
         """
         band = next((one.band for one in self.queries if one.query == query), "")
-        row = dict(zip(COLUMNS, (query, verdict, rater, band, reason)))
+        row = dict(zip(COLUMNS, (query, verdict, rater, band, reason, *self.arms)))
         append_row(self.judgments, COLUMNS, row)
         self._rows.append(row)
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from clients.search_page import Config, make_app
 from ranking.errors import DataError, InputError
 from tests.helpers.ab_logs import log_of
 from tests.helpers.graded_rankers import write_data
+
+ARMS = ("baseline", "student")
+HEADER = b"query,verdict,rater,band,reason,control,treatment\r\n"
 
 
 def test_queries_come_in_turn_from_the_thirds_of_the_pages(tmp_path):
@@ -44,22 +48,22 @@ def test_a_query_is_drawn_as_the_page_searches_it(tmp_path):
 
 def test_a_rater_goes_on_where_she_stopped_and_others_have_their_own_list(tmp_path):
     queries = [SheetQuery("a", "head"), SheetQuery("=b", "tail")]
-    sheet = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", queries, 0.05)
+    sheet = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", queries, 0.05, ARMS)
     sheet.add("a", "good", "ann", "")
     assert sheet.next_for("ann") == {"query": "=b", "done": 1, "total": 2}
     sheet.add("=b", "", "ann", "not my language")
-    again = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", queries, 0.05)  # the page was started anew
+    again = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", queries, 0.05, ARMS)  # the page was started anew
     assert again.next_for("ann") == {"query": None, "done": 2, "total": 2}
     assert again.next_for("ben")["query"] == "a" and again.standing()["skipped"] == 1
     with (tmp_path / "j.csv").open(newline="") as stream:
         assert [row["band"] for row in csv.DictReader(stream)] == ["head", "tail"]
     (tmp_path / "old.csv").write_text("query,verdict\na,good\n")
     with pytest.raises(InputError, match="its columns are not query, verdict, rater"):
-        Sheet(tmp_path / "old.csv", tmp_path / "g.csv", queries, 0.05)
+        Sheet(tmp_path / "old.csv", tmp_path / "g.csv", queries, 0.05, ARMS)
 
 
 def test_a_query_counts_once_however_many_judge_it(tmp_path):
-    sheet = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", [], 0.05)
+    sheet = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", [], 0.05, ARMS)
     for query, verdicts in {"a": "good good bad", "b": "good good", "c": "bad same"}.items():
         for number, verdict in enumerate(verdicts.split()):
             sheet.add(query, verdict, f"r{number}", "")
@@ -70,8 +74,29 @@ def test_a_query_counts_once_however_many_judge_it(tmp_path):
     assert read_judgments(tmp_path / "j.csv") == GoodSameBad(1, 1, 1)
 
 
+def test_judgments_of_other_arms_say_nothing_of_these(tmp_path, caplog):
+    """Seen: the second month's student stood from the start where the first month's had ended, and was "enough"."""
+    for treatment, verdict in (("student", "good"), ("student_w48", "bad")):
+        sheet = Sheet(tmp_path / "j.csv", tmp_path / "g.csv", [SheetQuery("a", "head")], 0.05, ("baseline", treatment))
+        assert sheet.next_for("ann")["query"] == "a" and sheet.standing()["queries"] == 0
+        sheet.add("a", verdict, "ann", "")
+        if treatment == "student":  # an arm may have another name than its model
+            assert read_judgments(tmp_path / "j.csv", "old", "new") == GoodSameBad(1, 0, 0)
+            assert "judgments are of student beside baseline; they are taken for new beside old" in caplog.text
+    assert read_judgments(tmp_path / "j.csv", "baseline", "student") == GoodSameBad(1, 0, 0)
+    assert read_judgments(tmp_path / "j.csv", "baseline", "student_w48") == GoodSameBad(0, 0, 1)
+    with pytest.raises(DataError, match="no judgment of new beside old; it has student beside baseline, student_w48"):
+        read_judgments(tmp_path / "j.csv", "old", "new")
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": 0.0}, {"control": "student"}, {"grades": Path("grades.csv")}])
+def test_settings_that_no_page_can_have_are_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match=r"alpha is 0|both student|ends in \.jsonl"):
+        Config(data=tmp_path, **wrong)
+
+
 def sheet_of(folder) -> Sheet:
-    return Sheet(folder / "j.csv", folder / "g.jsonl", [SheetQuery("a", "head"), SheetQuery("b", "tail")], 0.05)
+    return Sheet(folder / "j.csv", folder / "g.jsonl", [SheetQuery("a", "head"), SheetQuery("b", "tail")], 0.05, ARMS)
 
 
 @pytest.mark.parametrize("refusing", ["write", "fsync"])
@@ -139,12 +164,12 @@ def test_a_torn_row_before_others_is_an_error_that_names_it(tmp_path):
         sheet_of(tmp_path)
 
 
-@pytest.mark.parametrize("begun", [b"", b"query,ver", b"query,verdict,rater,band,reason\r\n"])
+@pytest.mark.parametrize("begun", [b"", b"query,ver", HEADER])
 def test_a_file_in_which_nothing_was_written_yet_begins_anew(tmp_path, begun):
     """Seen: refused as one of other columns."""
     (tmp_path / "j.csv").write_bytes(begun)
     sheet_of(tmp_path).add("a", "good", "ann", "")
-    assert (tmp_path / "j.csv").read_bytes() == b"query,verdict,rater,band,reason\r\na,good,ann,head,\r\n"
+    assert (tmp_path / "j.csv").read_bytes() == HEADER + b"a,good,ann,head,,baseline,student\r\n"
     assert sheet_of(tmp_path).next_for("ann")["done"] == 1
 
 

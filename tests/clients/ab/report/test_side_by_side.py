@@ -14,10 +14,12 @@ from clients.ab.report.side_by_side import read_judgments
 from clients.ab.report.statistics import GoodSameBad
 from ranking.errors import DataError
 
+ARMS = ("baseline", "student")
+
 
 def test_a_later_word_replaces_the_earlier_and_raters_of_a_query_are_one_judgment(tmp_path):
     """Seen: a corrected judgment counted beside its correction, and five raters of one query as five trials."""
-    sheet = Sheet(tmp_path / "j.csv", tmp_path / "g.jsonl", [], 0.05)
+    sheet = Sheet(tmp_path / "j.csv", tmp_path / "g.jsonl", [], 0.05, ARMS)
     for verdict in ("bad", "good"):
         sheet.add("a", verdict, "ann", "")
     for rater in ("ann", "ben", "cat", "dan", "eve"):
