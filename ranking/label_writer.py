@@ -23,6 +23,12 @@ from ranking.schema import TABLES
 SHARD_ROWS = 1_000_000
 
 
+def check_new(folder: Path) -> None:
+    """InputError if the folder is there already."""
+    if folder.exists():
+        raise InputError(f"{folder}: is there already; give another --out, or remove it")
+
+
 def write_labels(
     folder: Path,
     candidates: Path,
@@ -38,8 +44,7 @@ def write_labels(
     the manifest says of the teacher beside its id; disagreement: [rows], of labels by several teachers. InputError if
     the folder is there already, or a score is not finite.
     """
-    if folder.exists():
-        raise InputError(f"{folder}: is there already; give another --out, or remove it")
+    check_new(folder)
     if len(rows) != len(scores) or not np.isfinite(scores).all():
         raise InputError(
             f"{folder}: {len(rows)} candidates, {int(np.isfinite(scores).sum())} finite scores: must be equal"

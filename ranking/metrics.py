@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Gain = Literal["linear", "exponential"]
+SHORT_LIST = 1000  # documents of a query whose pairs are formed: a table of 10,000 documents' pairs takes a gigabyte
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,7 @@ def kendall_tau(scores: ArrayLike, reference: ArrayLike, groups: ArrayLike) -> N
     """Kendall's tau-b per query between two systems' scores, float64 [q]; nan where either has no untied pair.
 
     scores, reference: float [n]; groups: int [n]. The reference's order is turned into dense ranks, which serve as
-    grades; memory is one [m, m] comparison per list length m, so it is meant for candidate lists, not for whole
-    collections.
+    grades; lists of up to SHORT_LIST documents are compared together by [m, m] tables, a longer one takes O(m log m).
     """
     scores, reference, groups = (np.asarray(a) for a in (scores, reference, groups))
     if not scores.shape == reference.shape == groups.shape:
@@ -174,6 +174,13 @@ def kendall_tau(scores: ArrayLike, reference: ArrayLike, groups: ArrayLike) -> N
     tau = np.full(len(queries), np.nan)
     for size in np.unique(sizes):  # queries of one list length are compared together, in blocks of bounded memory
         members = np.flatnonzero(sizes == size)
+        if size > SHORT_LIST:
+            from scipy.stats import kendalltau  # takes a second to import, and few lists are so long
+
+            for query in members:
+                rows = by_query[starts[query] : starts[query] + size]
+                tau[query] = kendalltau(scores[rows], reference[rows]).statistic
+            continue
         for block in np.array_split(members, max(1, len(members) * size * size // 4_000_000)):
             rows = by_query[starts[block, None] + np.arange(size)]
             a, b = (np.sign(s[rows][:, :, None] - s[rows][:, None, :]) for s in (scores, reference))

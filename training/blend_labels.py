@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranking.errors import InputError
-from ranking.label_writer import write_labels
+from ranking.label_writer import check_new, write_labels
 from ranking.metrics import JudgedRanking, mean
 from ranking.program import run
 from ranking.schema import read_table
@@ -73,6 +73,7 @@ class Config:
 def blend_labels(config: Config) -> Blend:
     """Score the candidates, choose the weights, write the labels folder, and return the blend."""
     path = config.candidates or config.data / "candidates.parquet"
+    check_new(config.out)  # before the scoring, which may take hours
     rows = read_table(path, "candidates")
     if not len(rows):
         raise InputError(f"{path}: there is no candidate to label")

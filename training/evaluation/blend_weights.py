@@ -12,6 +12,7 @@ from ranking.metrics import JudgedRanking
 # what a ranker's way from the equal weight to 0 must save, in queries' mean loss (docs/decisions.md)
 PULLS = (0.03, 0.1, 0.3, 1.0, 3.0)
 FOLDS = 5
+MAX_PAIRS = 10_000  # of a query: of 10,000 judged documents there may be 25 million
 K = 5  # depth of the NDCG that chooses among them
 
 
@@ -76,12 +77,24 @@ def choose_pull(scores: NDArray[np.float64], grades: NDArray[np.integer], groups
 
 
 def _judged_margins(scores, grades, groups) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Score differences of all same-query pairs with different grades [pairs, rankers], and 1 / pairs of the query."""
+    """Score differences of same-query pairs with different grades [pairs, rankers], and 1 / pairs of the query.
+
+    All pairs of a query, or MAX_PAIRS drawn ones where it has more.
+    """
     margins, weights = [np.empty((0, scores.shape[1]))], [np.empty(0)]
+    rng = np.random.default_rng(0)
     order = np.argsort(groups, kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        better, worse = np.nonzero(grades[members][:, None] > grades[members][None, :])
+        rising = members[np.argsort(grades[members], kind="stable")]
+        lower = np.searchsorted(grades[rising], grades[rising])  # documents of a lower grade, the first of `rising`
+        pairs = int(lower.sum())
+        if pairs > MAX_PAIRS:
+            better = np.searchsorted(np.cumsum(lower), rng.integers(pairs, size=MAX_PAIRS), side="right")
+            better, worse = rising[better], rising[rng.integers(lower[better])]
+        else:
+            row, column = np.nonzero(grades[members][:, None] > grades[members][None, :])
+            better, worse = members[row], members[column]
         if len(better):
-            margins.append(scores[members[better]] - scores[members[worse]])
+            margins.append(scores[better] - scores[worse])
             weights.append(np.full(len(better), 1 / len(better)))
     return np.concatenate(margins), np.concatenate(weights)
