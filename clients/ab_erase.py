@@ -64,7 +64,7 @@ def main(config: Config) -> int:
         )
     if erased.in_use:
         logger.warning(
-            "a router still appends to %s: run this again once it has begun a new file (hourly) or stopped",
+            "a router still appends to %s: run this again in an hour, when it has ended that file, or once it stopped",
             ", ".join(erased.in_use),
         )
         return EXIT_IN_USE

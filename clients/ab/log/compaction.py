@@ -271,6 +271,18 @@ def _merge_json(path: Path, fresh: dict[str, Any]) -> None:
 
     What stood there stays: the raw files of earlier days may be gone, and exposures refer to it.
     """
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**fresh, **known})
+    write_json(path, {**fresh, **read_small_file(path)})
     path.chmod(FILE_MODE)
+
+
+def read_small_file(path: Path) -> dict[str, Any]:
+    """experiments.json or ramps.json of a folder of days; empty if it is not there. InputError if it is no object."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(known, dict):
+            raise ValueError("no object")
+    except ValueError as problem:
+        raise InputError(
+            f"{path}: cannot be read ({problem}); put a copy back, or remove it: what the raw files say is written anew"
+        ) from problem
+    return known

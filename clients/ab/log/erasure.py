@@ -14,16 +14,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from clients.ab.log.compaction import FILE_MODE
+from clients.ab.log.compaction import FILE_MODE, read_small_file
 from clients.ab.log.days_lock import days_lock
 from clients.ab.log.lines import decode, encode
 from clients.ab.log.privacy import Privacy
 from clients.ab.log.quarantine import REJECTS
 from clients.ab.log.reader import log_files, still_there
-from ranking.errors import InputError
+from ranking.errors import DataError, InputError
 from ranking.files import replacing, write_json
-from ranking.schema import read_table, write_table
+from ranking.schema import TABLES, iter_table, reading, write_table
 
 logger = logging.getLogger("ab_log")
 
@@ -88,10 +89,10 @@ class Erasure:
         days = [path for table in TABLES_OF_DAYS for path in sorted((data / table).glob("*.parquet"))] if data else []
         for path in days:
             if path.parent.name == "exposures":
-                rows = read_table(path, "exposures")
-                mine = rows.filter(pc.is_in(rows.column("user_id"), pa.array(sorted(self.names), pa.string())))
-                self._requests.update(mine.column("request_id").to_pylist())
-                self._found.update(self._user_of[name] for name in mine.column("user_id").unique().to_pylist())
+                for rows in _columns(path, "user_id", "request_id"):
+                    mine = rows.filter(self._by_name(rows))
+                    self._requests.update(mine.column("request_id").to_pylist())
+                    self._found.update(self._user_of[name] for name in mine.column("user_id").unique().to_pylist())
         marks = {_mark(name): user for name, user in self._user_of.items()}
         of_found = {mark for mark, user in marks.items() if user in self._found}
         begun: dict[str, set[str]] = {"requests": set(self._requests), "users": of_found}
@@ -162,21 +163,25 @@ class Erasure:
 
     def _day(self, path: Path) -> None:
         table = path.parent.name
-        rows = read_table(path, table)
-        theirs = pc.is_in(rows.column("request_id"), pa.array(sorted(self._requests), pa.string()))
-        if "user_id" in rows.schema.names:
-            by_name = pc.is_in(rows.column("user_id"), pa.array(sorted(self.names), pa.string()))
-            theirs = pc.or_(theirs, by_name)
-        kept = rows.filter(pc.invert(theirs))
-        if len(kept) < len(rows):
-            write_table(path, table, kept)
+        named = [name for name in ("request_id", "user_id") if name in TABLES[table].schema.names]
+        theirs = sum(pc.sum(self._of_them(rows)).as_py() or 0 for rows in _columns(path, *named))
+        if theirs:
+            # piece by piece: a day of pages with their text may be larger than the memory
+            write_table(path, table, (rows.filter(pc.invert(self._of_them(rows))) for rows in iter_table(path, table)))
             path.chmod(FILE_MODE)
-            self.erased.rows += len(rows) - len(kept)
+            self.erased.rows += theirs
+
+    def _of_them(self, rows: pa.Table | pa.RecordBatch) -> pa.Array:
+        theirs = pc.is_in(rows.column("request_id"), pa.array(sorted(self._requests), pa.string()))
+        return pc.or_(theirs, self._by_name(rows)) if "user_id" in rows.schema.names else theirs
+
+    def _by_name(self, rows: pa.Table | pa.RecordBatch) -> pa.Array:
+        return pc.is_in(rows.column("user_id"), pa.array(sorted(self.names), pa.string()))
 
     def _small_files(self, data: Path) -> None:
         definitions = data / "experiments.json"
         if definitions.is_file():
-            known = json.loads(definitions.read_text(encoding="utf-8"))
+            known = read_small_file(definitions)
             kept = {fingerprint: self._without_them(entry) for fingerprint, entry in known.items()}
             if kept != known:
                 write_json(definitions, kept)
@@ -184,7 +189,10 @@ class Erasure:
         rejects = data / REJECTS
         if rejects.is_file():
             lines = rejects.read_text(encoding="utf-8").splitlines()
-            others = [line for line in lines if not self._is_theirs(json.loads(line)["record"])]
+            try:
+                others = [line for line in lines if not self._is_theirs(json.loads(line)["record"])]
+            except (ValueError, KeyError, TypeError) as problem:
+                raise InputError(f"{rejects}: cannot be read; remove it, ab_compact.py writes it anew") from problem
             if len(others) < len(lines):
                 with replacing(rejects) as aside:
                     aside.write_text("".join(line + "\n" for line in others), encoding="utf-8")
@@ -230,6 +238,15 @@ def _lines(path: Path) -> Iterator[bytes]:
     with stream:
         for line in stream:
             yield line.rstrip(b"\n")
+
+
+def _columns(path: Path, *names: str) -> Iterator[pa.RecordBatch]:
+    """Some columns of a day, piece by piece. DataError if it cannot be read or lacks one."""
+    with reading(path):
+        file = pq.ParquetFile(path)
+        if missing := set(names) - set(file.schema_arrow.names):
+            raise DataError(path, f"has no column {', '.join(sorted(missing))}")
+        yield from file.iter_batches(columns=list(names))
 
 
 def _hashable(value: Any) -> str | None:

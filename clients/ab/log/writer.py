@@ -119,7 +119,7 @@ class ExposureLog:
 
     def _run(self) -> None:
         while True:
-            batch = [self._queue.get()]
+            batch = [self._next()]
             while not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             records = [p for p in batch if p is not None]
@@ -136,6 +136,20 @@ class ExposureLog:
                 if self._file:
                     self._file.close()
                 return
+
+    def _next(self) -> _Pending | None:
+        """What is to be written next, once it is there; a file that gets too old meanwhile is closed.
+
+        A router without traffic would else hold it for ever, and ab_erase.py waits for its end.
+        """
+        file = self._file
+        if file is not None:
+            try:
+                return self._queue.get(timeout=max(0.0, file.opened + self.rotate_seconds - time.monotonic()))
+            except queue.Empty:
+                self._file = None
+                file.close()
+        return self._queue.get()
 
     def _commit(self, records: list[_Pending]) -> None:
         try:

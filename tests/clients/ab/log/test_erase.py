@@ -10,10 +10,13 @@ import sys
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from clients.ab.log import erasure
 from clients.ab.log.compaction import compact
 from clients.ab.log.days_lock import LOCK, days_lock
 from clients.ab.log.erasure import PENDING, Erasure
@@ -24,7 +27,7 @@ from clients.ab_erase import EXIT_IN_USE, EXIT_NOT_FOUND, Config, main
 from ranking.errors import InputError
 from ranking.program import parse
 from ranking.query_engine import QueryEngineSettings
-from ranking.schema import read_table
+from ranking.schema import iter_table, read_table
 from tests.clients.ab.log.test_compact import ROOT, event, exposure, write_log
 
 SALTS = [b"the salt of this year", b"the salt of last year"]
@@ -232,6 +235,38 @@ def test_records_of_odd_types_stop_no_erasure(tmp_path):
     definition = {"type": "config", "logged": 1, "fingerprint": "f", "definition": {"forced": ["ann"]}}
     write_log(tmp_path / "log", [exposure("p1", user_id=["ann"]), definition, exposure("p2", user_id="ann")])
     assert Erasure(["ann"]).run(tmp_path / "log", None).pages == 1
+
+
+@pytest.mark.parametrize("name", ["experiments.json", "ramps.json", "rejects.jsonl"])
+def test_a_small_file_of_which_a_half_is_left_is_named(written, name):
+    """Seen: a traceback of the JSON parser, from erasure and compaction alike."""
+    path = written.data / name
+    path.write_text(path.read_text()[:-5] or "[")
+    if name != "ramps.json":
+        with pytest.raises(InputError, match=f"{name}: cannot be read"):
+            main(written)
+    if name != "rejects.jsonl":
+        with pytest.raises(InputError, match=f"{name}: cannot be read"):
+            compact(written.log, written.data, QueryEngineSettings())
+
+
+def test_a_day_is_rewritten_piece_by_piece(tmp_path, monkeypatch):
+    """Seen: each day was read as a whole, at 1 GB for 20,000 pages of 50 documents: larger logs could not be erased."""
+    monkeypatch.setattr(erasure, "iter_table", partial(iter_table, batch_rows=500), raising=False)
+    texts = [f"{number} {'word ' * 1000}" for number in range(10)]
+    pages = [exposure(f"r{n}", user_id=f"u{n % 9}", documents=list("abcdefghij"), scores=[], title=texts, summary=texts)
+             for n in range(200)]  # fmt: skip
+    write_log(tmp_path / "log", pages)
+    compact(tmp_path / "log", tmp_path / "out", QueryEngineSettings())
+    (tmp_path / "empty").mkdir()
+    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert Erasure(["u3"]).run(tmp_path / "empty", tmp_path / "out").rows == 22 * 11
+    finally:
+        pa.set_memory_pool(before)
+    left = read_table(tmp_path / "out" / "events" / "2024-10-04.parquet", "events")
+    assert len(left) == 178 * 10 and pool.max_memory() < left.nbytes
 
 
 def test_erasure_waits_for_a_compaction_that_would_write_the_person_again(written, caplog):

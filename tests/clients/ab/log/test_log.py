@@ -144,6 +144,20 @@ def test_files_rotate_by_size_and_by_age(tmp_path):
     assert len(log_files(tmp_path / "aged")) == 3
 
 
+def test_a_file_that_gets_old_without_records_is_closed(tmp_path):
+    """Seen: a router without traffic held its last file for ever, and no erasure of whoever stood in it ended."""
+    log = ExposureLog(tmp_path, rotate_seconds=0.3)
+    before = open_files()
+    assert log.write("event", {"n": 0}) and open_files() == before + 1
+    until = time.monotonic() + 20
+    while open_files() > before:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert log.write("event", {"n": 1}) and [r["n"] for r in read(tmp_path)[0]] == [0, 1]
+    assert len(log_files(tmp_path)) == 2
+    log.close()
+
+
 def test_a_file_holds_one_utc_day_even_when_midnight_passes_in_the_queue(tmp_path):
     day = 20_000 * DAY_MICROSECONDS
     clock = iter([day - 2, day - 1, day, day + 1] + [day + 2] * 20)
