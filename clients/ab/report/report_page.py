@@ -36,6 +36,7 @@ def report_figures(
     """Every figure of the report as JSON-able values; the pictures are made of them (and of the latencies)."""
     rows = comparison_rows(pages, rates)
     trustworthy = all(check.passed for check in checks)
+    users = dict(zip((chosen.control, chosen.treatment), pages.users))
     return {
         "experiment": pages.experiment,
         "control": chosen.control,
@@ -43,11 +44,11 @@ def report_figures(
         "first": pages.first,
         "last": pages.last,
         "pages": pages.pages,
-        "users": dict(zip((chosen.control, chosen.treatment), pages.users)),
+        "users": users,
         "srm_p": sample_ratio_p,
         "trustworthy": trustworthy,
         "checks": [asdict(check) for check in checks],
-        "verdict": verdict(rows, trustworthy, chosen.control, chosen.treatment),
+        "verdict": verdict(rows, trustworthy, users),
         "confidence": f"{100 * (1 - rates.alpha):g}%",
         "dwell_cap": pages.dwell_cap,
         "metrics": [asdict(row) for row in rows],

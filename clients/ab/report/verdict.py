@@ -5,11 +5,16 @@ from __future__ import annotations
 from clients.ab.report.charts import percent
 from clients.ab.report.comparison_table import ReportRow
 from clients.ab.report.metrics import PAGE_CTR
+from clients.ab.report.statistics import FEW_USERS
 from ranking.significance import p_text
 
 
-def verdict(rows: list[ReportRow], trustworthy: bool, control: str, treatment: str) -> str:
-    """Who won by the adjusted p of the deciding metrics at the planned end; control, treatment: names of the arms."""
+def verdict(rows: list[ReportRow], trustworthy: bool, users: dict[str, int]) -> str:
+    """Who won by the adjusted p of the deciding metrics at the planned end.
+
+    users: how many each arm has by its name, the control first.
+    """
+    control, treatment = users
     if not trustworthy:
         return (
             "No verdict: a check above failed, so the arms are not comparable and no lift below may be believed. "
@@ -17,6 +22,12 @@ def verdict(rows: list[ReportRow], trustworthy: bool, control: str, treatment: s
         )
     if unlogged := _arm_without_clicks(rows, control, treatment):
         return unlogged
+    fewest = min(users, key=lambda arm: users[arm])
+    if users[fewest] < FEW_USERS:
+        return (
+            f"No verdict: {fewest} has {users[fewest]} users, and p values and intervals hold from {FEW_USERS} users "
+            "an arm on. `--plan` says how many find an effect."
+        )
     deciding = [row for row in rows if row.decides and row.lift is not None and row.adjusted_p is not None]
     if not deciding:
         return "No verdict: there are no clicks to compare."

@@ -41,4 +41,12 @@ def test_an_arm_whose_clicks_are_not_logged_is_named(tmp_path, silent, other, st
 
 def test_a_treatment_without_clicks_may_be_chance():
     row = ReportRow("page CTR", 0.001, 0.0, lift=-1.0, low=-1.0, high=-1.0, p=0.3, adjusted_p=0.3, decides=True)
-    assert verdict([row], True, "baseline", "student").startswith("No difference found.")
+    assert verdict([row], True, {"baseline": 900, "student": 900}).startswith("No difference found.")
+
+
+def test_a_few_users_decide_nothing():
+    """Seen: "student wins" in one of five tests of an arm with itself, of three users each; one in seven of five."""
+    row = ReportRow("page CTR", 0.1, 0.3, lift=2.0, low=0.5, high=3.5, p=0.01, adjusted_p=0.02, tone="up", decides=True)
+    said = verdict([row], True, {"baseline": 5000, "student": 29})
+    assert said.startswith("No verdict: student has 29 users, and p values and intervals hold from 30 users an arm on.")
+    assert verdict([row], True, {"baseline": 5000, "student": 30}).startswith("student wins")
