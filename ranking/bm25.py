@@ -71,6 +71,6 @@ def bm25_scores(
         rows_of.setdefault(query, []).append(row)
     scores = np.zeros(len(queries), np.float32)
     found = zip(rows_of.values(), index.scores(list(rows_of)))
-    for rows, of_documents in tqdm(found, total=len(rows_of), desc="bm25", unit="query", leave=False):
+    for rows, of_documents in tqdm(found, total=len(rows_of), desc="bm25", unit="query", disable=None, leave=False):
         scores[rows] = of_documents[[documents[titles[row], summaries[row]] for row in rows]]
     return scores

@@ -334,7 +334,7 @@ def _draw_documents(engine: QueryEngine, table: Table, choice: DocumentChoice, r
         FROM drawn JOIN queries USING (query_no) ORDER BY query_no, doc_id, copy
     """)
     report |= {"pool_pairs": 0, "duplicates": 0}
-    bar = tqdm(total=report["queries"], desc="candidates", unit="query")
+    bar = tqdm(total=report["queries"], desc="candidates", unit="query", disable=None)
     for piece in _whole_queries(result):
         report["pool_pairs"] += len(piece)
         duplicate = piece.column("duplicate").to_numpy()

@@ -95,7 +95,7 @@ class Scorer:
         scores = np.full(len(store), np.nan, np.float32)
         device = next(self.model.parameters()).device
         bf16 = bf16_is_native() if precision == "auto" else precision == "bfloat16"
-        with tqdm(total=len(store), desc=progress, unit="text", disable=progress is None) as bar:
+        with tqdm(total=len(store), desc=progress, unit="text", disable=None if progress else True) as bar:
             for rows in split_by_tokens(store.lengths, batch_tokens):
                 batch = {
                     name: t.to(device) for name, t in store.pad(rows.tolist(), self.pad_id, self.token_types).items()

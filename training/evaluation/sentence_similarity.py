@@ -67,7 +67,9 @@ class SentenceEncoder:
         vectors = np.zeros((len(cleaned), self.model.config.hidden_size), np.float32)
         device = next(self.model.parameters()).device
         store = TokenStore.build(encoded)
-        with tqdm(total=len(cleaned), desc=progress, unit="text", disable=progress is None, leave=False) as bar:
+        with tqdm(
+            total=len(cleaned), desc=progress, unit="text", disable=None if progress else True, leave=False
+        ) as bar:
             for rows in split_by_tokens(store.lengths, batch_tokens):
                 batch = {
                     name: t.to(device) for name, t in store.pad(rows.tolist(), self.tokenizer.pad_token_id).items()

@@ -127,7 +127,9 @@ def _add_best(source: JudgedSource, documents: dict[str, dict[str, None]], count
     doc_ids = list(source.documents)
     index = Bm25(list(source.documents.values()))
     every = index.scores([source.queries[query_id] for query_id in short])
-    for query_id, scores in tqdm(zip(short, every), total=len(short), desc="candidates", unit="query", leave=False):
+    for query_id, scores in tqdm(
+        zip(short, every), total=len(short), desc="candidates", unit="query", disable=None, leave=False
+    ):
         found = documents[query_id]
         best = np.argsort(-scores, kind="stable")[: count + len(found)]
         new = [doc_id for i in best if scores[i] > 0 and (doc_id := doc_ids[i]) not in found]

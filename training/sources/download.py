@@ -53,7 +53,7 @@ def _download(address: str, path: Path) -> None:
         with (
             replacing(path) as aside,
             aside.open("wb") as file,
-            tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True) as bar,
+            tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True, disable=None) as bar,
         ):
             while block := answer.read(1 << 16):
                 file.write(block)

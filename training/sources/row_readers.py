@@ -58,14 +58,14 @@ class BadRows:
         self.rejects.add(path, [BadRow(row, reason)])
 
 
-def text_lines(path: Path, bad: BadRows, progress: bool = True, blank: bool = False) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path, bad: BadRows, blank: bool = False) -> Iterator[tuple[int, str]]:
     """(line number, text without its line end) of a UTF-8 file, gzip or plain. blank: give blank lines too."""
     if not path.is_file():
         raise DataError(path, "no such file")
     number = 0
     with (
         gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream,
-        tqdm(desc=path.name, unit="row", disable=not progress, leave=False) as bar,
+        tqdm(desc=path.name, unit="row", disable=None, leave=False) as bar,
     ):
         while True:
             try:
@@ -145,7 +145,7 @@ def parquet_rows(path: Path, bad: BadRows, columns: Sequence[str] | None = None)
         if pa.types.is_temporal(kind) or pa.types.is_nested(kind):
             raise DataError(path, f"column {name} is {kind}: text or numbers are needed")
     number = 0
-    with tqdm(total=file.metadata.num_rows, desc=path.name, unit="row", leave=False) as bar:
+    with tqdm(total=file.metadata.num_rows, desc=path.name, unit="row", disable=None, leave=False) as bar:
         while True:
             with reading(path):
                 batch = next(batches, None)

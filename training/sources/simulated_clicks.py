@@ -102,7 +102,7 @@ def write_simulated_log(
     def tables() -> Iterator[pa.Table]:
         nonlocal clicks
         when = START + np.sort(rng.integers(0, DAYS * 86_400_000_000, size=pages)).astype("timedelta64[us]")
-        with tqdm(total=pages, desc="simulated clicks", unit="page", leave=False) as bar:
+        with tqdm(total=pages, desc="simulated clicks", unit="page", disable=None, leave=False) as bar:
             for start in range(0, pages, CHUNK):
                 count = min(CHUNK, pages - start)
                 asked = rng.integers(len(queries), size=count)

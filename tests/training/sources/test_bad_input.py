@@ -235,6 +235,7 @@ def test_the_command_ends_with_one_line_and_a_non_zero_exit(tmp_path):
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
+    assert "\r" not in done.stderr  # a log file is no place for progress bars
     last = done.stderr.strip().splitlines()[-1].rpartition("\r")[2].strip()
     assert last.startswith("error: ") and "train.tsv, row 5: grade is NaN or infinite" in last
     assert "Traceback" not in done.stderr
