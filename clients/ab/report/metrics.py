@@ -21,8 +21,10 @@ class PageColumn:
 
 
 PAGE_COLUMNS: dict[str, PageColumn] = {
-    "clicks": PageColumn("clicks::INT", "sum(clicked::INT)::INT"),
-    "dwell": PageColumn("dwell_seconds::FLOAT", "sum(CASE WHEN clicked THEN dwell_seconds ELSE 0 END)::FLOAT"),
+    # of events a document's clicks may be counted, where the router says whether there was one; Spark takes no number
+    # for a condition
+    "clicks": PageColumn("clicks::INT", "sum((clicked::INT > 0)::INT)::INT"),
+    "dwell": PageColumn("dwell_seconds::FLOAT", "sum(CASE WHEN clicked::INT > 0 THEN dwell_seconds ELSE 0 END)::FLOAT"),
     "fell_back": PageColumn("fallback != ''", None),
     "latency_ms": PageColumn("latency_ms", None),
 }

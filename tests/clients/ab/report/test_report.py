@@ -128,6 +128,13 @@ def test_an_events_table_gives_the_same_clicks_as_the_exposures(winning, tmp_pat
     for name in ("page CTR", "user CTR", "dwell per click"):
         assert metric(from_events, name)["lift"] == pytest.approx(metric(figures, name)["lift"], rel=1e-6)
     assert "latency p50" not in {m["name"] for m in from_events["metrics"]}
+    # clicks of a document counted: one that was clicked, as in the exposures
+    events = pq.read_table(tmp_path / "events.parquet")
+    counted = pa.array([3 if clicked else 0 for clicked in events["clicked"].to_pylist()])
+    place = events.column_names.index("clicked")
+    (tmp_path / "counted").mkdir()
+    pq.write_table(events.set_column(place, "clicked", counted), tmp_path / "counted" / "events.parquet")
+    assert report(tmp_path / "counted")["metrics"] == from_events["metrics"]
 
 
 @pytest.mark.parametrize(
