@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from demo.stages import ROOT, Stages, note, run_program
+from demo.stages import ROOT, Stages, note, one_run, run_program
 from ranking.card import ScoreCard
 from ranking.files import write_json
 from ranking.labels import LabelSet
@@ -199,8 +199,8 @@ def main(config: Config) -> None:
     """Run the rounds and print NDCG@5 on dev against the labels spent."""
     for name in ("data", "out"):
         setattr(config, name, ROOT / getattr(config, name))  # the commands run from the repository's root
-    config.out.mkdir(parents=True, exist_ok=True)
-    found = flow(config)
+    with one_run(config.out):
+        found = flow(config)
     if found["stopped"]:
         note(found["stopped"])
     print(f"{'labels':>10}  {NDCG} on dev")

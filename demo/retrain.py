@@ -26,7 +26,7 @@ import yaml
 from build.publication_settings import check_model_name
 from demo.decoder_stages import train_teacher
 from demo.run import only, only_arms
-from demo.stages import ROOT, ProgramFailed, Stages, note, run_program
+from demo.stages import ROOT, ProgramFailed, Stages, note, one_run, run_program
 from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.files import write_json, write_text
@@ -394,7 +394,11 @@ def main(config: Config) -> int:
             raise InputError(f"--{name} {path} lies in --out, where what is made anew is removed: name another --out")
         if path is not None and not path.is_dir():  # some are first read after hours
             raise InputError(f"--{name.replace('_', '-')} {path}: no such folder")
-    config.out.mkdir(parents=True, exist_ok=True)
+    with one_run(config.out):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     try:
         found = flow(config)
     except Stopped as problem:

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from demo import label_rounds, stages
-from demo.label_rounds import Config, flow
+from demo.label_rounds import Config, flow, main
+from demo.stages import one_run
 from ranking.errors import InputError
 from ranking.program import parse
 from ranking.schema import read_table
@@ -86,3 +87,9 @@ def test_rounds_that_would_waste_labels_are_refused(tmp_path, changes, said):
     given = {"label": "clients/label_corpus.py --store s", "budget": [100, 200]} | changes
     with pytest.raises(ValueError, match=said):
         Config(data=tmp_path, out=tmp_path / "out", **given)
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path):
+    config = Config(data=tmp_path, out=tmp_path / "out", label="-m training.blend_labels", budget=[8])
+    with one_run(config.out), pytest.raises(InputError, match="out: another run works in it"):
+        main(config)

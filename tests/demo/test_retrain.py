@@ -25,7 +25,7 @@ from demo.retrain import (
     merge,
     refuse_worse_teacher,
 )
-from demo.stages import run_program
+from demo.stages import one_run, run_program
 from ranking.card import fingerprint
 from ranking.errors import InputError
 from ranking.schema import TABLES, read_table, write_table
@@ -192,7 +192,7 @@ def test_an_arm_of_another_run_is_refused_before_anything_is_made(tmp_path, caps
     publish(make_student(tmp_path / "student"))
     assert main(settings(tmp_path, **asked)) == EXIT_STOPPED
     assert "student_next holds another student than" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["summary.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "summary.json"]
     # an interrupted run goes on: what is published is its own student; and so does one with a name of its own
     publish(make_student(tmp_path / "out/student"))
     assert main(settings(tmp_path, **asked)) == EXIT_STOPPED and "new click pairs" in capsys.readouterr().out
@@ -248,6 +248,16 @@ def test_what_is_first_read_after_hours_is_looked_for_at_once(tmp_path):
         main(settings(tmp_path, last_teacher=tmp_path / "lost"))
     with pytest.raises(InputError, match=r"--serving-arm studnet: .* has no version of it"):
         main(settings(tmp_path, serving_arm="studnet"))
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path):
+    """Seen: the next night's retraining removed the student that the last one's was still training."""
+    make_log(tmp_path / "log")
+    make_judged(tmp_path / "data")
+    config = settings(tmp_path)
+    with one_run(config.out), pytest.raises(InputError, match="out: another run works in it"):
+        main(config)
+    assert [path.name for path in config.out.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(("code", "refused"), [(1, True), (2, False), (-9, False)])
