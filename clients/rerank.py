@@ -43,6 +43,10 @@ class Config(TritonAccess):
     top: int = 10
     deadline_ms: float = 10_000.0
 
+    def __post_init__(self) -> None:
+        if self.top < 0:
+            raise ValueError(f"top is {self.top}: 0 or more is needed")
+
 
 def main(config: Config) -> None:
     """Print the documents, best first, with their scores."""
@@ -61,9 +65,12 @@ def main(config: Config) -> None:
 
 
 def read_documents(path: Path) -> list[dict[str, Any]]:
-    """Documents of a JSON Lines file: title, summary, doc_id, prior or None. DataError names the first bad line."""
+    """Documents of a JSON Lines file: title, summary, doc_id, prior or None. DataError names the first bad line.
+
+    Half a surrogate pair, as a title that was cut within an emoji has it, is read as it would be sent: as "?".
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines(): a JSON text may hold U+2028
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(path, f"cannot be read: {problem}") from problem
     documents: list[dict[str, Any]] = []
@@ -82,8 +89,13 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
         prior = content.get("prior")
         if prior is not None and (isinstance(prior, bool) or not isinstance(prior, int | float)):
             raise DataError(path, "`prior` is not a number", row)
-        doc_id = str(content.get("doc_id", len(documents) + 1))
-        documents.append({"title": content["title"], "summary": summary, "doc_id": doc_id, "prior": prior})
+        texts = {
+            "title": content["title"],
+            "summary": summary,
+            "doc_id": str(content.get("doc_id", len(documents) + 1)),
+        }
+        whole = {name: text.encode("utf-8", "replace").decode("utf-8") for name, text in texts.items()}
+        documents.append({**whole, "prior": prior})
     if not documents:
         raise DataError(path, "no documents")
     return documents

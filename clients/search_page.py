@@ -88,6 +88,10 @@ class Config(TritonAccess):
     def __post_init__(self) -> None:
         if self.grades.suffix != ".jsonl":
             raise ValueError(f"grades is {self.grades}: a name that ends in .jsonl is needed")
+        if self.candidates < 1:
+            raise ValueError(f"candidates is {self.candidates}: at least 1 is needed")
+        if not 0 < self.port <= 65535:
+            raise ValueError(f"port is {self.port}: a number from 1 to 65535 is needed")
         if self.control == self.treatment:
             raise ValueError(f"control and treatment are both {self.control}: two arms are judged side by side")
         if not 0 < self.alpha < 1:
@@ -152,26 +156,28 @@ class Grade(BaseModel):
 
 
 def make_app(config: Config) -> FastAPI:
-    """The page as an ASGI application, with the documents indexed. InputError if the dataset folder holds none."""
+    """The page as an ASGI application, with the documents indexed.
+
+    InputError if the dataset folder holds none, or the server cannot be asked with these settings.
+    """
+    arms, credentials = (config.control, config.treatment), config.credentials()
+    rankers = {arm: AsyncReranker([config.url], arm, config.deadline_ms, credentials) for arm in arms}
     documents = Documents(config.data)
     drawn = (
         [] if config.log is None else draw_queries(config.log, config.queries_per_band, config.seed, config.min_users)
     )
     places = {doc_id: number for number, doc_id in enumerate(documents.ids)}
-    arms = (config.control, config.treatment)
     sheet = Sheet(config.judgments, config.grades, drawn, config.alpha, arms)
     examples = [one.query for one in drawn] or random.Random(config.seed).sample(
         documents.queries, min(EXAMPLES, len(documents.queries))
     )
 
     @asynccontextmanager
-    async def rankers(app: FastAPI):
-        credentials = config.credentials()
-        app.state.rankers = {arm: AsyncReranker([config.url], arm, config.deadline_ms, credentials) for arm in arms}
+    async def closing(app: FastAPI):
         yield
-        await asyncio.gather(*(ranker.close() for ranker in app.state.rankers.values()))
+        await asyncio.gather(*(ranker.close() for ranker in rankers.values()))
 
-    app = FastAPI(title="DisRanker search page", lifespan=rankers)
+    app = FastAPI(title="DisRanker search page", lifespan=closing)
 
     if config.host in LOOPBACK:
         # a page of somebody else's, open in the same browser, may reach this one under a name that its owner controls
@@ -207,7 +213,7 @@ def make_app(config: Config) -> FastAPI:
         titles = [documents.titles[n] for n in numbers]
         summaries = [documents.summaries[n] for n in numbers]
         try:
-            rankings = await asyncio.gather(*(app.state.rankers[arm].rank(query, titles, summaries) for arm in arms))
+            rankings = await asyncio.gather(*(rankers[arm].rank(query, titles, summaries) for arm in arms))
         except RerankError as problem:
             raise HTTPException(502, str(problem)) from problem
         sides = [

@@ -75,7 +75,7 @@ class _Servers:
                 return
             number = (first + tried) % count
             if number not in self.clients:
-                self.clients[number] = self._make(self.connections[number], self.deadline_ms)
+                self.clients[number] = self._make(self.connections[number], self.deadline_ms, count)
             yield number, self.clients[number], remaining_ms
 
     def answered(self, number: int, scored: ModelScores) -> RankedDocuments:
@@ -99,7 +99,7 @@ class _Servers:
 class _OverServers:
     """What Reranker and AsyncReranker share: the servers, and how they are asked."""
 
-    _make_client: Callable[..., Any]
+    _make_client: Callable[[TritonConnection, float, int], Any]  # of a server, the deadline, how many servers there are
 
     def __init__(
         self,
@@ -114,7 +114,10 @@ class _OverServers:
 class Reranker(_OverServers):
     """Synchronous client. Over HTTP it is not for use by several threads at once: give each its own."""
 
-    _make_client = ScoringClient
+    @staticmethod
+    def _make_client(connection: TritonConnection, deadline_ms: float, servers: int) -> ScoringClient:
+        # over HTTP a socket has one limit for all requests: of the whole deadline nothing would be left for the next
+        return ScoringClient(connection, deadline_ms / servers)
 
     def rank(
         self,
@@ -154,7 +157,9 @@ class Reranker(_OverServers):
 class AsyncReranker(_OverServers):
     """The same for asyncio; any number of rankings may be under way at once."""
 
-    _make_client = AsyncScoringClient
+    @staticmethod
+    def _make_client(connection: TritonConnection, deadline_ms: float, servers: int) -> AsyncScoringClient:
+        return AsyncScoringClient(connection, deadline_ms)
 
     async def rank(
         self,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
 from clients.search_page import Config, make_app
+from ranking.errors import InputError
 from tests.helpers.graded_rankers import write_data
 
 
@@ -66,3 +68,20 @@ def test_a_judgment_that_cannot_be_written_says_why(page):
     judgments.mkdir()
     answer = client.post("/judge", json={"query": "a", "left": "baseline", "better": "left"})
     assert answer.status_code == 500 and answer.json() == {"detail": "not saved: Is a directory"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"ca": Path("absent.pem")}, "no such file"), ({"url": "ftp://a:1"}, "scheme"), ({"deadline_ms": 0.0}, "above 0")],
+)
+def test_a_server_that_cannot_be_asked_is_told_before_anything_is_served(tmp_path, settings, said):
+    """Seen: a traceback of the web server."""
+    with pytest.raises(InputError, match=said):
+        make_app(Config(data=write_data(tmp_path), **settings))
+
+
+@pytest.mark.parametrize("settings", [{"candidates": 0}, {"port": 70_000}])
+def test_a_number_that_makes_no_sense_is_refused(tmp_path, settings):
+    """Seen: no query found anything; the page was said to be on port 70000."""
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Config(data=tmp_path, **settings)

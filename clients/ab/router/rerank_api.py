@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from clients.ab.router.api import Document, Label, Name, Query, RankRequest, Text, short_enough
-from clients.ab.router.page_ranking import PageRefused
+from clients.ab.router.page_ranking import INTERLEAVED, PageRefused
 from ranking.calibration import probability
 from ranking.chunks import MAX_CHUNKS
 from ranking.limits import MAX_FIELD_BYTES, MAX_ID_CHARACTERS, field_bytes
@@ -233,6 +233,9 @@ def reranked(request: RerankRequest, page: RankRequest, answer: Mapping[str, Any
     scores = answer["scores"] or [UNKNOWN_LOGIT] * len(places)
     if not request.raw_scores:
         scores = answer["probabilities"] or probability(scores, None).tolist()
+    if answer["served_by"] == INTERLEAVED:
+        # each is by the model that placed its document: clients that sort by them would show a page that is not logged
+        scores = sorted(scores, reverse=True)
     ranked = [Reranked(places[doc_id], doc_id, score) for doc_id, score in zip(answer["ranking"], scores)]
     return ranked[: request.top_n]
 

@@ -120,9 +120,11 @@ def test_a_silent_server_costs_no_more_than_the_deadline(silent, scheme):
     assert time.monotonic() - start < 2
 
 
-def test_every_url_is_tried_and_named(silent):
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_every_url_is_tried_and_named(silent, scheme):
+    """Seen: over HTTP a silent server took the whole deadline, and no other was tried."""
     with (
-        Reranker([f"grpc://{silent}", "http://127.0.0.1:1", "127.0.0.1:2"], deadline_ms=1000) as ranker,
+        Reranker([f"{scheme}://{silent}", "http://127.0.0.1:1", "127.0.0.1:2"], deadline_ms=1000) as ranker,
         pytest.raises(RerankError) as failed,
     ):
         ranker.rank("q", ["a"], ["b"])
@@ -144,6 +146,11 @@ def test_documents_name_their_first_bad_line(tmp_path):
     path.write_text('{"title": "a", "prior": "high"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="row 1: `prior` is not a number"):
         read_documents(path)
+    # seen: these stand in JSON as they are, and were taken for ends of lines; a file of Windows' editors begins so
+    path.write_text('\ufeff{"title": "a\u2028b\u0085c"}\r\n{"title": "d"}\r\n', encoding="utf-8")
+    assert [d["title"] for d in read_documents(path)] == ["a\u2028b\u0085c", "d"]
+    path.write_text('{"title": "cut \\ud83d", "doc_id": "\\ud83d"}\n', encoding="utf-8")  # seen: could not be printed
+    assert [(d["title"], d["doc_id"]) for d in read_documents(path)] == [("cut ?", "?")]
     path.write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(DataError, match="row 1: not JSON"):
         read_documents(path)

@@ -277,3 +277,21 @@ def test_a_callers_number_of_chunks_reaches_the_models_that_read_several(start):
         assert client.post("/rank", json=body).status_code == 200
         assert client.post("/rank", json=body | {"max_chunks": 0}).status_code == 422
     assert stub.chunks == [("student", 3)] * 2 + [("baseline", None)] * 2 + [("student", 2), ("student", None)]
+
+
+def test_an_interleaved_page_stays_as_it_is_where_a_client_sorts_by_score():
+    """Seen: each score was by the model that placed its document: clients that sort undid the interleaving."""
+    request = RerankRequest(query="q", documents=TEXTS)
+    page = request.page("u", "r")
+    answer = {
+        "ranking": [page.documents[place].doc_id for place in (1, 0, 2)], "scores": [-3.0, 4.0, 1.0],
+        "probabilities": None, "served_by": "interleaved",
+    }  # fmt: skip
+    ranked = reranked(request, page, answer)
+    assert [entry.index for entry in ranked] == [1, 0, 2]
+    assert [entry.score for entry in ranked] == [pytest.approx(logistic(score)) for score in (4, 1, -3)]
+    assert [entry.score for entry in reranked(request, page, answer | {"probabilities": [0.2, 0.9, 0.4]})] == [
+        0.9,
+        0.4,
+        0.2,
+    ]
