@@ -10,7 +10,16 @@ from tqdm import tqdm
 
 from clients.ab.report.experiment_pages import ArmTotals, ExperimentPages
 from clients.ab.report.metrics import QUANTILE_METRICS, RATIO_METRICS, QuantileMetric, RatioMetric
-from clients.ab.report.statistics import Comparison, UserTotals, compare_arms, cuped, estimate, holm, quantile
+from clients.ab.report.statistics import (
+    Comparison,
+    UserTotals,
+    always_valid_margin,
+    compare_arms,
+    cuped,
+    estimate,
+    holm,
+    quantile,
+)
 
 Metric = RatioMetric | QuantileMetric
 
@@ -30,7 +39,8 @@ class ErrorRates:
 class ReportRow:
     """One metric in the report: both arms, the lift with its intervals, or the reason why there is none.
 
-    tone: `up` or `down` for a lift that the adjusted p calls real, by whether it is better for users.
+    tone: `up` or `down` for a lift that the adjusted p calls real, by whether it is better for users;
+    holds_at_any_time: whether it may be called so however often and at however many metrics somebody looks.
     """
 
     name: str
@@ -49,6 +59,7 @@ class ReportRow:
     reason: str = ""
     tone: str = ""
     decides: bool = False
+    holds_at_any_time: bool = False
 
 
 def comparison_rows(pages: ExperimentPages, rates: ErrorRates) -> list[ReportRow]:
@@ -67,6 +78,18 @@ def comparison_rows(pages: ExperimentPages, rates: ErrorRates) -> list[ReportRow
     return rows
 
 
+def holds_at_any_time(comparison: Comparison, rates: ErrorRates) -> bool:
+    """Whether the always-valid interval leaves out zero at an error rate that all deciding metrics share (Bonferroni).
+
+    Each at the whole rate, one of three says so of arms that do not differ in 6.5% of experiments with sixty looks.
+    """
+    if not comparison.has_interval:
+        return False
+    alpha = rates.alpha / sum(metric.decides for metric in RATIO_METRICS)
+    reach = always_valid_margin(comparison.standard_error, sum(comparison.users), alpha, rates.planned_users)
+    return abs(comparison.lift) > reach
+
+
 def lift_of(totals: ArmTotals, rates: ErrorRates) -> Comparison:
     """Treatment against control for per-user totals. ValueError if an arm has too few users or an empty denominator."""
     arms = [estimate(UserTotals(n, d)) for n, d in zip(totals.numerator, totals.denominator)]
@@ -78,13 +101,20 @@ def _ratio_row(pages: ExperimentPages, metric: RatioMetric, rates: ErrorRates) -
     try:
         # an arm of zeros stays one: adjusted by the other arm's habits it would get a lift out of nothing
         if totals.covariate is None or not all(side.any() for side in totals.numerator):
-            return _row(metric, lift_of(totals, rates), decides=metric.decides)
+            plain = lift_of(totals, rates)
+            return _decided(_row(metric, plain), metric, plain, rates)
         arms = [UserTotals(*sides) for sides in zip(totals.numerator, totals.denominator, totals.covariate)]
     except ValueError as problem:
         return ReportRow(metric.name, reason=str(problem), decides=metric.decides)
     control, treatment, variance_left = cuped(arms[0], arms[1])
     comparison = compare_arms(control, treatment, rates.alpha, rates.planned_users)
-    return _row(metric, comparison, variance_left, metric.decides)
+    return _decided(_row(metric, comparison, variance_left), metric, comparison, rates)
+
+
+def _decided(row: ReportRow, metric: RatioMetric, comparison: Comparison, rates: ErrorRates) -> ReportRow:
+    row.decides = metric.decides
+    row.holds_at_any_time = metric.decides and holds_at_any_time(comparison, rates)
+    return row
 
 
 def _quantile_row(pages: ExperimentPages, metric: QuantileMetric, rates: ErrorRates) -> ReportRow:
@@ -95,10 +125,8 @@ def _quantile_row(pages: ExperimentPages, metric: QuantileMetric, rates: ErrorRa
         return ReportRow(metric.name, reason=f"no {metric.column} in one arm: {problem}")
 
 
-def _row(
-    metric: Metric, comparison: Comparison, cuped_variance: float | None = None, decides: bool = False
-) -> ReportRow:
-    row = ReportRow(metric.name, comparison.control, comparison.treatment, decides=decides)
+def _row(metric: Metric, comparison: Comparison, cuped_variance: float | None = None) -> ReportRow:
+    row = ReportRow(metric.name, comparison.control, comparison.treatment)
     row.control_text, row.treatment_text = metric.unit.show(comparison.control), metric.unit.show(comparison.treatment)
     row.p = row.adjusted_p = comparison.p
     row.cuped_variance = cuped_variance

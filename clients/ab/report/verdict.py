@@ -40,9 +40,9 @@ def verdict(rows: list[ReportRow], trustworthy: bool, users: dict[str, int]) -> 
     if better:
         note = (
             "This holds at any time of looking."
-            if all(map(_holds_at_any_time, better))
-            else "It holds if this is the planned end of the experiment; "
-            "the always-valid interval does not exclude zero yet."
+            if all(row.holds_at_any_time for row in better)
+            else "It holds if this is the planned end of the experiment; the always-valid intervals, adjusted for the "
+            "number of metrics, do not exclude zero yet."
         )
         return f"{treatment} wins: {_listed(better)}. {note}"
     if worse:
@@ -76,7 +76,3 @@ def _listed(rows: list[ReportRow]) -> str:
     return ", ".join(
         f"{row.name} {percent(row.lift or 0)} (adjusted p {p_text(row.adjusted_p or 0, True)})" for row in rows
     )
-
-
-def _holds_at_any_time(row: ReportRow) -> bool:
-    return row.always_low is not None and row.always_high is not None and row.always_low * row.always_high > 0

@@ -7,7 +7,8 @@ import datetime as dt
 import pyarrow as pa
 import pytest
 
-from clients.ab.report.comparison_table import ReportRow
+from clients.ab.report.comparison_table import ErrorRates, ReportRow, holds_at_any_time
+from clients.ab.report.statistics import Comparison, always_valid_margin
 from clients.ab.report.verdict import verdict
 from tests.clients.ab.report.test_report import metric, replace_column, report
 from tests.helpers.ab_logs import exposures, save, started
@@ -42,6 +43,17 @@ def test_an_arm_whose_clicks_are_not_logged_is_named(tmp_path, silent, other, st
 def test_a_treatment_without_clicks_may_be_chance():
     row = ReportRow("page CTR", 0.001, 0.0, lift=-1.0, low=-1.0, high=-1.0, p=0.3, adjusted_p=0.3, decides=True)
     assert verdict([row], True, {"baseline": 900, "student": 900}).startswith("No difference found.")
+
+
+@pytest.mark.parametrize(("share", "holds"), [(1, False), (3, True)])
+def test_a_win_holds_at_any_time_if_it_does_at_all_metrics_together(share, holds):
+    """Seen: 6.5% of tests of an arm with itself won "at any time", by one of three intervals of 5% each."""
+    lift = 1.01 * always_valid_margin(0.02, 2000, 0.05 / share)
+    found = Comparison(0.3, 0.3 * (1 + lift), lift, 0.02, 0.0, 0.0, 1e-4, 0.0, 0.0, (1000, 1000))
+    assert holds_at_any_time(found, ErrorRates()) == holds
+    row = ReportRow("page CTR", lift=lift, p=1e-4, adjusted_p=3e-4, tone="up", decides=True, holds_at_any_time=holds)
+    said = verdict([row], True, {"baseline": 1000, "student": 1000})
+    assert ("This holds at any time of looking." in said) == holds == ("do not exclude zero yet" not in said)
 
 
 def test_a_few_users_decide_nothing():
