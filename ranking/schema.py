@@ -138,6 +138,7 @@ def conform(table: Table, columns: pa.Table, path: str | Path, check_text: bool 
     missing = [name for name in table.schema.names if name not in columns.column_names]
     if missing:
         raise DataError(path, f"no column {', '.join(missing)}; {table.name} has {', '.join(table.schema.names)}")
+    check_once(columns.schema, table.schema.names, path)
     arrays = []
     for wanted in table.schema:
         column = columns.column(wanted.name)
@@ -156,6 +157,13 @@ def conform(table: Table, columns: pa.Table, path: str | Path, check_text: bool 
             raise DataError(path, f"column {wanted.name} is {column.type}, {wanted.type} is needed") from problem
     # nullability is checked row by row in bad_rows, so that a null can be named and rejected
     return pa.table(arrays, names=table.schema.names)
+
+
+def check_once(schema: pa.Schema, names: Iterable[str], path: str | Path) -> None:
+    """DataError if a column of one of these names stands in a file twice: nobody knows which one is meant."""
+    for name in names:
+        if len(schema.get_all_field_indices(name)) > 1:
+            raise DataError(path, f"column {name} occurs twice")
 
 
 def _is_text(kind: pa.DataType) -> bool:

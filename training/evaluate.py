@@ -27,7 +27,7 @@ from training.evaluation.label_scores import label_scores
 from training.evaluation.learning_curve import curve_points, curve_table, plot_curve
 from training.evaluation.published_arm import PublishedArm
 from training.evaluation.result_tables import calibration_table, disagreement_page, table, teacher_table
-from training.evaluation.trec_files import write_qrels, write_run
+from training.evaluation.trec_files import trec_ids, write_qrels, write_run
 
 LOGGER = logging.getLogger(__name__)
 Split = Literal["train", "dev", "test"]
@@ -114,6 +114,9 @@ def main(config: Config) -> None:
     """Score the judged documents with every system, print the tables, write the files of write_results."""
     judged_file = config.data / "judgments" / f"{config.split}.parquet"
     judgments = judgments_of(judged_file, config.queries)
+    _check_names(config)
+    if config.write_runs:
+        trec_ids(config.write_runs, judgments)
     if config.write_qrels:
         write_qrels(config.write_qrels, judgments)
     systems: list[System] = []
@@ -132,10 +135,10 @@ def main(config: Config) -> None:
             )
         )
     _make_names_unique(systems)
+    teacher = _teacher(systems, config.teacher)
     if config.write_runs:
         for name, system in _distinct_file_names(systems).items():
             write_run(config.write_runs / f"{name}.run", judgments, system.scores, system.name)
-    teacher = _teacher(systems, config.teacher)
     results = compare(
         {system.name: system.scores for system in systems},
         judgments,
@@ -261,6 +264,17 @@ def _make_names_unique(systems: list[System]) -> None:
             system.name = system.source
     if len({system.name for system in systems}) < len(systems):
         raise InputError("--system: the same system is given twice")
+    if taken := {system.name for system in systems} & {"query_id", "doc_id", "grade"}:
+        raise InputError(f"--system {taken.pop()}=...: scores.parquet has a column of that name; name it otherwise")
+
+
+def _check_names(config: Config) -> None:
+    """InputError for names that cannot be told apart or are none, before the scoring, which may take hours."""
+    planned = [System(*_split_spec(spec), np.empty(0, np.float32)) for spec in config.system]
+    _make_names_unique(planned)
+    _distinct_file_names(planned)
+    if config.teacher:
+        _teacher(planned, config.teacher)
 
 
 def _teacher(systems: list[System], name: str) -> System | None:
@@ -317,7 +331,7 @@ def write_results(
 def _distinct_file_names(systems: list[System]) -> dict[str, System]:
     named = {_file_name(system.name): system for system in systems}
     if len(named) < len(systems):
-        raise InputError("--write-runs: two systems would have one file: name them apart with NAME=...")
+        raise InputError("--system: two systems would have one file: name them apart with NAME=...")
     return named
 
 

@@ -71,6 +71,17 @@ def test_a_bad_table_names_file_row_and_reason(changes, reason, row, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_column_that_stands_in_a_file_twice_is_told(tmp_path):
+    path = tmp_path / "j.parquet"
+    write(path)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("query", table["query"]), path)
+    with pytest.raises(DataError, match=r"Multiple matches for .*query"):
+        read_table(path, "judgments")
+    with pytest.raises(DataError, match="column query occurs twice"):
+        list(iter_table(path, "judgments"))
+
+
 @pytest.mark.parametrize("changes, reason, row", [case for case in BAD if "column" not in case[1]])
 def test_a_bad_row_can_be_rejected_and_counted(changes, reason, row, tmp_path):
     path = tmp_path / "j.parquet"

@@ -14,7 +14,7 @@ from ranking.database import literal
 from ranking.errors import DataError, InputError
 from ranking.limits import MAX_FIELD_BYTES
 from ranking.query_engine import QueryEngine, single_row, single_value
-from ranking.schema import BadRow, Rejects, Table, conform, reading
+from ranking.schema import BadRow, Rejects, Table, check_once, conform, reading
 from ranking.visible import VISIBLE_RE2
 
 
@@ -84,6 +84,7 @@ def file_columns(
         ]
         if missing:
             raise DataError(file, f"no column {', '.join(missing)}; there are {', '.join(schema.names)}{hint}")
+        check_once(schema, theirs.values(), file)
         types = []
         for wanted in table.schema:
             kind = wanted.type if wanted.name in absent else schema.field(theirs[wanted.name]).type

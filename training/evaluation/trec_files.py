@@ -25,7 +25,7 @@ _SPACE = re.compile(r"\s")
 
 def write_qrels(path: Path, judgments: Judgments) -> None:
     """Write the judgments in their order. InputError for an id that the form cannot hold."""
-    query_ids, doc_ids = _ids(path, judgments)
+    query_ids, doc_ids = trec_ids(path, judgments)
     _write(path, (f"{q} 0 {d} {grade}" for q, d, grade in zip(query_ids, doc_ids, judgments.grades.tolist())))
 
 
@@ -35,7 +35,7 @@ def write_run(path: Path, judgments: Judgments, scores: NDArray[np.float32], tag
     scores: float32 [n], written so that they read back unchanged; tag: the system's name, white space in it becomes
     `_`. InputError for an id that the form cannot hold.
     """
-    query_ids, doc_ids = _ids(path, judgments)
+    query_ids, doc_ids = trec_ids(path, judgments)
     tag = _SPACE.sub("_", tag)
 
     def lines() -> Iterator[str]:
@@ -48,7 +48,8 @@ def write_run(path: Path, judgments: Judgments, scores: NDArray[np.float32], tag
     _write(path, lines())
 
 
-def _ids(path: Path, judgments: Judgments) -> tuple[list[str], list[str]]:
+def trec_ids(path: Path, judgments: Judgments) -> tuple[list[str], list[str]]:
+    """Query and document ids of the rows. InputError for one that the form cannot hold; path: what is to be written."""
     columns = []
     for name in ("query_id", "doc_id"):
         values = judgments.table.column(name).to_pylist()

@@ -210,6 +210,11 @@ def _splits(source: JudgedSource, settings: DatasetSettings) -> QuerySplits:
     found = assign_splits(
         queries, given, dev_fraction=settings.dev_fraction, test_fraction=settings.test_fraction, seed=settings.seed
     )
+    if several := sum(len(splits) > 1 for splits in given.values()):
+        LOGGER.warning(
+            "%d queries stand in several splits of the source: each counts in the highest one alone, train under dev "
+            "under test, with its judgments there", several,
+        )  # fmt: skip
     if found.removed:
         LOGGER.info("%d queries are near-identical to one of a held-out split and left out", len(found.removed))
     return found

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ranking.errors import DataError
 from ranking.limits import MAX_FIELD_BYTES, field_bytes
-from ranking.schema import MAX_GRADE, BadRow, Rejects, reading
+from ranking.schema import MAX_GRADE, BadRow, Rejects, check_once, reading
 from ranking.visible import is_visible
 
 Row = tuple[int, dict[str, Any]]
@@ -139,6 +139,7 @@ def parquet_rows(path: Path, bad: BadRows, columns: Sequence[str] | None = None)
     with reading(path):
         file = pq.ParquetFile(path)
         batches = file.iter_batches(8192, columns=columns and list(columns))
+    check_once(file.schema_arrow, columns or (), path)
     for name in columns or ():
         kind = file.schema_arrow.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -450,6 +450,13 @@ def test_positions_that_nobody_clicks_cost_no_memory(tmp_path):
     assert len(bias["positions_unseen"]) == 8_970 and len(bias["propensities"]) == 8_973
 
 
+def test_a_column_that_stands_in_a_log_twice_is_told(tmp_path):
+    table = pq.read_table(write_events(tmp_path / "events.parquet", [event(1, "d1")]))
+    pq.write_table(table.append_column("query", table["title"]), tmp_path / "events.parquet")
+    with pytest.raises(DataError, match="column query occurs twice"):
+        write_clicks(ClickPairSettings(events=str(tmp_path / "events.parquet"), out=tmp_path / "clicks.parquet"))
+
+
 def test_what_failed_jobs_leave_in_a_folder_is_no_part_of_the_log(tmp_path):
     log = tmp_path / "log"
     for folder in ("day=1", "_temporary/0/task", ".ipynb_checkpoints"):

@@ -18,6 +18,7 @@ from ranking.bm25 import bm25_scores, words
 from ranking.errors import DataError, InputError
 from ranking.metrics import JudgedRanking
 from ranking.schema import write_table
+from training import evaluate as program
 from training.evaluate import Config, main, score_system
 from training.evaluation.comparison import Judgments, compare
 from training.evaluation.result_tables import disagreement_page, disagreements, table, teacher_table
@@ -200,7 +201,7 @@ def test_a_system_without_discordant_pair_is_null_in_the_json(data, tmp_path):
     assert all(math.isfinite(v) for v in perfect["interval_95"]["pnr"])
 
 
-def test_what_cannot_be_evaluated_is_refused_in_one_line(data, tmp_path):
+def test_what_cannot_be_evaluated_is_refused_in_one_line(data, tmp_path, monkeypatch):
     judgments = Judgments.of_table(pa.Table.from_pylist(judgment_rows()))
     write_labels(tmp_path / "part.parquet", 0.1, judgment_rows()[:-2])
     with pytest.raises(InputError, match=r"2 of 320 pairs have no label, the first is query 'q39', document 'd6'"):
@@ -214,6 +215,21 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(data, tmp_path):
         evaluate(data, tmp_path / "out", "bm25", "bm25")
     with pytest.raises(InputError, match="no such file"):
         evaluate(tmp_path / "nowhere", tmp_path / "out", "bm25")
+    # seen: said after every system had been scored, or two systems wrote one page of disagreements
+    monkeypatch.setattr(program, "score_system", None)
+    for systems, settings, said in (
+        (["a", "a"], {}, "given twice"),
+        (["a b", "a_b"], {}, "two systems would have one file"),
+        (["grade"], {}, r"--system grade=\.\.\.: scores\.parquet has a column of that name"),
+        (["a"], {"teacher": "b"}, "--teacher b: no such row; there are a"),
+    ):
+        with pytest.raises(InputError, match=said):
+            evaluate(data, tmp_path / "out", *(f"{name}=bm25" for name in systems), **settings)
+    spaced = [row | {"query_id": row["query"]} for row in judgment_rows()]
+    table = pa.Table.from_pylist(spaced, pq.read_schema(data / "judgments/test.parquet"))
+    write_table(data / "judgments/test.parquet", "judgments", table)
+    with pytest.raises(InputError, match="query_id 'word 0' is empty or holds white space"):
+        evaluate(data, tmp_path / "out", "bm25", write_runs=tmp_path / "runs")
     with pytest.raises(ValueError, match="system: at least one"):
         Config(data=data, system=[])
 

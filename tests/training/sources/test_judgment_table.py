@@ -77,11 +77,12 @@ def test_bad_json_rows_are_noted_once(tmp_path):
 
 
 @pytest.mark.parametrize("test_first", [False, True])
-def test_a_query_without_id_in_train_and_test_stays_in_test(test_first, tmp_path):
+def test_a_query_without_id_in_train_and_test_stays_in_test(test_first, tmp_path, caplog):
     train, test = rows_of(split="train"), rows_of(WORDS[:3], split="test")
     rows = test + train if test_first else train + test
     counts = prepare(jsonl(tmp_path / "mine.jsonl", rows), tmp_path / "out")
     assert counts["judgments_test"] == 12 and counts["judgments_of_those"] == 12
+    assert "3 queries stand in several splits of the source: each counts in the highest one alone" in caplog.text
     train_rows = read_table(tmp_path / "out/judgments/train.parquet", "judgments").to_pylist()
     assert not {row["query"] for row in train_rows} & set(WORDS[:3])
 
@@ -108,6 +109,13 @@ def test_columns_that_nobody_asks_for_are_not_read(tmp_path):
     pq.write_table(pa.table({**columns_of(rows_of()), "summary": [["a"]] * n}), path)
     with pytest.raises(DataError, match=r"column summary is list<.*>: text or numbers are needed"):
         prepare(path, tmp_path / "out")
+
+
+def test_a_column_that_stands_in_a_file_twice_is_told(tmp_path):
+    table = pa.table(columns_of(rows_of()))
+    pq.write_table(table.append_column("query", table["title"]), tmp_path / "mine.parquet")
+    with pytest.raises(DataError, match=r"mine\.parquet: column query occurs twice"):
+        prepare(tmp_path / "mine.parquet", tmp_path / "out")
 
 
 def test_decimal_grades_and_ids_are_numbers(tmp_path):
