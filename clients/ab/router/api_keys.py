@@ -52,7 +52,7 @@ class ApiKeys:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
         self._path, self._clock = path, clock
-        self._seen = stamp(self._path)
+        self._seen = self._changing = stamp(self._path)
         self._callers = self._read()
         self.error = ""
 
@@ -74,9 +74,15 @@ class ApiKeys:
         return caller.name
 
     def reload(self) -> None:
-        """Take up the file if it changed. A bad edit leaves the keys as they were, with the reason in `error`."""
+        """Take up the file if it changed. A bad edit leaves the keys as they were, with the reason in `error`.
+
+        A change is taken up at the second look that finds it the same: the first may have met a half-written file.
+        """
         found = stamp(self._path)
         if found == self._seen:
+            return
+        if found != self._changing:
+            self._changing = found
             return
         self._seen = found
         try:

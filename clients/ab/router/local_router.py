@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ranking.errors import InputError
+
 PROGRAM = Path(__file__).parents[2] / "ab_router.py"
 
 
@@ -39,7 +41,7 @@ def start_router(
     """Start `ab_router.py`, or another command that takes its flags, and wait until it listens; SIGTERM at the end.
 
     The users beside a test or demo are made up, so their ids are stored as they are unless the flags name a salt.
-    RuntimeError with its output if it does not start.
+    InputError with its output if it does not start.
     """
     log.mkdir(parents=True, exist_ok=True)
     output = log / f"router-{time.time_ns()}.txt"
@@ -54,7 +56,7 @@ def start_router(
         deadline = time.monotonic() + timeout
         while not (found := re.search(r'listening on ([^\s"]+)', output.read_text(errors="replace"))):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the router did not start:\n{output.read_text(errors='replace')}")
+                raise InputError(f"the router did not start:\n{output.read_text(errors='replace')}")
             time.sleep(0.02)
         yield LocalRouter(found[1], process, output)
     finally:

@@ -313,6 +313,7 @@ class PageService:
         self.metrics.log_waiting.set(self.exposure_log.waiting_records)
         self.metrics.log_stalled.set(self.exposure_log.stalled_seconds)
         self.metrics.file_errors.set(bool(self.file.error or (self.keys and self.keys.error)))
+        self.metrics.coverage.clear()  # of experiments that are gone
         for experiment in self.file.current.experiments:
             self.metrics.coverage.labels(experiment.name).set(self._coverage(experiment))
         for model, breaker in self.scorer.breakers.items():

@@ -25,10 +25,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from clients.ab.log.reader import ReadCounts, read_folder
+from clients.ab.router.api_keys import ApiKeys, NotAuthorised
 from clients.ab.router.http_app import create_app
 from clients.ab.router.http_limits import HttpLimits
 from clients.ab.router.local_router import start_router
 from clients.ab_router import Config
+from ranking.errors import InputError
 from tests.helpers.collector import collector
 from tests.helpers.readme import settings_of
 from tests.helpers.stub_ranker import EXPERIMENT
@@ -185,8 +187,14 @@ def until(condition, seconds: float = 5.0) -> None:
 
 def test_edits_are_taken_up_while_running_and_a_bad_one_is_told(start, tmp_path):
     client = start()
+    assert 'ab_coverage{experiment="exp"} 1.0' in client.get("/metrics").text
     (tmp_path / "e.yaml").write_text(EXPERIMENT.replace("name: exp", "name: later"))
     until(lambda: client.post("/rank", json=PAGE).json()["experiment"] == "later")
+    # seen: the coverage of an experiment that is gone was told of for ever
+    assert (
+        "ab_coverage{" in client.get("/metrics").text
+        and 'ab_coverage{experiment="exp"}' not in client.get("/metrics").text
+    )
     (tmp_path / "e.yaml").write_text("default_model: [")
     until(lambda: client.get("/health").json()["status"] == "degraded")
     assert "not YAML" in client.get("/health").json()["experiment_file_error"]
@@ -279,6 +287,24 @@ def test_with_keys_a_caller_needs_one_and_has_a_rate_of_its_own(start, tmp_path)
     assert ask("two").status_code == 200 and "ab_experiment_file_error 1.0" in client.get("/metrics").text
     keys.write_text(f"front {digests['one']} 1\n")
     wait_until(lambda: ask("two").status_code == 401)
+
+
+def test_half_a_keys_file_locks_nobody_out(tmp_path):
+    """Seen: a look that met the file while it was written took up the lines that were there, for a second."""
+    line = "{name} {digest} 1000\n"
+    lines = [line.format(name=n, digest=hashlib.sha256(n.encode()).hexdigest()) for n in ("one", "two", "three")]
+    path = tmp_path / "keys"
+    path.write_text("".join(lines[:2]))
+    keys = ApiKeys(path)
+    path.write_text(lines[0])
+    keys.reload()
+    assert keys.admit("Bearer two") == "two"
+    path.write_text("".join(lines))
+    keys.reload()
+    with pytest.raises(NotAuthorised):
+        keys.admit("Bearer three")
+    keys.reload()
+    assert keys.admit("Bearer three") == "three"
 
 
 def wait_until(true, seconds: float = 20) -> None:
@@ -421,3 +447,8 @@ def test_a_bad_start_is_one_line_and_an_exit_code(flags, reason):
     )
     assert done.returncode in (1, 2)
     assert reason in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_router_beside_a_demo_that_does_not_start_is_bad_input_and_no_traceback(tmp_path):
+    with pytest.raises(InputError, match=r"did not start:[^$]*absent\.yaml: cannot be read"):
+        start_router(tmp_path / "absent.yaml", closed_port(), tmp_path / "log").__enter__()
