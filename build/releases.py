@@ -66,6 +66,10 @@ class Config(RepositorySettings):
     admin_key_file: Path | None = None
     load_timeout_seconds: float = 300.0
 
+    def __post_init__(self) -> None:
+        if not self.load_timeout_seconds > 0:
+            raise ValueError(f"load_timeout_seconds is {self.load_timeout_seconds}: a time above 0 is needed")
+
 
 def main(config: Config) -> None:
     """Do what --action asks and print the outcome. InputError if it cannot be done; the old version then serves on."""
@@ -76,7 +80,7 @@ def main(config: Config) -> None:
         print(table(config.repository, config.name))
         return
     key = read_admin_key(config.admin_key_file)
-    servers = [RunningServer(url, config.load_timeout_seconds, key) for url in config.url]
+    servers = [RunningServer(url, config.load_timeout_seconds, key) for url in dict.fromkeys(config.url)]
     if config.action == "reload":
         reload(config.repository, config.name, servers)
         print(f"{config.name} is loaded anew on {', '.join(config.url)}")
@@ -260,10 +264,10 @@ def _serve(repository: Path, name: str, version: int, servers: Sequence[RunningS
         check_files(home, version)
     configs = [home / CONFIG_NAME for home in homes]
     before = {path: path.read_text(encoding="utf-8") if path.is_file() else None for path in configs}
-    asked: list[tuple[RunningServer, list[int]]] = []  # servers, and the versions that they had
+    served = [(server, _versions_served(server, name)) for server in servers]  # before any of them is changed
+    asked: list[tuple[RunningServer, list[int]]] = []
     try:
-        for server in servers:
-            had = server.versions(name, "READY")
+        for server, had in served:
             asked.append((server, had))
             _change_over(server, repository, name, version, had)
             LOGGER.info("%s: version %d replaces %s on %s", name, version, had or "none", server.url)
@@ -282,12 +286,29 @@ def _serve(repository: Path, name: str, version: int, servers: Sequence[RunningS
                 path.unlink(missing_ok=True)
             else:
                 write_text(path, text)
-        state = _restore(server, [path.parent.name for path, text in before.items() if text]) if servers else ""
+        # a cascade's small network may be asked for in the files and serve nowhere, since a single model followed
+        old = {
+            home.name
+            for number in serving_versions(repository, name)
+            for home in (*encoder_homes(repository, name, number), repository / name)
+        }
+        state = _restore(server, [home.name for home in homes if home.name in old]) if servers else ""
         if isinstance(problem, InferenceServerException):
             raise InputError(
                 f"{name} version {version} does not load on {server.url}: {reason(problem)}; {state}"
             ) from problem
         raise
+
+
+def _versions_served(server: RunningServer, name: str) -> list[int]:
+    """The versions of an arm that a server serves. InputError if it does not say."""
+    try:
+        return server.versions(name, "READY")
+    except InferenceServerException as problem:
+        raise InputError(
+            f"{server.url}: {reason(problem)}; no server was changed. One that is down may be left out of --url: it "
+            "starts with what the files say"
+        ) from problem
 
 
 def _put_back(server: RunningServer, repository: Path, name: str, version: int, had: Sequence[int]) -> None:

@@ -221,6 +221,20 @@ def test_two_operators_change_a_repository_one_after_the_other(build):
     assert releases.read_history(repository, "student") == [1, 2, 3]
 
 
+def test_a_server_that_is_down_is_told_before_any_is_changed(build):
+    """Seen: a rollback went to the first server and back again, and nothing said how to roll back the others."""
+    repository = build()
+    build(promote=False)
+    server = Server(repository)
+    releases.promote(repository, "student", 1, [server])
+    loaded = dict(server.loaded)
+    server.load = lambda model: pytest.fail(f"{model} was loaded")
+    down = RunningServer("127.0.0.1:1")
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:1: .*no server was changed\. One that is down may be left out"):
+        releases.promote(repository, "student", 2, [server, down])
+    assert server.loaded == loaded and releases.serving_versions(repository, "student") == [1]
+
+
 def test_a_reload_waits_for_what_is_under_way_and_finishes_one_that_was_stopped(build):
     """Seen: a cascade's small network, which the stopped one had unloaded, was left out by the next."""
     repository = build()

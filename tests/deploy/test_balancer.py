@@ -202,7 +202,7 @@ def test_the_server_itself_changes_nothing_without_the_key(served):
 def test_releases_has_the_key_and_is_obeyed(served, tmp_path):
     without = RunningServer(served.server.grpc)
     with pytest.raises(InputError, match=r"baseline does not load anew on .*restricted.*--admin-key-file"):
-        reload("baseline", [without])
+        reload(tmp_path, "baseline", [without])
     server = RunningServer(served.server.grpc, admin_key=read_admin_key(served.key_file))
     server.unload("baseline")
     server.wait_until_gone("baseline", {1})

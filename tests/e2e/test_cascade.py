@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from build import releases
 from build.build_student import Config, main
@@ -134,6 +135,11 @@ def test_token_ids_are_taken_where_both_models_have_one_vocabulary(served):
             client.score("student", wrong, 60_000)
 
 
+class Refusing(RunningServer):
+    def load(self, model):
+        raise InferenceServerException("out of memory")
+
+
 def test_a_cascade_changes_over_to_a_single_model_and_back(served):
     server, repository, _, large = served
     servers = [RunningServer(server.grpc)]
@@ -143,6 +149,9 @@ def test_a_cascade_changes_over_to_a_single_model_and_back(served):
         releases.promote(repository, "student", 2, servers)
         np.testing.assert_allclose(ranker.rank(*page).scores, raw_scores(large, *page), atol=2e-5)
         assert not server.model_is_ready("student_first_encoder")
+        # seen: "and student_first_encoder do not serve", of a version that has none
+        with pytest.raises(InputError, match=r"does not load .* the old version goes on serving"):
+            releases.promote(repository, "student", 1, [Refusing(server.grpc)])
         releases.rollback(repository, "student", servers)
         after = ranker.rank(*page)
         assert (before.version, after.version) == ("1", "1") and before.scores.tobytes() == after.scores.tobytes()
