@@ -61,7 +61,6 @@ class Config(QueryEngineSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.temp_folder = self.temp_folder or self.out.parent
         if len(self.weights) != 2 or min(self.weights) <= 0:
             raise ValueError("weights: two positive numbers, control's and treatment's share")
         if not 0 < self.alpha < 1:
@@ -96,6 +95,8 @@ def report_interleaving(config: Config) -> None:
 
 def main(config: Config) -> None:
     """Write the report, or print the plan, and say on the terminal what it found."""
+    # not when the settings are read: an object store's folder would be fetched, for one file the whole bucket
+    config.temp_folder = config.temp_folder or config.out.parent
     if config.interleaved:
         report_interleaving(config)
         return

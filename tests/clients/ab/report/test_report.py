@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
 from clients import ab_report
 from clients.ab_report import Config
 from ranking.errors import DataError, InputError
+from ranking.object_store import staged
 from ranking.schema import DROPPED_QUERY, TABLES, write_table
 from tests.helpers.ab_logs import exposures, save, started
 from tests.helpers.browser import browser, errors, needs_browser, overflow, set_width
+from tests.helpers.bucket_server import bucket_server
 
 
 def replace_column(log: pa.Table, name: str, values) -> pa.Table:
@@ -365,6 +368,21 @@ def test_a_plan_follows_from_the_logs_variance(winning, capsys):
     ab_report.main(Config(events=folder, plan=True, effect=0.05))
     lines = capsys.readouterr().out
     assert "a lift of +5.00% with power 80%" in lines and "days" in lines
+
+
+def test_a_report_in_a_bucket_fetches_nothing_of_it(tmp_path):
+    """Seen: the bucket's other objects were copied first, since the report's folder was where to spill."""
+    save(tmp_path, exposures(200))
+    with bucket_server() as url:
+        store, root = pafs.FileSystem.from_uri(url)
+        with store.open_output_stream(f"{root}/other/object") as stream:
+            stream.write(b"none of the report's")
+        config = Config(events=tmp_path, out=Path(f"{url}/report.html"))
+        with staged(config) as remotes:
+            ab_report.main(config)
+            assert [remote.known for remote in remotes] == [{}]
+        found = store.get_file_info(pafs.FileSelector(root))
+        assert {info.base_name for info in found} == {"other", "report.html", "report.json"}
 
 
 def test_a_missing_folder_is_one_line_and_a_failure(tmp_path):
