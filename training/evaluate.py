@@ -93,7 +93,7 @@ class Config:
         for name in ("resamples", "permutations", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
-        for name in ("queries", "disagreements"):
+        for name in ("queries", "disagreements", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is needed")
 

@@ -26,12 +26,12 @@ from ranking.errors import DataError
 from ranking.files import check_not_read, write_json
 from ranking.program import run
 from ranking.query_engine import BATCH_ROWS, QueryEngine, QueryEngineSettings, add_table
-from ranking.schema import TABLES, Table, reading, write_table
+from ranking.schema import TABLES, Table, write_table
 from training.clicks.event_columns import event_defaults
 from training.clicks.log_tables import FileColumns, file_columns, open_view, parquet_files
 from training.clicks.normalised_queries import number_queries
 from training.evaluation.pool_rankers import COLUMN_PREFIX, PoolRanker, pool_rankers
-from training.sources.held_out import held_out_files, held_out_queries
+from training.sources.held_out import held_out_files, held_out_queries, require_queries
 from training.sources.pair_strategies import (
     draw_by_usefulness,
     draw_from_bands,
@@ -109,6 +109,8 @@ class Config(QueryEngineSettings):
         super().__post_init__()
         if self.queries < 1 or self.top < 1 or (self.documents is not None and self.documents < 1):
             raise ValueError("queries, top and documents must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: 0 or more is needed")
         if self.frequency_power < 0 or self.usefulness_power < 0:
             raise ValueError("frequency_power and usefulness_power must be 0 or more")
         if not self.oversample >= 1:
@@ -266,12 +268,10 @@ def _queries_of(engine: QueryEngine, name: str, paths: list[Path]) -> None:
         return
     files = [file for path in paths for file in parquet_files(str(path))]
     for number, file in enumerate(files):
-        with reading(file):
-            columns = pq.read_schema(file).names
-        if "query" not in columns:
-            raise DataError(file, f"no column query; there are {', '.join(columns)}")
+        require_queries(file)
         engine.read_files(f"{name}_{number}", [file])
-    engine.table(name, " UNION ".join(f"SELECT query FROM {name}_{number}" for number in range(len(files))))
+    one = [f"SELECT query FROM {name}_{number} WHERE query IS NOT NULL" for number in range(len(files))]
+    engine.table(name, " UNION ".join(one))
 
 
 def _draw_queries(engine: QueryEngine, config: Config, choice: DocumentChoice) -> dict[str, int]:

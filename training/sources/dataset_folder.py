@@ -70,7 +70,7 @@ class DatasetSettings(CandidateSettings, ClickSimulationSettings):
                 raise ValueError(f"{name} is {getattr(self, name)}: a share between 0 and 1 is needed")
         if not 0 < self.judged_fraction <= 1:
             raise ValueError(f"judged_fraction is {self.judged_fraction}: a share above 0, at most 1 is needed")
-        for name in ("train_queries", "dev_queries", "test_queries", "negatives"):
+        for name in ("train_queries", "dev_queries", "test_queries", "negatives", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is needed")
         if self.simulate_clicks != "none" and self.judged_fraction == 1:

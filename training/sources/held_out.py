@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ranking.errors import DataError
-from ranking.schema import reading
+from ranking.schema import check_once, reading
 from training.sources.query_splits import NearQueries
 
 
@@ -18,11 +19,23 @@ def held_out_files(data: Path) -> list[Path]:
 
 
 def held_out_queries(files: Iterable[Path]) -> NearQueries:
-    """The queries of the files and whatever is near-identical to one. DataError: no Parquet, or no column query."""
+    """The queries of the files and whatever is near-identical to one. DataError: see require_queries."""
     queries: set[str] = set()
     for file in files:
+        require_queries(file)
         with reading(file):
-            if "query" not in pq.read_schema(file).names:
-                raise DataError(file, "no column query")
             queries.update(q for q in pq.read_table(file, columns=["query"]).column(0).to_pylist() if q is not None)
     return NearQueries(queries)
+
+
+def require_queries(file: Path) -> None:
+    """DataError unless the file is Parquet with one column query, of text."""
+    with reading(file):
+        schema = pq.read_schema(file)
+    if "query" not in schema.names:
+        raise DataError(file, f"no column query; there are {', '.join(schema.names)}")
+    check_once(schema, ["query"], file)
+    kind = schema.field("query").type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise DataError(file, f"column query is {kind}, string is needed")

@@ -100,6 +100,18 @@ def test_excluded_queries_are_never_drawn_whatever_their_spelling(tmp_path):
     assert report["pool_queries"] == 3
 
 
+@pytest.mark.parametrize("name", ["exclude", "labelled"])
+def test_queries_to_leave_out_are_text(tmp_path, name):
+    """Seen: a null query and a column of numbers ended in stack traces."""
+    path = tmp_path / "judged.parquet"
+    pq.write_table(pa.table({"query": [None, "word1"]}), path)
+    assert sample(tmp_path, POOL, **{name: [path]})[1]["pool_queries"] == 4
+    for column, said in (("query", "query is int64, string is needed"), ("text", "no column query; there are text")):
+        pq.write_table(pa.table({column: [1, 2]}), path)
+        with pytest.raises(DataError, match=said):
+            sample(tmp_path, POOL, **{name: [path]})
+
+
 def test_reworded_test_queries_are_never_drawn(tmp_path):
     """Seen: "hiking boot" was labelled and learnt from beside the test query "Hiking boots"."""
     queries = ("hiking boot", "boots, hiking", "hikingboots", "hiking boost", "rain jacket", "rain jackets", "tent")
@@ -276,6 +288,7 @@ def test_a_strategy_gives_the_same_pairs_again_whatever_the_pieces(tmp_path, mon
         ({"documents": 3}, "bands say how many"),
         ({"strategy": "random", "vectors": "minilm"}, "of the strategy diversity"),
         ({"strategy": "diversity", "oversample": 0.5}, "oversample"),
+        ({"seed": -1}, "seed is -1: 0 or more is needed"),
     ],
 )
 def test_what_a_strategy_lacks_or_does_not_read_is_said(settings, said):
