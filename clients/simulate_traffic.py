@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -232,6 +233,11 @@ async def simulate(config: Config) -> Traffic:
     pages = plan_pages(config, len(searches))
     limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
     address = config.router if "//" in config.router else f"http://{config.router}"
+    try:
+        if urlsplit(address).port == 0:
+            raise ValueError("nothing can listen on port 0")
+    except ValueError as problem:
+        raise InputError(f"{config.router} is no address of a router: {problem}") from problem
     async with httpx.AsyncClient(base_url=address, limits=limits, timeout=30.0, trust_env=False) as client:
         try:
             (await client.get("/health")).raise_for_status()

@@ -48,9 +48,11 @@ def read(path: Path) -> dict[str, Any]:
     """A result file of the load test. DataError if it is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        found["arms"], found["generator"]["saturated"]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise DataError(path, f"is no load test result: {problem}") from problem
+        _ = found["generator"]["saturated"]
+        for row in found["arms"].values():
+            _ = row["failed"], row["unanswered"], [one[name] for one in (row, *row["slices"]) for name in MEASURES]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        raise DataError(path, f"is no load test result: {type(problem).__name__}: {problem}") from problem
     return found
 
 

@@ -173,3 +173,7 @@ def test_compare_takes_bare_paths_and_refuses_another_file(tmp_path):
     assert done.returncode == 1 and "is no load test result" in done.stderr
     with pytest.raises(DataError):
         main(CompareConfig(tmp_path / "a.json", tmp_path / "a.json"))
+    for arms in ({"student": {}}, {"student": {"failed": 0, "unanswered": 0, "slices": [{}]}}, []):  # seen: KeyError
+        (tmp_path / "a.json").write_text(json.dumps({"generator": {"saturated": False}, "arms": arms}))
+        with pytest.raises(DataError):
+            main(CompareConfig(tmp_path / "a.json", tmp_path / "a.json"))
