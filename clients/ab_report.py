@@ -14,9 +14,9 @@ from clients.ab.report.report_page import metric_line, report_charts, report_fig
 from clients.ab.report.side_by_side import read_judgments
 from clients.ab.report.statistics import preference
 from clients.ab.report.trust_checks import trust_checks
-from ranking.errors import InputError
+from ranking.errors import DataError, InputError
 from ranking.program import run
-from ranking.query_engine import QueryEngineSettings
+from ranking.query_engine import QueryEngineSettings, told
 from ranking.significance import p_text
 
 
@@ -104,6 +104,8 @@ def main(config: Config) -> None:
     pages = load_pages(chosen, config)
     try:
         _report(pages, config, chosen, rates)
+    except pages.engine.problems as problem:
+        raise DataError(config.events, told(pages.engine, problem)) from problem
     finally:
         pages.engine.close()
 

@@ -78,7 +78,7 @@ def load_pages(chosen: LogSelection, settings: QueryEngineSettings) -> Experimen
     except engine.problems as problem:
         engine.close()
         raise DataError(chosen.path, told(engine, problem)) from problem
-    except InputError:
+    except BaseException:  # interrupted as well: Spark's tables of pages would stay on the disk
         engine.close()
         raise
 

@@ -20,6 +20,7 @@ from clients import ab_report
 from clients.ab_report import Config
 from ranking.errors import DataError, InputError
 from ranking.object_store import staged
+from ranking.query_engine import DuckDbEngine
 from ranking.schema import DROPPED_QUERY, TABLES, write_table
 from tests.helpers.ab_logs import exposures, save, started
 from tests.helpers.browser import browser, errors, needs_browser, overflow, set_width
@@ -368,6 +369,34 @@ def test_a_plan_follows_from_the_logs_variance(winning, capsys):
     ab_report.main(Config(events=folder, plan=True, effect=0.05))
     lines = capsys.readouterr().out
     assert "a lift of +5.00% with power 80%" in lines and "days" in lines
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, OSError, MemoryError])
+def test_an_interrupted_report_gives_back_what_its_engine_holds(tmp_path, monkeypatch, end):
+    """Seen: after Ctrl-C the folders of Spark's tables stayed, with users and queries in them."""
+    closed = []
+
+    class Engine(DuckDbEngine):
+        def table(self, *_, **__):
+            raise end
+
+        def close(self):
+            closed.append(True)
+            super().close()
+
+    monkeypatch.setattr(Config, "open_engine", lambda self, scratch: Engine(self.open_database(scratch)))
+    with pytest.raises(end):
+        report(save(tmp_path, exposures(200)))
+    assert closed == [True]
+
+
+def test_a_disk_that_fills_while_figures_are_counted_is_one_line(tmp_path, monkeypatch):
+    def full(pages, *_):
+        pages.engine.rows("SELECT error('No space left on device')")
+
+    monkeypatch.setattr(ab_report, "report_figures", full)
+    with pytest.raises(DataError, match="DuckDB: .*No space left on device"):
+        report(save(tmp_path, exposures(200)))
 
 
 def test_a_report_in_a_bucket_fetches_nothing_of_it(tmp_path):
