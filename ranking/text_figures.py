@@ -25,7 +25,8 @@ def text_figures(
     """Figures of pairs as `text` reads them; the three sequences have one entry per pair. ValueError for no pair."""
     if not queries:
         raise ValueError("no pair to take figures of")
-    unknown_id = text.tokenizer.token_to_id("[UNK]")  # None where the vocabulary spells everything
+    # BERT's name and XLM-R's; none where the vocabulary spells everything
+    unknown_ids = [text.tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")]
     limits = text.limits
     unknown = tokens = 0
     cut = []
@@ -37,5 +38,5 @@ def text_figures(
         cut.append(sum(len(field) > limit for field in ids) / len(ids))
         read = [field[:limit] for field in ids]
         tokens += sum(map(len, read))
-        unknown += sum(token == unknown_id for field in read for token in field)
+        unknown += sum(token in unknown_ids for field in read for token in field)
     return TextFigures(len(queries), unknown / max(tokens, 1), *cut)

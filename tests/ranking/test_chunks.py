@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 from ranking.chunks import Chunking, pool
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
-from ranking.text import StudentFormat
+from ranking.text import PairFormat, StudentFormat
 from ranking.text_figures import text_figures
 
 LIMITS = FieldLimits(max_query_tokens=2, max_title_tokens=2, max_summary_tokens=4)
@@ -87,6 +88,16 @@ def test_the_share_of_summaries_that_are_cut_counts_all_chunks():
     rows = ["w0"] * 4, ["w1"] * 4, [words(0, length) for length in (4, 5, 10, 11)]
     assert text_figures(text(), *rows).cut_summary == 0.75
     assert text_figures(text(most=3, overlap=1), *rows).cut_summary == 0.25
+
+
+@pytest.mark.parametrize("marks", [("[PAD]", "[CLS]", "[SEP]", "[UNK]"), ("<pad>", "<s>", "</s>", "<unk>")])
+def test_unknown_tokens_are_counted_whatever_the_vocabulary_calls_them(marks):
+    """Seen: none was unknown to a student of XLM-R, so the watch never told of words that it could not read."""
+    tokenizer = Tokenizer(WordLevel({mark: i for i, mark in enumerate(marks)} | {"w0": 4}, unk_token=marks[3]))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    template = {"single": f"{marks[1]} $A {marks[2]}", "pair": f"{marks[1]} $A {marks[2]} $B {marks[2]}"}
+    tokenizer.post_processor = TemplateProcessing(**template, special_tokens=[(marks[1], 1), (marks[2], 2)])
+    assert text_figures(PairFormat(tokenizer, LIMITS), ["w0 x"], ["w0"], ["y"]).unknown == 0.5
 
 
 @pytest.mark.parametrize(
