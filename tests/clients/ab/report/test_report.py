@@ -395,7 +395,7 @@ def test_a_disk_that_fills_while_figures_are_counted_is_one_line(tmp_path, monke
         pages.engine.rows("SELECT error('No space left on device')")
 
     monkeypatch.setattr(ab_report, "report_figures", full)
-    with pytest.raises(DataError, match="DuckDB: .*No space left on device"):
+    with pytest.raises(DataError, match=r"DuckDB: .*No space left on device"):
         report(save(tmp_path, exposures(200)))
 
 
