@@ -105,11 +105,13 @@ def create_app(
             answer = await app.state.service.take_events(parse_body(EventsRequest, body))
         return Response(as_json(answer), media_type="application/json")
 
+    @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live")
     async def live() -> dict[str, str]:
         """200 as long as the process answers at all. Start it anew if not."""
         return {"status": "alive"}
 
+    @app.head("/health/ready", include_in_schema=False)
     @app.get("/health/ready", responses={503: {"description": "being stopped: send no more requests here"}})
     async def ready() -> Response:
         """200 while requests may be sent here, 503 once it is being stopped; it goes on answering until it ends."""
@@ -117,6 +119,7 @@ def create_app(
         content = {"status": "draining" if draining else "ready"}
         return Response(as_json(content), 503 if draining else 200, media_type="application/json")
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """`ok`, or `degraded` with what is wrong. Both answer pages, so both are 200."""

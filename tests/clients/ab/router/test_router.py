@@ -117,6 +117,15 @@ def test_bad_input_gets_a_4xx_with_the_field_and_the_reason(start, tmp_path, bod
     assert f'ab_refused_total{{status="{status}"}} 1.0' in client.get("/metrics").text
 
 
+def test_a_probe_may_ask_for_the_head_alone(start):
+    """Seen: 405, so that what probes with HEAD (`wget --spider`, `curl -I`, some monitors) took the router for gone."""
+    client = start()
+    for path in ("/health", "/health/live", "/health/ready"):
+        answer = client.head(path)
+        assert answer.status_code == 200 and not answer.content and int(answer.headers["content-length"]) > 0
+    assert "head" not in client.get("/openapi.json").json()["paths"]["/health"]
+
+
 @pytest.mark.parametrize(
     ("event", "reason"),
     [
