@@ -51,5 +51,6 @@ serve: $(STAMP)  ## tritonserver, A/B router and search page on the models of OU
 stop: $(STAMP)   ## stop what `make serve` started
 	$(PY) -m demo.serve stop
 
-clean:           ## remove what tests and demos made (keeps .venv)
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+# the rest of runs/ cannot be made again, or only at a price: A/B logs, the salt, people's judgments, labels, models
+clean:           ## remove the two demos' runs and what tests and linters keep (nothing else of runs/, nor .venv)
+	rm -rf runs/demo runs/demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis

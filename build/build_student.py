@@ -4,9 +4,9 @@
 
 The engine is TensorRT (`tensorrt`, for a GPU) or OpenVINO (`openvino`, for a CPU). Every precision that the hardware
 computes in is built, and scores real judged queries beside the fp32 checkpoint (build/gate.py); INT8 in groups only
-where whole INT8 fails and there is no bf16. The fastest precision that passes is published; if none passes, nothing is.
-On a machine without TensorRT the build is staged, and the command that finishes it inside NVIDIA's container is
-printed.
+where whole INT8 fails, there is no bf16, and the CPU has VNNI. The fastest precision that passes is published; if none
+passes, nothing is. On a machine without TensorRT the build is staged, and the command that finishes it inside NVIDIA's
+container is printed.
 
 Before any engine is built, the checkpoint's own ranking is compared with what ranks today: the first stage (BM25, or
 --first-stage) and the arm that serves (build/quality_gate.py). An arm that is worse is refused too.
@@ -320,7 +320,7 @@ def build_openvino(build: Build, folder: Path) -> int:
             break  # what is slower need not be judged
         # where fp32 has failed too the export is wrong; beside bf16 the groups' kernels were never measured
         instead = automatic and best.precision == "int8" and "bf16" not in engines and "fp32" not in reports
-        if instead and fitting_groups(build.onnx, build.positions):
+        if instead and openvino_engine.multiplies_int8() and fitting_groups(build.onnx, build.positions):
             engines["int8_groups"] = build_cpu_engine(build, folder, "int8_groups")
     else:
         if not config.accept_drop:

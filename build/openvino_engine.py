@@ -29,6 +29,19 @@ def cpu_precisions() -> list[str]:
     return ["int8", "bf16", "fp32"] if "BF16" in capabilities else ["int8", "fp32"]
 
 
+def multiplies_int8() -> bool:
+    """Whether the CPU has instructions for sums of INT8 products (VNNI); True where nothing says which it has.
+
+    Without them OpenVINO computes INT8 in groups in fp32.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # another system
+        return True
+    known = {word for line in lines if line.startswith("flags") for word in line.split()}
+    return not known or bool(known & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
 def settings(precision: str, threads: int = 0) -> dict[str, str | int]:
     """OpenVINO properties for in-process use, equal in effect to triton_parameters(). threads 0: all cores."""
     properties: dict[str, str | int] = {

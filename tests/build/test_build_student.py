@@ -402,10 +402,11 @@ def test_an_accepted_drop_is_published_and_recorded(build):
 def auto(build, monkeypatch):
     """Builds with --precision auto on a CPU with these precisions, of these speeds; the gate refuses those named."""
 
-    def make(speeds: dict[str, float], refused: tuple[str, ...] = ()) -> dict:
+    def make(speeds: dict[str, float], refused: tuple[str, ...] = (), vnni: bool = True) -> dict:
         monkeypatch.setattr(
             build_student.openvino_engine, "cpu_precisions", lambda: [each for each in speeds if each != "int8_groups"]
         )
+        monkeypatch.setattr(build_student.openvino_engine, "multiplies_int8", lambda: vnni)
         times = iter(speeds.values())  # in the order of building: groups come last
         monkeypatch.setattr(build_student.openvino_engine, "pairs_per_second", lambda *_: next(times))
         plain = build_student.gate_scores
@@ -432,6 +433,11 @@ def test_int8_in_groups_is_built_where_whole_int8_fails_and_there_is_no_bf16(aut
     manifest = auto({"int8": 3.0, "fp32": 1.0, "int8_groups": 2.0}, refused=("int8",))
     assert manifest["precision"] == "int8_groups" and manifest["tried"]["int8_groups"]["group"] == 32
     assert "gate" not in manifest["tried"]["fp32"]
+
+
+def test_int8_in_groups_is_not_built_where_it_would_compute_in_fp32(auto):
+    manifest = auto({"int8": 3.0, "fp32": 1.0}, refused=("int8",), vnni=False)
+    assert manifest["precision"] == "fp32" and "int8_groups" not in manifest["tried"]
 
 
 def test_int8_in_groups_is_not_built_beside_bf16(auto):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 
+import pytest
+
 from build import openvino_engine
 from build.judged_pairs import read_candidates
 from ranking.text import StudentFormat
@@ -40,3 +42,11 @@ def test_engines_that_come_and_go_leave_the_signal_stack_as_it_is(checkpoint, ex
     openvino_engine.build_ir(exported, tmp_path, "int8", POSITIONS, feeds)
     gc.collect()
     assert signal_stack() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"), [("flags : avx2 avx512f", False), ("flags : avx_vnni", True), ("Features : asimd", True)]
+)
+def test_vnni_is_read_from_the_processors_flags(monkeypatch, flags, has):
+    monkeypatch.setattr(openvino_engine.Path, "read_text", lambda *_, **__: f"processor : 0\n{flags}\n")
+    assert openvino_engine.multiplies_int8() == has

@@ -99,3 +99,21 @@ def test_make_passes_a_path_with_a_space_on_as_one_word():
 def test_what_tritonserver_cannot_open_is_told_before_the_first_stage(tmp_path):
     with pytest.raises(InputError, match="tritonserver takes no path with white space: give another OUT="):
         run.main(run.Config(out=tmp_path / "my demo"))
+
+
+def test_make_clean_keeps_what_cannot_be_made_again(tmp_path):
+    """Seen: it removed the log of an A/B test and the salt, which docs and compose.yaml put below runs/ too."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in (
+        "demo/model",
+        "demo-data/model",
+        "ab/log/a.ablog",
+        "salt",
+        "serve/judgments.csv",
+        "label_store/labels",
+    ):
+        (tmp_path / "runs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / name).touch()
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    left = {str(path.relative_to(tmp_path / "runs")) for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert left == {"ab/log/a.ablog", "salt", "serve/judgments.csv", "label_store/labels"}
