@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ranking.card import CARD_NAME, ScoreCard
 from ranking.chunks import pool
+from ranking.encoder_families import longest_input
 from ranking.errors import InputError
 from ranking.pretrained import refuse_missing_folder
 from ranking.text import StudentFormat, TeacherFormat, normalise
@@ -203,7 +204,9 @@ def _plain_scorer(checkpoint: str | Path, model: Any) -> Scorer:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if tokenizer.pad_token_id is None:
         raise InputError(f"{checkpoint}: the tokenizer has no padding token, so documents cannot be batched")
-    limit = min(tokenizer.model_max_length, PLAIN_MAX_TOKENS)
+    # many tokenizers name no length, and text beyond the model's positions would end in an error
+    positions = longest_input(model.config) if getattr(model.config, "max_position_embeddings", 0) else PLAIN_MAX_TOKENS
+    limit = min(tokenizer.model_max_length, positions, PLAIN_MAX_TOKENS)
     has_types = "token_type_ids" in tokenizer.model_input_names
 
     def encode(queries: Sequence[str], titles: Sequence[str], summaries: Sequence[str]) -> tuple[TokenStore, None]:

@@ -24,6 +24,7 @@ from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from ranking.text import STUDENT_FORMAT, TEACHER_FORMAT, StudentFormat, TeacherFormat
+from tests.helpers.foreign_encoders import make_encoder
 from training.evaluation.checkpoint_scores import Scorer, score_pairs
 from training.trainer.training_settings import bf16_is_native
 
@@ -185,6 +186,14 @@ def copy(source: Path, target: Path) -> Path:
     for file in source.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
     return target
+
+
+@pytest.mark.parametrize("family, positions", [("bert", 64), ("xlm-roberta", 66)])
+def test_a_cross_encoder_of_few_positions_reads_as_much_as_it_can(family, positions, tmp_path):
+    """Seen: a tokenizer that names no length let 512 tokens into a model of 64 positions: a stack trace."""
+    folder = make_encoder(tmp_path, family, max_position_embeddings=positions)
+    long, cut = score_pairs(folder, ["rome"] * 2, ["guide"] * 2, ["a cheap flight to rome " * n for n in (200, 40)])
+    assert long == pytest.approx(cut)
 
 
 def test_a_model_without_a_trained_head_is_refused(student, teacher, tmp_path):
