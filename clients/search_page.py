@@ -27,6 +27,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from clients.ab.judging.csv_file import only_writer
 from clients.ab.judging.shared_page import FOLDER, serve_page
 from clients.ab.judging.sheet import MAX_QUERY, Sheet, draw_queries
 from clients.triton.connection import TritonAccess
@@ -277,12 +278,13 @@ def make_app(config: Config) -> FastAPI:
 
 def main(config: Config) -> None:
     """Index the documents and serve the page until interrupted."""
-    try:
-        app = make_app(config)
-    except pa.ArrowException as problem:
-        raise InputError(f"{config.data}: {problem}") from problem
-    print(f"search page: http://{config.host}:{config.port}", file=sys.stderr, flush=True)
-    uvicorn.run(app, host=config.host, port=config.port, log_level="warning")
+    with only_writer(config.judgments), only_writer(config.grades):
+        try:
+            app = make_app(config)
+        except pa.ArrowException as problem:
+            raise InputError(f"{config.data}: {problem}") from problem
+        print(f"search page: http://{config.host}:{config.port}", file=sys.stderr, flush=True)
+        uvicorn.run(app, host=config.host, port=config.port, log_level="warning")
 
 
 if __name__ == "__main__":

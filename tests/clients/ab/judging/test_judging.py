@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from clients import search_page
 from clients.ab.judging.agreement import advantage_interval, krippendorff_alpha
+from clients.ab.judging.csv_file import only_writer
 from clients.ab.judging.sheet import Sheet, SheetQuery, draw_queries
 from clients.ab.report.side_by_side import read_judgments
 from clients.ab.report.statistics import GoodSameBad
@@ -93,6 +95,17 @@ def test_judgments_of_other_arms_say_nothing_of_these(tmp_path, caplog):
 def test_settings_that_no_page_can_have_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=r"alpha is 0|both student|ends in \.jsonl"):
         Config(data=tmp_path, **wrong)
+
+
+@pytest.mark.parametrize("taken", ["judgments", "grades"])
+def test_two_pages_do_not_write_to_one_file(tmp_path, taken):
+    """Seen: each wrote the table of grades without the other's."""
+    config = Config(data=tmp_path, judgments=tmp_path / "j" / "judged.csv", grades=tmp_path / "g.jsonl")
+    refused = pytest.raises(InputError, match="another judging page writes to it; name another file")
+    with only_writer(getattr(config, taken)), refused:
+        search_page.main(config)
+    with pytest.raises(InputError, match="no documents"):  # free again
+        search_page.main(config)
 
 
 def sheet_of(folder) -> Sheet:
