@@ -24,7 +24,7 @@ from training.sources.judged_collections import (
     read_msrd,
 )
 from training.sources.judgment_table import parse_columns, read_table_source
-from training.sources.old_clicks import clicks_are_judgments, warn_of_old_clicks
+from training.sources.old_clicks import clicks_are_judgments, warn_of_old_log
 from training.sources.row_readers import BadRows
 from training.world.dataset import WorldConfig, write_world
 
@@ -89,13 +89,13 @@ def main(config: Config) -> None:
             # copied, they would hold the grades that this draw takes away, and train queries that are test queries now
             config = replace(config, clicks_from_judgments=True)
         _copy_clicks(given, config.out, ["events.parquet"] if of_judgments else ["clicks.parquet", "events.parquet"])
-    if not _renews_clicks(config):
-        if clicks_are_judgments(config.out):
-            clicks = config.out / "clicks.parquet"
-            clicks.unlink()
-            LOGGER.warning("%s is deleted: it was made from the judgments that were here before", clicks)
-        else:
-            warn_of_old_clicks(config.out, config.source)
+    if not _renews(config, "clicks.parquet") and clicks_are_judgments(config.out):
+        clicks = config.out / "clicks.parquet"
+        clicks.unlink()
+        LOGGER.warning("%s is deleted: it was made from the judgments that were here before", clicks)
+    for name in ("clicks.parquet", "events.parquet"):
+        if not _renews(config, name):
+            warn_of_old_log(config.out / name, config.source)
     content = write_dataset(
         source,
         config,
@@ -114,11 +114,11 @@ def main(config: Config) -> None:
     LOGGER.info("%s: %s", config.out, content["counts"])
 
 
-def _renews_clicks(config: Config) -> bool:
-    """Whether this run writes or removes clicks.parquet itself."""
+def _renews(config: Config, name: str) -> bool:
+    """Whether this run writes or removes clicks.parquet, or events.parquet, itself."""
     kind, _, where = config.source.partition(":")
-    copied = kind == "dataset" and (Path(where) / "clicks.parquet").is_file()
-    return copied or config.clicks_from_judgments or config.simulate_clicks != "none"
+    copied = kind == "dataset" and (Path(where) / name).is_file()
+    return copied or config.simulate_clicks != "none" or (name == "clicks.parquet" and config.clicks_from_judgments)
 
 
 def _copy_clicks(source: Path, out: Path, names: Sequence[str]) -> None:

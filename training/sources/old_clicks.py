@@ -1,4 +1,4 @@
-"""What becomes of clicks.parquet where a dataset folder is written once more."""
+"""What becomes of a log and its clicks where a dataset folder is written once more."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def clicks_are_judgments(folder: Path) -> bool:
     )
 
 
-def warn_of_old_clicks(out: Path, origin: str) -> None:
-    """Say so where a log's clicks.parquet stood beside judgments of another source than origin.
+def warn_of_old_log(log: Path, origin: str) -> None:
+    """Say so where a dataset folder's log, or its clicks, stood beside judgments of another source than origin.
 
     The same shop's next judgments go with them, another collection's do not. DataError if dataset.json cannot be read.
     """
-    clicks, file = out / "clicks.parquet", out / "dataset.json"
-    if clicks.is_file() and file.is_file() and (before := _read(file)["source"]) != origin:
+    file = log.parent / "dataset.json"
+    if log.is_file() and file.is_file() and (before := _read(file)["source"]) != origin:
         LOGGER.warning(
             "%s stays: it stood beside judgments of %s; delete it if it is of another collection than %s",
-            clicks, before, origin,
+            log, before, origin,
         )  # fmt: skip
 
 

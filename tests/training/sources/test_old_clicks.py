@@ -81,3 +81,16 @@ def test_a_logs_clicks_beside_another_source_stay_with_a_warning(tmp_path, caplo
         prepare(new, out)
     (out / "dataset.json").unlink()
     assert prepare(new, out)["counts"]["clicks"] == 1
+
+
+def test_a_log_beside_another_source_stays_with_a_warning(tmp_path, caplog):
+    """Seen: simulated users of one collection stood beside another's judgments, where a page says there is no log."""
+    old, new, out = judged(tmp_path / "old.jsonl"), judged(tmp_path / "new.jsonl"), tmp_path / "out"
+    simulated = {"judged_fraction": 0.5, "simulate_clicks": "baidu"}
+    prepare(old, out, **simulated)
+    prepare(old, out)
+    prepare(new, out, **simulated)
+    assert "events.parquet stays" not in caplog.text
+    prepare(old, out, clicks_from_judgments=True)
+    assert f"events.parquet stays: it stood beside judgments of table:{new}; delete it if" in caplog.text
+    assert (out / "events.parquet").is_file()
