@@ -9,6 +9,7 @@ the one that clients/label_corpus.py writes (ranking/labels.py).
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -62,8 +63,8 @@ class Config:
             raise ValueError("ranker: at least one is needed, each once")
         if self.weight and len(self.weight) != len(self.ranker):
             raise ValueError(f"weight: {len(self.weight)} weights for {len(self.ranker)} rankers")
-        if any(not weight >= 0 for weight in self.weight) or (self.weight and not sum(self.weight)):
-            raise ValueError("weight: weights must not be negative, and not all 0")
+        if any(not 0 <= weight < math.inf for weight in self.weight) or (self.weight and not sum(self.weight)):
+            raise ValueError("weight: weights must be finite, not negative, and not all 0")
         if self.weight and self.combine == "ridge":
             raise ValueError("weight: combine ridge finds the weights itself; leave them out")
         if self.max_tokens < 4:

@@ -81,9 +81,12 @@ class Blend:
         manifest: dict[str, Any] = load_manifest(folder / "manifest.json") or {}
         if "blend" not in manifest:
             raise InputError(f"{folder}: not a labels folder of training.blend_labels")
-        content = dict(manifest["blend"])
-        content["rankers"] = tuple(Ranker(**ranker) for ranker in content["rankers"])
-        return cls(**content)
+        try:
+            content = dict(manifest["blend"])
+            content["rankers"] = tuple(Ranker(**ranker) for ranker in content["rankers"])
+            return cls(**content)
+        except (TypeError, ValueError, KeyError) as problem:
+            raise InputError(f"{folder}: its blend is not one of this release: {problem}; label again") from problem
 
 
 class BlendScorer:

@@ -35,7 +35,8 @@ def ridge_weights(
 
     columns: standardised scores [n, teachers]; grades, groups: int [n]. Scores and grades are centred within each
     query, since only the order there is wanted. The penalty is that of PENALTIES with the least squared error on
-    queries that were left out, FOLDS times. Weights may be negative. Without two grades in any query they are equal.
+    queries that were left out, FOLDS times. Weights may be negative. Without two grades, or two scores, in any query
+    they are equal.
     """
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
 
@@ -44,7 +45,7 @@ def ridge_weights(
 
     inputs = np.stack([centred(column) for column in columns.T.astype(np.float64)], axis=1)
     targets = centred(grades.astype(np.float64))
-    if not targets.any():
+    if not targets.any() or not np.abs(inputs).max() > 1e-9:  # all would be 0, and with them the labels
         return np.full(columns.shape[1], 1 / columns.shape[1])
 
     def fitted(rows: NDArray[np.bool_], penalty: float) -> NDArray[np.float64]:

@@ -58,6 +58,9 @@ def test_ridge_weights_recover_a_linear_teacher_and_ignore_a_querys_level():
     shifted = columns + 100 * draw.normal(size=(60, 3))[groups]
     assert np.allclose(ridge_weights(shifted, grades, groups), weights, atol=1e-6)
     assert ridge_weights(columns, np.zeros(600, int), groups).tolist() == [1 / 3] * 3
+    # seen: weights of 0, and labels that are all alike, where the rankers tell no judged document from its neighbours
+    alike = np.repeat(columns[:30].astype(np.float32), 20, axis=0).astype(np.float64)
+    assert ridge_weights(alike, grades, np.repeat(np.arange(30), 20)).tolist() == [1 / 3] * 3
 
 
 def test_teachers_of_pure_noise_get_hardly_any_weight():

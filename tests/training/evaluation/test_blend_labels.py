@@ -96,6 +96,12 @@ def test_the_labels_are_a_finished_folder_whose_blend_can_be_scored_again(data, 
     some = candidates.slice(17, 5)
     again = BlendScorer(data, kept.encoder, kept.max_tokens, kept.precision).blended(kept, some)
     assert np.allclose(again, joined.column("teacher_score").to_numpy()[17:22], atol=1e-4)
+    path = tmp_path / "labels/manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    for damage in ({"of_a_later_release": 1}, {"rankers": [{}]}):
+        path.write_text(json.dumps(manifest | {"blend": manifest["blend"] | damage}), encoding="utf-8")
+        with pytest.raises(InputError, match="labels: its blend is not one of this release"):
+            Blend.of_labels(tmp_path / "labels")
 
 
 def test_the_teacher_id_covers_what_moves_a_score(data, encoder, tmp_path):
