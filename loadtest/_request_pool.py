@@ -34,7 +34,7 @@ def parse_sizes(text: str) -> list[tuple[int, float]]:
         mix = [(int(size), float(share or 1)) for size, _, share in (part.partition(":") for part in text.split(","))]
     except ValueError as problem:
         raise InputError(f"--list-sizes {text!r}: sizes and shares like 24:0.5,48:0.5 are needed") from problem
-    if not mix or any(size < 1 or share <= 0 for size, share in mix):
+    if not mix or any(size < 1 or not 0 < share < math.inf for size, share in mix):
         raise InputError(f"--list-sizes {text!r}: sizes from 1 and shares above 0 are needed")
     total = sum(share for _, share in mix)
     return [(size, share / total) for size, share in mix]

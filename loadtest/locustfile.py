@@ -256,6 +256,7 @@ def prepare(environment, **_) -> None:
     """Choose users and shape, and read the requests before the first one is due."""
     options = environment.parsed_options
     run.arms = [arm for arm in options.arms.split(",") if arm]
+    check_options(options)
     if not isinstance(environment.runner, WorkerRunner) and not options.user_classes:
         environment.user_classes = [TritonGrpc]
     if not isinstance(environment.runner, MasterRunner):
@@ -269,6 +270,24 @@ def prepare(environment, **_) -> None:
     # reading the requests blocked the event loop, whose clock stood still: a run time of two seconds would count
     # from before the reading, and end before the first request
     gevent.get_hub().loop.update_now()
+
+
+ABOVE_0 = (
+    "rate", "deadline_ms", "max_outstanding", "user_pool", "p99_ms", "start_rate", "max_rate", "step_s",
+)  # fmt: skip
+
+
+def check_options(options) -> None:
+    """End the process with one line where a flag makes no sense: else every simulated caller would die of it."""
+    problem = "" if run.arms else f"--arms {options.arms!r}: a model is needed"
+    for name in ABOVE_0:
+        if not 0 < getattr(options, name) < float("inf"):
+            problem = f"--{name.replace('_', '-')} is {getattr(options, name)}: it must be above 0"
+    if not 0 <= options.zipf < float("inf"):
+        problem = f"--zipf is {options.zipf}: 0 or more is needed"
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def read_pool(options) -> RequestPool:

@@ -144,3 +144,11 @@ def test_missing_data_is_one_clear_line(rig, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "make a dataset first" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--rate", "0"), ("--arms", ","), ("--zipf", "nan")])
+def test_a_flag_that_makes_no_sense_is_one_clear_line(rig, tmp_path, flag, value):
+    """Seen: a traceback for each request, two thousand in two seconds, and a result of nothing."""
+    process = start_locust(rig, tmp_path / "result.json", "-u", "1", "-t", "1s", flag, value)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and f"error: {flag} " in output and "Traceback" not in output

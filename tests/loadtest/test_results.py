@@ -123,7 +123,7 @@ def test_wrong_answers_are_named(scores, first, reason):
 def test_list_sizes_are_shares_and_nonsense_is_refused():
     assert parse_sizes("24:1,48:3") == [(24, 0.25), (48, 0.75)]
     assert parse_sizes("10") == [(10, 1.0)]
-    for nonsense in ("x", "0:1", "24:-1", ""):
+    for nonsense in ("x", "0:1", "24:-1", "24:nan", ""):
         with pytest.raises(InputError, match="--list-sizes"):
             parse_sizes(nonsense)
 
