@@ -218,6 +218,7 @@ def _import(database: duckdb.DuckDBPyConnection, config: Config) -> dict[str, in
         "pages_written": count("(SELECT DISTINCT request_id FROM event)"),
         "documents_shown": count("listed"),
         "documents_without_text": count("listed ANTI JOIN document USING (doc_id)"),
+        "documents_of_several_texts": count("document WHERE texts > 1"),
         "clicks": count("clicked"),
         "clicks_without_document_or_time": count("act WHERE click AND (doc_id IS NULL OR moment IS NULL)"),
         "clicks_of_no_search": no_search,
@@ -230,7 +231,9 @@ def _import(database: duckdb.DuckDBPyConnection, config: Config) -> dict[str, in
 
 
 def _read_documents(database: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Make the table document (doc_id, title, summary), one row a document.
+    """Make the table document (doc_id, title, summary, texts), one row a document; texts: how many different it has.
+
+    Of several the last in order of the alphabet is taken, title and summary of one row, whatever order DuckDB reads in.
 
     Texts of JSON are taken as they stand: DuckDB's guess of a column's type would write a UUID of capitals in lower
     case, a text among numbers in quotes, and a date in its own way.
@@ -240,8 +243,9 @@ def _read_documents(database: duckdb.DuckDBPyConnection, path: Path) -> None:
     describe = _parquet_documents if path.suffix == ".parquet" else _json_documents
     describe(database, path)
     database.execute(
-        "CREATE TABLE document AS SELECT doc_id, any_value(title) AS title, any_value(summary) AS summary "
-        "FROM described GROUP BY doc_id"
+        """CREATE TABLE document AS SELECT doc_id, text.title AS title, text.summary AS summary, texts FROM (
+            SELECT doc_id, max({'title': coalesce(title, ''), 'summary': coalesce(summary, '')}) AS text,
+                count(DISTINCT (coalesce(title, ''), coalesce(summary, ''))) AS texts FROM described GROUP BY doc_id)"""
     )
 
 

@@ -221,6 +221,17 @@ def test_ids_and_texts_of_documents_stay_as_they_stand(tmp_path, ids, hits, writ
     assert {(r["title"], r["summary"]) for r in rows} == {("2026-01-01T00:00:00Z", "1984")}
 
 
+def test_a_document_that_is_listed_twice_has_one_of_its_texts_and_is_counted(tmp_path):
+    """Seen: the title of one row with the summary of another, and nobody was told."""
+    twice = [{"doc_id": "a", "title": None, "summary": "S1"}, {"doc_id": "a", "title": "T2", "summary": None}]
+    documents = lines(tmp_path / "documents.jsonl", [*twice, *[{"doc_id": "b", "title": "B", "summary": "b"}] * 2])
+    log = lines(tmp_path / "ga4.ndjson", [ga4_event("view_item_list", 0, ["a", "b"], "jeans")])
+    main(Config(documents=documents, out=tmp_path / "events.parquet", ga4=str(log), duckdb_threads=1))
+    rows = read_table(tmp_path / "events.parquet", "events").to_pylist()
+    assert [(r["title"], r["summary"]) for r in rows] == [("T2", ""), ("B", "b")]
+    assert json.loads((tmp_path / "events.report.json").read_text())["documents_of_several_texts"] == 1
+
+
 @pytest.mark.parametrize(
     ("document", "problem"),
     [
