@@ -161,18 +161,21 @@ def click_findings(watched: Watched) -> list[Finding]:
     """Page CTR of every arm's model and platform against the days before."""
     findings = []
     for column in ("served_by", "platform"):
-        # one query for all names: callers may send as many platforms as they have pages
-        rows = watched.database.execute(f"""
-            WITH users AS (
-                SELECT {column} AS name, today, user_id, sum((clicks > 0)::INT)::DOUBLE AS clicked,
-                       count(*)::DOUBLE AS pages FROM page GROUP BY ALL)
-            SELECT * FROM users WHERE name IN (
-                SELECT name FROM users GROUP BY name
-                HAVING least(count(*) FILTER (today), count(*) FILTER (NOT today)) >= {MIN_USERS})
-            ORDER BY name
+        # not a query for each name: callers may send as many platforms as they have pages
+        watched.database.execute(f"""
+            CREATE OR REPLACE TEMP TABLE clicking AS
+            SELECT {column} AS name, today, user_id, sum((clicks > 0)::INT)::DOUBLE AS clicked,
+                   count(*)::DOUBLE AS pages FROM page GROUP BY ALL;
+            CREATE OR REPLACE TEMP TABLE named AS
+            SELECT name, row_number() OVER (ORDER BY name) - 1 AS number FROM clicking GROUP BY name
+            HAVING least(count(*) FILTER (today), count(*) FILTER (NOT today)) >= {MIN_USERS}
+        """)
+        names = watched.database.execute("SELECT name FROM named ORDER BY number").fetchall()
+        rows = watched.database.execute("""
+            SELECT number, today, clicked, pages FROM clicking JOIN named USING (name) ORDER BY number
         """).fetchnumpy()
-        names, starts = np.unique(np.asarray(rows["name"], str), return_index=True)
-        for name, start, end in zip(names.tolist(), starts, [*starts[1:], len(rows["name"])]):
+        ends = np.searchsorted(rows["number"], np.arange(len(names)), "right")
+        for (name,), start, end in zip(names, [0, *ends], ends):
             compared = _both({of: values[start:end] for of, values in rows.items()}, "clicked", "pages")
             if compared is None:
                 continue
