@@ -252,7 +252,7 @@ async def simulate(config: Config) -> Traffic:
 
 
 def main(config: Config) -> int:
-    """Simulate and print the counts. Returns 1 if a request had no answer."""
+    """Simulate and print the counts. Returns 1 if a request had no answer, or no page was ranked."""
     began = time.perf_counter()
     traffic = asyncio.run(simulate(config))
     seconds = time.perf_counter() - began
@@ -264,7 +264,7 @@ def main(config: Config) -> int:
     unanswered = sum(
         count for name, count in traffic.counts.items() if name.startswith(("pages without", "event posts without"))
     )
-    return 1 if unanswered else 0
+    return 1 if unanswered or not traffic.counts["pages"] else 0
 
 
 if __name__ == "__main__":
