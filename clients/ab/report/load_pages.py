@@ -24,6 +24,7 @@ _DAY = 86_400_000_000  # microseconds
 _TIME_SLICES = 30  # at most this many points of the cumulative lift
 _FEWEST_DAYS = 7  # from as many days on it has a point a day
 _STRAY_SHARE = 0.001  # of pages at either end of the time: a wrong clock's must not stretch it to years
+_SPAN_BINS = 1_000_000
 _DWELL_QUANTILE = 0.99  # of a click's dwell over both arms, at which dwell is capped (winsorised)
 
 # what identifies a page and its segments: SQL over an exposure, and an aggregate over a page's events
@@ -220,11 +221,7 @@ def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> Experime
     users = _number_users(engine, chosen, window)
     first, last = (single_value(engine, f"SELECT {end}(moment) FROM raw WHERE {window}") for end in ("min", "max"))
     _mark_head_queries(engine)
-    begin, end = single_row(
-        engine,
-        f"""SELECT floor(quantile_cont(moment, {_STRAY_SHARE}))::BIGINT,
-            floor(quantile_cont(moment, {1 - _STRAY_SHARE}))::BIGINT FROM raw WHERE {window}""",
-    )
+    begin, end = _main_span(engine, window, first, last)
     span = max(end - begin, 1)  # microseconds
     whole_days = span / (1 - 2 * _STRAY_SHARE) // _DAY
     slices = int(whole_days) if _FEWEST_DAYS <= whole_days <= _TIME_SLICES else _TIME_SLICES
@@ -318,6 +315,21 @@ def _number_users(engine: QueryEngine, chosen: LogSelection, window: str) -> tup
             since = f" since {chosen.start}" if chosen.start else ""
             raise InputError(f"{chosen.path}: {count} users in arm {arm!r}{since}; the log has arms {named}")
     return control, treatment
+
+
+def _main_span(engine: QueryEngine, window: str, first: int, last: int) -> tuple[int, int]:
+    """From when to when the pages were served but for _STRAY_SHARE of them at either end, in microseconds.
+
+    Counted in _SPAN_BINS equal parts of the whole time, so that no engine has to hold every page's moment.
+    """
+    width = max((last - first) // _SPAN_BINS, 1)
+    counted = engine.columns(
+        f"SELECT (moment - {first}) // {width} AS bin, count(*) AS pages FROM raw WHERE {window} GROUP BY 1 ORDER BY 1"
+    )
+    bins, so_far = counted["bin"].astype(np.int64), np.cumsum(counted["pages"].astype(np.int64))
+    low = np.searchsorted(so_far, _STRAY_SHARE * so_far[-1], "right")
+    high = np.searchsorted(so_far, (1 - _STRAY_SHARE) * so_far[-1], "left")
+    return first + int(bins[low]) * width, min(first + (int(bins[high]) + 1) * width, last)
 
 
 def _mark_head_queries(engine: QueryEngine) -> None:
