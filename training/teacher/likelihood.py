@@ -27,6 +27,7 @@ from ranking.errors import DataError, InputError
 from ranking.schema import iter_table
 from ranking.text import TeacherFormat
 from training.teacher.decoder import open_decoder
+from training.trainer.attention import exact_attention
 from training.trainer.group_batches import RankingGroups
 from training.trainer.token_store import TokenStore, split_by_tokens
 from training.trainer.training_settings import launched_processes
@@ -41,7 +42,9 @@ def evidence_groups(
     InputError if the evidence tells no document from another.
     """
     texts = (rows.column(name).to_pylist() for name in ("query", "title", "summary"))
-    given, found = evidence(open_decoder(model), text_format, pad_id, *texts, bf16=bf16, forward_tokens=forward_tokens)
+    decoder = open_decoder(model)
+    exact_attention(decoder)
+    given, found = evidence(decoder, text_format, pad_id, *texts, bf16=bf16, forward_tokens=forward_tokens)
     if not (np.isfinite(found).all() and found.std() > 0):
         raise InputError(f"{model}: its likelihoods tell no document from another")
     return RankingGroups.of_rows(rows.column("query_id").to_pylist(), found / found.std(), given)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GptOssConfig,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from ranking.card import ScoreCard
 from ranking.limits import FieldLimits
-from tests.helpers.teacher_families import CORPUS, FAMILIES, write_family
+from tests.helpers.teacher_families import CORPUS, FAMILIES, SIZES, write_family
 from tests.helpers.trained_tokenizers import byte_level
 from training.evaluation.checkpoint_scores import score_pairs
 from training.teacher.decoder import open_decoder, open_tokenizer, padding_id, save_tokenizer
 from training.teacher.score_head import LoraSettings, add_lora, install_pooling, open_teacher, text_config
+from training.trainer.attention import fastest_attention, scoring_attention
 from training.trainer.token_store import TokenStore
 
 ADVERSARIAL = [
@@ -133,6 +140,37 @@ def test_a_reloaded_teacher_scores_as_trained(family, tmp_path):
     padded = AutoTokenizer.from_pretrained(tmp_path).pad(served, return_tensors="pt")
     padded.pop("token_type_ids", None)
     np.testing.assert_allclose(score(plain, padded), expected, atol=2e-5)
+
+
+def test_the_soft_cap_on_attention_holds_wherever_a_teacher_trains_and_scores(tmp_path):
+    """PyTorch's fused attention passes over Gemma 2's cap and vLLM applies it: scores were 0.25 apart."""
+    plain, model = (
+        make_teacher(write_family("gemma2", tmp_path / name), open_tokenizer(tmp_path / name)) for name in "ab"
+    )
+    assert model.config._attn_implementation == "sdpa"  # transformers' own choice
+    plain.set_attn_implementation("eager")
+    for each in (plain, model):
+        install_pooling(each, "last_token")
+        for layer in each.model.layers:
+            layer.self_attn.q_proj.weight.data *= 300
+            layer.self_attn.k_proj.weight.data *= 300
+    batch = TokenStore.build([list(range(5, 40))]).pad([0], 0)
+    expected = score(plain, batch)
+    assert abs(score(model, batch) - expected).max() > 1e-3
+    fastest_attention(model, 10_000)
+    np.testing.assert_allclose(score(model, batch), expected, atol=1e-6)
+    with scoring_attention(model):
+        np.testing.assert_allclose(score(model, batch), expected, atol=1e-6)
+
+
+def test_a_family_without_fused_attention_scores():
+    config = GptOssConfig(
+        **SIZES, vocab_size=40, head_dim=16, num_local_experts=2, num_experts_per_tok=1, num_labels=1, pad_token_id=0
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    fastest_attention(model, 10)
+    with scoring_attention(model):
+        assert np.isfinite(score(model.eval(), TokenStore.build([[5, 6, 7]]).pad([0], 0))).all()
 
 
 def write_teacher(model, tokenizer, text_format, folder) -> None:
