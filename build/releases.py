@@ -245,9 +245,9 @@ def reload(repository: Path, name: str, servers: Sequence[RunningServer]) -> Non
             first = first_encoder_name(name)  # of a version that was removed here and is still served there
             encoders |= {encoder_name(name), *([first] if server.versions(first, "READY") else [])}
             for model in (name, *encoders):
-                loaded = set(server.versions(model, "READY"))
                 server.unload(model)
-                server.wait_until_gone(model, loaded)
+                # what is unloading already is not waited for: a model whose process died does so for ever
+                server.wait_until_gone(model, set(server.versions(model, "READY")))
             for model in (*encoders, name):
                 server.load(model)
         except InferenceServerException as problem:
