@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import httptools
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from clients.ab.router.http_limits import HttpLimits
@@ -19,6 +20,7 @@ from clients.ab.router.http_requests import as_json
 from clients.ab.router.metrics import Metrics
 from clients.ab.router.rerank_api import error_content
 
+PIECE = 64 << 10  # bytes of an answer that are handed to the transport at a time
 LEAST_READ = 64 << 10  # bytes of an answer within receive_seconds: the slowest line is faster, but not a trickle
 ALWAYS_ANSWERED = (b"/health/live", b"/metrics")  # however many connections are open: a full router must be seen
 # requests of one connection behind the one that is being answered; each takes a hundred times its 25 bytes
@@ -110,11 +112,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def __init__(self, *args, **named):
         super().__init__(*args, **named)
         self.parser = _UpgradeIgnored(self)  # type: ignore[assignment]
-        self._served_app = self.app
+        self._served_app = partial(_in_pieces, self.app)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected: its first head is awaited."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        self.transport.set_write_buffer_limits(high=PIECE)  # under TLS it would be eight times as much
         self._make_room()
         self._await_caller()
         self._await_head()
@@ -296,6 +299,25 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()  # close() would go on waiting
         elif left:
             self._await_reader()
+
+
+async def _in_pieces(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers as the app does, a large answer piece by piece, each once the caller has taken enough of those before.
+
+    Under TLS what is written at once leaves the buffer by which a caller is seen not to read.
+    """
+
+    async def sent(message: Message) -> None:
+        body = message.get("body", b"")
+        if len(body) <= PIECE:
+            await send(message)
+            return
+        more = message.get("more_body", False)
+        for start in range(0, len(body), PIECE):
+            end = start + PIECE
+            await send({**message, "body": body[start:end], "more_body": more or end < len(body)})
+
+    await app(scope, receive, sent)
 
 
 def limited_protocol(limits: HttpLimits, metrics: Callable[[], Metrics]) -> type[LimitedProtocol]:
