@@ -53,7 +53,8 @@ class MaskedTexts(Dataset):
     Masks are a pure function of (seed, epoch, text): of 15% of the tokens, at least one, 80% become [MASK], 10% another
     token, 10% stay. [CLS] and [SEP] are never masked. Item: {"forwards": [model inputs], "labels": [int64 [rows,
     tokens],
-    -100 where nothing is predicted], "normaliser": masked tokens of the global batch}.
+    -100 where nothing is predicted], "normaliser": masked tokens of the global batch}. Every process makes the same
+    number of forwards: missing ones are filled with a text that counts for nothing.
     """
 
     def __init__(self, store: TokenStore, text_format: StudentFormat, forward_tokens: int, seed: int):
@@ -80,8 +81,12 @@ class MaskedTexts(Dataset):
         rows = self.order[index * BATCH_TEXTS : (index + 1) * BATCH_TEXTS]
         # drawn for the whole batch on every process, so that all know the normaliser
         masks = {int(row): self._mask(int(row)) for row in rows}
-        mine = rows[self.process_index :: self.process_count]
-        pieces = [mine[piece] for piece in split_by_tokens(self.store.lengths[mine], self.forward_tokens)]
+        shares = [rows[process :: self.process_count] for process in range(self.process_count)]
+        plans = [
+            [share[piece] for piece in split_by_tokens(self.store.lengths[share], self.forward_tokens)]
+            for share in shares
+        ]
+        pieces = plans[self.process_index]
         forwards, labels = [], []
         for piece in pieces:
             batch = self.store.pad(piece, self.text_format.pad_id, token_types=True)
@@ -92,6 +97,10 @@ class MaskedTexts(Dataset):
                 batch["input_ids"][place, positions] = replacements
             forwards.append(batch)
             labels.append(wanted)
+        for _ in range(max(map(len, plans)) - len(pieces)):  # of a batch with fewer texts than processes, say
+            filler = self.store.pad(rows[:1], self.text_format.pad_id, token_types=True)
+            forwards.append(filler)
+            labels.append(torch.full_like(filler["input_ids"], -100))
         return {"forwards": forwards, "labels": labels, "normaliser": sum(len(p) for p, _ in masks.values())}
 
     def _mask(self, row: int) -> tuple[Tensor, Tensor]:

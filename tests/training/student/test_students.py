@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from ranking.card import ScoreCard
 from ranking.chunks import Chunking
@@ -37,13 +37,14 @@ from training.evaluation.checkpoint_scores import score_pairs
 from training.student import student_groups as student_data
 from training.student.checkpoint import ScoreScale
 from training.student.encoder import StudentModelSettings, create_student, scale_head
-from training.student.masked_lm_warm_up import MaskedTexts
+from training.student.masked_lm_warm_up import BATCH_TEXTS, MaskedTexts, WarmUpTrainer
 from training.student.student_groups import groups_of, joined, judged_groups, sampler
 from training.student.student_training import start_student
 from training.train_baseline import Config as BaselineConfig
 from training.train_baseline import main as baseline_main
 from training.train_baseline import train_baseline
 from training.trainer.losses import hybrid, ranknet
+from training.trainer.training_settings import TrainingSettings
 
 TINY = {
     "size": "tiny-2", "vocabulary_size": 800, "limits": FieldLimits(8, 8, 12),
@@ -352,6 +353,27 @@ def test_masks_spare_special_tokens_and_are_the_same_for_all_processes(data, tmp
     assert 0.1 < masked[0] / store.lengths[whole_rows(whole, store)].sum() < 0.2
     for labels in whole["labels"]:
         assert not torch.isin(labels, torch.tensor([text_format.cls_id, text_format.sep_id])).any()
+
+
+def test_a_warm_up_batch_of_fewer_texts_than_processes_trains_on_all_of_them(data, tmp_path):
+    """Seen: a candidates file of 128 n + 1 rows ended a warm-up in two processes with a traceback."""
+    text_format = _text(data, tmp_path)
+    store = groups_of([word_count_labels(data)], "teacher_score", text_format).store
+    model = create_student(StudentModelSettings(**_model(TINY)), data, tmp_path, 1).model
+    counts = []
+    for process in range(2):
+        texts = MaskedTexts(store.take(np.arange(BATCH_TEXTS + 1)), text_format, 2000, seed=1)
+        trainer = WarmUpTrainer(BertForMaskedLM(model.config), TrainingSettings(), texts, tmp_path / str(process))
+        texts.process_index, texts.process_count = process, 2
+        loss = trainer.compute_loss(trainer.model, texts[1])
+        loss.backward()
+        assert loss.isfinite() and (loss == 0) == (process == 1)
+        counts.append(len(texts[1]["forwards"]))
+    assert counts == [1, 1]
+
+
+def _model(knobs: dict) -> dict:
+    return {name: knobs[name] for name in ("size", "vocabulary_size", "limits")}
 
 
 def whole_rows(item, store):
