@@ -45,8 +45,7 @@ class RunSettings(TelemetrySettings):
         shard_rows: candidate rows per shard; raise it for corpora above 10^8 pairs
         deadline_ms: time that a request may take before it is sent again
         retries: failures of one pair before it goes to the rejects
-        give_up_seconds: time without an answer from any endpoint before the run ends; for a Triton that is not there at
-            the start, a minute at most
+        give_up_seconds: time without an answer from any endpoint before the run ends
         max_refused: share of pairs that the teacher may fail on before the run ends
         retry_rejects: label shards again in which the teacher failed on some pairs
         dry_run: print pairs, tokens, time and cost, and label nothing

@@ -119,6 +119,12 @@ class HttpEndpoint:
     def _take(self, pairs: list[Pair], answer: httpx.Response, seconds: float) -> None:
         if answer.status_code in REFUSED_FOR_GOOD:
             raise InputError(f"{self.url} refuses requests: {_reason(answer)}; check key, model and address")
+        if 300 <= answer.status_code < 400:
+            place = answer.headers.get("location", "another address")
+            raise InputError(
+                f"{self.url} sends requests on to {place} (HTTP {answer.status_code}), where no key is sent: give the "
+                "address that answers as --url"
+            )
         self._was_gone |= answer.status_code in GONE
         if answer.status_code in TOO_MANY:
             self._lost(pairs, _reason(answer), _retry_after(answer))
@@ -201,7 +207,8 @@ async def _post(client: httpx.AsyncClient, url: str, body: object) -> httpx.Resp
             content += piece
             if len(content) > LONGEST_ANSWER:
                 raise BadAnswer(f"it is longer than {LONGEST_ANSWER >> 20} MiB")
-        kept = {name: answer.headers[name] for name in ("content-type", "retry-after") if name in answer.headers}
+        wanted = ("content-type", "retry-after", "location")
+        kept = {name: answer.headers[name] for name in wanted if name in answer.headers}
         return httpx.Response(answer.status_code, headers=kept, content=bytes(content))
 
 

@@ -62,6 +62,10 @@ class AskedTeacher(Protocol):
     def forget_answers(self, folder: Path, shard: int) -> None:
         """The shard is finished."""
 
+    @property
+    def patience(self) -> Patience:
+        """How long and how often a request is tried."""
+
 
 @dataclass(frozen=True)
 class StreamedTeacher:
@@ -154,7 +158,7 @@ async def label_ranges(
     stopping: Callable[[], bool],
 ) -> None:
     """Label the ranges and write their shards; on_shard gets each record. Once stopping() is true no new shard is
-    begun.
+    begun, and those in hand are left where no endpoint has answered for a request's deadline.
 
     InputError: no endpoint answered for job.give_up_seconds seconds, or the teacher fails on too many pairs. OSError:
     disk full.
@@ -209,6 +213,9 @@ async def label_ranges(
                 raise InputError(
                     f"no endpoint has answered for {silent:.0f} s; last: {tally.last_problem or 'nothing'}"
                 )
+            # what is under way is past its deadline: nobody will finish the shards in hand
+            if stopping() and silent > job.asked.patience.deadline_ms / 1000:
+                return
             check_refusals()
 
     await _first_to_end(feed(), guard(), *(endpoint.run() for endpoint in endpoints))

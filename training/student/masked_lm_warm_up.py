@@ -98,7 +98,7 @@ class MaskedTexts(Dataset):
             forwards.append(batch)
             labels.append(wanted)
         for _ in range(max(map(len, plans)) - len(pieces)):  # of a batch with fewer texts than processes, say
-            filler = self.store.pad(rows[:1], self.text_format.pad_id, token_types=True)
+            filler = self.store.pad([int(rows[0])], self.text_format.pad_id, token_types=True)
             forwards.append(filler)
             labels.append(torch.full_like(filler["input_ids"], -100))
         return {"forwards": forwards, "labels": labels, "normaliser": sum(len(p) for p, _ in masks.values())}

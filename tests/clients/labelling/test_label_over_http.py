@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+
 import httpx
 import numpy as np
 import pyarrow.parquet as pq
@@ -137,6 +142,22 @@ def test_why_a_service_takes_nothing_is_told(write_candidates, tmp_path):
     """Seen: "the teacher fails on 16 of 16 pairs; last: " and nothing behind it."""
     with reranker("tei", {"400": 1.0}) as stub, pytest.raises(InputError, match=r"last: .*HTTP 400 .*asked to fail"):
         main(config(write_candidates(200), tmp_path / "labels", stub))
+
+
+def test_a_redirect_is_named_and_not_asked_again(write_candidates, tmp_path):
+    """Seen: "unusable answer: Expecting value", once for every retry of every pair."""
+    with reranker("tei", {"302": 1.0}) as stub, pytest.raises(InputError, match=r"on to another address \(HTTP 302\)"):
+        main(config(write_candidates(16), tmp_path / "labels", stub, in_flight=1))
+    assert stub.requests == 1
+
+
+def test_a_stopped_run_leaves_a_service_that_does_not_answer(write_candidates, tmp_path):
+    """Seen: it waited --give-up-seconds, 15 minutes, for shards that nobody could finish."""
+    with reranker("tei", {"503": 1.0}) as stub:
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        began = time.monotonic()
+        assert main(config(write_candidates(16), tmp_path / "labels", stub, deadline_ms=2000)) == 130
+        assert 1 < time.monotonic() - began < 30
 
 
 def test_a_key_or_an_address_that_can_be_none_is_refused(write_candidates, tmp_path, monkeypatch):
