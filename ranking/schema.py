@@ -24,6 +24,9 @@ from ranking.visible import VISIBLE_RE2
 
 MAX_GRADE = 4
 DROPPED_QUERY = "(dropped)"  # stands for the query of a page where the router was told to keep none
+NO_USER = "no-user-"  # begins the user id of a page that named none: in comparisons each such page is a user of its own
+# SQL of whom to count where it matters how many people there are: those pages may all be one person's
+KNOWN_USER = f"CASE WHEN user_id LIKE '{NO_USER}%' THEN '{NO_USER}' ELSE user_id END"
 
 _TEXT, _F32, _TIME = pa.string(), pa.float32(), pa.timestamp("us", tz="UTC")
 

@@ -70,14 +70,15 @@ def started(log: pa.Table, start: str) -> pa.Table:
     return log
 
 
-def log_of(folder, pages: dict[str, int], users: int = 10):
-    """A compacted log in which each query has so many pages, by up to so many users."""
+def log_of(folder, pages: dict[str, int], users: int = 10, named: str = "u"):
+    """A compacted log in which each query has so many pages, by up to so many users, whose ids begin with `named`."""
     rows = []
     for query, count in pages.items():
         for number in range(count):
             rows.append(
                 {
-                    "request_id": f"{query}-{number}", "user_id": f"u{number % users}", "experiment": "", "arm": "",
+                    "request_id": f"{query}-{number}", "user_id": f"{named}{number % users}",
+                    "experiment": "", "arm": "",
                     "timestamp": dt.datetime(2026, 1, 5, tzinfo=dt.UTC), "served_by": "student", "fallback": "",
                     "model_version": "1", "latency_ms": 1.0, "query": query, "query_length": 1, "platform": "",
                     "segments": "{}", "forced": False, "documents": ["a"], "scores": [1.0], "teams": [], "clicks": 0,

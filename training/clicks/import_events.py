@@ -26,7 +26,7 @@ from ranking.database import DuckDbSettings, literal, single_value
 from ranking.errors import InputError
 from ranking.files import check_not_read, write_json
 from ranking.program import run
-from ranking.schema import TABLES, write_table
+from ranking.schema import NO_USER, TABLES, write_table
 from ranking.visible import VISIBLE_RE2
 
 logger = logging.getLogger("import_events")
@@ -133,7 +133,7 @@ CREATE VIEW act AS SELECT user_id, moment, items[1]->>'$.item_id' AS doc_id, NUL
 # list on another page, takes no click from the search that one goes back to. A list without a query is one of them, so
 # that what was found in a category is of no search. Nobody knows which pages a visitor without an id shares with
 # others, so each page counts as one visitor.
-_WHO = "coalesce(nullif(user_id, ''), request_id)"
+_WHO = f"coalesce(nullif(user_id, ''), '{NO_USER}' || request_id)"
 _IN_ORDER = "(PARTITION BY user_id, visit ORDER BY moment, search DESC, clicked_id)"
 _JOIN = f"""
 CREATE TABLE pages AS SELECT request_id, {_WHO} AS user_id, moment,

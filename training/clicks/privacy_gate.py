@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ranking.errors import InputError
 from ranking.query_engine import QueryEngine, single_row, single_value
-from ranking.schema import DROPPED_QUERY
+from ranking.schema import DROPPED_QUERY, KNOWN_USER, NO_USER
 from training.clicks.personal_data import PersonalData, kinds
 
 LOGGER = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ class PrivacySettings:
     """What of people may reach training.
 
     Args:
-        min_users: distinct users who must have typed a query for it to be learnt from; 1 takes every query
+        min_users: distinct users who must have typed a query for it to be learnt from, all pages that name no user
+            counted as one; 1 takes every query
         window_days: within so many days, at any time of the log
         personal_data: what becomes of queries with e-mail addresses, numbers, postal addresses and the like: "drop"
             them, "mask" those parts before users are counted, or "keep" them
@@ -88,10 +89,10 @@ def drop_rare_queries(engine: QueryEngine, settings: PrivacySettings) -> dict[st
     engine: has `people` (user_id, timestamp, query) and `spellings` (raw, query_no) of normalised_queries.py.
     """
     if settings.min_users == 1:
-        return {"rare_queries": 0, "rare_events": 0}
+        return {"rare_queries": 0, "rare_events": 0, "unnamed_events": 0}
     engine.table(
         "daily",
-        """SELECT query_no, user_id, CAST(date_trunc('day', timestamp) AS DATE) AS day
+        f"""SELECT query_no, {KNOWN_USER} AS user_id, CAST(date_trunc('day', timestamp) AS DATE) AS day
            FROM people JOIN spellings ON people.query = raw GROUP BY ALL""",
     )
     # most queries that pass do so within one day; only the others' few users a day are joined over the window
@@ -120,11 +121,14 @@ def drop_rare_queries(engine: QueryEngine, settings: PrivacySettings) -> dict[st
     )
     engine.table("spellings", "SELECT * FROM spellings SEMI JOIN shared USING (query_no)")
     engine.drop("daily")
+    unnamed = single_value(engine, f"SELECT count(*) FROM people WHERE user_id LIKE '{NO_USER}%'")
+    if unnamed:
+        LOGGER.warning("privacy gate: %d events name no user and count as one person's together", unnamed)
     LOGGER.info(
         "privacy gate: %d queries with %d events have fewer than %d users within %d days and are left out",
         rare, events, settings.min_users, settings.window_days,
     )  # fmt: skip
-    return {"rare_queries": rare, "rare_events": events}
+    return {"rare_queries": rare, "rare_events": events, "unnamed_events": unnamed}
 
 
 def cap_clicks(engine: QueryEngine, satisfied: str, settings: PrivacySettings, users: bool) -> int:

@@ -21,7 +21,7 @@ from clients.ab.judging.csv_file import append_row, read_rows
 from ranking.database import DuckDbSettings, literal, querying
 from ranking.errors import InputError
 from ranking.files import write_text
-from ranking.schema import DROPPED_QUERY
+from ranking.schema import DROPPED_QUERY, KNOWN_USER
 from ranking.text import normalise
 
 BANDS = ("head", "torso", "tail")  # a third of the pages each: frequent, middling and rare queries
@@ -43,7 +43,8 @@ def draw_queries(log: Path, per_band: int, seed: int, min_users: int) -> list[Sh
 
     White space and control characters are one space between words and none at the ends, as the page searches a query:
     else no judgment would ever be of it. Queries of over MAX_QUERY characters are left out. min_users: a query of fewer
-    users may be a person's own and is shown to no rater. InputError if the log has none.
+    users may be a person's own and is shown to no rater; pages that name no user count as one. InputError if the log
+    has none.
     """
     files = sorted((log / "exposures").glob("*.parquet"))
     if not files:
@@ -54,7 +55,7 @@ def draw_queries(log: Path, per_band: int, seed: int, min_users: int) -> list[Sh
                 SELECT trim(regexp_replace(query, '[\\p{{Cc}}\\p{{Z}}]+', ' ', 'g')) AS query, user_id
                 FROM read_parquet({literal(files)}) WHERE NOT forced AND query <> {literal(DROPPED_QUERY)}),
             asked AS (
-                SELECT query, count(*) AS pages, count(DISTINCT user_id) AS users FROM page
+                SELECT query, count(*) AS pages, count(DISTINCT {KNOWN_USER}) AS users FROM page
                 WHERE length(query) <= {MAX_QUERY} GROUP BY query),
             shared AS (SELECT *, sum(pages) OVER (ORDER BY pages DESC, query) - pages / 2 AS place,
                               sum(pages) OVER () AS total FROM asked WHERE users >= {int(min_users)})

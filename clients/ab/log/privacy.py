@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ranking.errors import InputError
-from ranking.schema import DROPPED_QUERY
+from ranking.schema import DROPPED_QUERY, NO_USER
 
 StoredQueries = Literal["keep", "hash", "drop"]
 StoredSegments = Literal["keep", "hash", "drop"]
@@ -36,8 +36,13 @@ class Privacy:
             raise InputError("queries can only be hashed with a salt: give --salt-file")
 
     def user(self, user_id: str) -> str:
-        """The user id as it is stored: 32 hex digits of a salted hash, or as it is without a salt."""
-        return self._hash(user_id, 32) if self.salt else user_id
+        """The user id as it is stored: 32 hex digits of a salted hash, or as it is without a salt.
+
+        Who begins with NO_USER still does, since nobody may be counted as a person who is none.
+        """
+        if not self.salt:
+            return user_id
+        return (NO_USER if user_id.startswith(NO_USER) else "") + self._hash(user_id, 32)
 
     def segment_values(self, segments: Mapping[str, str]) -> dict[str, str]:
         """The segments as they are stored: kept, each value as 16 hex digits of a salted hash, or none."""

@@ -28,6 +28,7 @@ from clients.ab.router.rerank_api import (
 )
 from ranking import tracing
 from ranking.limits import MAX_ID_CHARACTERS
+from ranking.schema import NO_USER
 from ranking.visible import is_visible
 
 
@@ -49,7 +50,7 @@ def add_rerank_routes(
             request_id = asked.request_id or uuid.uuid4().hex
             user_id = user_id or (asked.user if asked.user and is_visible(asked.user) else "")
             # without a user every request is a user of its own in the log, so that none looks like a robot of many
-            page = asked.page(user_id or f"no-user-{request_id}", request_id)
+            page = asked.page(user_id or f"{NO_USER}{request_id}", request_id)
             await asyncio.sleep(0)  # a large page must not be parsed, sent and logged in one go
             answer, after = await app.state.service.rank(page, arrived, in_experiments=bool(user_id))
         return asked, reranked(asked, page, answer), answer, BackgroundTask(after) if after else None

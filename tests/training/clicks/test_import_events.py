@@ -270,6 +270,7 @@ def test_visitors_without_an_id_do_not_end_each_others_stay(tmp_path, nobody):
     acts = [ubi_event(1, "a", 6, client=nobody), ubi_event(2, "a", 7, client=nobody)]
     rows, _ = ubi(tmp_path, queries, acts)
     assert [r["dwell_seconds"] for r in rows if r["clicked"]] == [60.0, 60.0]
+    assert all(r["user_id"].startswith("no-user-") for r in rows)  # five of them are not five people
     rows, _ = ubi(tmp_path, queries, [*acts, ubi_event(1, "b", 10, client=nobody)])
     assert sorted(r["dwell_seconds"] for r in rows if r["clicked"]) == [4.0, 60.0, 60.0]
 

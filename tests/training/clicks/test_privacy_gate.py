@@ -47,6 +47,14 @@ def test_a_query_needs_enough_users_and_many_pages_of_few_do_not_help(tmp_path):
     assert set(through_the_gate(tmp_path, rows, min_users=4)[0]) == {("red tent", "d1"), ("my rash", "d1")}
 
 
+def test_pages_that_name_no_user_may_all_be_one_persons(tmp_path):
+    rows = asked_by("red tent", 4) + [event(50 + n, "d1", query="red tent", user=f"no-user-{n}") for n in range(3)]
+    rows += [event(100 + n, "d1", query="my rash", user=f"no-user-{100 + n}") for n in range(20)]
+    found, report = through_the_gate(tmp_path, rows)
+    assert found == {("red tent", "d1"): 7}
+    assert (report["privacy"]["rare_queries"], report["privacy"]["unnamed_events"]) == (1, 23)
+
+
 def test_users_are_counted_within_the_window_wherever_it_lies_in_the_log(tmp_path):
     slow = asked_by("old letters", 5, hours_apart=24 * 10)  # five users within 41 days
     late = asked_by("new tents", 5, first_request=3000, hours_apart=24 * 7)  # five users within 29 days

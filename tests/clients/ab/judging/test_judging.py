@@ -41,6 +41,13 @@ def test_queries_come_in_turn_from_the_thirds_of_the_pages(tmp_path):
         draw_queries(tmp_path / "log", per_band=2, seed=0, min_users=5)
 
 
+def test_pages_that_name_no_user_may_all_be_one_persons(tmp_path):
+    log = log_of(tmp_path, {"my rash": 20}, named="no-user-")
+    assert draw_queries(log, per_band=2, seed=0, min_users=1)
+    with pytest.raises(InputError, match="no query that 2 users share"):
+        draw_queries(log, per_band=2, seed=0, min_users=2)
+
+
 def test_a_query_is_drawn_as_the_page_searches_it(tmp_path):
     """Seen: a judgment of "red film" left the log's "red film " open; one too long to be searched too."""
     spellings = {"red film": 3, "red film ": 3, "\u3000red\tfilm\n": 3, "a" * 2000: 5, "a" * 2001: 20}

@@ -284,6 +284,8 @@ def test_hashed_ids_are_stable_differ_by_salt_and_do_not_hold_the_id(tmp_path):
     assert private.user("user-1") != Privacy(b"another salt of 16").user("user-1")
     assert len(private.query("flights")) == 16
     assert Privacy().user("user-1") == "user-1"
+    nobody = private.user("no-user-page-1")  # told apart, and never a person
+    assert nobody.startswith("no-user-") and "page-1" not in nobody and nobody != private.user("no-user-page-2")
     assert Privacy(queries="drop").query("secret") == "(dropped)"
 
 
