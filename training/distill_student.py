@@ -145,6 +145,7 @@ def distill(
     card: the teacher's, None to take the scores' mean and spread from the labels; trained_on: name -> fingerprint;
     weights: of the labels (confidence_weights), None if all count alike.
     """
+    _check_order(settings, labelled)
     relations = ValueRelations.load(settings, student)
     scale = teacher_scale(labelled, card)
     labelled.targets = scale.standardise(labelled.targets)
@@ -187,6 +188,18 @@ def _train_judgments(path: Path, student: StudentModel, share: float, seed: int)
         LOGGER.info("no judged train query: the student learns from labels alone")
         return None
     return first_queries(judged_groups(path, student.text_format), share, seed)
+
+
+def _check_order(settings: StudentLossSettings, labelled: RankingGroups) -> None:
+    """InputError if no query has two labelled documents and the loss compares those of a query alone."""
+    if np.diff(labelled.group_starts).max() > 1 or settings.loss == "point":
+        return
+    if settings.loss in ("margin", "ranknet", "kl") or (settings.loss == "hybrid" and not settings.alpha):
+        raise InputError(
+            f"every query has one labelled document, and loss {settings.loss} compares the documents of a query: label "
+            "more of them, or take --loss point"
+        )
+    LOGGER.warning("every query has one labelled document: only the point-wise part of the loss teaches anything")
 
 
 def teacher_card(folder: Path) -> ScoreCard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -116,6 +117,19 @@ def test_a_student_scores_on_the_teachers_raw_scale(data, tmp_path):
     scores = score_pairs(tmp_path / "student", *text_columns(rows))
     assert scores.mean() == pytest.approx(teacher.mean(), abs=0.5)  # a standardised student would be near 0
     assert ((scores - teacher) ** 2).mean() < 1.1 * teacher.var()
+
+
+def test_labels_of_one_document_a_query_do_not_train_a_loss_that_compares_documents(data, tmp_path, caplog):
+    """Seen: hours of training with a gradient of zero, and a student of random scores."""
+    rows = word_count_labels(data)
+    alone = rows.take([rows.column("query_id").index(name).as_py() for name in rows.column("query_id").unique()])
+    for loss, refused in (("margin", True), ("ranknet", True), ("kl", True), ("hybrid", False)):
+        settings = DistillationSettings(data=data, out=tmp_path / loss, loss=loss, **TINY)
+        student = start_student(settings)
+        labelled = groups_of([alone], "teacher_score", student.text_format)
+        with pytest.raises(InputError, match=f"one labelled document, and loss {loss}") if refused else nullcontext():
+            distill(settings, student, labelled, None, {"labels": "words"})
+    assert "only the point-wise part" in caplog.text
 
 
 def test_the_teachers_card_sets_the_scale_if_it_is_given(data, tmp_path):
