@@ -15,6 +15,7 @@ from ranking.card import ScoreCard, fingerprint
 from ranking.errors import InputError
 from ranking.labels import LabelSet
 from ranking.program import run
+from training.sources.held_out import held_out_files
 from training.student.checkpoint import ScoreScale
 from training.student.encoder import StudentModel
 from training.student.judged_tuning import JudgedTuningSettings
@@ -32,6 +33,7 @@ from training.student.student_groups import (
 from training.student.student_training import StudentTrainingSettings, start_student, train_student
 from training.student.value_relations import RelationSettings, ValueRelations, check_relation_teacher, relation_card
 from training.trainer import losses
+from training.trainer.batch_trainer import fingerprints
 from training.trainer.group_batches import GroupSampler, RankingGroups
 from training.trainer.ranking_trainer import RankingLoss
 
@@ -125,10 +127,11 @@ def distill_student(config: Config) -> ScoreCard:
     labels, candidates = LabelSet.load(config.labels), config.candidates or config.data / "candidates.parquet"
     labels.check_candidates(candidates)
     trained_on = {"candidates": fingerprint(candidates), "labels": labels.teacher_id}
-    student = start_student(config, trained_on | {"labels": labels.mark()})
+    held_out = fingerprints({f"{path.stem} judgments": path for path in held_out_files(config.data)})
+    student = start_student(config, trained_on | held_out | {"labels": labels.mark()})
     check_relation_teacher(config, student)  # before the labels are read, which may take long
-    labelled = labelled_groups(candidates, config.labels, student.text_format)
-    weights = None if config.confidence == "none" else confidence_weights(candidates, config.labels)
+    labelled = labelled_groups(candidates, config.labels, student.text_format, config.data)
+    weights = None if config.confidence == "none" else confidence_weights(candidates, config.labels, config.data)
     return distill(config, student, labelled, card, trained_on, weights)
 
 

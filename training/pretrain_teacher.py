@@ -15,7 +15,6 @@ from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from tqdm import tqdm
 from transformers import set_seed
 
@@ -26,7 +25,7 @@ from ranking.object_store import hand_over
 from ranking.program import run
 from ranking.schema import iter_table
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, EncodedPair, TeacherFormat
-from training.sources.held_out import held_out_files, held_out_queries
+from training.sources.held_out import held_out_files, outside_held_out
 from training.teacher.decoder import (
     build_decoder,
     open_decoder,
@@ -165,18 +164,7 @@ def own_words(document: str, draw: np.random.Generator) -> str:
 
 
 def _pieces(clicks: Path, data: Path) -> Iterator[pa.Table]:
-    """The click pairs in pieces, without those whose query is near-identical to a dev or test query of the dataset."""
-    held_out = held_out_queries(held_out_files(data))
-    for piece in iter_table(clicks, "clicks", batch_rows=16384):
-        queries = piece.column("query")
-        barred = [query for query in queries.unique().to_pylist() if query in held_out]
-        if barred:
-            piece = piece.filter(pc.invert(pc.is_in(queries, value_set=pa.array(barred, pa.string()))))
-            LOGGER.warning(
-                "%d clicked queries are near-identical to a dev or test query and left out, such as %r",
-                len(barred), barred[0],
-            )  # fmt: skip
-        yield piece
+    return outside_held_out(iter_table(clicks, "clicks", batch_rows=16384), data)
 
 
 def _texts(piece: pa.Table) -> tuple[list[str], list[str], list[str]]:

@@ -28,6 +28,7 @@ from ranking.encoder_families import longest_input
 from ranking.errors import InputError
 from ranking.pretrained import refuse_missing_folder
 from ranking.text import StudentFormat, TeacherFormat, normalise
+from training.trainer.attention import exact_attention
 from training.trainer.token_store import TokenStore, split_by_tokens
 from training.trainer.training_settings import bf16_is_native
 
@@ -61,7 +62,9 @@ class Scorer:
         card = ScoreCard.load(checkpoint) if (Path(checkpoint) / CARD_NAME).is_file() else None
         if card is not None:
             card.require(checkpoint, "teacher", "student", "baseline")
-        model = _load_model(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        model = _load_model(checkpoint)
+        exact_attention(model)  # as it was trained and is served
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         if card is None:
             return _plain_scorer(checkpoint, model)
         return (

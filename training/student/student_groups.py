@@ -15,6 +15,7 @@ from ranking.errors import InputError
 from ranking.labels import DISAGREEMENT, iter_labelled
 from ranking.schema import read_judgments
 from ranking.text import EncodedPair, StudentFormat
+from training.sources.held_out import outside_held_out
 from training.trainer.group_batches import GroupSampler, RankingGroups, group_rows, sample_up_to
 from training.trainer.token_store import TokenStore
 
@@ -28,12 +29,22 @@ def judged_groups(path: str | Path, text_format: StudentFormat) -> RankingGroups
     return groups_of([read_judgments(path)], "grade", text_format)
 
 
-def labelled_groups(candidates: str | Path, labels: str | Path, text_format: StudentFormat) -> RankingGroups:
-    """The groups of the labelled candidates; targets are the teacher's raw scores. Rejected candidates are left out."""
-    return groups_of(iter_labelled(candidates, labels), "teacher_score", text_format)
+def labelled_groups(
+    candidates: str | Path, labels: str | Path, text_format: StudentFormat, data: Path | None = None
+) -> RankingGroups:
+    """The groups of the labelled candidates; targets are the teacher's raw scores.
+
+    Rejected candidates are left out, and those of queries near-identical to a dev or test query of the dataset `data`.
+    """
+    return groups_of(_labelled_rows(candidates, labels, data), "teacher_score", text_format)
 
 
-def confidence_weights(candidates: str | Path, labels: str | Path) -> np.ndarray:
+def _labelled_rows(candidates: str | Path, labels: str | Path, data: Path | None) -> Iterator[pa.Table]:
+    rows = iter_labelled(candidates, labels)
+    return rows if data is None else outside_held_out(rows, data)
+
+
+def confidence_weights(candidates: str | Path, labels: str | Path, data: Path | None = None) -> np.ndarray:
     """Weights of labels by their disagreement d: 1 / (1 + (d / mean d)^2), float32 [documents] with mean 1.
 
     They stand in the order of labelled_groups. A label on which its teachers are as far apart as on the average one
@@ -41,7 +52,7 @@ def confidence_weights(candidates: str | Path, labels: str | Path) -> np.ndarray
     """
     query_ids: list[str] = []
     apart: list[np.ndarray] = []
-    for rows in iter_labelled(candidates, labels):
+    for rows in _labelled_rows(candidates, labels, data):
         if DISAGREEMENT not in rows.column_names:
             raise InputError(f"{labels}: no column {DISAGREEMENT}; labels of several teachers have one (blend_labels)")
         query_ids.extend(rows.column("query_id").to_pylist())

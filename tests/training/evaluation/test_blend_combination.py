@@ -9,7 +9,7 @@ import pytest
 from ranking.errors import InputError
 from ranking.label_writer import write_labels
 from ranking.labels import iter_labelled, read_labels
-from ranking.schema import read_table
+from ranking.schema import read_judgments, read_table, write_table
 from ranking.text import StudentFormat
 from tests.helpers.tiny_student import make_judged, make_student
 from training.blend_labels import Config, blend_labels
@@ -122,6 +122,26 @@ def test_a_label_counts_the_less_the_further_its_teachers_are_apart(data, tmp_pa
     ratio = (1 + (3 / apart.mean()) ** 2) / (1 + (1 / apart.mean()) ** 2)
     assert np.allclose(weights[near] / weights[~near][0], ratio, rtol=1e-5)
     assert np.ptp(weights[~near]) == 0
+
+
+def test_labels_of_reworded_held_out_queries_teach_nothing_in_groups_and_weights_alike(data, tmp_path):
+    """Whoever brings candidates of their own may have asked the teacher about dev and test queries."""
+    rows = read_table(data / "candidates.parquet", "candidates")
+    held_out = read_judgments(data / "judgments/dev.parquet").column("query")[0].as_py()
+    words, mine = " ".join(reversed(held_out.split())), rows.column("query_id")[0].as_py()
+    query_ids = rows.column("query_id").to_pylist()
+    theirs = np.array([query_id == mine for query_id in query_ids])
+    queries = pa.array(
+        [words if query_id == mine else f"tents of maker {query_id}" for query_id in query_ids], pa.string()
+    )
+    rows = rows.set_column(rows.column_names.index("query"), rows.schema.field("query"), queries)
+    write_table(tmp_path / "candidates.parquet", "candidates", rows)
+    scores = np.arange(len(rows), dtype=np.float32)
+    write_labels(tmp_path / "labels", tmp_path / "candidates.parquet", rows, scores, "t", {}, scores)
+    text_format = StudentFormat.of_checkpoint(make_student(tmp_path / "student"))
+    groups = labelled_groups(tmp_path / "candidates.parquet", tmp_path / "labels", text_format, data)
+    assert sorted(groups.targets.astype(int)) == np.flatnonzero(~theirs).tolist() and mine not in groups.query_ids
+    assert len(confidence_weights(tmp_path / "candidates.parquet", tmp_path / "labels", data)) == len(groups.targets)
 
 
 def test_labels_of_one_teacher_cannot_be_weighted_nor_can_a_loss_of_ranks(data, teachers):

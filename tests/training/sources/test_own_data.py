@@ -631,7 +631,7 @@ def test_stage_1_leaves_out_clicks_of_a_reworded_test_query(tmp_path, caplog):
     )  # fmt: skip
     pieces = list(_pieces(out / "clicks.parquet", out))
     assert [piece.column("query").to_pylist() for piece in pieces] == [[train]]
-    assert "2 clicked queries are near-identical to a dev or test query" in caplog.text
+    assert "2 queries (2 rows) are near-identical to a dev or test query" in caplog.text
     assert test.upper() in held_out_queries(held_out_files(out))
 
 

@@ -161,6 +161,12 @@ def test_the_soft_cap_on_attention_holds_wherever_a_teacher_trains_and_scores(tm
     np.testing.assert_allclose(score(model, batch), expected, atol=1e-6)
     with scoring_attention(model):
         np.testing.assert_allclose(score(model, batch), expected, atol=1e-6)
+    tokenizer = open_tokenizer(tmp_path / "a")
+    text_format = save_tokenizer(tokenizer, tmp_path / "trained", FieldLimits(12, 16, 40), 512)
+    write_teacher(plain, tokenizer, text_format, tmp_path / "trained")
+    ids = [pair.ids for pair in text_format.encode(*columns(ADVERSARIAL))]
+    expected = score(plain, TokenStore.build(ids).pad(range(len(ids)), tokenizer.pad_token_id))
+    np.testing.assert_allclose(score_pairs(tmp_path / "trained", *columns(ADVERSARIAL)), expected, atol=2e-5)
 
 
 def test_a_family_without_fused_attention_scores():
