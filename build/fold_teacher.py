@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ranking.card import ScoreCard
+from ranking.card import ScoreCard, require_adapted
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.reranker_prompts import format_of_teacher
@@ -138,7 +138,7 @@ def load_classifier(checkpoint: Path, dtype: Dtype) -> Any:
 def _merged_adapter(checkpoint: Path, settings: dict[str, Any], dtype: Any) -> Any:
     from peft import PeftModel
 
-    base_path = settings["base_model_name_or_path"]
+    base_path = require_adapted(checkpoint)
     base = AutoModelForSequenceClassification.from_pretrained(base_path, dtype=dtype, num_labels=1)
     adapted = PeftModel.from_pretrained(base, str(checkpoint))
     saved = settings.get("modules_to_save") or []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -139,6 +140,19 @@ class ScoreCard:
         if self.role not in roles:
             raise InputError(f"{folder}: this checkpoint is a {self.role}, a {' or '.join(roles)} is needed")
         return self
+
+
+def require_adapted(checkpoint: str | Path) -> str:
+    """The folder or name of the model that a checkpoint's adapter changes.
+
+    InputError if its weights are not those of the training, as the checkpoint's card names them.
+    """
+    base = str(json.loads(Path(checkpoint, "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"])
+    card = ScoreCard.load(checkpoint) if Path(checkpoint, CARD_NAME).is_file() else None
+    trained_on = re.search(r"\(([0-9a-f]{16})\)", card.base_model) if card else None
+    if card and trained_on and Path(base).is_dir() and trained_on[1] not in model_name(base):
+        raise InputError(f"{checkpoint}: its adapter was trained on {card.base_model}; {base} holds other weights now")
+    return base
 
 
 def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:

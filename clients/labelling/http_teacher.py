@@ -164,7 +164,8 @@ class AnswerLog:
     def add(self, shard: int, scores: Mapping[int, float]) -> None:
         """Append an answer's scores, float32 values by position in the shard."""
         with answer_file(self.folder, shard).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"positions": list(scores), "scores": list(scores.values())}) + "\n")
+            # on a line of its own, also behind one that a kill cut short
+            stream.write("\n" + json.dumps({"positions": list(scores), "scores": list(scores.values())}) + "\n")
 
     def read(self, shard: int) -> dict[int, float]:
         """{position: score} of all whole lines."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ranking.card import CARD_NAME, ScoreCard
+from ranking.card import CARD_NAME, ScoreCard, require_adapted
 from ranking.chunks import pool
 from ranking.encoder_families import longest_input
 from ranking.errors import InputError
@@ -142,6 +142,7 @@ def _load_model(checkpoint: str | Path) -> Any:
     if (Path(checkpoint) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForSequenceClassification
 
+        require_adapted(checkpoint)
         # the head is among the adapter's saved modules; merging leaves a plain model that pools and scores as trained
         return AutoPeftModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1).merge_and_unload()
     try:

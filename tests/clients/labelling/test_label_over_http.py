@@ -245,5 +245,9 @@ def test_an_answer_log_keeps_float32_scores_exactly(tmp_path):
     log, scores = AnswerLog(tmp_path), {3: float(np.float32(0.1)), 7: float(np.float32(-1e-8))}
     log.add(5, scores)
     assert log.read(5) == scores
+    with (tmp_path / "answers-00005.jsonl").open("a") as stream:
+        stream.write('{"positions": [9], "sco')  # as a kill leaves it
+    log.add(5, {1: 0.5})
+    assert log.read(5) == scores | {1: 0.5}
     log.drop(5)
     assert log.read(5) == {}

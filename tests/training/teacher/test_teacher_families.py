@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ from transformers import (
     set_seed,
 )
 
-from ranking.card import ScoreCard
+from ranking.card import ScoreCard, model_name
+from ranking.errors import InputError
 from ranking.limits import FieldLimits
 from tests.helpers.teacher_families import CORPUS, FAMILIES, SIZES, write_family
 from tests.helpers.trained_tokenizers import byte_level
@@ -208,7 +211,12 @@ def test_lora_reloads_to_the_trained_scores_with_its_head(name, tmp_path):
     assert np.abs(expected - before).max() > 0.01
     write_teacher(model, tokenizer, text_format, tmp_path / "lora")
     assert not (tmp_path / "lora" / "model.safetensors").exists()
+    card = ScoreCard.load(tmp_path / "lora")
+    replace(card, base_model=model_name(folder)).save(tmp_path / "lora")
     np.testing.assert_allclose(score_pairs(tmp_path / "lora", *columns(ADVERSARIAL)), expected, atol=2e-5)
+    make_teacher(folder, tokenizer).save_pretrained(folder)
+    with pytest.raises(InputError, match="holds other weights now"):
+        score_pairs(tmp_path / "lora", *columns(ADVERSARIAL))
 
 
 def test_a_language_model_opens_as_one_with_every_weight(family):
