@@ -92,7 +92,7 @@ def main(config: Config) -> int:
             + (f" ({alert.note})" if alert.note else "")
         )
     if config.metrics is not None:
-        write_metrics(config.metrics, findings, time.time())
+        write_metrics(config.metrics, findings, day, time.time())
     if config.page is not None:
         write_page(config.page, findings, day, pages, config.days_before)
     return EXIT_ALERT if alerts else 0

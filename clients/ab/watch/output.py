@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,8 +15,8 @@ from ranking.files import write_text
 LABELS = ("check", "model", "version", "platform", "field")
 
 
-def write_metrics(path: Path, findings: Sequence[Finding], finished: float) -> None:
-    """Prometheus text: value, reference and alert of each finding, and when the watch ended (seconds since 1970).
+def write_metrics(path: Path, findings: Sequence[Finding], day: date, finished: float) -> None:
+    """Prometheus text: value, reference and alert of each finding, the day, and when the watch ended (since 1970).
 
     Written aside and renamed, as the textfile collector wants it.
     """
@@ -30,6 +30,8 @@ def write_metrics(path: Path, findings: Sequence[Finding], finished: float) -> N
         labels = [{"check": finding.check, **finding.where}.get(name, "") for name in LABELS]
         for name, gauge in gauges.items():
             gauge.labels(*labels).set(float(getattr(finding, name)))
+    began = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+    Gauge("disranker_watch_day_seconds", "When the day that was looked at began", registry=registry).set(began)
     Gauge("disranker_watch_finished_seconds", "When the watch last ended", registry=registry).set(finished)
     write_text(path, generate_latest(registry).decode())
 

@@ -108,6 +108,9 @@ def watch(tmp_path, repository, **settings) -> tuple[int, dict[tuple[str, str], 
     metrics = tmp_path / "watch.prom"
     code = main(Config(data=tmp_path / "data", repository=repository, metrics=metrics, **settings))
     found = {}
+    day = settings.get("day") or max(path.stem for path in (tmp_path / "data/exposures").iterdir())
+    began = float(re.search(r"^disranker_watch_day_seconds (\S+)$", metrics.read_text(), re.M)[1])
+    assert dt.datetime.fromtimestamp(began, dt.UTC).isoformat() == f"{day}T00:00:00+00:00"
     for line in metrics.read_text().splitlines():
         if line.startswith("disranker_watch_alert{"):
             labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
