@@ -47,7 +47,7 @@ from ranking.card import ScoreCard, fingerprint
 from ranking.cascade import Cascade
 from ranking.encoder_families import longest_input
 from ranking.encoder_inputs import chosen, inputs_of, without_padding
-from ranking.errors import InputError
+from ranking.errors import InputError, Refused
 from ranking.first_stage import BM25_NAME, first_stage_scores
 from ranking.program import run
 from ranking.text import EncodedPairs, StudentFormat
@@ -177,7 +177,7 @@ class CpuEngine:
 
 
 def main(config: Config) -> None:
-    """Build, gate and publish one student. InputError, with nothing published, if no precision passes the gate."""
+    """Build, gate and publish one student. Refused, with nothing published, if it is worse or no precision passes."""
     check_holds_no_teacher(config.repository / config.name)
     for chatty in ("onnx_ir", "onnxscript", "nncf"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -245,7 +245,7 @@ def join_cascade(
 ) -> tuple[FirstArm | None, dict[str, Any] | None, Reference]:
     """The small arm, what the manifest says of the cascade, and the scores that the arm gives to the judged pairs.
 
-    Without cascade_first these are None, None and the checkpoint's own. InputError if the cascade loses too much.
+    Without cascade_first these are None, None and the checkpoint's own. Refused if the cascade loses too much.
     """
     if not config.cascade_first:
         return None, None, reference
@@ -271,7 +271,7 @@ def served_card(card: ScoreCard, max_chunks: int) -> ScoreCard:
 def judge_quality(
     config: Config, judged: JudgedPairs, reference: Reference, first_stage: NDArray[np.float32]
 ) -> QualityReport:
-    """Compare the checkpoint with what ranks today. InputError if it is worse and nobody accepts that."""
+    """Compare the checkpoint with what ranks today. Refused if it is worse and nobody accepts that."""
     opponents: dict[str, NDArray[np.float32]] = {}
     if config.serves_now != "none":
         arm = config.serves_now or config.name
@@ -282,7 +282,7 @@ def judge_quality(
     quality = measure_quality(reference, first_stage, name, opponents, config.gate, config.callers_send_prior)
     if quality.objections:
         if not config.accept_worse:
-            raise InputError(quality.refusal(config.name))
+            raise Refused(quality.refusal(config.name))
         LOGGER.warning("--accept-worse (%s): %s", config.accept_worse, "; ".join(quality.objections))
     return quality
 
@@ -325,7 +325,7 @@ def build_openvino(build: Build, folder: Path) -> int:
     else:
         if not config.accept_drop:
             by_safety = sorted(reports.values(), key=lambda each: openvino_engine.PRECISIONS.index(each.precision))
-            raise InputError(refusal(config.name, by_safety))
+            raise Refused(refusal(config.name, by_safety))
         best = max(engines.values(), key=lambda engine: engine.pairs_per_second)
     if config.serving.score_cache_mb:
         served = build.judged.documents.together
@@ -411,7 +411,7 @@ def build_tensorrt(build: Build, folder: Path) -> int | None:
     graph, kept = tensorrt_engine.make_graph(build.onnx, folder, precision, feeds, config.serving.half_softmax)
     report = build.gate(tensorrt_engine.cast_runner(graph), precision)
     if not report.passed and not config.accept_drop:
-        raise InputError(refusal(config.name, [report]))
+        raise Refused(refusal(config.name, [report]))
     known = facts(build, precision) | {"kept_fp32": kept, "cast_gate": report.as_json(), "promote": config.promote}
     folder = config.staging / config.name
     staged = stage(

@@ -21,7 +21,7 @@ from build.releases import manifest, serving_versions
 from build.triton_config import CONFIG_NAME, encoder_name, read_config
 from ranking.card import ScoreCard
 from ranking.cascade import Cascade
-from ranking.errors import InputError
+from ranking.errors import InputError, Refused
 
 LOGGER = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def measure_cost(cascade: Cascade, large: Reference, joined: Reference, max_loss
     found = Comparison.of("the large model alone", ndcg5(joined.scores, joined), ndcg5(large.scores, large))
     LOGGER.info("cascade: %s; %d queries have more than %d documents", found.line(), beyond, cascade.k)
     if found.difference < -max_loss:
-        raise InputError(
+        raise Refused(
             f"the cascade is not published: {found.line()}, which is more than --gate.max-cascade-loss {max_loss:g}; "
             "raise cascade_k, or train a better small model"
         )

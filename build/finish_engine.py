@@ -31,7 +31,7 @@ from build.releases import check_holds_no_teacher
 from build.runners import score_documents
 from build.triton_config import ServingLimits
 from ranking.card import fingerprint
-from ranking.errors import InputError
+from ranking.errors import InputError, Refused
 from ranking.files import replacing_folder, write_json
 from ranking.program import run
 from ranking.text import EncodedDocuments, EncodedPairs
@@ -156,7 +156,7 @@ def finish(config: Config) -> int:
         scores = score_documents(runner, documents, facts["pad_id"], "TensorRT")
         report = gate_scores(reference, scores, facts["precision"], gate_limits)
         if not report.passed and not facts["accept_drop"]:
-            raise InputError(refusal(facts["name"], [report]))
+            raise Refused(refusal(facts["name"], [report]))
         return publish_engine(
             config.repository,
             facts | {"attention": attention.as_json()},
@@ -184,7 +184,7 @@ def check_attention(engine: Path, graph: Path, limits: GateLimits, name: str) ->
         LOGGER.info("%s", report.line())
         return report
     if limits.require_fused_attention:
-        raise InputError(
+        raise Refused(
             f"{name} is not published: {report.line()}; {WAYS_TO_FUSE}, or stage it again without "
             "--gate.require-fused-attention"
         )

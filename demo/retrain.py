@@ -28,9 +28,9 @@ from demo.decoder_stages import train_teacher
 from demo.run import only, only_arms
 from demo.stages import ROOT, ProgramFailed, Stages, note, one_run, run_program
 from ranking.card import CARD_NAME, ScoreCard, fingerprint
-from ranking.errors import InputError
+from ranking.errors import InputError, Refused
 from ranking.files import write_json, write_text
-from ranking.program import EXIT_BAD_INPUT, run
+from ranking.program import run
 from ranking.schema import TABLES, read_table, write_table
 from serving.temporary_server import start_triton
 
@@ -132,7 +132,7 @@ def flow(config: Config) -> dict[str, Any]:
     clicks = learn(stages, config, lambda: label(config))
     refuse_taken_arm(config)  # of this --out, but trained anew since it was published
     accept = ["--accept-worse", config.accept_worse] if config.accept_worse else []
-    with gate(EXIT_BAD_INPUT):
+    with gate(Refused.exit_code):
         stages.program(
             "gate", "the gate, against what serves now",
             "build/build_student.py", "--checkpoint", out / "student", "--name", config.arm, "--target", "openvino",

@@ -6,7 +6,15 @@ from pathlib import Path
 
 
 class InputError(Exception):
-    """Wrong input or set-up. Programs print it as one line and exit with 1; it is never a stack trace."""
+    """Wrong input or set-up. Programs print it as one line and exit with exit_code; it is never a stack trace."""
+
+    exit_code = 1
+
+
+class Refused(InputError):
+    """Nothing is wrong with the input: what was measured of it is not good enough."""
+
+    exit_code = 3
 
 
 class DataError(InputError):

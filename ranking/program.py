@@ -197,7 +197,7 @@ def run(
             code = main(config) or 0
     except InputError as problem:
         print(f"error: {as_addressed(str(problem), remotes)}", file=sys.stderr)
-        code = EXIT_BAD_INPUT
+        code = problem.exit_code
     except ModuleNotFoundError as problem:
         if sys.modules.get(
             (problem.name or "").partition(".")[0]

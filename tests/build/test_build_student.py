@@ -33,7 +33,7 @@ from build.triton_config import (
 )
 from ranking.card import ScoreCard
 from ranking.chunks import Chunking
-from ranking.errors import InputError
+from ranking.errors import InputError, Refused
 from ranking.prior import PriorBlend
 from ranking.text import StudentFormat
 from serving.front.buckets import cut
@@ -384,7 +384,7 @@ def test_the_manifest_says_what_was_built_from_what(build, checkpoint):
 
 def test_a_build_that_fails_the_gate_publishes_nothing_and_says_what_to_do(build, tmp_path):
     strict = GateLimits(max_error=1e-9)
-    with pytest.raises(InputError, match=r"not published: fp32: max error .* the query that moved most is '"):
+    with pytest.raises(Refused, match=r"not published: fp32: max error .* the query that moved most is '"):
         build(gate=strict)
     assert not (tmp_path / "repository").exists()
 

@@ -10,7 +10,7 @@ import pytest
 from build.cascade import measure_cost
 from build.gate import Reference
 from ranking.cascade import Cascade
-from ranking.errors import InputError
+from ranking.errors import InputError, Refused
 from ranking.prior import PriorBlend
 
 GRADES = np.tile([2, 1, 0, 0, 0, 0, 0, 0], 4)
@@ -32,7 +32,7 @@ def test_a_small_model_that_finds_the_best_costs_nothing():
 
 def test_one_that_hides_the_best_is_refused_unless_the_loss_is_allowed():
     cascade, reference = joined(3, -GOOD)
-    with pytest.raises(InputError, match=r"the cascade is not published: NDCG@5 0\.\d+, the large model alone 1\.000"):
+    with pytest.raises(Refused, match=r"the cascade is not published: NDCG@5 0\.\d+, the large model alone 1\.000"):
         measure_cost(cascade, LARGE, reference, 0.002)
     cost = measure_cost(cascade, LARGE, reference, 1.0)
     assert cost.against_large.difference < -0.3

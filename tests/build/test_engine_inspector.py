@@ -16,7 +16,7 @@ from build.engine_inspector import read_attention, softmax_nodes
 from build.gate import GateLimits
 from build.releases import manifest, versions
 from build.triton_config import ServingLimits
-from ranking.errors import InputError
+from ranking.errors import InputError, Refused
 
 SOFTMAXES = ["node_softmax", "node_softmax_1"]
 
@@ -192,6 +192,6 @@ def test_a_build_records_what_the_inspector_says_and_refuses_unfused_attention_w
     facts = json.loads((staged / "stage.json").read_text())
     facts["gate_limits"]["require_fused_attention"] = True
     (staged / "stage.json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="student is not published: attention is not known to be fused throughout"):
+    with pytest.raises(Refused, match="student is not published: attention is not known to be fused throughout"):
         finish_engine.finish(finish)
     assert versions(tmp_path / "models", "student") == [1, 2, 3]

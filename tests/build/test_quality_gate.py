@@ -13,7 +13,7 @@ from build.build_student import Config
 from build.gate import GateLimits, Reference
 from build.judged_pairs import read_judged
 from build.quality_gate import JUDGED_SCORES_NAME, kept_scores, measure_quality, save_scores
-from ranking.errors import InputError
+from ranking.errors import InputError, Refused
 from ranking.prior import PriorBlend
 from ranking.prior_fit import fit_prior
 from ranking.schema import read_table, write_table
@@ -167,7 +167,7 @@ def test_a_build_is_refused_or_published_with_the_reason(judged_by_itself, judge
     judged_by_itself(good)
     manifest = releases.manifest(repository, "student", 1)
     assert manifest["quality"]["alone"][0]["ndcg5"] == pytest.approx(1.0) and manifest["accept_worse"] == ""
-    with pytest.raises(InputError, match=r"student is not published: worse than .*student version 1: NDCG@5"):
+    with pytest.raises(Refused, match=r"student is not published: worse than .*student version 1: NDCG@5"):
         judged_by_itself(-good)
     judged_by_itself(-good, accept_worse="a rollback drill")
     manifest = releases.manifest(repository, "student", 2)
@@ -188,7 +188,7 @@ def test_the_first_stage_may_be_a_file_of_ones_own(judged_by_itself, data, tmp_p
     rows = read_table(data / "judgments" / "dev.parquet", "judgments")
     priors = rows.select(["query_id", "doc_id"]).append_column("prior", rows.column("grade").cast("float32"))
     write_table(tmp_path / "mine.parquet", "priors", priors)
-    with pytest.raises(InputError, match=r"worse than first stage mine\.parquet: .* 1\.000"):
+    with pytest.raises(Refused, match=r"worse than first stage mine\.parquet: .* 1\.000"):
         judged_by_itself(None, first_stage=tmp_path / "mine.parquet")
 
 

@@ -260,7 +260,7 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path):
     assert [path.name for path in config.out.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize(("code", "refused"), [(1, True), (2, False), (-9, False)])
+@pytest.mark.parametrize(("code", "refused"), [(3, True), (1, False), (-9, False)])
 def test_a_stage_that_fails_is_no_gate_that_refuses(tmp_path, monkeypatch, capsys, code, refused):
     """Seen: exit code 3 for a build that was killed, as for a student that is worse."""
     config = settings(tmp_path)

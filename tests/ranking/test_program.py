@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from ranking.errors import DataError, InputError
+from ranking.errors import DataError, InputError, Refused
 from ranking.program import REPEATED_ONLY, parse, run
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +177,7 @@ def test_help_shows_dashes_descriptions_and_the_example(capsys):
     "raised, code, line",
     [
         (InputError("no such folder"), 1, "error: no such folder\n"),
+        (Refused("worse than what serves"), 3, "error: worse than what serves\n"),
         (DataError("f.tsv", "grade is NaN", 3), 1, "error: f.tsv, row 3: grade is NaN\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (PermissionError(13, "Permission denied", "/out"), 1, "error: /out: Permission denied\n"),
