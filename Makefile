@@ -28,10 +28,11 @@ lint: $(STAMP)   ## ruff, mypy and bandit
 	$(VENV)/bin/mypy --num-workers 2
 	$(VENV)/bin/bandit --quiet --configfile pyproject.toml --recursive ranking training build serving clients loadtest demo benchmarks disranker
 
-# Two workers, each with whole files, so that a file's servers start once; one that dies ends the run, which would wait for
-# it otherwise. Models in tests are tiny: one thread each.
+# Three workers, since on two cores a third of the tests' time is waiting for a server, a kill or a pause. Each takes whole
+# files, so that a file's servers start once; one that dies ends the run, which would wait for it otherwise. Models in
+# tests are tiny: one thread each.
 test: $(STAMP)   ## the whole test suite, real servers included
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20
 
 demo: $(STAMP)   ## click log to A/B verdict on the built-in world; DATA=PATH LIMIT=400 OUT=runs/NAME ARGS=... for your own data
 	$(PY) -m demo.run $(if $(DATA),--data "$(DATA:~/%=$(HOME)/%)" --limit $(or $(LIMIT),400) --out "$(or $(OUT:~/%=$(HOME)/%),runs/demo-data)",--out "$(or $(OUT:~/%=$(HOME)/%),runs/demo)") $(ARGS)

@@ -36,5 +36,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-    # long files first: with two workers, none is left alone with minutes of work at the end
+    # long files first: with several workers, none is left alone with minutes of work at the end
     items.sort(key=lambda item: 0 if "/e2e/" in item.nodeid or "/labelling/" in item.nodeid else 1)
