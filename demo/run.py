@@ -345,14 +345,11 @@ def ab_test(folder: Path, data: Path, server: TritonServer, users: int, sends_pr
     for old in sorted((folder / "log").glob("*.ablog")):
         old.unlink()
     note("starting the router ...")
-    try:
-        with start_router(folder / "experiment.yaml", server.grpc, folder / "log", "--deadline-ms", "2000") as router:
-            run_program(
-                "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(users),
-                "--concurrency", "8", *(["--send-prior"] if sends_prior else []),
-            )  # fmt: skip
-    except RuntimeError as problem:
-        raise InputError(str(problem)) from problem
+    with start_router(folder / "experiment.yaml", server.grpc, folder / "log", "--deadline-ms", "2000") as router:
+        run_program(
+            "clients/simulate_traffic.py", "--data", data, "--router", router.url, "--users", str(users),
+            "--concurrency", "8", *(["--send-prior"] if sends_prior else []),
+        )  # fmt: skip
     run_program("clients/ab_compact.py", "--log", folder / "log", "--out", folder / "data")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -13,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from demo.preflight import cores
 from ranking.errors import InputError
-from ranking.files import replacing
+from ranking.files import only_holder, replacing
 from serving.temporary_server import end_with_parent
 
 ROOT = Path(__file__).parents[1]
@@ -184,16 +183,9 @@ class Stages:
             aside.write_text(json.dumps(self.known, indent=2, default=str), encoding="utf-8")
 
 
-@contextmanager
-def one_run(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, which the kernel lets go of however the process ends. InputError if another run has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            raise InputError(f"{folder}: another run works in it: end that one, or give another OUT=") from problem
-        yield
+def one_run(folder: Path) -> AbstractContextManager[None]:
+    """Hold a run's folder. InputError if another run has it."""
+    return only_holder(folder / ".lock", f"{folder}: another run works in it: end that one, or give another OUT=")
 
 
 def _is_gone(stage: dict[str, Any]) -> bool:

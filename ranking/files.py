@@ -6,6 +6,7 @@ A reader sees the old content or the whole new one, never a part, also after a c
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -80,6 +81,27 @@ def replacing_folder(path: str | Path, aside_in: str | Path | None = None) -> It
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def only_holder(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file, which the kernel lets go of however the process ends; in it stands the holder's process id.
+
+    InputError if another process has it: the refusal, with that process's id where it says {process}.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            stream.seek(0)
+            raise InputError(refusal.replace("{process}", stream.read().strip())) from problem
+        except OSError as problem:
+            raise InputError(f"{lock}: cannot be locked: {problem}") from problem
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
 
 
 def check_not_read(out: Path, files: Iterable[Path]) -> None:

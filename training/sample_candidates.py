@@ -228,6 +228,7 @@ def _count_queries(engine: QueryEngine, config: Config) -> int:
     """
     held_out = [*config.exclude, *(held_out_files(Path(config.out).parent) if config.exclude_held_out else [])]
     near = held_out_queries(file for path in held_out for file in parquet_files(str(path)))
+    # numbered with the others although `near` leaves them out: a seed's draw goes by the numbers
     _queries_of(engine, "excluded", [*config.exclude, *config.labelled])
     _queries_of(engine, "labelled", config.labelled)
     relations = ["pool", "excluded"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ from clients.labelling.label_shards import (
     score_summary,
 )
 from ranking.errors import InputError
-from ranking.files import replacing, write_json
+from ranking.files import only_holder, replacing, write_json
 from ranking.labels import MANIFEST_NAME, MANIFEST_VERSION, REJECTS_NAME, REJECTS_SCHEMA, load_manifest
 
 logger = logging.getLogger("labels")
@@ -35,20 +33,8 @@ logger = logging.getLogger("labels")
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel releases however the process ends.
-
-    InputError if another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
-            lock.seek(0)
-            raise InputError(f"{folder}: process {lock.read().strip()} is labelling into this folder") from problem
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    """Hold the folder's lock. InputError if another process has it."""
+    with only_holder(folder / ".lock", f"{folder}: process {{process}} is labelling into this folder"):
         for part in folder.glob(".*.part"):  # what a killed run was writing; it was never renamed, so it never counted
             part.unlink(missing_ok=True)
         yield

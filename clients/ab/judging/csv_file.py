@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ranking.errors import InputError
-from ranking.files import flush
+from ranking.files import flush, only_holder
 
 logger = logging.getLogger("search_page")
 
@@ -21,19 +20,13 @@ logger = logging.getLogger("search_page")
 csv.field_size_limit(sys.maxsize)
 
 
-@contextmanager
-def only_writer(path: Path) -> Iterator[None]:
-    """Hold a file that is appended to, which the kernel lets go of however the process ends.
+def only_writer(path: Path) -> AbstractContextManager[None]:
+    """Hold a file that is appended to.
 
     InputError if another process has it: each would write what is made of the rows without the other's.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            raise InputError(f"{path}: another judging page writes to it; name another file") from problem
-        yield
+    lock = path.with_name(f".{path.name}.lock")
+    return only_holder(lock, f"{path}: another judging page writes to it; name another file")
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
