@@ -89,8 +89,14 @@ class FieldCleaner:
         text = normalise(text[: 4 * token_limit * CHARACTERS_PER_TOKEN])[: token_limit * CHARACTERS_PER_TOKEN]
         while self._special is not None and self._special.search(text):
             # repeated: a token that is broken up may leave another one behind ("<</s>/s>")
-            text = self._special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
+            text = self._special.sub(_broken_up, text)
         return text
+
+
+def _broken_up(token: re.Match[str]) -> str:
+    """A special token with a space behind its first letter; behind a space that it begins with, it would stay whole."""
+    first = len(token[0]) - len(token[0].lstrip()) + 1
+    return f"{token[0][:first]} {token[0][first:]}"
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,14 @@ def test_marks_that_a_tokenizer_gained_later_are_neutralised_too():
     assert layout.tokenizer.token_to_id("<|im_end|>") not in layout.tokenizer.encode(found.text).ids
 
 
+def test_a_token_that_begins_with_a_space_is_neutralised_too():
+    """Seen: a text with one was never done, and took all memory."""
+    tokenizer = adding_bos()
+    tokenizer.add_tokens([" <x>"])
+    [found] = TeacherFormat(tokenizer, "</s>", LIMITS).texts(["a <x>"], ["b"], [""])
+    assert found.text == "Query: a < x>\nTitle: b\nSummary: </s>"
+
+
 def test_pairs_in_one_array_are_the_same_pairs_in_any_choice_of_rows():
     pairs = [EncodedPair([5, 6, 7], 2), EncodedPair([8], 1), EncodedPair([], 0), EncodedPair([9, 10], 1)]
     together = EncodedPairs.of(pairs)
