@@ -7,6 +7,7 @@ logit has no scale of its own; order is measured by Kendall's tau-b within each 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -116,8 +117,11 @@ class GateReport:
         return not self.objections
 
     def as_json(self) -> dict[str, Any]:
-        """The report as a version's manifest.json keeps it."""
-        return asdict(self)
+        """The report as a version's manifest.json keeps it: an error that is no number is null, as JSON knows no other."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
 
     def line(self) -> str:
         """One line for the log."""

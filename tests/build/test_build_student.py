@@ -425,6 +425,20 @@ def test_auto_takes_the_fastest_that_passes_and_judges_nothing_slower(auto):
     assert manifest["tried"]["fp32"]["pairs_per_second"] == 1
 
 
+def test_a_precision_whose_scores_are_no_numbers_is_passed_over(auto, monkeypatch):
+    """Seen: its infinite error could not be written, so that the one that had passed was not published."""
+    plain = build_student.score_documents
+
+    def score_documents(runner, documents, pad_id, label):
+        scores = plain(runner, documents, pad_id, label)
+        return np.full_like(scores, np.nan) if label == "bf16" else scores
+
+    monkeypatch.setattr(build_student, "score_documents", score_documents)
+    manifest = auto({"int8": 1.0, "bf16": 4.0, "fp32": 2.0})
+    assert manifest["precision"] == "fp32" and manifest["tried"]["bf16"]["gate"]["not_finite"] == 120
+    assert manifest["tried"]["bf16"]["gate"]["max_error"] is None
+
+
 def test_int8_in_groups_is_built_where_whole_int8_fails_and_there_is_no_bf16(auto):
     manifest = auto({"int8": 3.0, "fp32": 1.0, "int8_groups": 2.0}, refused=("int8",))
     assert manifest["precision"] == "int8_groups" and manifest["tried"]["int8_groups"]["group"] == 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,8 @@ def test_nan_fails_and_is_counted():
     report = gate(scores)
     assert not report.passed and report.not_finite == 2 and report.worst_query == "second"
     assert "2 scores are not finite" in report.objections[0]
+    kept = json.loads(json.dumps(report.as_json(), allow_nan=False))  # as a manifest is written
+    assert kept["max_error"] is None and kept["mean_error"] is None and kept["tau"] == report.tau
 
 
 def test_errors_are_in_units_of_the_reference_spread():
