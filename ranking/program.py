@@ -15,8 +15,9 @@
         run(main, Config, example="python -m training.train_baseline --data data/world --out runs/baseline")
 
 Flags are the field names with dashes. A bool needs no value (`--dry-run`, `--no-dry-run`), a list field may be repeated
-or given as commas (`--url a --url b`, `--url a,b`; repeated only, where its metadata say REPEATED_ONLY). Unknown flags
-and unknown YAML keys are errors. A path may lie in an object store (`s3://bucket/labels`, ranking/object_store.py).
+or given as commas (`--url a --url b`, `--url a,b`; repeated only, where its metadata say REPEATED_ONLY); `--url+ c`
+adds to what the list has without it. Unknown flags and unknown YAML keys are errors. A path may lie in an object store
+(`s3://bucket/labels`, ranking/object_store.py).
 """
 
 from __future__ import annotations
@@ -56,13 +57,18 @@ class _Parser(ArgumentParser):
         return _as_typed(super().format_help(*formatter))
 
     def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
-        line = _as_typed(" ".join(str(message).split())) or "bad arguments"
+        line = " ".join(str(message).split()) or "bad arguments"
+        says, colon, names = line.partition("are required: ")
+        if colon:
+            line = says + colon + ", ".join(f"--{name}" for name in names.split(", "))
+        line = _as_typed(line)
         print(f"{self.prog}: error: {line} (see --help)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
 
 def _as_typed(text: str) -> str:
-    """Flags in text with dashes, as people type them."""
+    """Flags in text with dashes, as people type them, and types by their names."""
+    text = re.sub(r"<class\s+'(?:\w+\.)*(\w+)'>", r"\1", text)
     return re.sub(r"--[a-z][a-z0-9_.]*", lambda flag: flag[0].replace("_", "-"), text)
 
 
@@ -112,7 +118,8 @@ def _normalise(
         if name.startswith("no_") and types.get(name[3:]) is bool and not equals:
             rest.append(f"--{name[3:]}=false")
             continue
-        kind = types.get(name)
+        field_name = name.removesuffix("+")
+        kind = types.get(field_name)
         if kind is bool and not equals:
             given = pending[0].lower() if pending else ""
             rest.append(f"--{name}={pending.pop(0)}" if given in ("true", "false") else f"--{name}=true")
@@ -120,10 +127,10 @@ def _normalise(
             values = [value] if equals else []
             while not equals and pending and not pending[0].startswith("--"):
                 values.append(pending.pop(0))
-            if values and name in repeated_only:
+            if values and field_name in repeated_only:
                 lists.setdefault(name, []).extend(values)
             elif len(values) == 1 and values[0].startswith("[") and (whole := _json_list(values[0])) is not None:
-                lists[name] = whole
+                lists[name] = [*lists.get(name, []), *whole] if name.endswith("+") else whole
             elif not values:
                 rest.append(f"--{name}")  # the parser says that a value is missing
             else:
@@ -132,8 +139,8 @@ def _normalise(
             rest.append(f"--{name}{dot}{tail}={pending.pop(0)}")
         else:
             rest.append(f"--{name}{dot}{tail}{equals}{value}")
-    for name, values in lists.items():
-        rest.append(f"--{name}={json.dumps(values)}")
+    for name in sorted(lists, key=lambda name: name.endswith("+")):  # whole lists first, then what is added to them
+        rest.append(f"--{name}={json.dumps(lists[name])}")
     return configs + rest
 
 
@@ -165,6 +172,8 @@ def parse(
     # the types of an inherited group are names in its owner's module; jsonargparse would look for them in the program's
     config_class.__init__.__annotations__.update(_field_types(config_class))
     parser.add_class_arguments(config_class, None)
+    for action in parser._actions:  # a field of a nested group has the group's default, but is called required
+        action.required = action.required and action.default is None
     normal = _normalise(argv, _field_types(config_class), positional, _repeated_only(config_class))
     namespace = parser.parse_args(normal)
     try:

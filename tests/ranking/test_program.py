@@ -65,6 +65,30 @@ class Config:
             raise ValueError(f"batch_size is {self.batch_size}: at least 1 is needed")
 
 
+@dataclass
+class Limit:
+    """Limits.
+
+    Args:
+        max_tokens: tokens that are read
+    """
+
+    max_tokens: int
+
+
+@dataclass
+class Cut:
+    """Cut something.
+
+    Args:
+        data_folder: the folder
+        limits: nested limits
+    """
+
+    data_folder: Path
+    limits: Limit = field(default_factory=lambda: Limit(4))
+
+
 def flags(*words: str) -> Config:
     return parse(Config, list(words), prog="thing")
 
@@ -94,6 +118,25 @@ def test_a_bool_needs_no_value(words, value):
 )
 def test_a_list_is_repeated_or_given_with_commas(words):
     assert flags(*words, "--data", "x").url == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--url", "a", "--url+", "b", "--url+", "c"], ["--url+", "b,c", "--url", "a"], ["--url+=b,c", "--url=a"],
+        ["--url", "a", "--url+", "b", "c"], ["--url", "a", "--url+", '["b", "c"]'],
+        ["--url", "a", "--url+", "b", "--url+", '["c"]'],
+    ],
+)  # fmt: skip
+def test_what_is_added_to_a_list_joins_what_the_list_has(words):
+    """Seen: what was added to a list that the command line gave was dropped without a word."""
+    assert flags("--data", "x", *words).url == ["a", "b", "c"]
+
+
+def test_what_is_added_to_a_list_joins_that_of_the_yaml(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("data: d\nurl: [u]\n", encoding="utf-8")
+    assert flags("--url+", "v", "--config", str(file)).url == ["u", "v"]
 
 
 def test_a_list_of_ids_is_repeated_and_takes_them_as_they_are():
@@ -171,6 +214,17 @@ def test_help_shows_dashes_descriptions_and_the_example(capsys):
     assert stopped.value.code == 0
     assert "--batch-size" in text and "--batch_size" not in text
     assert "rows of a batch" in text and "example: thing --data x" in text
+
+
+def test_help_and_errors_name_types_and_what_is_required_as_a_person_would(capsys):
+    """Seen: limits with a default were called required, and paths `<class 'Path'>`."""
+    with pytest.raises(SystemExit):
+        parse(Cut, ["--help"], prog="thing")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(required, type: Path)" in text and "(type: int, default: 4)" in text and "[--limits.max-tokens" in text
+    with pytest.raises(SystemExit):
+        parse(Cut, [], prog="thing")
+    assert capsys.readouterr().err == "thing: error: the following arguments are required: --data-folder (see --help)\n"
 
 
 @pytest.mark.parametrize(
