@@ -145,7 +145,8 @@ class Remote:
             return self._publish()
 
     def _publish(self) -> int:
-        files = {"": self.local} if self.local.is_file() else dict(_visible_files(self.local))
+        with self._asking():  # a folder that goes while it is listed, as an old checkpoint does, is no end of publishing
+            files = {"": self.local} if self.local.is_file() else dict(_visible_files(self.local))
         changed = {name: path for name, path in files.items() if self._stamps.get(name) != _stamp(path)}
         gone = set(self.known) - set(files)
         if not changed and not gone:
@@ -300,8 +301,9 @@ class Remote:
     def _write_record(self, root: str, record: _Record) -> None:
         content: dict[str, Any] = {"complete": record.complete, "files": record.files}
         content |= {key: sorted(names) for key in ("aside", "moving") if (names := getattr(record, key))}
+        text = json.dumps(content, indent=1).encode()  # before: an interrupted stream leaves what it has as the object
         with self._store.open_output_stream(f"{root}/{RECORD_NAME}") as stream:
-            stream.write(json.dumps(content, indent=1).encode())
+            stream.write(text)
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from clients.ab_router import Config as RouterConfig
+from ranking import object_store
 from ranking.errors import InputError
 from ranking.files import write_text
 from ranking.object_store import RECORD_NAME, Remote, address, as_addressed, staged
@@ -456,6 +457,25 @@ def test_a_killed_program_goes_on_where_its_shards_were_published(bucket):
     found = objects(url)
     found.pop(RECORD_NAME)
     assert found == {f"shard-{n}": (str(n) * 1000).encode() for n in range(40)}
+
+
+def test_a_folder_that_goes_while_it_is_listed_does_not_end_publishing(bucket, monkeypatch):
+    """Seen: a checkpoint that a training removed just then ended the thread, and nothing was published any more."""
+    listed, list_files = [], object_store._visible_files
+
+    def one_goes(folder: Path):
+        listed.append(folder)
+        if len(listed) == 1:
+            raise FileNotFoundError(2, "No such file or directory", f"{folder}/checkpoint-1")
+        return list_files(folder)
+
+    monkeypatch.setattr(object_store, "_visible_files", one_goes)
+    with staged(config := Config(Path("/local"), Path(f"{bucket}/listed")), seconds=0.02):
+        write_text(config.out / "checkpoint-2", "2")
+        deadline = time.monotonic() + 20
+        while "checkpoint-2" not in objects(f"{bucket}/listed"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("given", ["a minute", "0", "-1", "nan", "1e300"])
