@@ -49,7 +49,8 @@ class StoreFaults:
 @contextmanager
 def bucket_server(faults: StoreFaults | None = None) -> Iterator[str]:
     """Yields `s3://bucket`; meanwhile the environment leads this process and its children there."""
-    from moto.moto_server.werkzeug_app import (  # takes a second to import
+    from moto.core.base_backend import BackendDict  # takes a second to import
+    from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
         create_backend_app,
@@ -60,6 +61,7 @@ def bucket_server(faults: StoreFaults | None = None) -> Iterator[str]:
         def log_request(self, *_) -> None:
             pass
 
+    BackendDict.reset()  # servers of one process share what they hold
     application = (faults or StoreFaults()).before(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
     Thread(target=server.serve_forever, daemon=True).start()
