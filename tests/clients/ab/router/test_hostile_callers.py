@@ -8,11 +8,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPResponse, IncompleteRead
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 import uvicorn
@@ -23,8 +24,15 @@ from clients.ab.router.http_protocol import MOST_WAITING, limited_protocol
 from clients.ab_router import Config
 from tests.helpers.stub_ranker import EXPERIMENT, StubRanker, TcpProxy
 
-GUARDED = EXPERIMENT + "    guardrails: {min_pages: 5, window_seconds: 60}\n"
+GUARDED = EXPERIMENT + "    guardrails: {min_pages: 5, window_seconds: 60, max_p99_ms: 60000}\n"
 PAGE = {"user_id": "tester", "query": "alpha", "documents": [{"doc_id": d, "title": f"t{d}"} for d in "abc"]}
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
 
 
 class Running:
@@ -58,10 +66,8 @@ class Running:
 
     def __enter__(self) -> Running:
         self._thread.start()
-        deadline = time.monotonic() + 30
-        while not self._server.started:
-            assert time.monotonic() < deadline and self._thread.is_alive()
-            time.sleep(0.01)
+        until(lambda: self._server.started or not self._thread.is_alive())
+        assert self._thread.is_alive()
         self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
         self.service = self._app.state.service
         return self
@@ -97,8 +103,10 @@ def running(folder: Path, url: str, **settings) -> Iterator[Running]:
         "log": folder / "log",
         "reload_seconds": 0.05,
         "raw_ids": True,
+        "deadline_ms": 20_000.0,
+        "log_wait_ms": 60_000.0,  # however slow the disk is beside other tests
     }
-    with Running(Config(**chosen | {"deadline_ms": 5000.0} | settings)) as router:
+    with Running(Config(**chosen | settings)) as router:
         yield router
 
 
@@ -116,16 +124,13 @@ def test_a_page_that_the_model_calls_wrong_is_the_callers_fault_alone(tmp_path, 
         refused = {m: router.metric(f'ab_model_calls_total{{model="{m}",outcome="refused"}}') for m in ranker.asked}
         assert sum(refused.values()) == 60 and min(refused["student"], refused["baseline"]) >= 15
         assert ranker.asked.total() == 61  # no other model was asked about a wrong page
-        assert all(0 < timeout <= 5_000_000 for timeout in ranker.timeouts)
+        assert all(0 < timeout <= 20_000_000 for timeout in ranker.timeouts)
 
 
 def test_the_limit_of_documents_is_the_served_models_own(tmp_path):
     """Seen: the router took 1000 documents, the model fewer, and each such page counted against the model."""
     with StubRanker(max_documents=2) as ranker, running(tmp_path, ranker.url) as router:
-        deadline = time.monotonic() + 20
-        while router.rank().status_code != 422:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: router.rank().status_code == 422)
         asked = ranker.asked.total()
         answer = router.rank()
         assert answer.json()["detail"].startswith("documents: 3 are given, ")
@@ -189,11 +194,11 @@ def test_values_are_counted_alike_however_a_body_is_cut():
 def test_slow_uploads_cost_no_coverage_and_open_no_breaker(tmp_path, ranker):
     """Seen: the deadline ran during the upload: 230 slow ones ramped the coverage down and opened the breaker."""
     head = b"POST /rank HTTP/1.1\r\nHost: r\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    with running(tmp_path, ranker.url, deadline_ms=400.0, arm_share=0.9) as router:
+    with running(tmp_path, ranker.url) as router:
         slow = {router.connect(): json.dumps(PAGE | {"user_id": f"user {number}"}).encode() for number in range(60)}
         for connection, body in slow.items():
             connection.sendall(head % len(body) + body[:10])
-        time.sleep(0.6)
+        time.sleep(1.0)
         answers = []
         for connection, body in slow.items():
             connection.sendall(body[10:])
@@ -202,6 +207,7 @@ def test_slow_uploads_cost_no_coverage_and_open_no_breaker(tmp_path, ranker):
             answers.append(json.loads(response.read()))
             connection.close()
         assert {(a["served_by"], a["fallback"]) for a in answers} == {("student", ""), ("baseline", "")}
+        assert 19e6 < max(ranker.timeouts) <= 20e6  # microseconds: the second of the upload was not taken off
         assert not router.service.watch.ramps
         breakers = httpx.get(f"{router.url}/health", timeout=30).json()["breakers"]
         assert breakers == {"student": "closed", "baseline": "closed"}
@@ -245,7 +251,7 @@ def test_bodies_that_stall_keep_nobody_elses_out(tmp_path, ranker):
 def test_one_users_large_pages_cost_nobody_else_the_model(tmp_path):
     """Seen: pages of 1000 documents, late each time, opened the breaker for all and ramped the experiment down."""
 
-    with SlowRanker() as ranker, running(tmp_path, ranker.url, deadline_ms=300.0, arm_share=0.5) as router:
+    with LateRanker() as ranker, running(tmp_path, ranker.url) as router:
         for number in range(30):
             late = router.rank(documents=LARGE).json()
             assert (late["arm"], late["fallback"], late["served_by"]) == ("student", "timeout", "incoming")
@@ -271,20 +277,20 @@ def test_pages_whose_model_was_not_asked_count_for_no_guardrail(tmp_path, ranker
 
 def test_a_slow_disk_does_not_hold_the_answers(tmp_path, ranker, monkeypatch):
     """Seen: an fdatasync of 6 s kept answers for 6 to 12 s, with health `ok` and 0.2 s in the log."""
-    sync, slow = os.fdatasync, threading.Event()
+    sync, goes_on = os.fdatasync, threading.Event()
+    goes_on.set()
 
     def stalled(descriptor: int) -> None:
-        if slow.is_set():
-            time.sleep(2.0)
+        goes_on.wait(60)
         sync(descriptor)
 
     monkeypatch.setattr("clients.ab.log.writer.os.fdatasync", stalled)
     with running(tmp_path, ranker.url, log_wait_ms=100.0, log_queue_mb=0.01) as router:
-        assert router.rank().json()["logged"] is True
-        slow.set()
-        started = time.monotonic()
-        answer = router.rank().json()
-        assert answer["logged"] == "pending" and answer["latency_ms"] >= 100 and time.monotonic() - started < 1.5
+        until(lambda: router.rank().json()["logged"] is True)  # a disk that others use may be slow, too
+        failures = router.metric("ab_log_failures_total")
+        goes_on.clear()
+        answer = router.rank().json()  # the disk stands still until the end of this test
+        assert answer["logged"] == "pending" and answer["latency_ms"] >= 100
         health = httpx.get(f"{router.url}/health", timeout=30).json()
         assert health["status"] == "degraded" and "a write takes" in health["log_error"]
         assert router.metric("ab_log_stalled_seconds") > 0.1 and router.metric("ab_log_waiting_records") >= 1
@@ -292,22 +298,18 @@ def test_a_slow_disk_does_not_hold_the_answers(tmp_path, ranker, monkeypatch):
         assert httpx.post(f"{router.url}/events", json=event, timeout=30).status_code == 503
         large = [{"doc_id": d, "summary": d * 9000} for d in "ab"]
         assert router.rank(documents=large).json()["logged"] is False  # the queue is full: known at once
-        slow.clear()
-        assert router.metric("ab_log_pending_total") >= 2 and router.metric("ab_log_failures_total") == 1
+        goes_on.set()
+        assert router.metric("ab_log_pending_total") >= 2 and router.metric("ab_log_failures_total") == failures + 1
 
 
 def test_a_connection_that_went_silent_is_replaced(tmp_path, ranker):
     """Seen: after a peer went silent all pages stayed unranked for 75 s and longer; one connection was ever opened."""
     settings = {"deadline_ms": 300.0, "arm_share": 0.9, "breaker_cooldown_seconds": 0.2}
     with TcpProxy(ranker.url) as proxy, running(tmp_path, proxy.url, **settings) as router:
-        deadline = time.monotonic() + 20
-        while router.rank().json()["served_by"] != "student":
-            assert time.monotonic() < deadline
+        until(lambda: router.rank().json()["served_by"] == "student")
         proxy.freeze()
         assert router.rank().json()["fallback"] == "timeout"
-        deadline = time.monotonic() + 30
-        while router.rank().json()["served_by"] != "student":
-            assert time.monotonic() < deadline
+        until(lambda: router.rank().json()["served_by"] == "student")
         assert proxy.connections >= 2 and router.metric("ab_connection_renewals_total") >= 1
 
 
@@ -400,15 +402,35 @@ def test_a_request_that_offers_another_protocol_is_answered_as_if_it_did_not(tmp
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
 
 
+def is_large(request) -> bool:
+    return next(tensor.shape[0] for tensor in request.inputs if tensor.name == "title") > 100
+
+
 class SlowRanker(StubRanker):
-    """Takes half a minute for pages of more than 100 documents. begun: how many such there were."""
+    """Keeps pages of more than 100 documents until release(). begun: how many such there were."""
 
     begun = 0
 
     async def ModelInfer(self, request, context):
-        if next(tensor.shape[0] for tensor in request.inputs if tensor.name == "title") > 100:
+        if is_large(request):
             self.begun += 1
-            await asyncio.sleep(30)
+            await self._released.wait()
+        return await super().ModelInfer(request, context)
+
+    def __enter__(self):
+        self._released = asyncio.Event()
+        return super().__enter__()
+
+    def release(self) -> None:
+        self.loop.call_soon_threadsafe(self._released.set)
+
+
+class LateRanker(StubRanker):
+    """Says of pages of more than 100 documents that their time is over, as a slow server does, and at once."""
+
+    async def ModelInfer(self, request, context):
+        if is_large(request):
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too late")
         return await super().ModelInfer(request, context)
 
 
@@ -423,14 +445,11 @@ def post(body: bytes) -> bytes:
 def test_callers_beyond_the_connections_at_work_are_refused_and_counted_but_the_router_is_still_seen(tmp_path):
     """Seen: refusals were in no metric, so no alert could fire, and the probe that restarts a router got 503 too."""
     body = json.dumps(PAGE | {"documents": LARGE}).encode()
-    with SlowRanker() as ranker, running(tmp_path, ranker.url, max_connections=3, deadline_ms=20_000.0) as router:
+    with SlowRanker() as ranker, running(tmp_path, ranker.url, max_connections=3, deadline_ms=120_000.0) as router:
         held = [router.connect() for _ in range(3)]
         for connection in held:
             connection.sendall(post(body) + body)
-        deadline = time.monotonic() + 20
-        while ranker.begun < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: ranker.begun == 3)
         for _ in range(2):
             refused = router.rank()
             assert refused.status_code == 503 and "over 3 connections" in refused.json()["detail"]
@@ -440,10 +459,8 @@ def test_callers_beyond_the_connections_at_work_are_refused_and_counted_but_the_
         assert router.metric('ab_refused_total{status="503"}') == 3
         for connection in held:
             connection.close()
-        deadline = time.monotonic() + 20
-        while router.rank().status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        ranker.release()
+        until(lambda: router.rank().status_code == 200)
 
 
 @pytest.mark.parametrize("held_by", ["idle", "silence", "half a head", "half a body"])
@@ -477,15 +494,16 @@ def test_connections_whose_callers_send_nothing_make_room_for_others(tmp_path, r
 def test_requests_one_behind_the_other_are_not_taken_for_waiting(tmp_path):
     """A connection whose first request is being answered keeps its place, whatever else it has sent."""
     body = json.dumps(PAGE | {"documents": LARGE}).encode()
-    settings = {"max_connections": 1, "deadline_ms": 1500.0}
+    settings = {"max_connections": 1, "deadline_ms": 120_000.0}
     with SlowRanker() as ranker, running(tmp_path, ranker.url, **settings) as router, router.connect() as busy:
         busy.sendall(post(body) + body + b"GET /health/live HTTP/1.1\r\nHost: r\r\n\r\nGET /hea")
-        time.sleep(0.3)
+        until(lambda: ranker.begun)
         assert router.rank().status_code == 503
+        ranker.release()
         got = b""
         while b'"alive"' not in got:
             got += busy.recv(1 << 16)
-        assert got.startswith(b"HTTP/1.1 200 ") and b'"fallback":"timeout"' in got
+        assert got.startswith(b"HTTP/1.1 200 ") and b'"served_by":"student"' in got
         assert router.rank().status_code == 200 and busy.recv(1 << 16) == b""  # it waited for the rest of the third
 
 

@@ -33,8 +33,9 @@ def start(tmp_path, ranker):
     def make(url: str = ranker.url, **settings) -> TestClient:
         (tmp_path / "e.yaml").write_text(EXPERIMENT)
         config = Config(
-            experiment=tmp_path / "e.yaml", url=url, log=tmp_path / "log", raw_ids=True, deadline_ms=5000, **settings
-        )
+            experiment=tmp_path / "e.yaml", url=url, log=tmp_path / "log", raw_ids=True, deadline_ms=20_000,
+            log_wait_ms=60_000, **settings,
+        )  # fmt: skip
         return clients.enter_context(TestClient(create_app(config, config, "the router", config)))
 
     with ExitStack() as clients:

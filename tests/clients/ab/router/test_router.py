@@ -39,10 +39,10 @@ ROOT = Path(__file__).parents[4]
 PAGE = {"user_id": "u1", "query": "alpha beta", "documents": [{"doc_id": d, "title": f"t{d}"} for d in "abc"]}
 
 
-def closed_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{taken.getsockname()[1]}"
+KEPT = socket.socket()  # bound and never listening: nobody answers there, and nobody else can take the port
+KEPT.bind(("127.0.0.1", 0))
+NOBODY = f"127.0.0.1:{KEPT.getsockname()[1]}"
+PATIENT = ("--log-wait-ms", "60000")  # a busy disk must not let an answer leave before its page is on it
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def start(tmp_path):
     def make(text: str = EXPERIMENT, **settings) -> TestClient:
         (tmp_path / "e.yaml").write_text(text)
         config = Config(
-            experiment=tmp_path / "e.yaml", url=closed_port(), log=tmp_path / "log", reload_seconds=0.05,
-            raw_ids="salt_file" not in settings, **settings,
+            experiment=tmp_path / "e.yaml", url=NOBODY, log=tmp_path / "log", reload_seconds=0.05,
+            raw_ids="salt_file" not in settings, log_wait_ms=60_000.0, **settings,
         )  # fmt: skip
         return clients.enter_context(TestClient(create_app(config, config, "the router")))
 
@@ -187,9 +187,9 @@ def test_a_given_request_id_is_kept_and_a_made_one_is_unique(start):
     assert len({client.post("/rank", json=PAGE).json()["request_id"] for _ in range(20)}) == 20
 
 
-def until(condition, seconds: float = 5.0) -> None:
+def wait_until(true, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
 
@@ -198,19 +198,19 @@ def test_edits_are_taken_up_while_running_and_a_bad_one_is_told(start, tmp_path)
     client = start()
     assert 'ab_coverage{experiment="exp"} 1.0' in client.get("/metrics").text
     (tmp_path / "e.yaml").write_text(EXPERIMENT.replace("name: exp", "name: later"))
-    until(lambda: client.post("/rank", json=PAGE).json()["experiment"] == "later")
+    wait_until(lambda: client.post("/rank", json=PAGE).json()["experiment"] == "later")
     # seen: the coverage of an experiment that is gone was told of for ever
     assert (
         "ab_coverage{" in client.get("/metrics").text
         and 'ab_coverage{experiment="exp"}' not in client.get("/metrics").text
     )
     (tmp_path / "e.yaml").write_text("default_model: [")
-    until(lambda: client.get("/health").json()["status"] == "degraded")
+    wait_until(lambda: client.get("/health").json()["status"] == "degraded")
     assert "not YAML" in client.get("/health").json()["experiment_file_error"]
-    until(lambda: "ab_experiment_file_error 1.0" in client.get("/metrics").text)
+    wait_until(lambda: "ab_experiment_file_error 1.0" in client.get("/metrics").text)
     assert client.post("/rank", json=PAGE).json()["experiment"] == "later"
     (tmp_path / "e.yaml").write_text(EXPERIMENT + "kill_switch: true\n")
-    until(lambda: client.post("/rank", json=PAGE).json()["experiment"] == "")
+    wait_until(lambda: client.post("/rank", json=PAGE).json()["experiment"] == "")
     assert [r["definition"]["name"] for r in records(tmp_path, "config")] == ["exp", "later", "exp"]
 
 
@@ -219,11 +219,11 @@ def test_guardrails_ramp_down_a_failing_arm_and_the_log_says_why(start, tmp_path
     client = start(EXPERIMENT.replace("    forced", rails + "    forced"))
     for i in range(60):
         client.post("/rank", json={**PAGE, "user_id": f"user-{i}"})
-    until(lambda: client.get("/health").json()["experiments"]["exp"] == 0.0)
+    wait_until(lambda: client.get("/health").json()["experiments"]["exp"] == 0.0)
     assert "fell back" in client.get("/health").json()["ramp_downs"]["exp"]
     assert client.post("/rank", json=PAGE).json()["experiment"] == ""
     assert client.post("/rank", json={**PAGE, "user_id": "tester"}).json()["arm"] == "student"
-    until(lambda: [(r["arm"], r["after"]) for r in records(tmp_path, "ramp")] == [("student", 0.0)])
+    wait_until(lambda: [(r["arm"], r["after"]) for r in records(tmp_path, "ramp")] == [("student", 0.0)])
 
 
 def test_a_killed_arm_keeps_its_users_and_is_no_breach(start, tmp_path):
@@ -284,9 +284,10 @@ def test_with_keys_a_caller_needs_one_and_has_a_rate_of_its_own(start, tmp_path)
         for path in ("/rank", "/events"):
             refused = ask(key, path)
             assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
-    answers = [ask("one") for _ in range(6)]
-    assert answers[0].status_code == 200 and answers[-1].status_code == 429
-    assert answers[-1].headers["retry-after"] == "1" and "front sends more" in answers[-1].json()["detail"]
+    assert ask("one").status_code == 200
+    refused = next(answer for answer in iter(lambda: ask("one"), None) if answer.status_code != 200)
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1" and "front sends more" in refused.json()["detail"]
     assert {ask("two").status_code for _ in range(6)} == {200}
     assert client.get("/health").status_code == client.get("/metrics").status_code == 200
     assert not any(name in path.read_text() for name in ("one ", "two ") for path in [keys])
@@ -316,13 +317,6 @@ def test_half_a_keys_file_locks_nobody_out(tmp_path):
     assert keys.admit("Bearer three") == "three"
 
 
-def wait_until(true, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def certificate(folder: Path) -> tuple[Path, Path]:
     """(certificate, key) of 127.0.0.1, made in the folder."""
     crt, key = folder / "crt.pem", folder / "key.pem"
@@ -335,22 +329,21 @@ def test_over_tls_and_when_stopped_not_ready_comes_before_the_end(tmp_path):
     """Seen: the router spoke no TLS; at SIGTERM it closed its port at once, and a balancer's next requests failed."""
     crt, key = certificate(tmp_path)
     (tmp_path / "e.yaml").write_text(EXPERIMENT)
-    flags = ("--tls-certificate", str(crt), "--tls-key", str(key), "--drain-seconds", "1.5")
+    flags = ("--tls-certificate", str(crt), "--tls-key", str(key), "--drain-seconds", "120", *PATIENT)
     trusted = ssl.create_default_context(cafile=str(crt))
-    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", *flags) as router:
+    with start_router(tmp_path / "e.yaml", NOBODY, tmp_path / "log", *flags) as router:
         assert router.url.startswith("https://")
         with httpx.Client(base_url=router.url, verify=trusted, timeout=30) as client:
             assert client.get("/health/ready").status_code == client.get("/health/live").status_code == 200
             router.process.terminate()
-            started = time.monotonic()
             wait_until(lambda: client.get("/health/ready").status_code == 503)
             assert client.get("/health/live").status_code == 200  # alive, and not ready
             answer = client.post("/rank", json=PAGE)
             assert answer.status_code == 200 and answer.json()["logged"] is True
             # seen: a front end's open connections were closed under the requests that it was sending over them
             assert answer.headers["connection"] == "close"
-        router.process.wait(20)
-        assert time.monotonic() - started > 1.0
+        router.process.terminate()  # once more: the drain is over
+        assert router.process.wait(60) == -signal.SIGTERM
 
 
 def test_the_last_spans_and_lines_leave_before_a_stopped_router_ends(tmp_path, monkeypatch):
@@ -358,8 +351,8 @@ def test_the_last_spans_and_lines_leave_before_a_stopped_router_ends(tmp_path, m
     (tmp_path / "e.yaml").write_text(EXPERIMENT)
     with collector() as taken:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", taken.url)
-        telling = ("--tracing", "--log-format", "json")
-        with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", *telling) as router:
+        telling = ("--tracing", "--log-format", "json", *PATIENT)
+        with start_router(tmp_path / "e.yaml", NOBODY, tmp_path / "log", *telling) as router:
             for _ in range(3):
                 assert httpx.post(f"{router.url}/rank", json=PAGE, timeout=30).status_code == 200
         assert [span.name for span in taken.spans].count("POST /rank") == 3
@@ -371,7 +364,7 @@ def test_a_tls_connection_without_a_handshake_is_closed_like_one_without_a_head(
     crt, key = certificate(tmp_path)
     (tmp_path / "e.yaml").write_text(EXPERIMENT)
     flags = ("--tls-certificate", str(crt), "--tls-key", str(key), "--header-seconds", "1")
-    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", *flags) as router:
+    with start_router(tmp_path / "e.yaml", NOBODY, tmp_path / "log", *flags) as router:
         address = urlsplit(router.url)
         with socket.create_connection((address.hostname, address.port), timeout=30) as silent:
             assert silent.recv(1) == b""
@@ -386,7 +379,7 @@ def test_over_tls_too_an_answer_that_nobody_reads_ends_its_connection(tmp_path):
     body = json.dumps({"query": "q", "return_documents": True, "documents": ["x" * 1_000_000] * 3})
     flags = ("--tls-certificate", str(crt), "--tls-key", str(key), "--receive-seconds", "2")
     trusted = ssl.create_default_context(cafile=str(crt))
-    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", *flags) as router, ExitStack() as callers:
+    with start_router(tmp_path / "e.yaml", NOBODY, tmp_path / "log", *flags) as router, ExitStack() as callers:
         address, files = urlsplit(router.url), Path(f"/proc/{router.process.pid}/fd")
         assert httpx.post(f"{router.url}/rank", json=PAGE, verify=trusted, timeout=30).status_code == 200
         before = len(list(files.iterdir()))
@@ -409,7 +402,7 @@ def test_the_limit_of_open_files_is_raised_to_what_the_connections_need(tmp_path
     (tmp_path / "e.yaml").write_text(EXPERIMENT)
     limited = ["sh", "-c", f'ulimit -Sn 256; ulimit -Hn {hard}; exec "$@"', "sh", sys.executable]
     command = [*limited, str(ROOT / "clients/ab_router.py")]
-    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", command=command) as router:
+    with start_router(tmp_path / "e.yaml", NOBODY, tmp_path / "log", command=command) as router:
         assert resource.prlimit(router.process.pid, resource.RLIMIT_NOFILE) == (allowed, hard)
         assert ("files may be open" in router.output.read_text()) == warned
 
@@ -418,16 +411,17 @@ def test_an_idle_connection_outlives_those_that_a_front_end_keeps(tmp_path):
     """Seen: connections were closed after 5 idle seconds, and a request that met the closing got no answer."""
     assert HttpLimits().idle_seconds > 60  # what nginx and most balancers keep
     (tmp_path / "e.yaml").write_text(EXPERIMENT)
-    with start_router(tmp_path / "e.yaml", closed_port(), tmp_path / "log", "--idle-seconds", "7") as router:
-        connection = HTTPConnection(urlsplit(router.url).netloc, timeout=20)
-        with closing(connection):
-            for pause in (0, 6):
-                time.sleep(pause)
-                connection.request("GET", "/health/live")
-                with connection.getresponse() as answer:
-                    assert answer.status == 200 and answer.read()
-            waited = time.monotonic()
-            assert connection.sock.recv(1) == b"" and time.monotonic() - waited > 6
+    for idle, pauses in (("60", (0, 6)), ("1", (0,))):
+        with start_router(tmp_path / "e.yaml", NOBODY, tmp_path / "log", "--idle-seconds", idle) as router:
+            connection = HTTPConnection(urlsplit(router.url).netloc, timeout=30)
+            with closing(connection):
+                for pause in pauses:
+                    time.sleep(pause)
+                    connection.request("GET", "/health/live")
+                    with connection.getresponse() as answer:
+                        assert answer.status == 200 and answer.read()
+                if idle == "1":
+                    assert connection.sock.recv(1) == b""  # closed when its second was over
 
 
 def test_the_openapi_document_describes_bodies_and_answers(start):
@@ -462,4 +456,4 @@ def test_a_bad_start_is_one_line_and_an_exit_code(flags, reason):
 
 def test_a_router_beside_a_demo_that_does_not_start_is_bad_input_and_no_traceback(tmp_path):
     with pytest.raises(InputError, match=r"did not start:[^$]*absent\.yaml: cannot be read"):
-        start_router(tmp_path / "absent.yaml", closed_port(), tmp_path / "log").__enter__()
+        start_router(tmp_path / "absent.yaml", NOBODY, tmp_path / "log").__enter__()
