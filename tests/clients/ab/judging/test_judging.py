@@ -128,6 +128,7 @@ def test_a_judgment_that_a_full_disk_refuses_is_an_error_and_neither_counts_nor_
     sheet.add("a", "good", "ann", "")
     sheet.add_grade("ann", {"query": "a", "doc_id": "1", "title": "t", "summary": "s", "grade": 3})
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def full(*_args):
         raise OSError(28, "No space left on device")
@@ -135,7 +136,7 @@ def test_a_judgment_that_a_full_disk_refuses_is_an_error_and_neither_counts_nor_
     if refusing == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60, limits[1]))
     try:
         with pytest.raises(OSError):
             sheet.add("b", "bad", "ann", "r" * 200)
@@ -143,7 +144,7 @@ def test_a_judgment_that_a_full_disk_refuses_is_an_error_and_neither_counts_nor_
             sheet.add_grade("ann", {"query": "b", "doc_id": "1", "title": "t", "summary": "s" * 200, "grade": 3})
     finally:
         monkeypatch.undo()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert sheet.standing()["queries"] == 1 and sheet.next_for("ann")["done"] == 1
     sheet.add("b", "bad", "ann", "")
