@@ -90,6 +90,7 @@ class Config:
     def __post_init__(self):
         if not self.system:
             raise ValueError("system: at least one is needed, e.g. --system bm25")
+        self.system = _joined(self.system)
         for name in ("resamples", "permutations", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is needed")
@@ -255,6 +256,18 @@ def _split_spec(spec: str) -> tuple[str, str]:
         return name, source
     kind, _, where = spec.partition(":")
     return (Path(where).name or kind if where else spec), spec
+
+
+def _joined(specs: list[str]) -> list[str]:
+    """The systems, each in one piece: a command line takes lists apart at commas, published:ARM,CHECKPOINT too."""
+    whole: list[str] = []
+    for spec in specs:
+        source = _split_spec(whole[-1])[1] if whole else ""
+        if source.startswith("published:") and "," not in source and not re.search("[:=]", spec):
+            whole[-1] += f",{spec}"
+        else:
+            whole.append(spec)
+    return whole
 
 
 def _make_names_unique(systems: list[System]) -> None:

@@ -17,6 +17,7 @@ from clients.labelling.score_files import ScoreColumns, ScoreFile
 from ranking.bm25 import bm25_scores, words
 from ranking.errors import DataError, InputError
 from ranking.metrics import JudgedRanking
+from ranking.program import parse
 from ranking.schema import write_table
 from training import evaluate as program
 from training.evaluate import Config, main, score_system
@@ -254,6 +255,15 @@ def test_checkpoints_are_rows_with_the_calibration_of_their_cards(data, tmp_path
     texts = [rows.column(name).to_pylist() for name in ("query", "title", "summary")]
     np.testing.assert_allclose(scores["student"].to_numpy(), score_pairs(student, *texts), atol=1e-5)
     assert (tmp_path / "out/disagreements-student.md").is_file()
+
+
+def test_a_published_arm_is_one_system_on_the_command_line():
+    """Seen: its checkpoint was taken for a system of its own, so that no command could name a published arm."""
+    words = ["--system", "bm25,random", "--system", "x=published:repository/student,runs/student"]
+    found = parse(Config, ["--data", "d", *words, "--system", "published:a", "--system", "y=checkpoint:c"]).system
+    assert found == [
+        "bm25", "random", "x=published:repository/student,runs/student", "published:a", "y=checkpoint:c"
+    ]  # fmt: skip
 
 
 def test_a_published_arm_is_a_row_with_its_prior(data, tmp_path):
