@@ -6,6 +6,7 @@ teacher in decoder_stages.py.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from contextlib import ExitStack
@@ -223,6 +224,8 @@ def source_flags(config: Config) -> list[str]:
     given, limit = config.data, config.limit
     if given is None:
         return ["--source", "world", *(SMALL_WORLD if config.smoke else [])]
+    if not given.exists():
+        raise InputError(f"{given}: no such file or folder")
     queries = {"train": limit, "dev": limit // 2, "test": limit, "unlabelled": 2 * limit}
     flags = [word for split, count in queries.items() for word in (f"--{split}-queries", str(count))]
     # real tables have a few rows without a query or a title; a first try goes on without them and says how many
@@ -236,15 +239,15 @@ def source_flags(config: Config) -> list[str]:
         flags.append("--clicks-from-judgments")
     # a set without splits of its own, or judged for the test alone as most public ones are: enough queries to the test
     flags += ["--dev-fraction", "0.2", "--test-fraction", "0.4"]
-    if (given / "corpus.jsonl").is_file():
+    if any((given / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
         # most train queries give their documents to the teacher without their grades: labels must come from somewhere
         flags += ["--judged-fraction", "0.25"]
         if judges_relevant_alone(given / "qrels"):
             flags += ["--negatives", "20"]
-        if not (given / "qrels" / "train.tsv").is_file():
+        if not any(path.name.startswith("train.") for path in _qrels(given / "qrels")):
             flags.append("--resplit")
         return ["--source", f"beir:{given}", *flags]
-    if given.is_file():
+    if given.is_file() or next(given.rglob("*.parquet"), None) is not None:
         return ["--source", f"table:{given}", *flags]
     raise InputError(
         f"{given}: not a BEIR folder (corpus.jsonl), a prepared dataset (dataset.json) or a table of judgments"
@@ -255,13 +258,20 @@ def judges_relevant_alone(qrels: Path) -> bool:
     """Whether most queries of a BEIR folder have no document judged irrelevant: there is nothing to rank then."""
     queries: set[str] = set()
     with_irrelevant: set[str] = set()
-    for path in sorted(qrels.glob("*.tsv")):
-        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-            query, _, rest = line.partition("\t")
+    for path in _qrels(qrels):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            # query first and grade last: in BEIR's .tsv, whose first line names the columns, and in TREC's four columns
+            rows = [line.split() for line in file.read().decode("utf-8", "replace").splitlines()]
+        for query, *_, grade in (row for row in rows[".tsv" in path.suffixes :] if len(row) > 2):
             queries.add(query)
-            if rest.rpartition("\t")[2].strip() in ("0", "-1", "0.0"):
+            if grade in ("0", "-1", "0.0"):
                 with_irrelevant.add(query)
     return 2 * len(with_irrelevant) < len(queries)
+
+
+def _qrels(folder: Path) -> list[Path]:
+    """The files of judgments that prepare_data reads there."""
+    return sorted(path for path in folder.glob("*.*") if {".tsv", ".qrels"} & set(path.suffixes))
 
 
 def prepare(source: list[str], data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from demo.run import Config
 from demo.stages import Stages
 from demo.summary import SYSTEMS
 from demo.verdict import reason_not_to_ship
+from ranking.errors import InputError
 from ranking.program import parse
 
 RNG = np.random.default_rng(0)
@@ -179,6 +181,29 @@ def test_a_collection_judged_for_the_test_alone_is_split_anew(tmp_path, splits):
         (tmp_path / "qrels" / f"{split}.tsv").touch()
     flags = run.source_flags(Config(data=tmp_path, limit=40))
     assert ("--resplit" in flags) == ("train" not in splits)
+
+
+def test_a_collection_in_trecs_form_keeps_its_splits_and_gets_others_to_rank(tmp_path):
+    """Seen: its own splits were drawn anew without a word, and relevant documents alone ended the run."""
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl.gz").touch()
+    (tmp_path / "qrels" / "train.qrels").write_text("q1 0 d1 1\nq2 0 d2 1\n", encoding="utf-8")
+    (tmp_path / "qrels" / "test.qrels.gz").write_bytes(gzip.compress(b"q3 0 d1 1\n"))
+    flags = run.source_flags(Config(data=tmp_path, limit=40))
+    assert "--resplit" not in flags and "--negatives" in flags and f"beir:{tmp_path}" in flags
+    (tmp_path / "qrels" / "train.qrels").write_text("q1 0 d1 1\nq1 0 d2 0\nq2 0 d1 0\n", encoding="utf-8")
+    assert "--negatives" not in run.source_flags(Config(data=tmp_path, limit=40))
+
+
+def test_data_that_are_not_there_are_called_so(tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such file or folder"):
+        run.source_flags(Config(data=tmp_path / "nowhere", limit=40))
+
+
+def test_a_folder_of_parquet_files_is_a_table(tmp_path):
+    (tmp_path / "split=train").mkdir()
+    (tmp_path / "split=train" / "part-0.parquet").touch()
+    assert f"table:{tmp_path}" in run.source_flags(Config(data=tmp_path, limit=40))
 
 
 @pytest.mark.parametrize(("grades", "added"), [("11", True), ("12", True), ("10", False), ("20", False)])
