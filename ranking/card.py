@@ -91,6 +91,7 @@ class ScoreCard:
         """Read ranker.json of a checkpoint folder. InputError if it is absent or from_json refuses it."""
         path = Path(folder) / CARD_NAME
         if not path.is_file():
+            refuse_unfinished(folder)
             raise InputError(f"{folder}: no {CARD_NAME}; this is not a DisRanker checkpoint")
         try:
             text = path.read_text(encoding="utf-8")
@@ -140,6 +141,13 @@ class ScoreCard:
         if self.role not in roles:
             raise InputError(f"{folder}: this checkpoint is a {self.role}, a {' or '.join(roles)} is needed")
         return self
+
+
+def refuse_unfinished(folder: str | Path) -> None:
+    """InputError if a training lies in the folder that has not come to its end: its card is written last."""
+    run = Path(folder, "training", "settings.json")
+    if run.is_file() and not Path(folder, CARD_NAME).is_file():
+        raise InputError(f"{folder}: no {CARD_NAME}: the training there has not finished; --resume goes on with it")
 
 
 def require_adapted(checkpoint: str | Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from ranking.card import refuse_unfinished
 from ranking.errors import InputError
 
 MINILM = "minilm"
@@ -27,13 +28,14 @@ def checkpoint_of(name: str) -> str:
 
 
 def refuse_missing_folder(name: str | Path) -> None:
-    """InputError if `name` is a path and nothing is there.
+    """InputError if `name` is a path and nothing is there, or a training that has not finished.
 
     `a/b` counts as a path where there is a folder `a`, else as a hub id. A hub would be asked for it, for most of a
     minute where none can be reached.
     """
     path = Path(name)
     if path.exists():
+        refuse_unfinished(path)
         return
     if path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2:
         raise InputError(f"{name}: no such folder")

@@ -11,6 +11,7 @@ from ranking.card import CARD_NAME, ScoreCard, fingerprint, model_name
 from ranking.chunks import Chunking
 from ranking.errors import InputError
 from ranking.limits import FieldLimits
+from ranking.pretrained import refuse_missing_folder
 
 CARD = ScoreCard(
     role="student", text_format="f", format_version=1, limits=FieldLimits(8, 8, 16),
@@ -71,6 +72,17 @@ def test_a_damaged_card_is_refused(content, reason, tmp_path):
     (tmp_path / CARD_NAME).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=reason):
         ScoreCard.load(tmp_path)
+
+
+def test_a_training_that_was_stopped_is_called_so(tmp_path):
+    """Seen: evaluate called it no cross-encoder, and --init asked for sentencepiece."""
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "settings.json").write_text("{}", encoding="utf-8")
+    for opens in (ScoreCard.load, refuse_missing_folder):
+        with pytest.raises(InputError, match="the training there has not finished; --resume goes on with it"):
+            opens(tmp_path)
+    CARD.save(tmp_path)
+    refuse_missing_folder(tmp_path)
 
 
 def test_a_card_without_a_key_is_refused(tmp_path):
