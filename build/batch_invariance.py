@@ -17,6 +17,7 @@ from tqdm import tqdm
 from build.runners import Runner
 from build.triton_config import ServingLimits, row_steps
 from ranking.encoder_inputs import pad
+from ranking.telemetry import bars_are_read
 from ranking.text import EncodedPairs
 
 LOGGER = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def shapes_that_move_scores(
     alone = np.full(len(pairs), np.nan, np.float32)
     rng = np.random.default_rng(0)
     moved = []
-    for rows, length in tqdm(shapes, desc="shapes of calls", leave=False):
+    for rows, length in tqdm(shapes, desc="shapes of calls", leave=False, disable=not bars_are_read()):
         fitting = np.flatnonzero(pairs.lengths <= length)
         if not len(fitting):
             continue  # no real pair is so short

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ranking.encoder_inputs import Feed, chosen, pad
+from ranking.telemetry import bars_are_read
 from ranking.text import EncodedDocuments, EncodedPair
 
 LENGTH_MULTIPLE = 8  # TensorRT's bucket lengths are multiples of it, so a padded batch fits the last one
@@ -48,7 +49,7 @@ def score_pairs(
 ) -> NDArray[np.float32]:
     """The engine's score of every pair, float32 [n], in the order of pairs."""
     scores = np.full(len(pairs), np.nan, np.float32)
-    for rows in tqdm(batches(pairs, batch_tokens), desc=label, disable=None if label else True, leave=False):
+    for rows in tqdm(batches(pairs, batch_tokens), desc=label, disable=not (label and bars_are_read()), leave=False):
         scores[rows] = runner(pad_to_longest([pairs[row] for row in rows], pad_id))
     return scores
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ranking.files import write_json
 from ranking.first_stage import first_stage_scores
 from ranking.program import run
 from ranking.schema import read_table
+from ranking.telemetry import bars_are_read
 
 logger = logging.getLogger("simulate_traffic")
 
@@ -198,7 +198,7 @@ class Traffic:
     async def drive(self, pages: list[PlannedPage]) -> None:
         """All pages, config.concurrency at a time."""
         waiting = iter(pages)
-        progress = tqdm(total=len(pages), desc="pages", unit="page", file=sys.stderr)
+        progress = tqdm(total=len(pages), desc="pages", unit="page", disable=not bars_are_read())
 
         async def worker() -> None:
             for planned in waiting:
@@ -214,7 +214,8 @@ class Traffic:
         rng = np.random.default_rng([self.config.seed, 3])
         weights = 1.0 / np.arange(1, len(self.searches) + 1) ** self.config.zipf
         rates = np.zeros(len(self.searches))
-        for number, search in enumerate(tqdm(self.searches, desc=f"truth of {arm}", unit="query", file=sys.stderr)):
+        searches = tqdm(self.searches, desc=f"truth of {arm}", unit="query", disable=not bars_are_read())
+        for number, search in enumerate(searches):
             body = {"user_id": f"truth-{number}", "query": search.query, "documents": search.documents, "arm": arm}
             answer = await self.client.post("/rank", json=body)
             if answer.status_code != 200 or answer.json()["fallback"]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ranking.spelling import fold_spelling
+from ranking.telemetry import bars_are_read
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG at import
 K1, B = 0.9, 0.4  # Anserini's values for short texts; better than 1.2 and 0.75 on MSRD's dev split (docs/decisions.md)
@@ -71,6 +72,8 @@ def bm25_scores(
         rows_of.setdefault(query, []).append(row)
     scores = np.zeros(len(queries), np.float32)
     found = zip(rows_of.values(), index.scores(list(rows_of)))
-    for rows, of_documents in tqdm(found, total=len(rows_of), desc="bm25", unit="query", disable=None, leave=False):
+    for rows, of_documents in tqdm(
+        found, total=len(rows_of), desc="bm25", unit="query", disable=not bars_are_read(), leave=False
+    ):
         scores[rows] = of_documents[[documents[titles[row], summaries[row]] for row in rows]]
     return scores

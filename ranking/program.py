@@ -39,6 +39,7 @@ from jsonargparse import ArgumentParser
 from ranking.errors import InputError
 from ranking.extras import missing_module
 from ranking.object_store import Remote, as_addressed, staged
+from ranking.telemetry import hide_unread_bars
 
 C = TypeVar("C")
 
@@ -200,6 +201,7 @@ def run(
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
     config = parse(config_class, argv, example=example, positional=positional)
+    hide_unread_bars()
     remotes: list[Remote] = []
     try:
         with staged(config) as remotes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import sys
 import threading
@@ -46,6 +47,24 @@ class TelemetrySettings:
 def writes_json() -> bool:
     """Whether standard error is for JSON lines now: then no progress bar belongs there."""
     return any(isinstance(handler, _Enqueue) for handler in logging.getLogger().handlers)
+
+
+def bars_are_read() -> bool:
+    """Whether somebody sees progress bars: a file would keep each of their states.
+
+    On a terminal, or where whoever started the program says how often bars may move, as the demo does, which shows
+    their last state.
+    """
+    return (sys.stderr.isatty() or "TQDM_MININTERVAL" in os.environ) and not writes_json()
+
+
+def hide_unread_bars() -> None:
+    """Keep transformers from drawing bars of its own (weights read and written) where nobody sees them."""
+    if bars_are_read():
+        return
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # looked at when it is imported
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
 
 
 @contextmanager

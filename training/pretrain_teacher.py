@@ -24,6 +24,7 @@ from ranking.limits import DEFAULT_LIMITS, FieldLimits
 from ranking.object_store import hand_over
 from ranking.program import run
 from ranking.schema import iter_table
+from ranking.telemetry import bars_are_read
 from ranking.text import FORMAT_VERSION, TEACHER_FORMAT, EncodedPair, TeacherFormat
 from training.sources.held_out import held_out_files, outside_held_out
 from training.teacher.decoder import (
@@ -181,7 +182,8 @@ def _encode(
     draw = np.random.default_rng(config.seed)
 
     def train_pieces() -> Iterator[list[EncodedPair]]:
-        for piece in tqdm(_pieces(clicks, config.data), desc="tokenise", unit="piece", leave=False):
+        pieces = _pieces(clicks, config.data)
+        for piece in tqdm(pieces, desc="tokenise", unit="piece", leave=False, disable=not bars_are_read()):
             queries, titles, summaries = _texts(piece)
             # a piece can be without a row, and NumPy would take no flags for floats
             flags = (crc32(query.encode()) % 10_000 < 10_000 * config.held_out for query in queries)

@@ -27,6 +27,7 @@ from ranking.files import check_not_read, write_json
 from ranking.program import run
 from ranking.query_engine import BATCH_ROWS, QueryEngine, QueryEngineSettings, add_table
 from ranking.schema import TABLES, Table, write_table
+from ranking.telemetry import bars_are_read
 from training.clicks.event_columns import event_defaults
 from training.clicks.log_tables import FileColumns, file_columns, open_view, parquet_files
 from training.clicks.normalised_queries import number_queries
@@ -335,7 +336,7 @@ def _draw_documents(engine: QueryEngine, table: Table, choice: DocumentChoice, r
         FROM drawn JOIN queries USING (query_no) ORDER BY query_no, doc_id, copy
     """)
     report |= {"pool_pairs": 0, "duplicates": 0}
-    bar = tqdm(total=report["queries"], desc="candidates", unit="query", disable=None)
+    bar = tqdm(total=report["queries"], desc="candidates", unit="query", disable=not bars_are_read())
     for piece in _whole_queries(result):
         report["pool_pairs"] += len(piece)
         duplicate = piece.column("duplicate").to_numpy()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -10,9 +12,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from tqdm import tqdm
 
 from clients.labelling.work_queue import Tally
-from ranking.telemetry import writes_json
+from ranking.telemetry import bars_are_read
 
+LOGGER = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
+LINE_SECONDS = 60.0  # between two log lines where no bar is seen
 
 
 def describe(tally: Tally) -> str:
@@ -27,8 +31,11 @@ def describe(tally: Tally) -> str:
 
 
 async def show(tally: Tally) -> None:
-    """Redraw the bar until cancelled. The bar counts pairs, finished runs' ones included; its rate is this run's."""
-    hidden = writes_json()
+    """Redraw the bar until cancelled. The bar counts pairs, finished runs' ones included; its rate is this run's.
+
+    Where nobody sees a bar, a log line says the same every LINE_SECONDS.
+    """
+    hidden, told = not bars_are_read(), time.monotonic()
     with tqdm(
         total=tally.total, initial=tally.already, unit="pair", smoothing=0.05, dynamic_ncols=True, disable=hidden
     ) as bar:
@@ -37,6 +44,9 @@ async def show(tally: Tally) -> None:
                 await asyncio.sleep(TICK_SECONDS)
                 bar.set_postfix_str(describe(tally), refresh=False)
                 bar.update(tally.already + tally.done - bar.n)
+                if hidden and time.monotonic() - told >= LINE_SECONDS:
+                    told = time.monotonic()
+                    LOGGER.info("%d of %d pairs, %s", tally.already + tally.done, tally.total, describe(tally))
         finally:
             bar.set_postfix_str(describe(tally), refresh=False)
             bar.update(tally.already + tally.done - bar.n)

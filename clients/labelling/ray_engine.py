@@ -25,6 +25,7 @@ from clients.labelling.candidate_file import RowRange
 from clients.labelling.label_ranges import Job, label_ranges
 from clients.labelling.work_queue import Tally
 from ranking.errors import InputError
+from ranking.telemetry import bars_are_read
 
 logger = logging.getLogger("labels")
 
@@ -93,7 +94,7 @@ def label_over_ray(
     watcher = threading.Thread(target=_pass_on, args=(stopping, stop, watching), daemon=True)
     watcher.start()
     try:
-        with tqdm(total=tally.total, initial=tally.already, unit="pair") as bar:
+        with tqdm(total=tally.total, initial=tally.already, unit="pair", disable=not bars_are_read()) as bar:
             for row in done.iter_rows():
                 tally.scored += row["labels"]
                 tally.refused["input"] += row["refused_input"]

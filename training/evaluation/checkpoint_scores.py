@@ -27,6 +27,7 @@ from ranking.chunks import pool
 from ranking.encoder_families import longest_input
 from ranking.errors import InputError
 from ranking.pretrained import refuse_missing_folder
+from ranking.telemetry import bars_are_read
 from ranking.text import StudentFormat, TeacherFormat, normalise
 from training.trainer.attention import exact_attention
 from training.trainer.token_store import TokenStore, split_by_tokens
@@ -99,7 +100,7 @@ class Scorer:
         scores = np.full(len(store), np.nan, np.float32)
         device = next(self.model.parameters()).device
         bf16 = bf16_is_native() if precision == "auto" else precision == "bfloat16"
-        with tqdm(total=len(store), desc=progress, unit="text", disable=None if progress else True) as bar:
+        with tqdm(total=len(store), desc=progress, unit="text", disable=not (progress and bars_are_read())) as bar:
             for rows in split_by_tokens(store.lengths, batch_tokens):
                 batch = {
                     name: t.to(device) for name, t in store.pad(rows.tolist(), self.pad_id, self.token_types).items()

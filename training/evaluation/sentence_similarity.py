@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from ranking.errors import InputError
 from ranking.pretrained import checkpoint_of
+from ranking.telemetry import bars_are_read
 from ranking.text import normalise
 from training.trainer.token_store import TokenStore, split_by_tokens
 
@@ -68,7 +69,7 @@ class SentenceEncoder:
         device = next(self.model.parameters()).device
         store = TokenStore.build(encoded)
         with tqdm(
-            total=len(cleaned), desc=progress, unit="text", disable=None if progress else True, leave=False
+            total=len(cleaned), desc=progress, unit="text", disable=not (progress and bars_are_read()), leave=False
         ) as bar:
             for rows in split_by_tokens(store.lengths, batch_tokens):
                 batch = {

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ranking.bm25 import Bm25
+from ranking.telemetry import bars_are_read
 from ranking.text import normalise
 from ranking.visible import is_visible
 from training.sources.judged_collections import JudgedSource, Pair
@@ -128,7 +129,7 @@ def _add_best(source: JudgedSource, documents: dict[str, dict[str, None]], count
     index = Bm25(list(source.documents.values()))
     every = index.scores([source.queries[query_id] for query_id in short])
     for query_id, scores in tqdm(
-        zip(short, every), total=len(short), desc="candidates", unit="query", disable=None, leave=False
+        zip(short, every), total=len(short), desc="candidates", unit="query", disable=not bars_are_read(), leave=False
     ):
         found = documents[query_id]
         best = np.argsort(-scores, kind="stable")[: count + len(found)]

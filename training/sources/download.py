@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ranking.errors import InputError
 from ranking.files import replacing
+from ranking.telemetry import bars_are_read
 
 LOGGER = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 30
@@ -53,7 +54,7 @@ def _download(address: str, path: Path) -> None:
         with (
             replacing(path) as aside,
             aside.open("wb") as file,
-            tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True, disable=None) as bar,
+            tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True, disable=not bars_are_read()) as bar,
         ):
             while block := answer.read(1 << 16):
                 file.write(block)

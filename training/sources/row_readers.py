@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ranking.errors import DataError
 from ranking.limits import MAX_FIELD_BYTES, field_bytes
 from ranking.schema import MAX_GRADE, BadRow, Rejects, check_once, reading
+from ranking.telemetry import bars_are_read
 from ranking.visible import is_visible
 
 Row = tuple[int, dict[str, Any]]
@@ -65,7 +66,7 @@ def text_lines(path: Path, bad: BadRows, blank: bool = False) -> Iterator[tuple[
     number = 0
     with (
         gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream,
-        tqdm(desc=path.name, unit="row", disable=None, leave=False) as bar,
+        tqdm(desc=path.name, unit="row", disable=not bars_are_read(), leave=False) as bar,
     ):
         while True:
             try:
@@ -146,7 +147,9 @@ def parquet_rows(path: Path, bad: BadRows, columns: Sequence[str] | None = None)
         if pa.types.is_temporal(kind) or pa.types.is_nested(kind):
             raise DataError(path, f"column {name} is {kind}: text or numbers are needed")
     number = 0
-    with tqdm(total=file.metadata.num_rows, desc=path.name, unit="row", disable=None, leave=False) as bar:
+    with tqdm(
+        total=file.metadata.num_rows, desc=path.name, unit="row", disable=not bars_are_read(), leave=False
+    ) as bar:
         while True:
             with reading(path):
                 batch = next(batches, None)

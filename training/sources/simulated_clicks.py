@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ranking.bm25 import bm25_scores
 from ranking.click_models import BAIDU_EXAMINATION, ClickModel
 from ranking.schema import MAX_GRADE, TABLES, write_table
+from ranking.telemetry import bars_are_read
 from training.sources.judged_collections import JudgedSource, Pair
 
 Users = Literal["none", "baidu", "inverse-rank", "cascade"]
@@ -102,7 +103,7 @@ def write_simulated_log(
     def tables() -> Iterator[pa.Table]:
         nonlocal clicks
         when = START + np.sort(rng.integers(0, DAYS * 86_400_000_000, size=pages)).astype("timedelta64[us]")
-        with tqdm(total=pages, desc="simulated clicks", unit="page", disable=None, leave=False) as bar:
+        with tqdm(total=pages, desc="simulated clicks", unit="page", disable=not bars_are_read(), leave=False) as bar:
             for start in range(0, pages, CHUNK):
                 count = min(CHUNK, pages - start)
                 asked = rng.integers(len(queries), size=count)

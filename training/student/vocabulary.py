@@ -38,6 +38,8 @@ def train_wordpiece(data: str | Path, out: str | Path, vocabulary_size: int) -> 
     sources = [(Path(data) / f"{name}.parquet", name) for name in ("candidates", "clicks")]
     sources.append((Path(data) / "judgments" / "train.parquet", "judgments"))
     present = [(path, table) for path, table in sources if path.is_file()]
+    if not Path(data).is_dir():
+        raise InputError(f"{data}: no such folder; a dataset folder that training.prepare_data wrote is needed")
     if not present:
         raise InputError(f"{data}: no candidates, clicks or train judgments to take a vocabulary from")
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ranking.errors import DataError, InputError
 from ranking.schema import iter_table
+from ranking.telemetry import bars_are_read
 from ranking.text import TeacherFormat
 from training.teacher.decoder import open_decoder
 from training.trainer.attention import exact_attention
@@ -83,7 +84,7 @@ def log_likelihood(
     decoder = decoder.to(state.device).eval()
     found = torch.zeros(len(texts), device=state.device)
     mine = split_by_tokens(texts.lengths, forward_tokens)[state.process_index :: state.num_processes]
-    for rows in tqdm(mine, desc="likelihood", leave=False, disable=not state.is_main_process):
+    for rows in tqdm(mine, desc="likelihood", leave=False, disable=not (bars_are_read() and state.is_main_process)):
         batch = texts.pad(rows.tolist(), pad_id, token_types=True)
         ids, mask, types = (batch[k].to(state.device) for k in ("input_ids", "attention_mask", "token_type_ids"))
         with torch.autocast(state.device.type, torch.bfloat16, enabled=bf16):

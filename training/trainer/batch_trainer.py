@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -97,9 +98,8 @@ class BatchTrainer(Trainer):
         arguments = training_arguments(settings, out, best_metric if dev is not None else None)
         super().__init__(model, arguments, train_dataset=train, eval_dataset=dev, callbacks=callbacks)
         use_score_policy(self.accelerator)
-        if not self.args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(_Progress())
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
+        self.add_callback(_Lines() if self.args.disable_tqdm else _Progress())
         train.process_index, train.process_count = self.args.process_index, self.args.world_size
         self.loss_is_scaled_for_ga = True
 
@@ -159,14 +159,18 @@ class BatchTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
 
-class _Progress(ProgressCallback):
-    """The Trainer's progress bar, with the figures logged to stderr instead of printed to stdout."""
+class _Lines(TrainerCallback):
+    """The Trainer's figures, logged to stderr instead of printed to stdout."""
 
     def on_log(self, args, state, control, logs=None, **_):
         if state.is_world_process_zero and logs:
             figures = " ".join(f"{name} {value:.4g}" for name, value in logs.items() if name != "total_flos")
             with logging_redirect_tqdm():
                 LOGGER.info("step %d: %s", state.global_step, figures)
+
+
+class _Progress(_Lines, ProgressCallback):
+    """The same beside the Trainer's progress bar."""
 
 
 class _HandOver(TrainerCallback):

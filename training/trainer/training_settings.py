@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from ranking.errors import InputError
+from ranking.telemetry import bars_are_read
 
 # below the output folder: optimiser states and logs; the checkpoint itself lies in the output folder
 RUN_FOLDER = "training"
@@ -124,6 +125,7 @@ def training_arguments(settings: TrainingSettings, out: Path, best_metric: str |
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         logging_steps=settings.log_steps,
+        disable_tqdm=not bars_are_read(),
         logging_nan_inf_filter=False,  # it would replace a NaN loss by the mean of the others
         report_to=_trackers(settings.report_to),
         dataloader_num_workers=settings.loader_workers,

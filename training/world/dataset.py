@@ -24,6 +24,7 @@ from ranking.click_models import ClickModel
 from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.schema import MAX_GRADE, write_table
+from ranking.telemetry import bars_are_read
 from training.clicks.click_pairs import ClickPairSettings, write_clicks
 from training.clicks.privacy_gate import OPEN_GATE
 from training.world.click_log import event_tables, simulate_log
@@ -194,7 +195,7 @@ def write_world(config: WorldConfig, out: str | Path) -> dict:
     InputError if the sizes do not go together (more distinct queries or clicked pairs than the documents can yield).
     """
     out = Path(out)
-    with tqdm(total=4, desc="world", unit="part", leave=False) as bar:
+    with tqdm(total=4, desc="world", unit="part", leave=False, disable=not bars_are_read()) as bar:
         world = make_world(config)
         bar.update()
         counts, grades = _write_pairs(world, out)

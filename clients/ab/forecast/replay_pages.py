@@ -26,6 +26,7 @@ from ranking.errors import InputError
 from ranking.files import replacing, write_json
 from ranking.program import run
 from ranking.request_tensors import request_tensors
+from ranking.telemetry import bars_are_read
 
 EXIT_FAILED = 3
 SCHEMA = pa.schema([("request_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float32())])
@@ -65,7 +66,8 @@ def main(config: Config) -> int:
     failures: Counter[str] = Counter()
     seconds: list[float] = []
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
-    for request_id, query, doc_ids, titles, summaries in tqdm(read_pages(config), desc="pages", leave=False):
+    pages = tqdm(read_pages(config), desc="pages", leave=False, disable=not bars_are_read())
+    for request_id, query, doc_ids, titles, summaries in pages:
         page = PageTensors(request_tensors(query, titles, summaries))
         started = time.perf_counter()
         try:

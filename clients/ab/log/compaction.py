@@ -24,6 +24,7 @@ from ranking.errors import InputError
 from ranking.files import write_json
 from ranking.query_engine import QueryEngine, QueryEngineSettings, single_value, told
 from ranking.schema import TABLES, write_table
+from ranking.telemetry import bars_are_read
 
 # what is held in memory at a time, whichever is reached first: pages may be a hundred bytes or some megabytes long
 BLOCK_RECORDS, BLOCK_BYTES = 20_000, 64 << 20
@@ -186,7 +187,10 @@ def _load(engine: QueryEngine, raw: Path, summary: Summary, quarantine: Quaranti
             sizes[path] = path.stat().st_size
     entries = dict.fromkeys(RECORDS, 0)
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="reading"))
+        hidden = not bars_are_read()
+        bar = stack.enter_context(
+            tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="reading", disable=hidden)
+        )
         writes = {
             kind: stack.enter_context(engine.filling(kind, schema.append(_ENTRY))) for kind, schema in RECORDS.items()
         }
@@ -237,7 +241,7 @@ def _count(engine: QueryEngine, summary: Summary) -> None:
 def _write_days(engine: QueryEngine, out: Path, summary: Summary) -> None:
     days = [int(day) for (day,) in engine.rows("SELECT DISTINCT day FROM page ORDER BY day")]
     summary.days = [_date(day).isoformat() for day in days]
-    for day in tqdm(days, desc="writing days"):
+    for day in tqdm(days, desc="writing days", disable=not bars_are_read()):
         for table, query in _TABLE_QUERIES.items():
             if table == "shadows" and not summary.shadows:
                 continue

@@ -20,6 +20,7 @@ from clients.ab.report.statistics import (
     holm,
     quantile,
 )
+from ranking.telemetry import bars_are_read
 
 Metric = RatioMetric | QuantileMetric
 
@@ -65,7 +66,8 @@ class ReportRow:
 def comparison_rows(pages: ExperimentPages, rates: ErrorRates) -> list[ReportRow]:
     """A row for each metric that this log can tell, in the order of metrics.py."""
     ratios = [metric for metric in RATIO_METRICS if pages.columns.issuperset(metric.needs)]
-    rows = [_ratio_row(pages, metric, rates) for metric in tqdm(ratios, desc="metrics", unit="metric")]
+    shown = tqdm(ratios, desc="metrics", unit="metric", disable=not bars_are_read())
+    rows = [_ratio_row(pages, metric, rates) for metric in shown]
     deciding = [(row, row.p) for row in rows if row.decides and row.p is not None]
     for (row, _), adjusted in zip(deciding, holm([p for _, p in deciding])):
         row.adjusted_p = adjusted

@@ -4,18 +4,42 @@ sent."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clients.labelling import progress_and_metrics
 from clients.labelling.candidate_file import CandidateFile, RowRange
 from clients.labelling.label_shards import Origin, finished_record, merge_summaries, score_summary, write_shard
 from clients.labelling.request_window import LARGEST, START, Window
 from clients.labelling.teacher_endpoint import Patience, TeacherEndpoint
 from clients.labelling.work_queue import Pair, ShardInHand, Tally, WorkQueue
 from clients.triton.connection import Credentials
+
+
+def test_a_run_that_nobody_watches_says_in_its_log_how_far_it_is(monkeypatch, caplog, capsys):
+    """A week's run wrote two states of its bar a second into one line of a file."""
+    monkeypatch.delenv("TQDM_MININTERVAL", raising=False)
+    monkeypatch.setattr(progress_and_metrics, "TICK_SECONDS", 0.001)
+    monkeypatch.setattr(progress_and_metrics, "LINE_SECONDS", 0.0)
+    caplog.set_level("INFO")
+
+    async def watched() -> None:
+        shown = asyncio.create_task(progress_and_metrics.show(Tally(total=10, already=2, scored=3)))
+        end = time.monotonic() + 10
+        while not caplog.records and time.monotonic() < end:
+            await asyncio.sleep(0.001)
+        shown.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await shown
+
+    asyncio.run(watched())
+    assert caplog.records[0].message == "5 of 10 pairs, in flight 0, retries 0, rejects 0"
+    assert capsys.readouterr().err == ""
 
 
 def settle(window: Window, now: list[float], rate_at, seconds: float) -> int:

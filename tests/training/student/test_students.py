@@ -477,3 +477,18 @@ def test_missing_labels_and_judgments_end_in_one_line(data, tmp_path, capsys):
         run(baseline_main, BaselineConfig, example="", argv=["--data", str(tmp_path), "--out", str(tmp_path / "p")])
     assert ended.value.code == 1
     assert "no candidates, clicks or train judgments" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit):
+        run(baseline_main, BaselineConfig, example="", argv=["--data", "nowhere", "--out", str(tmp_path / "q")])
+    assert "nowhere: no such folder; a dataset folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_training_whose_lines_go_to_a_file_draws_no_bars(data, tmp_path, capsys, caplog, monkeypatch):
+    """Seen: a night's log was one line of a hundred thousand states of a bar."""
+    monkeypatch.delenv("TQDM_MININTERVAL", raising=False)
+    caplog.set_level("INFO")
+    words = ["--size", "tiny-2", "--vocabulary-size", "800", "--epochs", "1", "--log-steps", "1"]
+    with pytest.raises(SystemExit) as ended:
+        run(baseline_main, BaselineConfig, example="", argv=["--data", str(data), "--out", str(tmp_path / "o"), *words])
+    said = capsys.readouterr()
+    assert ended.value.code == 0 and "\r" not in said.err and said.out == ""
+    assert [line.message for line in caplog.records if line.message.startswith("step 1: loss")]
