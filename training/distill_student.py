@@ -109,7 +109,8 @@ class Config(DistillationSettings):
     """Distil teacher labels into a student.
 
     Args:
-        labels: finished labels folder of the candidates, as clients/label_corpus.py wrote it
+        labels: finished labels folder of the candidates, as label_corpus, label_over_http, import_labels or
+            blend_labels wrote it
         candidates: the file that was labelled, if not the dataset's candidates.parquet
         teacher: checkpoint that labelled, whose card has the scores' mean and spread; without it they are taken from
             the labels
