@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Mapping
 from time import monotonic
@@ -18,6 +19,8 @@ from clients.labelling.teacher_endpoint import FIRST_WAIT, LONGEST_WAIT, Patienc
 from clients.labelling.work_queue import Pair, Tally, WorkQueue
 from ranking import tracing
 from ranking.errors import InputError
+
+logger = logging.getLogger("labels")
 
 ALONE_AFTER = 2  # failures of a pair before it is sent alone: one bad document must not hold up its neighbours
 REFUSED_FOR_GOOD = {401, 402, 403, 404}  # key, account, address: no pair is to blame and no waiting helps
@@ -68,16 +71,25 @@ class HttpEndpoint:
 
     async def _work(self, client: httpx.AsyncClient) -> None:
         while True:
-            pairs = await self.work.get(self.documents, alone_after=ALONE_AFTER)
+            pairs = await self._draw()
             self.tally.in_flight[self.url] += len(pairs)
             try:
                 await self._ask(client, pairs)
             finally:
                 self.tally.in_flight[self.url] -= len(pairs)
 
+    async def _draw(self) -> list[Pair]:
+        """The next pairs, once the service takes requests: what it held until then would be kept from the others."""
+        while True:
+            while (closed := self._open_at - monotonic()) > 0:
+                await asyncio.sleep(closed)
+            pairs = await self.work.get(self.documents, alone_after=ALONE_AFTER)
+            if self._open_at <= monotonic():
+                return pairs
+            for pair in reversed(pairs):
+                self.work.hand_back(pair)
+
     async def _ask(self, client: httpx.AsyncClient, pairs: list[Pair]) -> None:
-        while (closed := self._open_at - monotonic()) > 0:
-            await asyncio.sleep(closed)
         if self._was_gone and not await self._is_the_same(client, pairs):
             return
         texts = [pair.texts for pair in pairs]
@@ -178,10 +190,14 @@ class HttpEndpoint:
 
     def _lost(self, pairs: list[Pair], reason: str, wait: float | None = None) -> None:
         """The service takes nothing now: all wait, for as long as it says or longer each time; no pair is to blame."""
-        own = self._wait * random.uniform(0.75, 1.25)
-        wait = own if wait is None else wait if self._wait == FIRST_WAIT else max(wait, own)
-        self._wait = min(2 * self._wait, LONGEST_WAIT)
-        self._open_at = max(self._open_at, monotonic() + wait)
+        now = monotonic()
+        if now >= self._open_at:  # else this request was under way when the service closed: one loss for all that were
+            if self._wait > FIRST_WAIT:  # not a busy service's single 429, but again and with no answer in between
+                logger.warning("%s takes nothing: %s", self.url, reason)
+            own = self._wait * random.uniform(0.75, 1.25)
+            wait = own if wait is None else wait if self._wait == FIRST_WAIT else max(wait, own)
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
+        self._open_at = max(self._open_at, now + (wait or 0.0))
         self.tally.lost[self.url] += 1
         self.tally.last_problem = f"{self.url}: {reason}"
         for pair in reversed(pairs):

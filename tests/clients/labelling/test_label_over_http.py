@@ -15,8 +15,9 @@ import pytest
 from clients.label_over_http import Config, main
 from clients.labelling.http_costs import Prices
 from clients.labelling.http_dialects import DIALECTS, BadAnswer
-from clients.labelling.http_endpoint import _retry_after
+from clients.labelling.http_endpoint import HttpEndpoint, _retry_after
 from clients.labelling.http_teacher import AnswerLog, CharacterLimits, logit
+from clients.labelling.work_queue import Tally
 from ranking.errors import InputError
 from ranking.labels import LabelSet, read_labels
 from tests.helpers.stub_reranker import HOSTILE, reranker, stub_score
@@ -136,6 +137,26 @@ def test_a_pause_of_nothing_is_not_taken_at_its_word_twice(write_candidates, tmp
     with reranker("tei", {"429": 1.0}, retry_after="0") as stub, pytest.raises(InputError, match="HTTP 429"):
         main(config(write_candidates(16), tmp_path / "labels", stub, in_flight=1, give_up_seconds=2.0))
     assert 3 <= stub.requests <= 12
+
+
+def test_a_server_that_takes_nothing_keeps_no_pair_from_the_others(write_candidates, tmp_path):
+    """Seen: it held what it had drawn through every pause, and the run ended although the other server was well."""
+    with reranker("tei") as stub, reranker("tei", {"503": 1.0}) as full:
+        settings = vars(config(write_candidates(200), tmp_path / "labels", stub, give_up_seconds=5.0))
+        assert main(Config(**(settings | {"url": [full.url, stub.url]}))) == 0
+    assert len(stub.answered) == 200
+
+
+def test_requests_that_meet_one_refusal_together_wait_for_it_once(caplog):
+    """Seen: eight under way made a pause of one second, as the service asked for, one of half a minute."""
+    endpoint = HttpEndpoint("u", *[None] * 2, Tally(), *[None] * 4, in_flight=8, documents=1)
+    for _ in range(8):
+        endpoint._lost([], "HTTP 429", 1.0)
+    assert 0.5 < endpoint._open_at - time.monotonic() <= 1.0
+    endpoint._open_at = 0.0
+    endpoint._lost([], "HTTP 429", 0.0)  # asked again too early, it is not taken at its word a second time
+    assert 0.3 < endpoint._open_at - time.monotonic() < 0.7
+    assert caplog.messages == ["u takes nothing: HTTP 429"]
 
 
 def test_why_a_service_takes_nothing_is_told(write_candidates, tmp_path):
