@@ -20,12 +20,12 @@ import random  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import ClassVar  # noqa: E402
+from typing import Any, ClassVar  # noqa: E402
 
 import gevent  # noqa: E402
 import numpy as np  # noqa: E402
 from locust import User, constant_throughput, events, task  # noqa: E402
-from locust.runners import MasterRunner, WorkerRunner  # noqa: E402
+from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner  # noqa: E402
 
 from loadtest import _results  # noqa: E402
 from loadtest._capacity import CapacitySettings, CapacityShape  # noqa: E402
@@ -36,6 +36,8 @@ from loadtest._targets import GrpcTarget, HttpTarget, RequestFailed, RouterTarge
 from ranking.errors import InputError  # noqa: E402
 
 logger = logging.getLogger("loadtest")
+
+STOP_SECONDS = 5.0  # that a worker may take to stop its users, beside its requests' deadline
 
 
 @events.init_command_line_parser.add_listener
@@ -92,6 +94,7 @@ class Run:
         self.outstanding = 0
         self.next_arm = 0
         self.users_started = 0
+        self.landed: set[str] = set()  # workers that a master has the last tallies of
 
     def number_user(self) -> int:
         """The number of a user that starts: 0, 1, ... in this process."""
@@ -267,6 +270,9 @@ def prepare(environment, **_) -> None:
         )
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.register_message("arm", lambda msg, **_: set_arm(msg.data["arm"]))
+        environment.runner.register_message("land", lambda **_: land(environment.runner))
+    if isinstance(environment.runner, MasterRunner):
+        environment.runner.register_message("landed", lambda msg, **_: take_landed(msg.node_id, msg.data))
     # reading the requests blocked the event loop, whose clock stood still: a run time of two seconds would count
     # from before the reading, and end before the first request
     gevent.get_hub().loop.update_now()
@@ -352,11 +358,36 @@ def merge(client_id, data, **_) -> None:
         run.recorder.merge(data["disranker"])
 
 
+def land(worker: WorkerRunner) -> None:
+    """Stop a worker's users, wait for their late answers, and send the master the last tallies."""
+    worker.stop()
+    worker.send_message("landed", run.recorder.take_unsent())
+
+
+def take_landed(worker: str, tallies: dict[str, Any]) -> None:
+    """Add a worker's last tallies on the master."""
+    run.recorder.merge(tallies)
+    run.landed.add(worker)
+
+
 @events.test_stop.add_listener
 def wait_for_late_answers(environment, **_) -> None:
-    """Give requests that are still in flight their deadline."""
+    """Give requests that are still in flight their deadline; a master gives it to those of its workers.
+
+    Locust's own end of a distributed run listens to the workers for half a second more: what was answered later was
+    lost, and what had been sent was counted as unanswered.
+    """
     deadline = time.time() + environment.parsed_options.deadline_ms / 1000
-    while run.outstanding and time.time() < deadline:
+    if not isinstance(environment.runner, MasterRunner):
+        while run.outstanding and time.time() < deadline:
+            gevent.sleep(0.05)
+        return
+    run.landed.clear()
+    environment.runner.send_message("land")
+    while time.time() < deadline + STOP_SECONDS:
+        workers = {worker.id for worker in environment.runner.clients.all if worker.state != STATE_MISSING}
+        if workers <= run.landed:
+            break
         gevent.sleep(0.05)
 
 
