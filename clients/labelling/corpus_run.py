@@ -186,6 +186,7 @@ class _Run:
             folder = LabelFolder(out, candidates, origin)
             store = LabelStore(store_folder, origin.teacher_id)
             if folder.pending(self.settings.retry_rejects):
+                store.check()  # a damaged run joins with other keys and scores, and nobody would notice
                 missing = find_missing(store, candidates, out)
                 if missing.rows:
                     code = self.complete(missing, out / NEW_FOLDER)

@@ -177,6 +177,23 @@ def test_a_damaged_run_is_named(tmp_path):
         store.runs()
 
 
+def test_no_corpus_is_labelled_out_of_a_damaged_run(tmp_path):
+    """Seen: 26 of 5,000 labels were missing or another number's, and exit code 0."""
+    write_rows(tmp_path / "a.parquet", corpus(64))
+    write_rows(tmp_path / "b.parquet", corpus(72))
+    with reranker("tei") as stub:
+        assert run(stub, tmp_path / "a.parquet", tmp_path, "a") == 0
+        (path,) = (tmp_path / "store").glob("*/run-00000.parquet")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:60] + bytes([whole[60] ^ 1]) + whole[61:])
+        asked = stub.requests
+        with pytest.raises(InputError, match=r"run-00000\.parquet: differs from its checksum"):
+            run(stub, tmp_path / "b.parquet", tmp_path, "b")
+        assert stub.requests == asked
+        path.write_bytes(whole)
+        assert run(stub, tmp_path / "b.parquet", tmp_path, "b") == 0
+
+
 def test_a_new_run_takes_the_place_of_no_other(tmp_path):
     store = LabelStore(tmp_path / "store", "t")
     for number in range(4):
