@@ -15,6 +15,7 @@ from loadtest._recorder import Recorder
 from loadtest._results import LATE_MS, summary
 
 RAMP_S = 2.0  # the first seconds of a step are left out: users start, queues fill
+SHORTEST_STEP_S = 2  # one whole second at least lies within, whenever it begins
 
 
 @dataclass
@@ -52,7 +53,7 @@ class CapacityShape(LoadTestShape):
         if not self._waiting:
             return False
         self._arm = self._waiting.pop(0)
-        self._search = Search(self.settings.start_rate, self.settings.max_rate)
+        self._search = Search(self.settings.start_rate, self.settings.max_rate, self.settings.rate_per_user)
         self._steps = []
         self._begin_step()
         return True
@@ -67,6 +68,8 @@ class CapacityShape(LoadTestShape):
         return max(1, round(self._search.rate / self.settings.rate_per_user))
 
     def tick(self) -> tuple[int, float] | None:
+        if not self.recorder.tallies:  # workers may still read their requests: no step without any
+            self._begin_step()
         now = time.time()
         if now >= self._judge_at:
             over = self._search.judge(self._judge())

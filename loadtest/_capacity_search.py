@@ -6,14 +6,23 @@ import math
 
 PRECISION = 1.08  # the search ends when the failing rate is within 8% of the passing one
 GROWTH = 1.5
+LOWEST = 0.5  # requests a second; below it nothing is tried
 
 
 class Search:
-    """The rates to try for one arm: up by half until one fails, then halving the gap in proportion."""
+    """The rates to try for one arm: up by half until one fails, then halving the gap in proportion.
 
-    def __init__(self, start: float, highest: float):
-        self.passed, self.failed, self.highest = 0.0, math.inf, highest
-        self.rate = min(start, highest)
+    unit: requests a second of one user, of which a rate has a whole number; 0 where any rate can be sent.
+    """
+
+    def __init__(self, start: float, highest: float, unit: float = 0.0):
+        self.passed, self.failed, self.highest, self.unit = 0.0, math.inf, highest, unit
+        self.rate = self._sendable(start)
+
+    def _sendable(self, rate: float) -> float:
+        if not self.unit:
+            return min(rate, self.highest)
+        return self.unit * max(1, min(round(rate / self.unit), math.floor(self.highest / self.unit)))
 
     def judge(self, passed: bool) -> bool:
         """Take a step's verdict; returns whether the search is over."""
@@ -24,10 +33,12 @@ class Search:
         if self.passed >= self.highest or (self.failed < math.inf and self.failed <= self.passed * PRECISION):
             return True
         if math.isinf(self.failed):
-            self.rate = min(self.rate * GROWTH, self.highest)
+            wanted = self.rate * GROWTH
         elif self.passed == 0:
-            self.rate = self.failed / 2
-            return self.rate < 0.5
+            wanted = self.failed / 2
+            if wanted < LOWEST:
+                return True
         else:
-            self.rate = math.sqrt(self.passed * self.failed)
-        return False
+            wanted = math.sqrt(self.passed * self.failed)
+        self.rate = self._sendable(wanted)
+        return self.rate in (self.passed, self.failed)  # no whole number of users lies in between

@@ -28,7 +28,7 @@ from locust import User, constant_throughput, events, task  # noqa: E402
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner  # noqa: E402
 
 from loadtest import _results  # noqa: E402
-from loadtest._capacity import CapacitySettings, CapacityShape  # noqa: E402
+from loadtest._capacity import SHORTEST_STEP_S, CapacitySettings, CapacityShape  # noqa: E402
 from loadtest._recorder import Recorder  # noqa: E402
 from loadtest._request_pool import RankRequest, RequestPool, check_scores, exponential_gap, parse_sizes  # noqa: E402
 from loadtest._server_metrics import ServerMetrics, difference, scrape  # noqa: E402
@@ -289,6 +289,8 @@ def check_options(options) -> None:
     for name in ABOVE_0:
         if not 0 < getattr(options, name) < float("inf"):
             problem = f"--{name.replace('_', '-')} is {getattr(options, name)}: it must be above 0"
+    if options.step_s < SHORTEST_STEP_S:
+        problem = f"--step-s is {options.step_s}: at least {SHORTEST_STEP_S} seconds are needed"
     if not 0 <= options.zipf < float("inf"):
         problem = f"--zipf is {options.zipf}: 0 or more is needed"
     if problem:

@@ -194,7 +194,7 @@ def test_missing_data_is_one_clear_line(rig, tmp_path):
     assert "make a dataset first" in output and "Traceback" not in output
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--rate", "0"), ("--arms", ","), ("--zipf", "nan")])
+@pytest.mark.parametrize(("flag", "value"), [("--rate", "0"), ("--arms", ","), ("--zipf", "nan"), ("--step-s", "1")])
 def test_a_flag_that_makes_no_sense_is_one_clear_line(rig, tmp_path, flag, value):
     """Seen: a traceback for each request, two thousand in two seconds, and a result of nothing."""
     process = start_locust(rig, tmp_path / "result.json", "-u", "1", "-t", "1s", flag, value)

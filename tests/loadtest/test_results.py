@@ -106,6 +106,47 @@ def test_the_search_gives_up_where_nothing_holds():
     assert search.passed == 0
 
 
+@pytest.mark.parametrize("unit", [0.3, 1.0, 10.0])
+@pytest.mark.parametrize("true_capacity", [1.2, 2.4, 14.0, 410.0])
+def test_the_search_tells_no_rate_that_was_not_sent(unit, true_capacity):
+    """Seen: with users of ten requests a second, 10 held and 20 not, it told 14.9; with users of one, 2.5 for 2."""
+    search = Search(4.0, 2000.0, unit)
+    sent: dict[float, bool] = {0.0: True}
+    while True:
+        rate = unit * max(1, round(search.rate / unit))  # what whole users send
+        sent[rate] = rate <= true_capacity
+        if search.judge(sent[rate]):
+            break
+    assert sent[search.passed] and len(sent) < 20
+    assert search.failed <= max(search.passed * PRECISION, search.passed + 1.001 * unit)
+
+
+def test_the_first_step_of_a_search_begins_with_the_first_request():
+    """Seen: workers that read their requests for longer than a step had failed it, and the capacity was below it."""
+    code = """
+from types import SimpleNamespace
+from loadtest import _capacity
+from loadtest._recorder import Recorder
+now, recorder, steps = 1000.0, Recorder(), []
+_capacity.time = SimpleNamespace(time=lambda: now)
+settings = _capacity.CapacitySettings(["student"], 4, 40, p99_ms=100, step_s=3, settle_s=1, rate_per_user=1)
+shape = _capacity.CapacityShape(recorder, settings, steps.append)
+for now in range(1000, 1060):
+    assert shape.tick() == (4, 10_000.0)
+recorder.sent(1060, "student", 0.1)
+for now in range(1060, 1064):
+    shape.tick()
+    recorder.sent(now, "student", 0.1)
+    recorder.answered(now, "student", 5.0, 24, 24)
+now = 1065
+assert shape.tick() == (6, 10_000.0), shape._steps
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )  # importing Locust patches the process
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "scores, first, reason",
     [
