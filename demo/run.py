@@ -33,6 +33,7 @@ EXPERIMENT = "student-vs-baseline"
 ARMS = ("baseline", "student")
 SCRATCH = "scratch"
 EXIT_DO_NOT_SHIP = 3
+EXIT_REJECTS = 3  # of the labelling program: finished, some pairs have no score
 SMALL_WORLD = [
     f"--world.{name}={size}"
     for name, size in {
@@ -317,6 +318,7 @@ def label(candidates: Path, repository: Path, labels: Path) -> None:
         run_program(
             "clients/label_corpus.py", "--candidates", candidates, "--out", labels,
             "--url", server.grpc, "--teacher", repository / "teacher",
+            accept=(0, EXIT_REJECTS),  # a pair that the teacher refuses is refused at every run
         )  # fmt: skip
 
 

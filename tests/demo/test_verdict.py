@@ -6,6 +6,7 @@ import gzip
 import importlib
 import json
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import get_type_hints
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clients.labelling.corpus_run import EXIT_REJECTS
 from demo import retrain, run
 from demo.run import Config
 from demo.stages import Stages
@@ -171,6 +173,15 @@ def test_a_table_with_bad_rows_is_prepared_and_their_number_said(tmp_path, capsy
     Stages(tmp_path / "run", total=1).run("data", "prepare", lambda: run.prepare(flags, tmp_path / "run" / "data"))
     assert "1 bad rows were left out" in capsys.readouterr().out
     assert "query is blank" in (tmp_path / "run" / "data" / "rejects.tsv").read_text()
+
+
+def test_a_pair_that_the_teacher_refuses_does_not_stop_the_demo(tmp_path, monkeypatch):
+    """Seen: exit code 3 of the labeller ended the demo, at the same pair whenever it was run again."""
+    accepted = {}
+    monkeypatch.setattr(run, "run_program", lambda name, *_, accept=(0,): accepted.setdefault(name, accept))
+    monkeypatch.setattr(run, "start_triton", lambda *_, **__: nullcontext(SimpleNamespace(grpc="127.0.0.1:1")))
+    run.label(tmp_path / "candidates.parquet", tmp_path, tmp_path / "labels")
+    assert accepted == {"clients/label_corpus.py": (0, EXIT_REJECTS)}
 
 
 @pytest.mark.parametrize("splits", [["test"], ["train", "test"]])
