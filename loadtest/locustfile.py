@@ -399,7 +399,8 @@ def finish(environment, **_) -> None:
     if isinstance(environment.runner, WorkerRunner) or environment.runner is None:
         return
     if not run.recorder.tallies:
-        if run.pool is not None:  # a run that failed to start has said why already
+        # a run that failed to start has said why already; a master has no pool, and hears of no worker's failure
+        if run.pool is not None or isinstance(environment.runner, MasterRunner):
             print("error: no request was sent", file=sys.stderr)
             environment.process_exit_code = environment.process_exit_code or 1
         return

@@ -187,8 +187,11 @@ def test_an_unreachable_server_is_counted_as_failures_and_fails_the_run(rig, tmp
         assert row["answered"] == 0 and row["failed"] == row["sent"] > 0 and row["p99_ms"] is None, output
 
 
-def test_missing_data_is_one_clear_line(rig, tmp_path):
-    process = start_locust(rig, tmp_path / "result.json", "-u", "1", "-t", "1s", "--data", str(tmp_path / "none"))
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]])
+def test_missing_data_is_one_clear_line(rig, tmp_path, processes):
+    """Seen: workers that had nothing to send ended, and the master with exit code 0 and no result."""
+    missing = ["--data", str(tmp_path / "none"), *processes]
+    process = start_locust(rig, tmp_path / "result.json", "-u", "1", "-t", "1s", *missing)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "make a dataset first" in output and "Traceback" not in output
