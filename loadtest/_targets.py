@@ -21,6 +21,7 @@ from ranking.request_tensors import CHUNKS, SCORE, read_scores, request_tensors
 
 # what the parsers raise for an answer that is none; a simulated caller that dies of it would send no more
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+INTERLEAVED = "interleaved"  # what the router names in a model's place on a page of two models
 CONNECTIONS = 512  # requests in flight per process over HTTP; gRPC multiplexes
 
 
@@ -148,7 +149,7 @@ class RouterTarget:
         order, scores = ranked["ranking"], ranked["scores"]
         if sorted(order) != sorted(request.doc_ids) or len(scores) != len(order):
             raise RequestFailed("the ranking does not hold the documents that were sent")
-        if ranked["served_by"] != "interleaved" and any(a < b for a, b in pairwise(scores)):
+        if ranked["served_by"] != INTERLEAVED and any(a < b for a, b in pairwise(scores)):
             raise RequestFailed("the ranking is not in the order of its scores")
         by_document = dict(zip(order, scores))
         scores = np.array([by_document[doc] for doc in request.doc_ids], dtype=np.float32)

@@ -32,7 +32,7 @@ from loadtest._capacity import SHORTEST_STEP_S, CapacitySettings, CapacityShape 
 from loadtest._recorder import Recorder  # noqa: E402
 from loadtest._request_pool import RankRequest, RequestPool, check_scores, exponential_gap, parse_sizes  # noqa: E402
 from loadtest._server_metrics import ServerMetrics, difference, scrape  # noqa: E402
-from loadtest._targets import GrpcTarget, HttpTarget, RequestFailed, RouterTarget, Target  # noqa: E402
+from loadtest._targets import INTERLEAVED, GrpcTarget, HttpTarget, RequestFailed, RouterTarget, Target  # noqa: E402
 from ranking.errors import InputError  # noqa: E402
 
 logger = logging.getLogger("loadtest")
@@ -171,7 +171,8 @@ class RankingUser(User):
         tolerance = self.environment.parsed_options.score_tolerance
         if wrong := check_scores(request, scores, run.first_scores.get(key), tolerance):
             raise RequestFailed(f"wrong answer: {wrong}")
-        run.first_scores.setdefault(key, scores)
+        if arm != INTERLEAVED:  # its coins give a document another model's score each time
+            run.first_scores.setdefault(key, scores)
 
 
 class OpenLoopUser(RankingUser):

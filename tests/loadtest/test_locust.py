@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -125,7 +126,7 @@ def test_workers_of_a_distributed_run_add_up(rig, tmp_path):
 
 @contextmanager
 def slow_router(seconds: float) -> Iterator[tuple[str, list[str]]]:
-    """(address, query of every page that it answered) of a router that takes its time."""
+    """(address, query of every page that it answered) of a router that takes its time, and scores as its coins fall."""
     answered: list[str] = []
 
     class Slow(BaseHTTPRequestHandler):
@@ -135,7 +136,8 @@ def slow_router(seconds: float) -> Iterator[tuple[str, list[str]]]:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             time.sleep(seconds)
             order = [document["doc_id"] for document in asked["documents"]]
-            page = {"fallback": "", "served_by": "student", "ranking": order, "scores": [0.0] * len(order)}
+            scores = [random.uniform(-9, 9) for _ in order]
+            page = {"fallback": "", "served_by": "interleaved", "ranking": order, "scores": scores}
             content = json.dumps(page).encode()
             self.send_response(200)
             self.send_header("content-length", str(len(content)))
@@ -157,7 +159,7 @@ def slow_router(seconds: float) -> Iterator[tuple[str, list[str]]]:
 
 def test_answers_that_come_late_to_workers_are_counted(rig, tmp_path):
     """Seen: of a server that takes 1.5 s a third of a ten second run was unanswered, and p95 failed: Locust hears its
-    workers for half a second more."""
+    workers for half a second more. And an interleaved page was called wrong wherever its coins had fallen otherwise."""
     with slow_router(1.5) as (address, answered):
         found, output = locust(
             rig, tmp_path / "result.json", "Router", "-u", "10", "-r", "100", "-t", "3s", "--processes", "2",
