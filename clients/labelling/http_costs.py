@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from clients.labelling.candidate_file import CandidateFile
@@ -104,7 +105,7 @@ def forecast_cost(
     """
     pairs = requests = characters = 0
     for _, rows, refused in candidates.read(candidates.ranges(shard_rows)):
-        sound = rows.take([index for index in range(len(rows)) if index not in refused])
+        sound = rows.take(pa.array([index for index in range(len(rows)) if index not in refused], pa.int64()))
         pairs += len(sound)
         by_query = sound.group_by("query").aggregate([("query", "count")])
         requests += sum(-(-count // documents) for count in by_query.column("query_count").to_pylist())

@@ -9,6 +9,7 @@ import time
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -241,6 +242,17 @@ def test_the_dry_run_counts_requests_and_money_without_asking(write_candidates, 
     assert printed[printed.index("requests") + 1] == "16"
     assert printed[printed.index("time") + 3] == f"{16 / 8 / 60:.2f}"
     assert printed[printed.index("cost") + 2] == f"{16 * 0.002 + tokens * 1e-5:.2f}"
+
+
+def test_the_dry_run_counts_nothing_of_a_shard_of_bad_rows(write_candidates, tmp_path, capsys):
+    """Seen: a traceback."""
+    rows = pq.read_table(write_candidates(48)).to_pylist()
+    for row in rows[16:32]:
+        row["query"] = " "
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "candidates.parquet")
+    settings = {"dialect": "cohere", "url": ["http://nowhere.invalid"], "shard_rows": 16, "dry_run": True}
+    assert main(Config(candidates=tmp_path / "candidates.parquet", out=tmp_path, **settings)) == 0
+    assert "pairs     32\nrequests  4 of" in capsys.readouterr().out
 
 
 def test_a_probability_becomes_its_logit_and_what_is_none_is_refused():
