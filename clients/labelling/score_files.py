@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +17,10 @@ from clients.labelling.label_store import BATCH_ROWS, database, stream
 from ranking.database import literal
 from ranking.errors import DataError, InputError
 
-TABULAR = {".csv": ",", ".tsv": "\t"}
+TABULAR = {".csv": ",;\t|", ".tsv": "\t"}  # what may separate the columns
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 TREC_RUNS = (".trec", ".run")
+LONGEST_HEADER = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ class ScoreFile:
         """The file as SQL: query_id, doc_id as text, raw as it stands there."""
         name, path = self.path.name.lower().removesuffix(".gz"), literal(self.path)
         ending = Path(name).suffix
+        separator = _separator(self.path, TABULAR[ending]) if ending in TABULAR else ""
         if ending in TREC_RUNS:
             return (
                 "SELECT fields[1] AS query_id, fields[3] AS doc_id, fields[5] AS raw FROM (SELECT "
@@ -146,7 +151,7 @@ class ScoreFile:
         elif ending in JSON_LINES:
             return self._json_lines(f"read_json_objects({path}, format = 'newline_delimited')")
         elif ending in TABULAR:
-            source = f"read_csv({path}, header = true, all_varchar = true, delim = '{TABULAR[ending]}')"
+            source = f"read_csv({path}, header = true, all_varchar = true, delim = '{separator}')"
         else:
             known = ".parquet, .jsonl, .csv, .tsv, .trec, .run (text may be gzipped)"
             raise InputError(f"{self.path}: unknown kind of score file; known endings: {known}")
@@ -157,7 +162,10 @@ class ScoreFile:
         keys = ", ".join(
             f"CAST({quoted(column)} AS VARCHAR) AS {name}" for column, name in zip(wanted, ("query_id", "doc_id"))
         )
-        return f"SELECT {keys}, CAST({quoted(wanted[2])} AS VARCHAR) AS raw FROM {source}"
+        raw = f"CAST({quoted(wanted[2])} AS VARCHAR)"
+        if separator == ";":  # spreadsheets write it where the comma is the decimal point
+            raw = f"replace({raw}, ',', '.')"
+        return f"SELECT {keys}, {raw} AS raw FROM {source}"
 
     def _json_lines(self, source: str) -> str:
         """JSON objects as SQL, as _given: DuckDB's own reader makes times, UUIDs and JSON of texts that look so."""
@@ -175,6 +183,16 @@ class ScoreFile:
         wanted = (self._columns.query_id, self._columns.doc_id, self._columns.score)
         if missing := [column for column in wanted if column not in present]:
             raise InputError(f"{self.path}: no column {', '.join(missing)}; it has {', '.join(sorted(present))}")
+
+
+def _separator(path: Path, possible: str) -> str:
+    """What the header has most of outside quotes, as of a table of judgments. DataError: unreadable."""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+            header = re.sub('"[^"]*"', "", stream.readline(LONGEST_HEADER).decode("utf-8", "replace"))
+    except (OSError, EOFError, zlib.error) as problem:
+        raise DataError(path, f"cannot be read: {problem}") from problem
+    return max(possible, key=header.count)
 
 
 def quoted(column: str) -> str:

@@ -57,6 +57,21 @@ def test_scores_of_every_kind_of_file_meet_their_candidates(name, write_candidat
     assert texts.column("title").to_pylist() == [f"title {n}" for n in range(ROWS)]
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
+def test_a_csv_is_separated_by_what_its_header_has_most_of(separator, ending, write_candidates, tmp_path):
+    """As a table of judgments; a spreadsheet's semicolons come with decimal commas."""
+    candidates = write_candidates(ROWS)
+    lines = [("note, by hand", "score", "doc_id", "query_id"), *(("x", s, d, q) for q, d, s in scores_of(candidates))]
+    text = "\n".join(separator.join(map(str, line)) for line in lines)
+    content = (text.replace(".", ",") if separator == ";" else text).encode()
+    scores = tmp_path / f"s{ending}"
+    scores.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+    assert main(Config(candidates, scores, tmp_path / "out")) == 0
+    labels = read_labels(tmp_path / "out")
+    assert labels.column("teacher_score").to_numpy().tolist() == [float(np.float32(n / 7 - 3)) for n in range(ROWS)]
+
+
 def test_what_does_not_join_is_counted_on_both_sides(write_candidates, tmp_path, caplog):
     candidates = write_candidates(ROWS)
     rows = [row for row in scores_of(candidates) if row[:2] != ("q1", "d2")]
