@@ -17,6 +17,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 
 from clients.labelling.candidate_file import CandidateFile, RowRange
 from clients.labelling.label_folder import one_writer
-from ranking.database import DuckDbSettings, literal, single_value
+from ranking.database import DuckDbSettings, literal, querying, single_value
 from ranking.errors import InputError
 from ranking.files import replacing
 from ranking.pair_keys import pair_keys
@@ -225,9 +226,11 @@ def rows_at(
         held = held[inside:]
 
 
-def database(scratch: Path) -> duckdb.DuckDBPyConnection:
-    """A DuckDB of its own that keeps to DUCKDB and spills into `scratch`; a context manager."""
-    return DUCKDB.open_database(scratch / ".spill")
+@contextmanager
+def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB of its own that keeps to DUCKDB and spills into `scratch`. DataError, as of `querying`, on `scratch`."""
+    with querying(scratch), DUCKDB.open_database(scratch / ".spill") as connection:
+        yield connection
 
 
 def stream(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:

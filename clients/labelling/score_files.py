@@ -13,8 +13,8 @@ import duckdb
 import pyarrow as pa
 
 from clients.labelling.candidate_file import CandidateFile
-from clients.labelling.label_store import BATCH_ROWS, database, stream
-from ranking.database import literal
+from clients.labelling.label_store import BATCH_ROWS, DUCKDB, stream
+from ranking.database import literal, querying
 from ranking.errors import DataError, InputError
 
 TABULAR = {".csv": ",;\t|", ".tsv": "\t"}  # what may separate the columns
@@ -70,7 +70,7 @@ class ScoreFile:
         self._columns, self._scratch = columns, scratch
 
     def __enter__(self) -> ScoreFile:
-        self._connection = database(self._scratch)
+        self._connection = DUCKDB.open_database(self._scratch / ".spill")
         try:
             self._load()
         except duckdb.Error as problem:
@@ -87,17 +87,19 @@ class ScoreFile:
     def counts(self) -> JoinCounts:
         """How many rows of either side found the other."""
         lone = "FROM scores ANTI JOIN asked USING (query_id, doc_id)"
-        (scores,) = self._row("SELECT count(*) FROM scores")
-        unmatched, example = self._row(f"SELECT count(*), min((query_id, doc_id)) {lone}")
-        (joined,) = self._row("SELECT count(*) FROM asked SEMI JOIN scores USING (query_id, doc_id)")
+        with querying(self.path):
+            (scores,) = self._row("SELECT count(*) FROM scores")
+            unmatched, example = self._row(f"SELECT count(*), min((query_id, doc_id)) {lone}")
+            (joined,) = self._row("SELECT count(*) FROM asked SEMI JOIN scores USING (query_id, doc_id)")
         named = f"query_id {example[0]!r}, doc_id {example[1]!r}" if unmatched else ""
         return JoinCounts(scores, self.candidates.rows, joined, unmatched, named)
 
     def scores(self) -> Iterator[pa.RecordBatch]:
         """(row, score) of every candidate that has one, by rising 0-based row."""
-        yield from stream(
-            self._connection, "SELECT row, score FROM asked JOIN scores USING (query_id, doc_id) ORDER BY row"
-        )
+        with querying(self.path):
+            yield from stream(
+                self._connection, "SELECT row, score FROM asked JOIN scores USING (query_id, doc_id) ORDER BY row"
+            )
 
     def _row(self, query: str) -> tuple:
         """The first row, () if there is none. All are fetched: an unfinished result would block the connection."""

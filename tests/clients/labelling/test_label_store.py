@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from clients.label_over_http import Config, main
+from clients.labelling import label_store
 from clients.labelling.candidate_file import CandidateFile
 from clients.labelling.http_costs import Prices
 from clients.labelling.label_store import RUN_SCHEMA, LabelStore, write_keys
-from ranking.errors import InputError
+from ranking.database import DuckDbSettings
+from ranking.errors import DataError, InputError
 from ranking.labels import LabelSet, iter_labelled, read_labels
 from ranking.pair_keys import pair_keys
 from ranking.schema import TABLES
@@ -192,6 +194,14 @@ def test_no_corpus_is_labelled_out_of_a_damaged_run(tmp_path):
         assert stub.requests == asked
         path.write_bytes(whole)
         assert run(stub, tmp_path / "b.parquet", tmp_path, "b") == 0
+
+
+def test_a_join_that_the_disk_or_the_memory_ends_is_one_line(tmp_path, monkeypatch):
+    """Seen: a traceback of DuckDB where its spill folder was full."""
+    labels_file(tmp_path / "a.parquet", list(range(10)))
+    monkeypatch.setattr(label_store, "DUCKDB", DuckDbSettings(duckdb_memory_gb=0.001))
+    with pytest.raises(DataError, match="t: DuckDB: Out of Memory"):
+        LabelStore(tmp_path / "store", "t").add(tmp_path / "a.parquet", source="s")
 
 
 def test_a_new_run_takes_the_place_of_no_other(tmp_path):
