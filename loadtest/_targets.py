@@ -22,6 +22,14 @@ from ranking.request_tensors import CHUNKS, SCORE, read_scores, request_tensors
 # what the parsers raise for an answer that is none; a simulated caller that dies of it would send no more
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 INTERLEAVED = "interleaved"  # what the router names in a model's place on a page of two models
+CHANNEL_OPTIONS = [
+    # gRPC waits up to two minutes before it tries a lost server again: its return would be counted as failures
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
 CONNECTIONS = 512  # requests in flight per process over HTTP; gRPC multiplexes
 
 
@@ -66,7 +74,7 @@ class GrpcTarget:
     """Triton over gRPC, one channel for all requests of the process."""
 
     def __init__(self, url: str, deadline_ms: float):
-        self._client = tritonclient.grpc.InferenceServerClient(url)
+        self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
         self._deadline_ms = deadline_ms
         self._inputs: dict[int, list] = {}
 
