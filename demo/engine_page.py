@@ -167,11 +167,11 @@ def make_app(config: Config) -> FastAPI:
             answer = await app.state.router.post("/v2/rerank", json=body)
             answer.raise_for_status()
             told = answer.json()
-        except httpx.HTTPError as problem:
-            logger.warning("the router did not rank: %s", problem)
+            page, results = told["id"], [found[entry["index"]] for entry in told["results"]]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as problem:  # behind the first, no router's answer
+            logger.warning("the router did not rank: %r", problem)
             return {"found": len(found), "ranked": False, "request_id": "", "results": found[: config.shown]}
-        results = [found[entry["index"]] for entry in told["results"]]
-        return {"found": len(found), "ranked": True, "request_id": told["id"], "results": results}
+        return {"found": len(found), "ranked": True, "request_id": page, "results": results}
 
     @app.post("/click")
     async def click(clicked: Click) -> dict[str, int]:
