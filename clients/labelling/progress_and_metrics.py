@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from tqdm import tqdm
 
 from clients.labelling.work_queue import Tally
+from ranking.errors import InputError
 from ranking.telemetry import bars_are_read
 
 LOGGER = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class LabelMetrics:
             "disranker_label_latency_seconds", "time of answered requests, summed", value=tally.latency_seconds
         )
         refused = CounterMetricFamily("disranker_label_rejects", "pairs that get no score", labels=["cause"])
-        for cause, count in tally.refused.items():
+        for cause, count in dict(tally.refused).items():  # it may grow meanwhile, this is another thread
             refused.add_metric([cause], count)
         yield refused
         for name, text, counts, family in (
@@ -86,7 +87,11 @@ class LabelMetrics:
 
 
 def serve_metrics(tally: Tally, port: int, address: str) -> None:
-    """Answer GET /metrics on the address from a daemon thread. OSError if the port is taken."""
+    """Answer GET /metrics on the address from a daemon thread. InputError if the port is taken or is none."""
     registry = CollectorRegistry()
     registry.register(LabelMetrics(tally))
-    start_http_server(port, addr=address, registry=registry)
+    try:
+        start_http_server(port, addr=address, registry=registry)
+    except (OSError, OverflowError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise InputError(f"metrics cannot be served on {address}, port {port}: {reason}") from problem

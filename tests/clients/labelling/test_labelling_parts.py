@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 
 import numpy as np
@@ -19,6 +20,7 @@ from clients.labelling.request_window import LARGEST, START, Window
 from clients.labelling.teacher_endpoint import Patience, TeacherEndpoint
 from clients.labelling.work_queue import Pair, ShardInHand, Tally, WorkQueue
 from clients.triton.connection import Credentials
+from ranking.errors import InputError
 
 
 def test_a_run_that_nobody_watches_says_in_its_log_how_far_it_is(monkeypatch, caplog, capsys):
@@ -203,3 +205,11 @@ def test_summaries_merge_to_the_summary_of_all():
     whole = score_summary(scores)
     assert merged["bins"] == whole["bins"] and merged["count"] == 1000
     assert merged["sum"] == pytest.approx(whole["sum"]) and merged["min"] == whole["min"]
+
+
+def test_a_metrics_port_that_cannot_be_had_is_named():
+    """Seen: a traceback, where a second labeller of the machine was given the first one's port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 99999):
+            with pytest.raises(InputError, match=f"metrics cannot be served on 127.0.0.1, port {port}: "):
+                progress_and_metrics.serve_metrics(Tally(), port, "127.0.0.1")
