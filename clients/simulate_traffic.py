@@ -161,13 +161,16 @@ class Traffic:
         if answer.status_code != 200:
             self.counts[f"pages refused ({answer.status_code})"] += 1
             return
-        ranked = answer.json()
+        try:
+            ranked = answer.json()
+            fallback, arm = bool(ranked["fallback"]), ranked["arm"] or "outside"
+            events = self.events(ranked["request_id"], ranked["ranking"][: self.config.shown], search, planned)
+        except (ValueError, LookupError, TypeError):  # what answers there is no router
+            self.counts["pages without an answer that a router gives"] += 1
+            return
         self.counts["pages"] += 1
-        self.counts["fallbacks"] += bool(ranked["fallback"])
-        arm = ranked["arm"] or "outside"
+        self.counts["fallbacks"] += fallback
         self.pages_of_arm[arm] += 1
-        shown = ranked["ranking"][: self.config.shown]
-        events = self.events(ranked["request_id"], shown, search, planned)
         if events:
             self.clicked_pages_of_arm[arm] += 1
             await self.send(events)
@@ -217,7 +220,10 @@ class Traffic:
         searches = tqdm(self.searches, desc=f"truth of {arm}", unit="query", disable=not bars_are_read())
         for number, search in enumerate(searches):
             body = {"user_id": f"truth-{number}", "query": search.query, "documents": search.documents, "arm": arm}
-            answer = await self.client.post("/rank", json=body)
+            try:
+                answer = await self.client.post("/rank", json=body)
+            except httpx.HTTPError as problem:
+                raise InputError(f"the router ranked no page with arm {arm!r}: {problem!r}") from problem
             if answer.status_code != 200 or answer.json()["fallback"]:
                 raise InputError(
                     f"the router did not rank with arm {arm!r}: {answer.text[:300]} (start it with --allow-forced-arm)"

@@ -9,6 +9,7 @@ import pytest
 from clients.ab.router.local_router import start_router
 from clients.simulate_traffic import Config, main, simulate
 from ranking.errors import InputError
+from tests.helpers.broken_http import BROKEN_ANSWERS, answering
 from tests.helpers.graded_rankers import write_data
 from tests.helpers.stub_ranker import EXPERIMENT
 
@@ -28,3 +29,11 @@ def test_a_router_that_refuses_every_page_is_no_success(tmp_path, capsys):
     with start_router(tmp_path / "e.yaml", "127.0.0.1:1", tmp_path / "log", *keys) as router:
         assert main(Config(data=write_data(tmp_path / "data"), router=router.url, users=2)) == 1
     assert "pages refused (401): " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a page for people", "nothing in it", "a list"])
+def test_what_is_no_router_takes_no_page(tmp_path, capsys, name):
+    """Seen: a traceback of the first page."""
+    with answering(BROKEN_ANSWERS[name]) as address:
+        assert main(Config(data=write_data(tmp_path), router=address, users=2)) == 1
+    assert "pages without an answer that a router gives: " in capsys.readouterr().out
