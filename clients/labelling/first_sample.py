@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from clients.labelling.candidate_file import CandidateFile, RowRange
 from ranking.errors import InputError
 from ranking.labels import iter_labels
-from ranking.schema import write_table
+from ranking.schema import TABLES, duplicate_keys, write_table
 
 STRATA = 50
 LONGEST_QUERY = 1000  # rows looked through for the start of the next query
@@ -42,7 +42,11 @@ def draw_sample(candidates: CandidateFile, size: int, stratify: bool, seed: int,
             pieces.append(rows.take(pa.array(sound, pa.int64())))
     if not any(map(len, pieces)):
         raise InputError(f"{candidates.path}: no candidate that can be labelled where the sample was drawn")
-    return write_table(path, "candidates", pa.concat_tables(pieces))
+    drawn = pa.concat_tables(pieces)
+    # the same pair may stand far apart in the file, where labelling does not look for duplicates
+    again = {bad.row for bad in duplicate_keys(TABLES["candidates"], drawn, first_row=0)}
+    kept = [row for row in range(len(drawn)) if row not in again]
+    return write_table(path, "candidates", drawn.take(pa.array(kept, pa.int64())))
 
 
 def _next_query(rows: pa.Table) -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from clients.labelling import progress_and_metrics
 from clients.labelling.candidate_file import CandidateFile, RowRange
+from clients.labelling.first_sample import draw_sample
 from clients.labelling.label_shards import Origin, finished_record, merge_summaries, score_summary, write_shard
 from clients.labelling.request_window import LARGEST, START, Window
 from clients.labelling.teacher_endpoint import Patience, TeacherEndpoint
@@ -213,3 +214,12 @@ def test_a_metrics_port_that_cannot_be_had_is_named():
         for port in (taken.getsockname()[1], 99999):
             with pytest.raises(InputError, match=f"metrics cannot be served on 127.0.0.1, port {port}: "):
                 progress_and_metrics.serve_metrics(Tally(), port, "127.0.0.1")
+
+
+def test_a_pair_that_stands_in_two_parts_of_the_file_is_once_in_a_sample_of_all(write_candidates, tmp_path):
+    """Seen: the sample was refused for a duplicate key, which labelling itself does not look for that far apart."""
+    half = pq.read_table(write_candidates(3000))
+    pq.write_table(pa.concat_tables([half, half]), tmp_path / "candidates.parquet")
+    candidates = CandidateFile.open(tmp_path / "candidates.parquet")
+    drawn = draw_sample(candidates, 6000, stratify=True, seed=0, path=tmp_path / "sample.parquet")
+    assert 0 < drawn <= 3000
