@@ -139,9 +139,13 @@ async def describe(urls: Sequence[str], dialect: Dialect, authorised: Mapping[st
 async def identify(client: httpx.AsyncClient, url: str, dialect: Dialect) -> str | Exception:
     """What a server says it serves, as JSON text, or why it does not."""
     try:
-        answer = await client.get(url + dialect.identity_path)
+        # around the whole: httpx's own limit is for each piece, and a server may send one byte at a time
+        async with asyncio.timeout(IDENTIFY_SECONDS):
+            answer = await client.get(url + dialect.identity_path)
         answer.raise_for_status()
         return json.dumps(dialect.identity(answer.json()), sort_keys=True)
+    except TimeoutError:
+        return TimeoutError(f"no answer within {IDENTIFY_SECONDS:g} s")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, RecursionError) as problem:
         return problem
 

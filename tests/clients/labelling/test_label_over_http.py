@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clients.label_over_http import Config, main
+from clients.labelling import http_teacher
 from clients.labelling.http_costs import Prices
 from clients.labelling.http_dialects import DIALECTS, BadAnswer
 from clients.labelling.http_endpoint import HttpEndpoint, _retry_after
@@ -118,6 +121,28 @@ def test_a_server_that_does_not_say_what_it_serves_is_not_asked(write_candidates
         assert f"{nameless.url} is not asked" in caplog.text
         with pytest.raises(InputError, match="does not say what it serves"):
             main(Config(**(settings | {"url": [nameless.url], "out": tmp_path / "other"})))
+
+
+def test_a_server_that_says_what_it_serves_byte_by_byte_is_given_up(write_candidates, tmp_path, monkeypatch):
+    """Seen: the program waited for the end of it, a day at ten bytes a second, and a signal did not end it."""
+    monkeypatch.setattr(http_teacher, "IDENTIFY_SECONDS", 0.5)
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            caller, _ = listener.accept()
+            with caller, contextlib.suppress(OSError):
+                caller.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                while not over.wait(0.1):
+                    caller.sendall(b" ")
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        url = [f"http://127.0.0.1:{listener.getsockname()[1]}"]
+        with pytest.raises(InputError, match=r"does not say what it serves: no answer within 0\.5 s"):
+            main(Config(candidates=write_candidates(8), out=tmp_path / "labels", dialect="tei", url=url))
+        over.set()
+        thread.join()
 
 
 def test_a_server_that_comes_back_with_another_model_ends_the_run(write_candidates, tmp_path, monkeypatch):
