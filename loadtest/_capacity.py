@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from locust import LoadTestShape
 
 from loadtest._capacity_search import Search
-from loadtest._recorder import Recorder
+from loadtest._recorder import Recorder, clock
 from loadtest._results import LATE_MS, summary
 
 RAMP_S = 2.0  # the first seconds of a step are left out: users start, queues fill
@@ -60,7 +59,7 @@ class CapacityShape(LoadTestShape):
 
     def _begin_step(self) -> None:
         self._announce(self._arm)
-        self._step_began = time.time() + RAMP_S
+        self._step_began = clock() + RAMP_S
         self._step_ends = self._step_began + self.settings.step_s
         self._judge_at = self._step_ends + self.settings.settle_s
 
@@ -70,7 +69,7 @@ class CapacityShape(LoadTestShape):
     def tick(self) -> tuple[int, float] | None:
         if not self.recorder.tallies:  # workers may still read their requests: no step without any
             self._begin_step()
-        now = time.time()
+        now = clock()
         if now >= self._judge_at:
             over = self._search.judge(self._judge())
             if over:

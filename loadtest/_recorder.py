@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
 _GROWTH = math.log(1.01)
+_BEGAN = time.time() - time.monotonic()
+
+
+def clock() -> float:
+    """Wall-clock seconds as the clock stood when the process began: setting it makes no request late."""
+    return _BEGAN + time.monotonic()
 
 
 def bucket_of(milliseconds: float) -> int:

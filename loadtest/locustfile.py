@@ -18,7 +18,6 @@ grpc.experimental.gevent.init_gevent()  # before any channel exists: without it 
 import logging  # noqa: E402
 import random  # noqa: E402
 import sys  # noqa: E402
-import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, ClassVar  # noqa: E402
 
@@ -29,7 +28,7 @@ from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner  # noqa: E4
 
 from loadtest import _results  # noqa: E402
 from loadtest._capacity import SHORTEST_STEP_S, CapacitySettings, CapacityShape  # noqa: E402
-from loadtest._recorder import Recorder  # noqa: E402
+from loadtest._recorder import Recorder, clock  # noqa: E402
 from loadtest._request_pool import RankRequest, RequestPool, check_scores, exponential_gap, parse_sizes  # noqa: E402
 from loadtest._server_metrics import ServerMetrics, difference, scrape  # noqa: E402
 from loadtest._targets import INTERLEAVED, GrpcTarget, HttpTarget, RequestFailed, RouterTarget, Target  # noqa: E402
@@ -133,13 +132,13 @@ class RankingUser(User):
         self.target = run.targets[self.protocol]
 
     def exchange(self, intended: float) -> None:
-        """Send one request that was meant to leave at `intended` (time.time()) and record what came of it."""
+        """Send one request that was meant to leave at `intended` (clock()) and record what came of it."""
         assert run.pool is not None
         request, arm = run.pool.draw(), run.choose_arm()
         if self.protocol == "router":
             arm = "router"
         second = int(intended)
-        run.recorder.sent(second, arm, (time.time() - intended) * 1000)
+        run.recorder.sent(second, arm, (clock() - intended) * 1000)
         problem: Exception | None = None
         documents = len(request.doc_ids)
         try:
@@ -150,7 +149,7 @@ class RankingUser(User):
         except gevent.GreenletExit:  # a closed-loop user is stopped in mid-request
             run.recorder.withdrawn(second, arm)
             raise
-        milliseconds = (time.time() - intended) * 1000
+        milliseconds = (clock() - intended) * 1000
         if problem is None:
             run.recorder.answered(second, arm, milliseconds, documents, answer.chunks)
         else:
@@ -188,9 +187,9 @@ class OpenLoopUser(RankingUser):
         # itself, the same in every process, unlike hash()
         worker = getattr(self.environment.runner, "worker_index", 0)
         chance = random.Random(f"{options.seed}-{worker}-{run.number_user()}")
-        intended = time.time() + chance.random() / options.rate  # users must not start in step
+        intended = clock() + chance.random() / options.rate  # users must not start in step
         while True:
-            gevent.sleep(max(0.0, intended - time.time()))
+            gevent.sleep(max(0.0, intended - clock()))
             if run.outstanding >= options.max_outstanding:
                 run.recorder.sent(int(intended), run.arms[0], 0.0)
                 run.recorder.failed(int(intended), run.arms[0], "not sent: --max-outstanding requests are unanswered")
@@ -216,7 +215,7 @@ class ClosedLoopUser(RankingUser):
     @task
     def one(self) -> None:
         """Send one request and wait for its answer."""
-        self.exchange(time.time())
+        self.exchange(clock())
 
 
 class TritonGrpc(OpenLoopUser):
@@ -380,14 +379,14 @@ def wait_for_late_answers(environment, **_) -> None:
     Locust's own end of a distributed run listens to the workers for half a second more: what was answered later was
     lost, and what had been sent was counted as unanswered.
     """
-    deadline = time.time() + environment.parsed_options.deadline_ms / 1000
+    deadline = clock() + environment.parsed_options.deadline_ms / 1000
     if not isinstance(environment.runner, MasterRunner):
-        while run.outstanding and time.time() < deadline:
+        while run.outstanding and clock() < deadline:
             gevent.sleep(0.05)
         return
     run.landed.clear()
     environment.runner.send_message("land")
-    while time.time() < deadline + STOP_SECONDS:
+    while clock() < deadline + STOP_SECONDS:
         workers = {worker.id for worker in environment.runner.clients.all if worker.state != STATE_MISSING}
         if workers <= run.landed:
             break

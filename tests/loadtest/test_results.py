@@ -6,11 +6,13 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from loadtest import _recorder
 from loadtest._capacity_search import PRECISION, Search
 from loadtest._recorder import Recorder
 from loadtest._request_pool import RankRequest, check_scores, parse_sizes
@@ -59,6 +61,14 @@ def test_a_failed_request_is_infinitely_slow():
     assert tally.quantile(0.95) == pytest.approx(10.0, rel=0.01)
     assert math.isinf(tally.quantile(0.99))
     assert found(recorded([10.0] * 97, failures=3))["arms"]["student"]["p99_ms"] is None
+
+
+def test_setting_the_clock_makes_no_request_late(monkeypatch):
+    """Seen: an hour forward made every request that was due in it leave at once, an hour back none for an hour."""
+    before = _recorder.clock()
+    assert abs(before - time.time()) < 5
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert 0 <= _recorder.clock() - before < 5
 
 
 def test_an_unanswered_request_counts_as_slow_too():
@@ -124,11 +134,10 @@ def test_the_search_tells_no_rate_that_was_not_sent(unit, true_capacity):
 def test_the_first_step_of_a_search_begins_with_the_first_request():
     """Seen: workers that read their requests for longer than a step had failed it, and the capacity was below it."""
     code = """
-from types import SimpleNamespace
 from loadtest import _capacity
 from loadtest._recorder import Recorder
 now, recorder, steps = 1000.0, Recorder(), []
-_capacity.time = SimpleNamespace(time=lambda: now)
+_capacity.clock = lambda: now
 settings = _capacity.CapacitySettings(["student"], 4, 40, p99_ms=100, step_s=3, settle_s=1, rate_per_user=1)
 shape = _capacity.CapacityShape(recorder, settings, steps.append)
 for now in range(1000, 1060):
