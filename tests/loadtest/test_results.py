@@ -161,7 +161,7 @@ assert shape.tick() == (6, 10_000.0), shape._steps
     [
         ([1.0, 2.0], None, "scores of shape [2] for 3 documents"),
         ([1.0, np.nan, 2.0], None, "NaN"),
-        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.5], "moved by 0.5"),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.5], "moved by more than 0.1"),
         ([1.0, 2.0, 3.0], [1.0, 2.0, 3.05], ""),
     ],
 )
