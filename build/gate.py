@@ -117,7 +117,7 @@ class GateReport:
         return not self.objections
 
     def as_json(self) -> dict[str, Any]:
-        """The report as a version's manifest.json keeps it: an error that is no number is null, as JSON knows no other."""
+        """The report as a version's manifest.json keeps it; an error that is not finite is null, as JSON has none."""
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
