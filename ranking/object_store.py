@@ -145,7 +145,7 @@ class Remote:
             return self._publish()
 
     def _publish(self) -> int:
-        with self._asking():  # a folder that goes while it is listed, as an old checkpoint does, is no end of publishing
+        with self._asking():  # a folder that goes while it is listed, as an old checkpoint does, ends no publishing
             files = {"": self.local} if self.local.is_file() else dict(_visible_files(self.local))
         changed = {name: path for name, path in files.items() if self._stamps.get(name) != _stamp(path)}
         gone = set(self.known) - set(files)
