@@ -32,6 +32,7 @@ from training.teacher.decoder import (
     open_decoder,
     open_tokenizer,
     padding_id,
+    read_tokenizer,
     share_tokenizer,
     train_bpe,
 )
@@ -99,7 +100,7 @@ def main(config: Config) -> None:
     if state.is_main_process:
         _train_vocabulary(config, clicks)
     hand_over(config.out, state.is_main_process, state.wait_for_everyone)
-    tokenizer = open_tokenizer(config.model or config.out)
+    tokenizer = open_tokenizer(config.model) if config.model else read_tokenizer(config.out)
     model = open_decoder(config.model) if config.model else None
     positions = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
     text_format = share_tokenizer(tokenizer, config.out, config.limits, positions, state)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,33 +26,50 @@ def describe(tally: Tally) -> str:
     """`in flight 256, retries 3, rejects 0, shares 10.0.0.1:8001 52% 10.0.0.2:8001 48%`."""
     answered = sum(tally.by_endpoint.values())
     shares = " ".join(f"{url} {count / answered:.0%}" for url, count in sorted(tally.by_endpoint.items()) if count)
-    parts = [f"in flight {sum(tally.in_flight.values())}", f"retries {tally.retries}"]
-    parts.append(f"rejects {sum(tally.refused.values())}")
+    parts = [f"in flight {sum(tally.in_flight.values())}"] if tally.in_flight else []
+    parts += [f"retries {tally.retries}", f"rejects {sum(tally.refused.values())}"]
     if len(tally.by_endpoint) > 1:
         parts.append(f"shares {shares}")
     return ", ".join(parts)
 
 
-async def show(tally: Tally) -> None:
-    """Redraw the bar until cancelled. The bar counts pairs, finished runs' ones included; its rate is this run's.
+@contextmanager
+def progress(tally: Tally) -> Iterator[Callable[[], None]]:
+    """A bar of the pairs, finished runs' ones included, and a function that moves it to where the tally stands.
 
-    Where nobody sees a bar, a log line says the same every LINE_SECONDS.
+    Where nobody sees a bar, a log line says the same: one every LINE_SECONDS, and one at the end.
     """
     hidden, told = not bars_are_read(), time.monotonic()
     with tqdm(
         total=tally.total, initial=tally.already, unit="pair", smoothing=0.05, dynamic_ncols=True, disable=hidden
     ) as bar:
-        try:
-            while True:
-                await asyncio.sleep(TICK_SECONDS)
-                bar.set_postfix_str(describe(tally), refresh=False)
-                bar.update(tally.already + tally.done - bar.n)
-                if hidden and time.monotonic() - told >= LINE_SECONDS:
-                    told = time.monotonic()
-                    LOGGER.info("%d of %d pairs, %s", tally.already + tally.done, tally.total, describe(tally))
-        finally:
+
+        def log() -> None:
+            LOGGER.info("%d of %d pairs, %s", tally.already + tally.done, tally.total, describe(tally))
+
+        def redraw() -> None:
+            nonlocal told
             bar.set_postfix_str(describe(tally), refresh=False)
             bar.update(tally.already + tally.done - bar.n)
+            if hidden and time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                log()
+
+        try:
+            yield redraw
+        finally:
+            told = math.inf  # the last line comes once
+            redraw()
+            if hidden:
+                log()
+
+
+async def show(tally: Tally) -> None:
+    """Show the tally every TICK_SECONDS until cancelled."""
+    with progress(tally) as redraw:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            redraw()
 
 
 class LabelMetrics:

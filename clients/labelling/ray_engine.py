@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from tqdm import tqdm
 
 from clients.labelling.candidate_file import RowRange
 from clients.labelling.label_ranges import Job, label_ranges
+from clients.labelling.progress_and_metrics import progress
 from clients.labelling.work_queue import Tally
 from ranking.errors import InputError
-from ranking.telemetry import bars_are_read
 
 logger = logging.getLogger("labels")
 
@@ -94,15 +93,14 @@ def label_over_ray(
     watcher = threading.Thread(target=_pass_on, args=(stopping, stop, watching), daemon=True)
     watcher.start()
     try:
-        with tqdm(total=tally.total, initial=tally.already, unit="pair", disable=not bars_are_read()) as bar:
+        with progress(tally) as redraw:
             for row in done.iter_rows():
                 tally.scored += row["labels"]
                 tally.refused["input"] += row["refused_input"]
                 tally.refused["teacher"] += row["shard_rows"] - row["labels"] - row["refused_input"]
                 tally.retries += row["retries"]
                 tally.shards += 1
-                bar.set_postfix_str(f"retries {tally.retries}, rejects {sum(tally.refused.values())}", refresh=False)
-                bar.update(row["shard_rows"])
+                redraw()
     except ray.exceptions.RayError as problem:
         raise InputError(f"a Ray worker failed: {_last_line(problem)}") from problem
     finally:

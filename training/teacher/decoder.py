@@ -102,9 +102,15 @@ def train_bpe(rows: Iterable[tuple[Sequence[str], Sequence[str], Sequence[str]]]
 def open_tokenizer(name: str | Path) -> Any:
     """The fast tokenizer of a checkpoint, with a padding token that is not its end-of-sequence token.
 
-    It has none where no other special token could be one: see padding_id.
+    It has none where no other special token could be one: see padding_id. InputError: no tokenizer is there, or a
+    training that has not finished.
     """
     refuse_missing_folder(name)
+    return read_tokenizer(name)
+
+
+def read_tokenizer(name: str | Path) -> Any:
+    """open_tokenizer of a folder that a training may be writing, for that training itself."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as problem:

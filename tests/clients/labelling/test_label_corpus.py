@@ -265,7 +265,7 @@ def test_damaged_shards_are_found_and_labelled_again(candidates, undisturbed, la
         read_labels(out)
     code, text = label.run(candidates, out, "--url", stub.url, *SHARDS)
     assert code == 0 and text.count("the shard is labelled again") == 3, text
-    assert "750/3000" not in text and f"{ROWS}/{ROWS}" in text
+    assert "750 of" not in text and f"{ROWS} of {ROWS} pairs" in text
     assert_same_labels(out, undisturbed)
     assert json.loads((out / "manifest.json").read_text())["runs"][-1]["pairs"] == 3 * SHARD_ROWS
 
@@ -428,7 +428,7 @@ def test_prometheus_can_read_a_running_job(candidates, label, start_stub, tmp_pa
 
 def test_the_ray_engine_writes_the_same_bytes(candidates, undisturbed, label, stub, tmp_path):
     code, text = label.run(candidates, tmp_path, "--url", stub.url, "--engine", "ray", "--ray-workers", "2", *SHARDS)
-    assert code == 0, text
+    assert code == 0 and f"{ROWS} of {ROWS} pairs, retries 0, rejects 0" in text, text
     assert_same_labels(tmp_path, undisturbed)
 
 

@@ -41,7 +41,7 @@ def test_a_run_that_nobody_watches_says_in_its_log_how_far_it_is(monkeypatch, ca
             await shown
 
     asyncio.run(watched())
-    assert caplog.records[0].message == "5 of 10 pairs, in flight 0, retries 0, rejects 0"
+    assert caplog.records[0].message == "5 of 10 pairs, retries 0, rejects 0"
     assert capsys.readouterr().err == ""
 
 
