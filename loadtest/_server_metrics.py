@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from http.client import HTTPException
 from urllib.error import URLError
@@ -39,6 +40,18 @@ def scrape(url: str, timeout_s: float = 3.0) -> ServerMetrics:
             model_counters = counters.setdefault(model[1], {})
             model_counters[found[1]] = model_counters.get(found[1], 0.0) + float(found[3])
     return ServerMetrics(counters)
+
+
+def settled(url: str, timeout_s: float = 3.0) -> ServerMetrics:
+    """scrape() once two looks at the page agree, or timeout_s is over: Triton counts a request after its answer."""
+    end = time.monotonic() + timeout_s
+    found = scrape(url)
+    while not found.reason and time.monotonic() < end:
+        time.sleep(0.25)
+        before, found = found, scrape(url)
+        if found == before:
+            break
+    return found
 
 
 def difference(before: ServerMetrics, after: ServerMetrics) -> dict:

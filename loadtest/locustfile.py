@@ -30,7 +30,7 @@ from loadtest import _results  # noqa: E402
 from loadtest._capacity import SHORTEST_STEP_S, CapacitySettings, CapacityShape  # noqa: E402
 from loadtest._recorder import Recorder, clock  # noqa: E402
 from loadtest._request_pool import RankRequest, RequestPool, check_scores, exponential_gap, parse_sizes  # noqa: E402
-from loadtest._server_metrics import ServerMetrics, difference, scrape  # noqa: E402
+from loadtest._server_metrics import ServerMetrics, difference, scrape, settled  # noqa: E402
 from loadtest._targets import INTERLEAVED, GrpcTarget, HttpTarget, RequestFailed, RouterTarget, Target  # noqa: E402
 from ranking.errors import InputError  # noqa: E402
 
@@ -405,7 +405,7 @@ def finish(environment, **_) -> None:
             environment.process_exit_code = environment.process_exit_code or 1
         return
     options = environment.parsed_options
-    server = difference(run.metrics_before, scrape(options.metrics_url)) if options.metrics_url else {}
+    server = difference(run.metrics_before, settled(options.metrics_url)) if options.metrics_url else {}
     settings = {
         "users": [c.__name__ for c in environment.user_classes],
         **{name: getattr(options, name) for name in (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,12 +155,19 @@ def end_with_parent() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that no program listens on now; another one may take them before the caller does."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports of 127.0.0.1 that no program listens on now; another one may take them before the caller does.
+
+    They lie below those that Linux gives to whoever asks for any port and to every connection, so that only a program
+    that names one itself can. InputError if there are none.
+    """
+    found: list[int] = []
+    for port in random.Random().sample(range(20_000, 32_768), 1000):  # not two callers the same ones
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) >= count:
+            return found
+    raise InputError("no free ports on 127.0.0.1")
 
 
 def _answers(url: str) -> bool:

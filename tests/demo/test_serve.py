@@ -8,7 +8,6 @@ import pytest
 
 from demo import serve
 from ranking.errors import InputError
-from serving.temporary_server import free_ports
 
 
 @pytest.fixture
@@ -41,8 +40,8 @@ def test_an_interrupted_start_leaves_nothing_running(runs, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serve, "wait_until_ready", interrupted)
-    http, router, page = free_ports(3)
-    config = serve.Config(out=finished(runs, "demo", 0), http_port=min(http, 65533), router_port=router, page_port=page)
+    monkeypatch.setattr(serve, "check_ports", lambda flags: None)  # whoever else uses them
+    config = serve.Config(out=finished(runs, "demo", 0))
     with pytest.raises(KeyboardInterrupt):
         serve.start(config)
     ((process, running),) = seen

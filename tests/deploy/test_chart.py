@@ -596,7 +596,7 @@ def labelling_client(tmp_path: Path, rendered: dict, script: str) -> subprocess.
 @pytest.mark.parametrize(("code", "outcome"), [(0, 0), (3, 0), (1, 1), (130, 130)])
 def test_a_labelling_run_that_finished_with_rejects_is_no_failed_job(rendered, tmp_path, code, outcome):
     client = labelling_client(tmp_path, rendered, f'echo "$@"; exit {code}')
-    printed, _ = client.communicate(timeout=20)
+    printed, _ = client.communicate(timeout=60)
     assert client.returncode == outcome
     assert printed.startswith("clients/label_corpus.py --candidates=/data/candidates.parquet ")
 
@@ -606,12 +606,12 @@ def test_a_labelling_job_that_is_ended_lets_the_client_finish_its_shard(rendered
         f"trap 'sleep 0.3; touch {tmp_path}/finished; exit 130' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done"
     )
     client = labelling_client(tmp_path, rendered, script)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (tmp_path / "up").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(client.pid, signal.SIGTERM)
-    client.communicate(timeout=20)
+    client.communicate(timeout=60)
     assert client.returncode == 130 and (tmp_path / "finished").exists()
 
 

@@ -114,7 +114,7 @@ def test_the_image_starts_as_nobody_and_serves_on_a_log_folder_that_it_may_write
     flags = [f"{name}={places[value]}" for name, value in (flag.split("=", 1) for flag in SERVICE["command"])]
     with (account.folder / "output").open("wb") as output:
         router = subprocess.Popen(
-            [account.python, *entry[1:], *flags, "--port=0", "--drain-seconds=0.5"],
+            [account.python, *entry[1:], *flags, "--port=0", "--drain-seconds=0.5", "--log-wait-ms=60000"],
             cwd=app, env=account.variables, stderr=output, **account.identity,
         )  # fmt: skip
     try:
@@ -122,9 +122,9 @@ def test_the_image_starts_as_nobody_and_serves_on_a_log_folder_that_it_may_write
         while not (found := re.search(r"listening on (\S+)", (account.folder / "output").read_text())):
             assert router.poll() is None and time.monotonic() < deadline, (account.folder / "output").read_text()
             time.sleep(0.05)
-        assert httpx.get(f"{found[1]}/health/ready").status_code == 200
+        assert httpx.get(f"{found[1]}/health/ready", timeout=30).status_code == 200
         (probed,) = re.findall(r"http://127.0.0.1:8080(/[\w/]+)", SERVICE["healthcheck"]["test"][-1])
-        assert httpx.get(f"{found[1]}{probed}").status_code == 200
+        assert httpx.get(f"{found[1]}{probed}", timeout=30).status_code == 200
         page = {"user_id": "u", "query": "q", "documents": [{"doc_id": "a", "title": "t"}]}
         assert httpx.post(f"{found[1]}/rank", json=page, timeout=30).json()["logged"] is True
         (written,) = (path.stat() for path in log.iterdir() if path.stat().st_size)

@@ -33,7 +33,8 @@ experiments:
 """
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 DEADLINE_MS = 1000  # an arm may use 600 ms of it: a delay of 1 s is too late, a busy test machine is not
-PATIENT = ("--deadline-ms", "20000")  # where nothing is to be late: a busy machine must not cause a fallback
+# where nothing is to be late: neither a busy machine nor a busy disk changes anything
+PATIENT = ("--deadline-ms", "20000", "--log-wait-ms", "60000")
 # alpha appears more and more often in titles, less and less in summaries: the two models rank in opposite orders
 DOCUMENTS = [{"doc_id": f"d{i}", "title": "alpha " * i, "summary": "alpha " * (4 - i)} for i in range(5)]
 
@@ -205,9 +206,9 @@ def test_a_router_killed_under_load_loses_no_exposure_that_left(tmp_path, triton
 
     answers: list[dict] = []
     for _ in range(2):  # a second router takes over the same folder
-        with start_router(experiment, triton.grpc, log) as router:
+        with start_router(experiment, triton.grpc, log, "--log-wait-ms", "60000") as router:
             load = asyncio.run(until_killed(router.url, router.process.pid))
-            assert router.process.wait(10) == -signal.SIGKILL
+            assert router.process.wait(60) == -signal.SIGKILL
             answers += load.since(0)
     summary = compact(log, tmp_path / "out", QueryEngineSettings())
     days = [read_table(tmp_path / "out/exposures" / f"{day}.parquet", "exposures") for day in summary.days]

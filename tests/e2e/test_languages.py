@@ -47,6 +47,7 @@ QUERIES = {
     ],
 }  # fmt: skip
 USERS = 8
+PATIENT = ("--deadline-ms", "20000", "--log-wait-ms", "60000")  # a busy machine or disk changes nothing
 
 
 def documents(language: str) -> list[dict[str, str]]:
@@ -125,7 +126,7 @@ def flow(tmp_path_factory) -> Iterator[Flow]:
     (folder / "e.yaml").write_text("default_model: student\nexperiments: []\n")
     with (
         start_triton(folder / "repository") as triton,
-        start_router(folder / "e.yaml", triton.grpc, folder / "log", "--deadline-ms", "20000") as router,
+        start_router(folder / "e.yaml", triton.grpc, folder / "log", *PATIENT) as router,
     ):
         clicks = read_table(data / "clicks.parquet", "clicks").to_pylist()
         yield Flow(data, clicks, folder / "student", router)

@@ -42,7 +42,7 @@ def test_a_served_page_reaches_a_training_batch(tmp_path):
     with (
         StubRanker() as ranker,
         start_router(experiment, ranker.url, log, *flags) as router,
-        httpx.Client(base_url=router.url) as client,
+        httpx.Client(base_url=router.url, timeout=60) as client,
     ):
 
         def visit(body: dict, likes: str) -> str:

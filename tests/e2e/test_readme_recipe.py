@@ -9,11 +9,9 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +23,7 @@ import pytest
 
 from ranking.bm25 import bm25_scores
 from ranking.metrics import JudgedRanking
+from serving.temporary_server import free_ports
 from tests.helpers.readme import BLOCKS, ROOT, SMALL_LIMITS, write_small_configs
 
 MSRD = ROOT.parent / "shared" / "data" / "msrd"
@@ -106,16 +105,6 @@ def lay_out(folder: Path) -> None:
         (folder / "clients" / path.name).symlink_to(path)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @contextmanager
 def running(command: str, folder: Path, address: str, environment: dict[str, str]) -> Iterator[None]:
     """A server of the recipe, from its readiness to the end of the block."""
@@ -137,13 +126,14 @@ def running(command: str, folder: Path, address: str, environment: dict[str, str
             server.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
 
 
 def answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(address, timeout=2):
+        with urllib.request.urlopen(address, timeout=30):
             return True
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False
 
 

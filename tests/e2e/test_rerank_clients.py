@@ -50,7 +50,7 @@ def router(tmp_path_factory) -> Iterator[LocalRouter]:
     folder = tmp_path_factory.mktemp("clients")
     (folder / "e.yaml").write_text(EXPERIMENT)
     (folder / "keys").write_text(f"front {hashlib.sha256(KEY.encode()).hexdigest()} 10000\n")
-    flags = ("--deadline-ms", "20000", "--api-keys", str(folder / "keys"))
+    flags = ("--deadline-ms", "20000", "--log-wait-ms", "60000", "--api-keys", str(folder / "keys"))
     with (
         start_triton(write_toy_repository(folder / "repository")) as triton,
         start_router(folder / "e.yaml", triton.grpc, folder / "log", *flags) as running,
@@ -159,8 +159,8 @@ def test_litellm_reranks_by_three_providers_forms(router, provider):
 
 
 def post(router: LocalRouter, path: str, body: dict) -> httpx.Response:
-    with httpx.Client(base_url=router.url, headers={"authorization": f"Bearer {KEY}"}, trust_env=False) as client:
-        return client.post(path, json=body)
+    headers = {"authorization": f"Bearer {KEY}"}
+    return httpx.post(f"{router.url}{path}", json=body, headers=headers, timeout=60, trust_env=False)
 
 
 def test_an_engine_retrieves_the_router_ranks_the_page_shows_and_clicks_come_back(router, tmp_path):

@@ -121,7 +121,7 @@ def test_the_token_reaches_a_proxy_and_a_refusal_is_not_retried():
     try:
         url = f"http://127.0.0.1:{gate.server_port}"
         with (
-            Reranker([url, url], deadline_ms=5000, credentials=Credentials(token="secret")) as ranker,
+            Reranker([url, url], deadline_ms=60_000, credentials=Credentials(token="secret")) as ranker,
             pytest.raises(RerankError) as refused,
         ):
             ranker.rank("q", ["a"], [""])

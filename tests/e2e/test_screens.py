@@ -182,6 +182,8 @@ def test_search_page(pages, driver, width, write_docs):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_judging_page(pages, driver, width, write_docs):
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.expected_conditions import alert_is_present
+    from selenium.webdriver.support.ui import WebDriverWait
 
     set_width(driver, width, WIDTHS[width])
     driver.get(pages.judging)
@@ -200,14 +202,18 @@ def test_judging_page(pages, driver, width, write_docs):
     check(driver, "judging-done", width, False)
     body.send_keys("n")
     until(driver, "#sides:not(.revealed) li", 20)
+    skipped = get(pages, "standing")["skipped"]
     body.send_keys("s")
-    asked = driver.switch_to.alert
+    asked = WebDriverWait(driver, 60).until(alert_is_present())
     asked.send_keys("not my language")
     asked.accept()
     until(driver, ".revealed")
-    standing = httpx.get(f"{pages.judging}/standing", trust_env=False).json()
-    assert standing["skipped"] == list(WIDTHS).index(width) + 1
-    assert httpx.get(f"{pages.judging}/next", params={"rater": f"rater {width}"}, trust_env=False).json()["done"] == 2
+    assert get(pages, "standing")["skipped"] == skipped + 1
+    assert get(pages, "next", rater=f"rater {width}")["done"] == 2
+
+
+def get(pages: Pages, path: str, **parameters: str) -> dict:
+    return httpx.get(f"{pages.judging}/{path}", params=parameters, timeout=60, trust_env=False).json()
 
 
 @needs_browser

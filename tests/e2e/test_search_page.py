@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from ranking.schema import read_table
-from serving.temporary_server import start_triton
+from serving.temporary_server import free_ports, start_triton
 from tests.helpers.ab_logs import log_of
 from tests.helpers.browser import browser, errors, needs_browser, overflow, set_width
 from tests.helpers.graded_rankers import write_data, write_repository
@@ -32,9 +31,8 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     with (
         start_triton(write_repository(folder / "repository")) as server,
-        started_page(folder, "--url", server.grpc) as address,
+        started_page(folder, "--url", server.grpc, "--deadline-ms", "30000") as address,
     ):
-        _wait(f"{address}/search", q="query 1")  # the first ones may meet the page's own deadline on a busy machine
         yield address, folder / "judged.csv"
 
 
@@ -42,7 +40,7 @@ def page(tmp_path_factory):
 def started_page(folder: Path, *words: str) -> Iterator[str]:
     """The address of a page, which keeps what is said in the folder. words: further flags."""
     command = [sys.executable, "clients/search_page.py", "--data", str(write_data(folder / "data"))]
-    command += ["--port", str(free_port()), "--judgments", str(folder / "judged.csv")]
+    command += ["--port", str(free_ports(1)[0]), "--judgments", str(folder / "judged.csv")]
     command += ["--grades", str(folder / "grades.jsonl"), *words]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
@@ -56,24 +54,18 @@ def started_page(folder: Path, *words: str) -> Iterator[str]:
         yield address[1]
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait(60)
 
 
 def get(address: str, **parameters: str) -> httpx.Response:
     return httpx.get(address, params=parameters, trust_env=False, timeout=60)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait(address: str, **parameters: str) -> None:
+def _wait(address: str) -> None:
     """Until the page answers there."""
     for _ in range(600):
         with suppress(httpx.TransportError):
-            if get(address, **parameters).status_code == 200:
+            if get(address).status_code == 200:
                 return
         time.sleep(0.1)
     raise AssertionError(f"{address} does not answer")
@@ -149,6 +141,7 @@ def test_a_click_on_a_grade_reaches_a_prepared_dataset(page, tmp_path):
 def test_a_query_that_cannot_be_ranked_is_skipped(tmp_path):
     """Seen: one that no document has a word of, or that the models do not answer, was the rater's next for ever."""
     from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.support.expected_conditions import alert_is_present
     from selenium.webdriver.support.ui import WebDriverWait
 
     log = log_of(tmp_path / "log", {"qerry": 30, " query\t3\n": 20})
@@ -165,6 +158,7 @@ def test_a_query_that_cannot_be_ranked_is_skipped(tmp_path):
             buttons = driver.find_elements("css selector", "#judge button")
             assert [button.text for button in buttons if button.is_displayed()] == ["Skip s"]
             ActionChains(driver).send_keys("s").perform()
+            wait.until(alert_is_present())
             driver.switch_to.alert.send_keys(reason)
             driver.switch_to.alert.accept()
             wait.until(lambda d: d.find_element("id", "note").text == "Skipped.")

@@ -73,7 +73,7 @@ def test_a_pair_scored_alone_scores_as_it_does_among_many(teacher_server, teache
     prompts = prompts_of(teacher_format, PAIRS)
     together = scores(teacher_server.grpc, prompts)
     alone = [scores(teacher_server.grpc, [prompt])[0] for prompt in prompts[:10]]
-    np.testing.assert_allclose(alone, together[:10], atol=1e-5)
+    np.testing.assert_allclose(alone, together[:10], atol=1e-4)
 
 
 def test_several_prompts_of_a_request_are_answered_in_their_order(teacher_server, teacher_format):
@@ -84,12 +84,12 @@ def test_several_prompts_of_a_request_are_answered_in_their_order(teacher_server
     ]
     together, twice = ask_all(teacher_server.grpc, asked, read=lambda answer: answer)
     expected = scores(teacher_server.grpc, prompts)
-    np.testing.assert_allclose(output(together, "cumulative_logprob"), expected, atol=1e-5)
+    np.testing.assert_allclose(output(together, "cumulative_logprob"), expected, atol=1e-4)
     lengths = [len(teacher_format.tokenizer.encode(prompt).ids) for prompt in prompts]
     assert output(together, "num_input_tokens") == lengths
     texts = output(twice, "text_output")
     assert [text.startswith(prompts[number // 2]) for number, text in enumerate(texts)] == [True] * 6
-    np.testing.assert_allclose(output(twice, "cumulative_logprob"), np.repeat(expected[:3], 2), atol=1e-5)
+    np.testing.assert_allclose(output(twice, "cumulative_logprob"), np.repeat(expected[:3], 2), atol=1e-4)
 
 
 def test_text_that_spells_tokens_or_fields_cannot_move_the_pooled_token(teacher_server, teacher_format, reference):
@@ -116,7 +116,7 @@ def test_it_answers_one_pair_over_plain_http(teacher_server, teacher_format):
     url = f"http://{teacher_server.http}/v2/models/teacher/generate"
     with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode())) as answer:
         served = json.load(answer)["cumulative_logprob"]
-    assert served == pytest.approx(scores(teacher_server.grpc, [prompt])[0], abs=1e-5)
+    assert served == pytest.approx(scores(teacher_server.grpc, [prompt])[0], abs=1e-4)
 
 
 def malformed(token: int) -> dict[str, service_pb2.ModelInferRequest]:
@@ -234,6 +234,6 @@ def test_the_score_does_not_depend_on_what_else_is_asked_back(teacher_server):
     plain = score_request("a</s>", sampling(token))
     rich = score_request("a</s>", sampling(token), return_logprobs=True, return_num_input_tokens=True)
     first, second = ask_all(teacher_server.grpc, [plain, rich], read=lambda answer: answer)
-    assert read_score(first) == pytest.approx(read_score(second), abs=1e-5)
+    assert read_score(first) == pytest.approx(read_score(second), abs=1e-4)
     (position,) = json.loads(output(second, "logprobs")[0])
-    assert position[str(token)]["logprob"] == pytest.approx(read_score(second), abs=1e-5)
+    assert position[str(token)]["logprob"] == pytest.approx(read_score(second), abs=1e-4)

@@ -21,14 +21,10 @@ from ranking import spark_engine
 from ranking.errors import InputError
 from ranking.query_engine import QueryEngineSettings
 from ranking.schema import TABLES
+from serving.temporary_server import free_ports
 from tests.helpers.messy_log import good_events, write_messy_log, write_pool
 
 SECONDS = 500
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +34,7 @@ def connect_server(tmp_path_factory) -> Iterator[str]:
         pytest.skip("Spark needs Java: apt-get install openjdk-17-jre-headless")
     pyspark = pytest.importorskip("pyspark", reason="Spark is an extra: pip install 'disranker[spark]'")
 
-    port, folder = free_port(), tmp_path_factory.mktemp("server")
+    (port,), folder = free_ports(1), tmp_path_factory.mktemp("server")
     settings = {
         "spark.connect.grpc.binding.address": "127.0.0.1", "spark.connect.grpc.binding.port": str(port),
         "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1", "spark.ui.enabled": "false",
@@ -102,7 +98,7 @@ def test_clicks_and_samples_made_at_a_server_are_duckdbs(connect_server, tmp_pat
 def test_a_server_that_is_not_there_and_an_address_that_is_none_are_told_without_the_token(tmp_path, monkeypatch):
     pytest.importorskip("pyspark", reason="Spark is an extra: pip install 'disranker[spark]'")
     monkeypatch.setattr(spark_engine, "ANSWER_SECONDS", 0.5)
-    nobody = f"sc://127.0.0.1:{free_port()}"
+    nobody = f"sc://127.0.0.1:{free_ports(1)[0]}"
     for master, said in (
         (f"{nobody}/;token=secret", f"{nobody}: no Spark Connect server answers"),
         ("sc:///;token=secret", "no session of Spark Connect: .*Hostname is missing"),

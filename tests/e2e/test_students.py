@@ -695,8 +695,8 @@ def test_the_router_gives_probabilities_and_leaves_out_what_is_below_the_thresho
     assert cut["ranking"] == whole["ranking"][:3] and cut["left_out"] == 2 and len(cut["scores"]) == 3
     assert nothing["ranking"] == [] and nothing["left_out"] == 5 and nothing["served_by"] == "baseline"
     assert compact(tmp_path / "log", tmp_path / "data", QueryEngineSettings()).rejected == 0
-    rows = read_table(next((tmp_path / "data/exposures").iterdir()), "exposures").to_pylist()
-    assert sorted(len(row["documents"]) for row in rows) == [0, 3, 5]
+    days = [read_table(path, "exposures").to_pylist() for path in (tmp_path / "data/exposures").iterdir()]
+    assert sorted(len(row["documents"]) for rows in days for row in rows) == [0, 3, 5]
 
 
 def test_a_prior_that_cannot_be_one_is_refused_with_its_place(served):

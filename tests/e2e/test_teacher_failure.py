@@ -16,6 +16,7 @@ def test_a_dead_engine_answers_every_caller_and_makes_the_model_not_ready(tiny_t
     with start_triton(tiny_teacher_repository, *EXPLICIT, environment=QUIET_VLLM) as server:
         parameters = sampling(score_token_id(server.grpc))
         requests = [score_request(f"document {number}</s>", parameters) for number in range(3000)]
+        (worker,) = [child for child in server.children() if "Worker" in child.name()]
         answers: list = []
         first = threading.Event()
 
@@ -25,8 +26,7 @@ def test_a_dead_engine_answers_every_caller_and_makes_the_model_not_ready(tiny_t
 
         caller = threading.Thread(target=lambda: answers.extend(ask_all(server.grpc, requests, read=read, seconds=300)))
         caller.start()
-        assert first.wait(60)  # nearly all of the others are on their way now
-        (worker,) = [child for child in server.children() if "Worker" in child.name()]
+        assert first.wait(120)  # nearly all of the others are on their way now
         worker.kill()
         caller.join()
         assert len(answers) == 3000

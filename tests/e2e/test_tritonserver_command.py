@@ -53,7 +53,7 @@ def test_the_process_is_the_server_itself_so_that_signals_reach_it(python_model)
     with start_triton(python_model("upper", UPPER)) as server:
         assert psutil.Process(server.pid).name() == "tritonserver"
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(120) == 0
 
 
 def test_a_model_that_cannot_load_ends_the_start_with_its_reason(python_model):

@@ -42,7 +42,7 @@ class Collector:
     def wait(
         self,
         enough: Callable[[list[TakenSpan]], bool],
-        seconds: float = 30.0,
+        seconds: float = 120.0,
         meanwhile: Callable[[], Any] | None = None,
     ) -> list[TakenSpan]:
         """The spans once there are enough of them. meanwhile: called once a second until then."""

@@ -25,12 +25,12 @@ class FaultyProxy:
 
     def __enter__(self) -> FaultyProxy:
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(60)
         return self
 
     def __exit__(self, *exc) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     async def _serve(self) -> None:
         self._end = asyncio.Event()

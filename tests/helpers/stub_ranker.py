@@ -28,12 +28,12 @@ class _Background:
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
         self._thread.start()
-        assert started.wait(10)
+        assert started.wait(60)
         return self
 
     def __exit__(self, *problem) -> None:
         self.loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _run(self, started: threading.Event) -> None:
         async def serve() -> None:

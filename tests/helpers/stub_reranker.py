@@ -45,13 +45,11 @@ class StubReranker:
         self.lock = threading.Lock()
         self.requests = 0
         self.answered: Counter[tuple[str, str]] = Counter()  # pairs whose score went out
-        self.times: list[float] = []
         self.url = ""
 
     def fault(self) -> str:
         with self.lock:
             self.requests += 1
-            self.times.append(time.monotonic())
             point = self.draw.random()
         for name, share in self.faults.items():
             if point < share:

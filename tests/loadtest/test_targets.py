@@ -9,7 +9,7 @@ import time
 import pytest
 
 from loadtest._request_pool import RankRequest
-from loadtest._server_metrics import difference, scrape
+from loadtest._server_metrics import ServerMetrics, difference, scrape, settled
 from loadtest._targets import GrpcTarget, HttpTarget, RequestFailed, RouterTarget
 from tests.helpers.broken_http import BROKEN_ANSWERS, answering
 
@@ -30,6 +30,13 @@ def test_a_broken_metrics_page_is_said_in_the_result(name):
     with answering(BROKEN_ANSWERS[name]) as address:
         found = scrape(address)
     assert found.counters == {} and difference(found, found) in ({}, {"unavailable": found.reason})
+
+
+def test_a_request_that_the_server_counts_after_its_answer_is_waited_for(monkeypatch):
+    looks = iter([7, 8, 9, 9])
+    counted = lambda url: ServerMetrics({"m": {"nv_inference_count": next(looks)}})  # noqa: E731
+    monkeypatch.setattr("loadtest._server_metrics.scrape", counted)
+    assert settled("a page that is slow").counters == {"m": {"nv_inference_count": 9}}
 
 
 def test_counters_that_are_no_numbers_are_passed_over():

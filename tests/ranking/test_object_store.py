@@ -430,29 +430,41 @@ from ranking.object_store import staged
 class Config:
     out: Path
 
-config = Config(Path(sys.argv[1]))
+config, most = Config(Path(sys.argv[1])), int(sys.argv[2])
 with staged(config, seconds=0.05):
     for number in range(40):
         if not (config.out / f"shard-{number}").exists():
             write_text(config.out / f"shard-{number}", str(number) * 1000)
             print(number, flush=True)
-            time.sleep(0.05)
+            most -= 1
+            while not most:  # to be killed
+                time.sleep(1)
 """
+
+
+def published(url: str) -> set[str]:
+    """Numbers of the shards that the record in the store names."""
+    record = objects(url).get(RECORD_NAME, b'{"files": {}}')
+    return {name.removeprefix("shard-") for name in json.loads(record)["files"]}
 
 
 def test_a_killed_program_goes_on_where_its_shards_were_published(bucket):
     url = f"{bucket}/killed"
     written: list[list[str]] = []
-    for kill_after in (12, 12, None):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for kill_after in (12, 12, 99):
+        command = [sys.executable, "-c", WRITER, url, str(kill_after)]
+        writer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None
         written.append([])
         for line in writer.stdout:
             written[-1].append(line.strip())
-            if kill_after and len(written[-1]) == kill_after:
-                time.sleep(0.2)
+            if len(written[-1]) == kill_after:
+                until = time.monotonic() + 60
+                while not set(written[-1]) & published(url):
+                    assert time.monotonic() < until
+                    time.sleep(0.05)
                 writer.send_signal(signal.SIGKILL)
-        writer.wait(30)
+        writer.wait(60)
     assert written[1][0] != "0" and written[2][0] not in ("0", written[1][0])  # each went on
     found = objects(url)
     found.pop(RECORD_NAME)

@@ -37,11 +37,11 @@ def test_a_kill_and_errors_of_teacher_and_store_lose_and_double_nothing(
         stream.write(candidates.read_bytes())
 
     monkeypatch.setenv("DISRANKER_PUBLISH_SECONDS", "0.1")
-    faulty = start_stub("--latency", "0.05", "--capacity", "16", "--error-rate", "0.05")
+    faulty = start_stub("--latency", "0.1", "--capacity", "16", "--error-rate", "0.05")
     faults.error_rate, faults.delay = 0.1, 0.02
     out, flags = f"{bucket}/labels", ("--url", faulty.url, "--in-flight", "16", *SHARD)
     process = label(f"{bucket}/candidates.parquet", out, *flags)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while published(out) < 3 and process.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.05)

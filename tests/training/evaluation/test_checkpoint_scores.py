@@ -154,6 +154,7 @@ def test_a_mean_pooled_teacher_takes_the_mean_over_real_tokens(teacher, tmp_path
 def test_a_lora_teacher_scores_as_its_merged_model(teacher, tmp_path):
     from peft import LoraConfig, get_peft_model
 
+    set_seed(1)
     base = LlamaForSequenceClassification.from_pretrained(teacher)
     lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     adapted = get_peft_model(base, lora)

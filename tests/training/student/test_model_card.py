@@ -147,8 +147,8 @@ def test_the_folder_goes_to_a_private_repository_of_a_hub_without_the_runs_state
 
 def test_a_hub_that_nobody_answers_for_is_named_and_the_folder_stays(student, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", closed)
-    with pytest.raises(InputError, match=r"--push-to-hub owner/films: .* the checkpoint is in .*films"):
-        push_to_hub(student, "owner/films")
+    with socket.socket() as kept:  # bound and not listening
+        kept.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{kept.getsockname()[1]}")
+        with pytest.raises(InputError, match=r"--push-to-hub owner/films: .* the checkpoint is in .*films"):
+            push_to_hub(student, "owner/films")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from ranking.card import ScoreCard
 from ranking.limits import FieldLimits
 from ranking.object_store import RECORD_NAME, Remote
+from serving.temporary_server import free_ports
 from tests.helpers.bucket_server import bucket_server
 from training.world.dataset import WorldConfig, write_world
 
@@ -140,8 +140,7 @@ def test_a_killed_and_resumed_training_in_a_bucket_equals_one_that_ran_through_o
 
 def test_two_nodes_that_share_nothing_but_a_bucket_train_as_one_process(bucket, reference, tmp_path):
     out = f"{bucket}/nodes"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     with ExitStack() as running:
         nodes = []
         for index in range(2):
