@@ -117,6 +117,16 @@ def write(found: dict[str, Any], path: Path) -> None:
     write_json(path, found)
 
 
+def exit_code(found: dict[str, Any], searched: list[str] | None) -> int:
+    """1 if a request failed, or, where capacity was searched, if one of the searched arms held no rate.
+
+    The steps above an arm's capacity fail by design.
+    """
+    if searched is None:
+        return int(any(row["failed"] or row["unanswered"] for row in found["arms"].values()))
+    return int(any(found["capacity"].get(arm, {"rate": 0})["rate"] <= 0 for arm in searched))
+
+
 def _of_chunks(row: dict[str, Any]) -> str:
     """What the load test says of chunks, where documents were read in several."""
     if row["chunks_per_second"] == row["pairs_per_second"]:

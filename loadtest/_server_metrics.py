@@ -27,9 +27,11 @@ class ServerMetrics:
 
 
 def scrape(url: str, timeout_s: float = 3.0) -> ServerMetrics:
-    """Read http://url/metrics. An unreachable page is no failure of the load test: it is said in the result."""
+    """Read url/metrics; http is meant without a scheme. An unreachable page is no failure of the load test: it is said
+    in the result."""
+    url = url.removesuffix("/").removesuffix("/metrics")
     try:
-        with urlopen(f"http://{url}/metrics", timeout=timeout_s) as answer:
+        with urlopen(f"{url if '://' in url else f'http://{url}'}/metrics", timeout=timeout_s) as answer:
             page = answer.read(MAX_PAGE_BYTES).decode("utf-8", "replace")
     except (URLError, OSError, HTTPException, ValueError) as problem:  # HTTPException: the answer was cut off
         return ServerMetrics({}, f"{url}/metrics cannot be read: {problem}")

@@ -12,24 +12,16 @@ from urllib.parse import urlsplit
 
 import geventhttpclient
 import numpy as np
-import tritonclient.grpc
-import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from clients.triton.connection import Credentials, TritonConnection
 from loadtest._request_pool import RankRequest
+from ranking.errors import InputError
 from ranking.request_tensors import CHUNKS, SCORE, read_scores, request_tensors
 
 # what the parsers raise for an answer that is none; a simulated caller that dies of it would send no more
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 INTERLEAVED = "interleaved"  # what the router names in a model's place on a page of two models
-CHANNEL_OPTIONS = [
-    # gRPC waits up to two minutes before it tries a lost server again: its return would be counted as failures
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-]
 CONNECTIONS = 512  # requests in flight per process over HTTP; gRPC multiplexes
 
 
@@ -58,50 +50,25 @@ class Target(Protocol):
         """What the model answered. RequestFailed if there is no usable answer."""
 
 
-def _tensors(module, request: RankRequest, cache: dict[int, list]) -> list:
-    """The three input tensors of a request, made once: building them costs more than sending them."""
-    if request.number not in cache:
-        inputs = []
-        for name, values in request_tensors(request.query, request.titles, request.summaries).items():
-            tensor = module.InferInput(name, list(values.shape), "BYTES")
-            tensor.set_data_from_numpy(values)
-            inputs.append(tensor)
-        cache[request.number] = inputs
-    return cache[request.number]
+class TritonTarget:
+    """Triton over gRPC or HTTP, as the connection says: one channel, or one pool, for all requests of the process.
 
+    The deadline goes along, as any client's of ours: the server drops a request that is still queued by then.
+    """
 
-class GrpcTarget:
-    """Triton over gRPC, one channel for all requests of the process."""
-
-    def __init__(self, url: str, deadline_ms: float):
-        self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
-        self._deadline_ms = deadline_ms
-        self._inputs: dict[int, list] = {}
+    def __init__(self, connection: TritonConnection, deadline_ms: float):
+        self._connection, self._deadline_ms = connection, deadline_ms
+        self._client = connection.sync_client(deadline_ms, CONNECTIONS)
+        self._inputs: dict[int, list] = {}  # made once: building them costs more than sending them
 
     def send(self, arm: str, request: RankRequest) -> Answer:
         """Send one request; see Target.send."""
+        if request.number not in self._inputs:
+            tensors = request_tensors(request.query, request.titles, request.summaries)
+            self._inputs[request.number] = self._connection.infer_inputs(tensors)
+        inputs = self._inputs[request.number]
         try:
-            answer = self._client.infer(
-                arm, _tensors(tritonclient.grpc, request, self._inputs), client_timeout=self._deadline_ms / 1000
-            )
-        except InferenceServerException as problem:
-            raise RequestFailed(_reason(problem)) from problem
-        return _read(arm, answer, request)
-
-
-class HttpTarget:
-    """Triton over HTTP with binary tensors."""
-
-    def __init__(self, url: str, deadline_ms: float):
-        self._client = tritonclient.http.InferenceServerClient(
-            url, concurrency=CONNECTIONS, connection_timeout=deadline_ms / 1000, network_timeout=deadline_ms / 1000
-        )
-        self._inputs: dict[int, list] = {}
-
-    def send(self, arm: str, request: RankRequest) -> Answer:
-        """Send one request; see Target.send."""
-        try:
-            answer = self._client.infer(arm, _tensors(tritonclient.http, request, self._inputs))
+            answer = self._client.infer(**self._connection.infer_arguments(arm, inputs, self._deadline_ms))
         except InferenceServerException as problem:
             raise RequestFailed(_reason(problem)) from problem
         except (OSError, geventhttpclient.response.HTTPParseError, *MALFORMED) as problem:
@@ -115,14 +82,27 @@ class RouterTarget:
     The arm is the router's choice by user id; its answer names the model that ranked.
     """
 
-    def __init__(self, url: str, deadline_ms: float, users: int):
-        parts = urlsplit(url if "//" in url else f"http://{url}")
+    def __init__(self, url: str, deadline_ms: float, users: int, credentials: Credentials | None = None):
+        """InputError if the URL is none. users: distinct user ids; credentials: the router's key as their token."""
+        credentials = credentials or Credentials()
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        try:
+            port = parts.port
+        except ValueError as problem:
+            raise InputError(f"{url}: {problem}") from problem
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"{url}: http://host:port or https://host:port is needed")
+        secure = parts.scheme == "https"
+        self._path = f"{parts.path.rstrip('/')}/rank"
+        self._headers = {"Content-Type": "application/json"} | credentials.headers()
         self._http = geventhttpclient.HTTPClient(
-            parts.hostname or "127.0.0.1",
-            parts.port or 80,
+            parts.hostname,
+            port or (443 if secure else 80),
             concurrency=CONNECTIONS,
             connection_timeout=deadline_ms / 1000,
             network_timeout=deadline_ms / 1000,
+            ssl=secure,
+            ssl_context_factory=credentials.tls_context if secure else None,
         )
         self._users, self._sent = users, 0
         self._documents: dict[int, list[dict[str, str]]] = {}
@@ -139,7 +119,7 @@ class RouterTarget:
             "documents": self._documents[request.number],
         }
         try:
-            answer = self._http.post("/rank", json.dumps(body).encode(), {"Content-Type": "application/json"})
+            answer = self._http.post(self._path, json.dumps(body).encode(), self._headers)
             content = answer.read()
         except (OSError, geventhttpclient.response.HTTPParseError) as problem:
             raise RequestFailed(type(problem).__name__) from problem

@@ -50,7 +50,12 @@ def read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         _ = found["generator"]["saturated"]
         for row in found["arms"].values():
-            _ = row["failed"], row["unanswered"], [one[name] for one in (row, *row["slices"]) for name in MEASURES]
+            _ = (
+                row["answered"],
+                row["failed"],
+                row["unanswered"],
+                [one[name] for one in (row, *row["slices"]) for name in MEASURES],
+            )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         raise DataError(path, f"is no load test result: {type(problem).__name__}: {problem}") from problem
     return found
@@ -65,11 +70,15 @@ def noise(before: list[float | None], after: list[float | None]) -> float:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> list[Change]:
-    """Every measure of every arm that both runs have."""
+    """Every measure of every arm of the run before. An arm that the other run lacks is worse: its model was not
+    served. InputError if the runs have none in common."""
+    if not before["arms"].keys() & after["arms"].keys():
+        raise InputError(f"the runs have no arm in common: {', '.join(before['arms'])} and {', '.join(after['arms'])}")
     found = []
     for arm, old in before["arms"].items():
         new = after["arms"].get(arm)
         if new is None:
+            found.append(Change(arm, "answered", old["answered"], 0, 0.0, True))
             continue
         for measure, higher_is_better in MEASURES.items():
             spread = noise(*([s[measure] for s in row["slices"]] for row in (old, new)))
@@ -82,8 +91,6 @@ def changes(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> 
             found.append(Change(arm, measure, a, b, spread, worse))
         errors = [row["failed"] + row["unanswered"] for row in (old, new)]
         found.append(Change(arm, "failed", errors[0], errors[1], 0.0, errors[1] > errors[0]))
-    if not found:
-        raise InputError(f"the runs have no arm in common: {', '.join(before['arms'])} and {', '.join(after['arms'])}")
     return found
 
 

@@ -18,6 +18,7 @@ grpc.experimental.gevent.init_gevent()  # before any channel exists: without it 
 import logging  # noqa: E402
 import random  # noqa: E402
 import sys  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, ClassVar  # noqa: E402
 
@@ -26,12 +27,13 @@ import numpy as np  # noqa: E402
 from locust import User, constant_throughput, events, task  # noqa: E402
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner  # noqa: E402
 
+from clients.triton.connection import TritonAccess, TritonConnection, read_token  # noqa: E402
 from loadtest import _results  # noqa: E402
 from loadtest._capacity import SHORTEST_STEP_S, CapacitySettings, CapacityShape  # noqa: E402
 from loadtest._recorder import Recorder, clock  # noqa: E402
 from loadtest._request_pool import RankRequest, RequestPool, check_scores, exponential_gap, parse_sizes  # noqa: E402
 from loadtest._server_metrics import ServerMetrics, difference, scrape, settled  # noqa: E402
-from loadtest._targets import INTERLEAVED, GrpcTarget, HttpTarget, RequestFailed, RouterTarget, Target  # noqa: E402
+from loadtest._targets import INTERLEAVED, RequestFailed, RouterTarget, Target, TritonTarget  # noqa: E402
 from ranking.errors import InputError  # noqa: E402
 
 logger = logging.getLogger("loadtest")
@@ -51,6 +53,14 @@ def add_options(parser) -> None:
     group.add_argument(
         "--metrics-url", default="127.0.0.1:8002", help="Triton's metrics address; empty to leave it out"
     )
+    # the addresses may be URLs, for TLS with grpcs:// and https://
+    group.add_argument("--ca", default="", help="PEM file of the authority that signed the servers' certificates")
+    group.add_argument("--certificate", default="", help="PEM file of the certificate that is shown to the servers")
+    group.add_argument("--key", default="", help="PEM file of that certificate's key")
+    group.add_argument(
+        "--token-file", default="", help="file with the bearer token for Triton; else the variable DISRANKER_TOKEN"
+    )
+    group.add_argument("--router-key-file", default="", help="file with the router's key, where it asks for one")
     group.add_argument(
         "--arms", default="student,baseline", help="models to load, requests alternate; the router chooses itself"
     )
@@ -110,12 +120,19 @@ run = Run()
 
 
 def make_target(protocol: str, options) -> Target:
-    """One connection, or pool of them, per protocol and process: users share it."""
-    if protocol == "grpc":
-        return GrpcTarget(options.grpc_url, options.deadline_ms)
-    if protocol == "http":
-        return HttpTarget(options.http_url, options.deadline_ms)
-    return RouterTarget(options.router_url, options.deadline_ms, options.user_pool)
+    """One connection, or pool of them, per protocol and process: users share it. InputError: its address is none."""
+    names = ("token_file", "ca", "certificate", "key")
+    files = {name: Path(path) for name in names if (path := getattr(options, name))}
+    access = TritonAccess(**files).credentials()
+    if protocol == "router":  # Triton's token is none of its business
+        key = options.router_key_file
+        access = replace(access, token=read_token(Path(key), "--router-key-file") if key else None)
+        return RouterTarget(options.router_url, options.deadline_ms, options.user_pool, access)
+    address = options.grpc_url if protocol == "grpc" else options.http_url
+    connection = TritonConnection(address if "://" in address else f"{protocol}://{address}", access)
+    if connection.is_grpc != (protocol == "grpc"):
+        raise InputError(f"{address}: Triton's address for {protocol} is needed: {protocol}://host:port")
+    return TritonTarget(connection, options.deadline_ms)
 
 
 class RankingUser(User):
@@ -263,7 +280,13 @@ def prepare(environment, **_) -> None:
     if not isinstance(environment.runner, WorkerRunner) and not options.user_classes:
         environment.user_classes = [TritonGrpc]
     if not isinstance(environment.runner, MasterRunner):
-        run.pool = read_pool(options)
+        try:
+            sizes = parse_sizes(options.list_sizes)
+            run.pool = RequestPool(Path(options.data), options.split, sizes, options.zipf, options.seed)
+            run.targets = {each: make_target(each, options) for each in {c.protocol for c in environment.user_classes}}
+        except InputError as problem:
+            print(f"error: {problem}", file=sys.stderr)
+            raise SystemExit(1) from problem
     if options.find_capacity and not isinstance(environment.runner, WorkerRunner):
         run.capacity = environment.shape_class = CapacityShape(
             run.recorder, capacity_settings(environment), lambda arm: announce(environment, arm)
@@ -296,17 +319,6 @@ def check_options(options) -> None:
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(1)
-
-
-def read_pool(options) -> RequestPool:
-    """The requests of the dataset; ends the process with one line if there are none."""
-    try:
-        return RequestPool(
-            Path(options.data), options.split, parse_sizes(options.list_sizes), options.zipf, options.seed
-        )
-    except InputError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(1) from problem
 
 
 def capacity_settings(environment) -> CapacitySettings:
@@ -395,7 +407,7 @@ def wait_for_late_answers(environment, **_) -> None:
 
 @events.quitting.add_listener
 def finish(environment, **_) -> None:
-    """Write the JSON result and say in words what it holds. A capacity run that was cut short says so."""
+    """Write the JSON result and say in words what it holds."""
     if isinstance(environment.runner, WorkerRunner) or environment.runner is None:
         return
     if not run.recorder.tallies:
@@ -421,6 +433,8 @@ def finish(environment, **_) -> None:
     if options.json_out:
         _results.write(found, Path(options.json_out))
         print(f"result: {options.json_out}", flush=True)
-    failed = any(row["failed"] or row["unanswered"] for row in found["arms"].values())
-    if failed and not environment.process_exit_code:
-        environment.process_exit_code = 1
+    searched = run.capacity.settings.arms if run.capacity is not None else None
+    code = _results.exit_code(found, searched)
+    # without a word from here Locust ends with 1 for any failed request, and for a simulated caller that died
+    if code or (searched and not environment.runner.exceptions):
+        environment.process_exit_code = environment.process_exit_code or code

@@ -56,6 +56,13 @@ class Credentials:
         """HTTP headers, or gRPC metadata, that carry the token; empty without one."""
         return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
+    def tls_context(self) -> ssl.SSLContext:
+        """What an HTTP client needs for TLS with these files."""
+        context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        if self.certificate:
+            context.load_cert_chain(self.certificate, self.key)
+        return context
+
     def absolute(self) -> Credentials:
         """The same with absolute paths, for a process that runs in another folder."""
         ca, certificate, key = (path and path.absolute() for path in (self.ca, self.certificate, self.key))
@@ -92,13 +99,18 @@ class TritonAccess:
     def _token(self) -> str | None:
         if self.token_file is None:
             return os.environ.get(TOKEN_VARIABLE) or None
-        try:
-            token = self.token_file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as problem:
-            raise InputError(f"--token-file {self.token_file}: cannot be read: {problem}") from problem
-        if not token or not token.isprintable() or " " in token:
-            raise InputError(f"--token-file {self.token_file}: one token without spaces is expected")
-        return token
+        return read_token(self.token_file, "--token-file")
+
+
+def read_token(path: Path, flag: str) -> str:
+    """The bearer token that a file holds. InputError, which names the flag that gave the file, if it holds none."""
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{flag} {path}: cannot be read: {problem}") from problem
+    if not token or not token.isprintable() or " " in token:
+        raise InputError(f"{flag} {path}: one token without spaces is expected")
+    return token
 
 
 class TritonConnection:
@@ -133,8 +145,9 @@ class TritonConnection:
         """Whether the connection is under TLS."""
         return self.scheme.endswith("s")
 
-    def sync_client(self, deadline_ms: float) -> Any:
-        """A blocking tritonclient. deadline_ms: of the socket over HTTP, where a request cannot have its own."""
+    def sync_client(self, deadline_ms: float, connections: int = 1) -> Any:
+        """A blocking tritonclient. Over HTTP deadline_ms is the socket's, since a request cannot have its own, and as
+        many requests as there are connections can be in flight."""
         if self.is_grpc:
             import tritonclient.grpc as protocol
 
@@ -144,10 +157,11 @@ class TritonConnection:
         seconds = deadline_ms / 1000
         return http_protocol.InferenceServerClient(
             self.address,
+            concurrency=connections,
             connection_timeout=seconds,
             network_timeout=seconds,
             ssl=self.is_secure,
-            ssl_context_factory=self._tls_context if self.is_secure else None,
+            ssl_context_factory=self.credentials.tls_context if self.is_secure else None,
         )
 
     def async_client(self, deadline_ms: float) -> Any:
@@ -162,7 +176,7 @@ class TritonConnection:
             self.address,
             conn_timeout=deadline_ms / 1000,
             ssl=self.is_secure,
-            ssl_context=self._tls_context() if self.is_secure else None,
+            ssl_context=self.credentials.tls_context() if self.is_secure else None,
         )
 
     def stream_channel(self) -> grpc.aio.Channel:
@@ -220,10 +234,3 @@ class TritonConnection:
             path.read_bytes() if path else None for path in (given.ca, given.key, given.certificate)
         )
         return grpc.ssl_channel_credentials(ca, key, certificate)
-
-    def _tls_context(self) -> ssl.SSLContext:
-        given = self.credentials
-        context = ssl.create_default_context(cafile=str(given.ca) if given.ca else None)
-        if given.certificate:
-            context.load_cert_chain(given.certificate, given.key)
-        return context

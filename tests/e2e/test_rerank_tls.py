@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import re
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,8 +20,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from clients.ab.router.local_router import start_router
 from clients.labelling.label_ranges import find_teacher
-from clients.triton.connection import Credentials
+from clients.triton.connection import Credentials, TritonConnection
 from clients.triton.reranker import AsyncReranker, Reranker, RerankError
+from loadtest._request_pool import RankRequest
+from loadtest._targets import RequestFailed, RouterTarget, TritonTarget
 from ranking.errors import InputError
 from serving.temporary_server import TritonServer, start_triton
 
@@ -101,6 +105,55 @@ def test_grpc_over_tls_needs_the_right_authority(certificate, length_server):
     for other, credentials in ((url, Credentials()), (f"grpc://{length_server.grpc}", Credentials())):
         with Reranker([other], deadline_ms=3000, credentials=credentials) as ranker, pytest.raises(RerankError):
             ranker.rank("q", ["a"], [""])
+
+
+REQUEST = RankRequest(number=0, query="q", doc_ids=["a", "b"], titles=["a", "bbb"], summaries=["", ""])
+
+
+def test_the_load_test_speaks_tls_with_triton(certificate, length_server):
+    crt, _ = certificate
+    trusting = TritonConnection(f"grpcs://{length_server.grpc}", Credentials(ca=crt))
+    assert list(TritonTarget(trusting, 20_000).send("student", REQUEST).scores) == [1, 3]
+    with pytest.raises(RequestFailed):
+        TritonTarget(TritonConnection(f"grpcs://{length_server.grpc}"), 3000).send("student", REQUEST)
+
+
+def test_the_load_test_asks_a_router_behind_a_proxy_with_its_key(certificate):
+    """Seen: it sent https:// as plain HTTP, dropped the path, and had no key to give."""
+    seen: list[tuple[str, str | None]] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            seen.append((self.path, self.headers.get("authorization")))
+            page = b'{"fallback": null, "served_by": "student", "ranking": ["b", "a"], "scores": [2.0, 1.0]}'
+            self.send_response(200)
+            self.send_header("content-length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    crt, key = certificate
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(crt, key)
+    proxy = HTTPServer(("127.0.0.1", 0), Proxy)
+    proxy.socket = context.wrap_socket(proxy.socket, server_side=True)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        url = f"https://127.0.0.1:{proxy.server_port}/search/"
+        target = RouterTarget(url, 20_000, 10, Credentials(token="secret", ca=crt))
+        assert list(target.send("router", REQUEST).scores) == [1, 2]
+        assert seen == [("/search/rank", "Bearer secret")]
+        with pytest.raises(RequestFailed):
+            RouterTarget(url, 3000, 10).send("router", REQUEST)
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+    for wrong in ("grpc://127.0.0.1:8080", "http://127.0.0.1:port", "https://"):
+        with pytest.raises(InputError, match=re.escape(wrong)):
+            RouterTarget(wrong, 3000, 10)
 
 
 def test_the_token_reaches_a_proxy_and_a_refusal_is_not_retried():

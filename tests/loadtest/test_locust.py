@@ -189,6 +189,20 @@ def test_an_unreachable_server_is_counted_as_failures_and_fails_the_run(rig, tmp
         assert row["answered"] == 0 and row["failed"] == row["sent"] > 0 and row["p99_ms"] is None, output
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--grpc-url", "http://127.0.0.1:8000"), "Triton's address for grpc is needed: grpc://host:port"),
+        (("--grpc-url", "127.0.0.1"), "host and port are needed"),
+        (("--token-file", "nowhere"), "--token-file nowhere: no such file"),
+        (("Router", "--router-key-file", "nowhere"), "--router-key-file nowhere: cannot be read"),
+    ],
+)
+def test_an_address_or_a_key_that_is_none_is_one_clear_line(rig, tmp_path, flags, reason):
+    output, _ = start_locust(rig, tmp_path / "result.json", "-u", "1", "-t", "1s", *flags).communicate(timeout=300)
+    assert reason in output and "Traceback" not in output and not (tmp_path / "result.json").exists()
+
+
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]])
 def test_missing_data_is_one_clear_line(rig, tmp_path, processes):
     """Seen: workers that had nothing to send ended, and the master with exit code 0 and no result."""

@@ -16,7 +16,7 @@ from loadtest import _recorder
 from loadtest._capacity_search import PRECISION, Search
 from loadtest._recorder import Recorder
 from loadtest._request_pool import RankRequest, check_scores, parse_sizes
-from loadtest._results import lines, result
+from loadtest._results import exit_code, lines, result
 from loadtest._server_metrics import ServerMetrics, difference
 from loadtest.compare import Config as CompareConfig
 from loadtest.compare import changes, main
@@ -212,6 +212,28 @@ def test_new_failures_are_a_regression(tmp_path):
         paths[-1].write_text(json.dumps(found(recorded([10.0] * 1000, failures=failures))))
     assert main(CompareConfig(paths[0], paths[1], fail_on_regression=True)) == 3
     assert main(CompareConfig(paths[0], paths[0], fail_on_regression=True)) == 0
+
+
+def test_an_arm_that_the_second_run_lacks_is_a_regression():
+    """Seen: the student was not served any more, and the baseline alone was called no regression."""
+    both = found(recorded([10.0] * 100))
+    both["arms"]["baseline"] = both["arms"]["student"]
+    alone = both | {"arms": {"baseline": both["arms"]["baseline"]}}
+    assert [(change.arm, change.after) for change in changes(both, alone, 0.1) if change.worse] == [("student", 0)]
+    assert not any(change.worse for change in changes(alone, both, 0.1))
+    with pytest.raises(InputError, match="no arm in common: baseline and router"):
+        changes(alone, {"arms": {"router": alone["arms"]["baseline"]}}, 0.1)
+
+
+def test_requests_that_fail_above_an_arms_capacity_fail_no_search():
+    """Seen: every search whose last step refused requests ended with 1, though it had found its rate."""
+    run = found(recorded([10.0] * 100, failures=3))
+    assert exit_code(run, None) == 1
+    run["capacity"] = {"student": {"rate": 20.0}}
+    assert exit_code(run, ["student"]) == 0
+    assert exit_code(run, ["student", "baseline"]) == 1  # the run was cut short
+    run["capacity"]["baseline"] = {"rate": 0.0}
+    assert exit_code(run, ["student", "baseline"]) == 1
 
 
 def test_compare_takes_bare_paths_and_refuses_another_file(tmp_path):

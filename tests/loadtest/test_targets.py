@@ -8,9 +8,10 @@ import time
 
 import pytest
 
+from clients.triton.connection import TritonConnection
 from loadtest._request_pool import RankRequest
 from loadtest._server_metrics import ServerMetrics, difference, scrape, settled
-from loadtest._targets import GrpcTarget, HttpTarget, RequestFailed, RouterTarget
+from loadtest._targets import RequestFailed, RouterTarget, TritonTarget
 from tests.helpers.broken_http import BROKEN_ANSWERS, answering
 
 REQUEST = RankRequest(number=0, query="q", doc_ids=["a", "b"], titles=["t", "u"], summaries=["", ""])
@@ -20,7 +21,8 @@ REQUEST = RankRequest(number=0, query="q", doc_ids=["a", "b"], titles=["t", "u"]
 def test_a_broken_answer_is_a_failed_request(name):
     """Seen: most of these ended the simulated caller, who then sent no more: the rest of the run was too easy."""
     with answering(BROKEN_ANSWERS[name]) as address:
-        for target in (HttpTarget(address, 3000), RouterTarget(address, 3000, users=10), GrpcTarget(address, 3000)):
+        triton = [TritonTarget(TritonConnection(f"{scheme}://{address}"), 3000) for scheme in ("http", "grpc")]
+        for target in (*triton, RouterTarget(address, 3000, users=10)):
             with pytest.raises(RequestFailed):
                 target.send("student", REQUEST)
 
@@ -61,7 +63,7 @@ def test_a_grpc_server_that_comes_back_is_noticed_within_a_second():
                 tried.append(time.monotonic())
 
         threading.Thread(target=hang_up, daemon=True).start()
-        target = GrpcTarget(f"127.0.0.1:{listener.getsockname()[1]}", 3000)
+        target = TritonTarget(TritonConnection(f"127.0.0.1:{listener.getsockname()[1]}"), 3000)
         deadline = time.monotonic() + 4
         while len(tried) < 5 and time.monotonic() < deadline:
             with pytest.raises(RequestFailed):
