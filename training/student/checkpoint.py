@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ranking import calibration_fit
-from ranking.card import ScoreCard, fingerprint
+from ranking.card import CARD_NAME, ScoreCard, fingerprint
 from ranking.metrics import JudgedRanking, mean
 from ranking.text import FORMAT_VERSION
 from training.student.encoder import StudentModel, scale_head
@@ -76,6 +76,7 @@ def save_student(
         metrics=_dev_figures(scores, grades, dev.group_of_document()),
     )
     if trainer.args.process_index == 0:
+        (out / CARD_NAME).unlink(missing_ok=True)  # of a finished run that was resumed
         describe_for_others(student.model.config)
         student.model.save_pretrained(out)
         for file in student.tokenizer_folder.iterdir():

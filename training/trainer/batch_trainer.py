@@ -152,6 +152,8 @@ class BatchTrainer(Trainer):
 
     def save_checkpoint(self, card: ScoreCard) -> None:
         """Write model and score card into the output folder. The card comes last: a folder with a card is whole."""
+        if self.args.process_index == 0:
+            (self.out / CARD_NAME).unlink(missing_ok=True)  # of a finished run that was resumed
         self.save_model(str(self.out), _internal_call=True)
         if self.args.process_index == 0:
             (self.out / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.json has what it says

@@ -332,6 +332,22 @@ def test_what_the_warm_up_would_be_in_vain_without_is_asked_for_before_it(data, 
     assert not list((tmp_path / "student").rglob("checkpoint-*"))
 
 
+def test_a_run_that_ends_while_it_writes_its_weights_has_not_finished(data, tmp_path, monkeypatch):
+    """Seen: a finished run that was resumed kept its card beside weights half written."""
+    distilled(data, tmp_path)
+
+    def full(*words, **flags) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr("training.student.checkpoint.limit_other_tokenizers", full)
+    with pytest.raises(OSError, match="full"):
+        distilled(data, tmp_path, resume=True)
+    with pytest.raises(InputError, match="has not finished; --resume goes on with it"):
+        ScoreCard.load(tmp_path)
+    monkeypatch.undo()
+    assert distilled(data, tmp_path, resume=True) == ScoreCard.load(tmp_path)
+
+
 def test_a_training_that_is_refused_leaves_the_tokenizer_of_the_one_that_lies_there(data, tmp_path):
     distilled(data, tmp_path)
     (tmp_path / "ranker.json").unlink()  # killed behind its last checkpoint
