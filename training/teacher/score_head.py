@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from ranking.errors import InputError
 from training.trainer.ranking_trainer import keep_head_exact
 
+ALL_LINEAR = "all-linear"  # peft's word
 Pooling = Literal["last_token", "mean"]
 
 
@@ -31,12 +32,16 @@ class LoraSettings:
 
     lora_rank: int = 0
     lora_alpha: int = 32
-    lora_targets: str = "all-linear"
+    lora_targets: str = ALL_LINEAR
     frozen_bf16: bool = False
 
     def __post_init__(self):
         if self.frozen_bf16 and not self.lora_rank:
             raise ValueError("frozen_bf16 is for LoRA: give lora_rank, or use precision bf16")
+        if self.lora_rank < 0 or self.lora_alpha <= 0:
+            raise ValueError(
+                f"lora_rank is {self.lora_rank}, lora_alpha is {self.lora_alpha}: 0 or more and above 0 are needed"
+            )
 
 
 def open_teacher(name: str | Path, *, reinitialise: bool = False, frozen_bf16: bool = False) -> Any:
@@ -104,15 +109,30 @@ def mean_state(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def add_lora(model: Any, settings: LoraSettings) -> Any:
-    """Wrap the model with LoRA adapters; the head trains whole and is saved with them."""
+    """Wrap the model with LoRA adapters; the head trains whole and is saved with them.
+
+    InputError: the model has no module of a target's name. peft itself passes over such a name beside a known one.
+    """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    targets = settings.lora_targets
+    targets = [name.strip() for name in settings.lora_targets.split(",")]
+    modules = [f".{name}" for name, _ in model.named_modules() if name]
+    if unknown := [name for name in targets if name != ALL_LINEAR and not any(m.endswith(f".{name}") for m in modules)]:
+        matrices = {
+            name.rpartition(".")[0].rpartition(".")[2] for name, weight in model.named_parameters() if weight.ndim == 2
+        }
+        raise InputError(
+            f"lora_targets: no module is called {', '.join(map(repr, unknown))}; "
+            f"those with weights are {', '.join(sorted(matrices - {'score'}))}"
+        )
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
-        target_modules=targets if targets == "all-linear" else targets.split(","),
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
         modules_to_save=["score"],
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as problem:  # of a module that has no weights of its own
+        raise InputError(f"lora_targets {settings.lora_targets}: {' '.join(str(problem).split())[:300]}") from problem

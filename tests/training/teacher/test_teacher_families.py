@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -189,6 +190,27 @@ def write_teacher(model, tokenizer, text_format, folder) -> None:
         role="teacher", text_format="query-title-summary-eos", format_version=1, limits=text_format.limits,
         head="linear", pooling="last_token",
     ).save(folder)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "reason"),
+    [
+        ("qwen2", "q_proj, v_proj", ""),
+        ("qwen2", "q_proj,value", r"no module is called 'value'; those with weights are .*k_proj, .*v_proj"),
+        ("qwen2", "self_attn", "lora_targets self_attn: .* is not supported"),
+        ("qwen2", "q_proj,", "no module is called ''"),
+    ],
+)
+def test_lora_adapts_the_named_modules_or_says_which_there_are(name, targets, reason, tmp_path):
+    """Seen: a traceback where no name was known, and nothing said of an unknown one beside a known one."""
+    folder = write_family(name, tmp_path / "base")
+    model = make_teacher(folder, open_tokenizer(folder))
+    with pytest.raises(InputError, match=reason) if reason else nullcontext():
+        adapted = add_lora(model, LoraSettings(lora_rank=4, lora_targets=targets))
+        trained = {
+            part for key, weight in adapted.named_parameters() if weight.requires_grad for part in key.split(".")
+        }
+        assert trained >= {*targets.replace(" ", "").split(","), "score"} and "mlp" not in trained
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
