@@ -38,7 +38,8 @@ class Config(QueryEngineSettings):
         judgments: CSV or Parquet with a column `verdict` of good, same, bad (treatment seen against control)
         max_pages_per_user: leave out users with more pages than this (bots), counted in the report
         interleaved: report the interleaved pages of --experiment only, for an experiment without arms to compare
-        plan: print the users and days that find `effect`, from this log's variance, and write no report
+        plan: print the users and days that find `effect`, from this log's variance, and write no report; the log may
+            be one of before the experiment
         effect: relative lift of page CTR that --plan is for; the default is the paper's
         power: chance of finding that lift
     """
@@ -75,7 +76,13 @@ class Config(QueryEngineSettings):
     def selection(self) -> LogSelection:
         """Which pages of which log are compared."""
         return LogSelection(
-            self.events, self.control, self.treatment, self.experiment, self.start, self.max_pages_per_user
+            self.events,
+            self.control,
+            self.treatment,
+            self.experiment,
+            self.start,
+            self.max_pages_per_user,
+            control_alone=self.plan,
         )
 
 

@@ -52,7 +52,8 @@ class LogSelection:
 
     path: a compacted log's folder, or a Parquet file, folder or glob of `events`; experiment: needed where the log
     holds several; start: ISO time, pages before it are no part of the result but the pre-period (for CUPED), except
-    those of the arms if the treatment had begun; max_pages_per_user: users with more pages are left out.
+    those of the arms if the treatment had begun; max_pages_per_user: users with more pages are left out; control_alone:
+    the treatment may lack, as before an experiment, and a log that knows no arm yet is all the control's.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class LogSelection:
     experiment: str = ""
     start: str | None = None
     max_pages_per_user: int | None = None
+    control_alone: bool = False
 
 
 def load_pages(chosen: LogSelection, settings: QueryEngineSettings) -> ExperimentPages:
@@ -203,6 +205,8 @@ def _load(engine: QueryEngine, log: _LogFiles, chosen: LogSelection) -> Experime
     engine.table("raw", log.page_rows())
     experiment = _experiment(engine, chosen) if log.has_exposures else chosen.experiment
     arms = f"arm IN ({literal(chosen.control)}, {literal(chosen.treatment)})"
+    if chosen.control_alone and not single_value(engine, "SELECT count(*) FROM raw WHERE arm != ''"):
+        arms = "arm = ''"
     in_experiment = f"experiment = {literal(experiment)} AND {arms}" if log.has_exposures else arms
     before = f"moment < {_microseconds(chosen.start)}" if chosen.start else "false"
     window = f"{in_experiment} AND NOT forced AND NOT ({before})"
@@ -296,8 +300,8 @@ def _leave_out_heavy_users(engine: QueryEngine, max_pages: int | None, table: st
 def _number_users(engine: QueryEngine, chosen: LogSelection, window: str) -> tuple[int, int]:
     """Make the table `arm_users` (user_id, treatment, user_no) and count each arm's.
 
-    InputError if an arm has fewer than two users. Someone seen in both arms (a leaky split) is a user of each, and
-    counted apart.
+    InputError if an arm that is needed has fewer than two users. Someone seen in both arms (a leaky split) is a user of
+    each, and counted apart.
     """
     engine.table(
         "arm_users",
@@ -309,7 +313,7 @@ def _number_users(engine: QueryEngine, chosen: LogSelection, window: str) -> tup
         single_value(engine, f"SELECT count(*) FROM arm_users WHERE treatment = {side}") for side in ("false", "true")
     )
     for arm, count in ((chosen.control, control), (chosen.treatment, treatment)):
-        if count < 2:
+        if count < 2 and not (chosen.control_alone and arm == chosen.treatment):
             found = engine.rows("SELECT DISTINCT arm FROM raw WHERE arm != '' ORDER BY 1")
             named = ", ".join(name for (name,) in found) or "none"
             since = f" since {chosen.start}" if chosen.start else ""

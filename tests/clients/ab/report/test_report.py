@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
@@ -371,6 +372,24 @@ def test_a_plan_follows_from_the_logs_variance(winning, capsys):
     ab_report.main(Config(events=folder, plan=True, effect=0.05))
     lines = capsys.readouterr().out
     assert "a lift of +5.00% with power 80%" in lines and "days" in lines
+
+
+def test_a_plan_needs_no_experiment_yet(tmp_path, capsys):
+    """Seen: "0 users in arm 'student'" of a log of before the experiment, which is when a plan is made."""
+    log = exposures(2000)
+    control = log.filter(pc.equal(log.column("arm"), "baseline"))
+    before = control
+    for column in ("arm", "experiment"):
+        before = replace_column(before, column, [""] * len(control))
+    plans = []
+    for name, table in (("control", control), ("before", before)):
+        ab_report.main(Config(events=save(tmp_path / name, table), plan=True, effect=0.05))
+        plans.append(capsys.readouterr().out)
+    assert plans[0] == plans[1] and f"over {len(set(control.column('user_id').to_pylist())):,} users" in plans[0]
+    with pytest.raises(InputError, match="0 users in arm 'student'"):
+        report(save(tmp_path / "report", control))
+    with pytest.raises(InputError, match="0 users in arm 'old'; the log has arms baseline"):
+        ab_report.main(Config(events=save(tmp_path / "named", control), plan=True, control="old"))
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, OSError, MemoryError])
