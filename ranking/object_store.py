@@ -277,11 +277,15 @@ class Remote:
         if self._store.type_name == "hdfs":
             self._store.create_dir(str(Path(target).parent), recursive=True)
         digest, size = hashlib.sha256(), 0
-        with path.open("rb") as source, self._store.open_output_stream(target) as stream:
-            while piece := source.read(_PIECE):
-                digest.update(piece)
-                size += len(piece)
-                stream.write(piece)
+        try:
+            with path.open("rb") as source, self._store.open_output_stream(target) as stream:
+                while piece := source.read(_PIECE):
+                    digest.update(piece)
+                    size += len(piece)
+                    stream.write(piece)
+        except KeyboardInterrupt:  # the stream has been closed, which makes an object of the part that it had
+            self._store.delete_file(target)
+            raise
         return size, digest.hexdigest()
 
     def _read_record(self, root: str) -> _Record | None:

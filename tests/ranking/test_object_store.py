@@ -265,6 +265,30 @@ def test_wherever_a_single_object_in_a_published_folder_breaks_off_the_folder_ca
     assert set(objects(url)) == {"candidates", "judgments", RECORD_NAME}
 
 
+def test_an_interrupted_upload_leaves_no_half_of_a_file(bucket, tmp_path, monkeypatch):
+    """Seen: after Ctrl-C the bucket held the first pieces of candidates.parquet, under its name."""
+    (tmp_path / "made").write_bytes(b"12345678")
+
+    class Interrupted:
+        def __init__(self) -> None:
+            self.pieces = 0
+
+        def update(self, piece: bytes) -> None:
+            self.pieces += 1
+            if self.pieces == 2:
+                raise KeyboardInterrupt
+
+    url = f"{bucket}/single/made"
+    with monkeypatch.context() as patched:
+        patched.setattr("ranking.object_store._PIECE", 4)
+        patched.setattr("ranking.object_store.hashlib.sha256", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Remote(url, tmp_path / "made").publish()
+    assert objects(f"{bucket}/single") == {}
+    assert Remote(url, tmp_path / "made").publish() == 1
+    assert objects(f"{bucket}/single") == {"made": b"12345678"}
+
+
 def test_a_program_that_writes_into_a_published_folder_changes_its_record(bucket, tmp_path):
     """Seen: after `sample_candidates --out s3://b/data/candidates.parquet` nobody could read s3://b/data any more."""
     Remote(f"{bucket}/dataset", folder_of(tmp_path, candidates="all", judgments__train="1")).publish()
