@@ -101,7 +101,7 @@ def lay_out(folder: Path) -> None:
     for name in ("build", "loadtest"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "clients").mkdir()
-    for path in [*(ROOT / "clients").glob("*.py"), ROOT / "clients" / "experiments"]:
+    for path in (ROOT / "clients").iterdir():
         (folder / "clients" / path.name).symlink_to(path)
 
 
